@@ -1,0 +1,1 @@
+"""labvoice: launch, dispatch, prove and measure LiveKit voice agents from a notebook."""

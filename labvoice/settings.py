@@ -1,0 +1,106 @@
+"""What the user may set: field-standard environment names, `.env`, secrets that do not print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from labvoice.errors import SettingsError
+
+Llm = Literal["small", "paced", "openai"]
+DEFAULT_AGENT_NAME = "letta-voice-agent"
+
+
+class Settings(BaseSettings):
+    """All settings, read from the environment and from `.env` in the working directory.
+
+    Nothing needs to be set: without a key, everything is embedded and offline.
+
+    Raises:
+        pydantic.ValidationError: A value is malformed; use :func:`load_settings` for an
+            error in words.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    livekit_url: str | None = Field(None, validation_alias="LIVEKIT_URL")
+    """Address of a running LiveKit server (`ws://…` or `wss://…`); unset: start one."""
+    livekit_api_key: str | None = Field(None, validation_alias="LIVEKIT_API_KEY")
+    livekit_api_secret: SecretStr | None = Field(None, validation_alias="LIVEKIT_API_SECRET")
+
+    agent_name: str = Field(DEFAULT_AGENT_NAME, validation_alias="LABVOICE_AGENT_NAME")
+    """Name under which workers register and by which agents are dispatched."""
+
+    llm: Llm | None = Field(None, validation_alias="LABVOICE_LLM")
+    """`small` (embedded SmolLM2), `paced` (reference model with fixed timing) or `openai`;
+    unset: `openai` where `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, `small` elsewhere."""
+    llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
+    """Model name to ask an OpenAI-compatible endpoint for."""
+    llm_temperature: float = Field(0.0, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2)
+    """Sampling temperature; 0 keeps replies the same from run to run."""
+    openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
+    openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+
+    deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
+    """When set, Deepgram recognises and speaks instead of the embedded models."""
+    stt: Literal["base", "tiny"] = Field("base", validation_alias="LABVOICE_STT")
+    """Size of the embedded Moonshine recogniser."""
+
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("labvoice")),
+        validation_alias="LABVOICE_CACHE_DIR",
+    )
+    """Where built servers and model weights are kept; safe to delete."""
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("labvoice")),
+        validation_alias="LABVOICE_DATA_DIR",
+    )
+    """Where state that outlives a lab is kept."""
+    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
+        "INFO", validation_alias="LABVOICE_LOG_LEVEL"
+    )
+
+    @field_validator("livekit_url")
+    @classmethod
+    def _websocket_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
+            raise ValueError("must begin with ws:// or wss://")
+        return value
+
+    @property
+    def resolved_llm(self) -> Llm:
+        """The language model that is meant, with the default applied."""
+        if self.llm is not None:
+            return self.llm
+        return "openai" if self.openai_base_url or self.openai_api_key else "small"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the settings; `overrides` (field names) win over the environment.
+
+    Raises:
+        SettingsError: A value is malformed, or a LiveKit URL came without its key.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        # `input` is left out: it may be a secret.
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+        )
+        raise SettingsError(
+            f"a setting is malformed: {problems}",
+            "correct the environment variable or the line in `.env`",
+        ) from None
+    if settings.livekit_url and not (settings.livekit_api_key and settings.livekit_api_secret):
+        raise SettingsError(
+            "LIVEKIT_URL is set but LIVEKIT_API_KEY or LIVEKIT_API_SECRET is not",
+            "set all three, or unset LIVEKIT_URL to let labvoice start a server of its own",
+        )
+    return settings

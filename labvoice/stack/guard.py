@@ -1,0 +1,84 @@
+"""Runs one command and ends its whole process group when the parent's pipe closes.
+
+Standard library only: started as `python -I -S guard.py FD STEP_S COMMAND…`. The parent
+holds the other end of the pipe FD. It closes when the parent asks for the stop, and also
+when the parent crashes, is killed, or is a kernel that restarts: then too nothing stays
+behind. The command's process id is written to the pipe's counterpart as one line.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_group_gone(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        child.poll()
+        if not _group_alive(child.pid):
+            return True
+        time.sleep(0.02)
+    child.poll()
+    return not _group_alive(child.pid)
+
+
+def end_group(child: subprocess.Popen[bytes], step_s: float) -> None:
+    """TERM, wait, TERM, wait, KILL: one TERM does not stop a LiveKit server with participants."""
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            return
+        if _wait_group_gone(child, step_s):
+            return
+
+
+def main() -> int:
+    """Starts the command, waits for its end or the pipe's, ends the group; returns the status."""
+    pipe, step_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    restored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+    def reset() -> None:
+        for number in restored:
+            signal.signal(number, signal.SIG_DFL)
+
+    try:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=reset
+        )
+    except OSError as error:
+        os.write(pipe, f"error {error.strerror}: {command[0]}\n".encode())
+        return 127
+    os.write(pipe, f"pid {child.pid}\n".encode())
+    while child.poll() is None:
+        readable, _, _ = select.select([pipe, wake_read], [], [])
+        if wake_read in readable:
+            os.read(wake_read, 4096)
+        if pipe in readable and not os.read(pipe, 1):
+            break
+    end_group(child, step_s)
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

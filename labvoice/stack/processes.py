@@ -1,0 +1,203 @@
+"""Child processes: own process group, readiness by asking, orderly stop that leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
+
+_GUARD = Path(__file__).with_name("guard.py")
+_LOG_TAIL_LINES = 12
+
+
+def free_port() -> int:
+    """Returns a TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free_port(port: int, what: str) -> None:
+    """Checks that nothing listens on a loopback port.
+
+    Raises:
+        PortInUseError: Something does.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortInUseError(
+                f"port {port}, wanted for {what}, cannot be used: {error.strerror}",
+                f"stop what listens there (`ss -ltnp 'sport = :{port}'`) or choose another port",
+            ) from None
+
+
+class ManagedProcess:
+    """One running command of the stack; made by :meth:`start`.
+
+    Attributes:
+        name: What it is called in errors.
+        pid: Process id of the command; also its process group.
+        log_path: File that takes its standard output and standard error.
+        started_s: Monotonic time of the start, in seconds.
+    """
+
+    def __init__(
+        self, name: str, guard: asyncio.subprocess.Process, pipe: socket.socket, pid: int, log: Path
+    ) -> None:
+        self.name = name
+        self.pid = pid
+        self.log_path = log
+        self.started_s = time.monotonic()
+        self._guard = guard
+        self._pipe = pipe
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        stop_step_s: float = 5.0,
+    ) -> ManagedProcess:
+        """Starts a command in a process group of its own.
+
+        Args:
+            name: What to call it in errors.
+            command: Program and arguments; no secrets, since every user sees them.
+            log_path: File for standard output and error; its folder is made.
+            env: Its whole environment; the parent's own when not given.
+            stop_step_s: Seconds between the signals of a stop (TERM, TERM, KILL).
+
+        Raises:
+            ProcessError: The program cannot be started.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with log_path.open("ab") as log, theirs:
+            guard = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                str(_GUARD),
+                str(theirs.fileno()),
+                str(stop_step_s),
+                *map(str, command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(env) if env is not None else None,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        try:
+            async with asyncio.timeout(10):
+                line = await asyncio.get_running_loop().sock_recv(ours, 4096)
+        except TimeoutError:
+            ours.close()
+            raise StageTimeoutError(f"start of {name}", 10, "its guard said nothing") from None
+        word, _, rest = line.decode(errors="replace").strip().partition(" ")
+        if word != "pid":
+            ours.close()
+            await guard.wait()
+            raise ProcessError(f"{name} cannot be started: {rest}", "check that it is installed")
+        return cls(name, guard, ours, int(rest), log_path)
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status of the command (128 + signal number when killed); None while it runs."""
+        return self._guard.returncode
+
+    @property
+    def running(self) -> bool:
+        """Whether the command still runs."""
+        return self.returncode is None
+
+    def memory_bytes(self) -> int:
+        """Proportional set size of the command and all its descendants, in bytes."""
+        total = 0
+        try:
+            root = psutil.Process(self.pid)
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    info = process.memory_full_info()
+                    total += getattr(info, "pss", info.rss)
+                except psutil.Error:
+                    continue
+        except psutil.Error:
+            return total
+        return total
+
+    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
+        """Returns the last lines of its log."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(max(0, os.path.getsize(self.log_path) - 64 * 1024))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    async def wait(self) -> int:
+        """Waits until the command has ended; returns its exit status."""
+        return await self._guard.wait()
+
+    async def until_ready(
+        self,
+        probe: Callable[[], Awaitable[bool]],
+        *,
+        timeout_s: float,
+        hint: str = "",
+        interval_s: float = 0.05,
+    ) -> None:
+        """Asks the process itself until it says that it is ready.
+
+        Args:
+            probe: Returns whether it is; an `OSError` or a time-out counts as "not yet".
+            timeout_s: How long to ask, in seconds.
+            hint: For the error.
+            interval_s: Pause between two questions, in seconds.
+
+        Raises:
+            ProcessError: The process ended, or was not ready in time; with its last log lines.
+        """
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if not self.running:
+                raise ProcessError(
+                    f"{self.name} ended with status {self.returncode} before it was ready",
+                    hint,
+                    self.log_tail(),
+                )
+            try:
+                async with asyncio.timeout(max(0.1, until - time.monotonic())):
+                    if await probe():
+                        return
+            except (OSError, TimeoutError):
+                pass
+            await asyncio.sleep(interval_s)
+        raise ProcessError(
+            f"{self.name} was not ready within {timeout_s:g} s", hint, self.log_tail()
+        )
+
+    async def stop(self) -> None:
+        """Stops the command and everything in its process group; safe to call twice.
+
+        Closing the pipe makes the guard send TERM, TERM and KILL, a step apart. A caller that
+        is cancelled meanwhile loses nothing: the guard goes on by itself.
+        """
+        self._pipe.close()
+        await self._guard.wait()

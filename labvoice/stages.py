@@ -1,0 +1,96 @@
+"""The vocabulary: marks are instants, stages are the time between two marks.
+
+All instants are seconds on the caller's monotonic clock. A worker's mark is moved there by
+the measured clock offset and carries that offset's uncertainty.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+CALLER_CONNECTION_MARKS: Final = (
+    "click",
+    "token_issued",
+    "room_connected",
+    "mic_published",
+    "dispatch_requested",
+    "dispatch_acknowledged",
+    "agent_visible",
+    "agent_audio_subscribed",
+    "agent_listening",
+    "greeting_heard",
+)
+"""Connection marks set by the caller. `click` is the trial's intended start."""
+
+WORKER_CONNECTION_MARKS: Final = (
+    "job_received",
+    "job_accepted",
+    "job_assigned",
+    "process_assigned",
+    "entrypoint_started",
+    "agent_connected",
+    "agent_track_published",
+    "session_started",
+)
+"""Connection marks set by the worker, in their order."""
+
+TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
+"""Marks of a turn: first and last voiced sample of the user that left the caller, and the
+first voiced sample of the reply that reached the caller."""
+
+
+class Stage(NamedTuple):
+    """The time from one mark to another."""
+
+    name: str
+    start: str
+    end: str
+
+
+CONNECTION_STAGES: Final = (
+    Stage("dispatch", "dispatch_requested", "dispatch_acknowledged"),
+    Stage("job_request", "dispatch_requested", "job_received"),
+    Stage("join", "dispatch_requested", "agent_visible"),
+    Stage("ready", "dispatch_requested", "agent_listening"),
+    Stage("connection", "click", "agent_listening"),
+    Stage("time_to_greeting", "click", "greeting_heard"),
+)
+"""The headline stages of a connection."""
+
+TURN_STAGES: Final = (Stage("voice_to_voice", "user_speech_end", "reply_heard"),)
+"""The headline stage of a turn."""
+
+AGENT_TURN_STAGES: Final = (
+    "end_of_turn_delay",
+    "transcription_delay",
+    "on_user_turn_completed_delay",
+    "llm_node_ttft",
+    "llm_node_ttfs",
+    "tts_node_ttfb",
+    "playback_latency",
+    "e2e_latency",
+)
+"""LiveKit's own figures of a turn (`ChatMessage.metrics`), in seconds."""
+
+TRANSPORT: Final = "transport"
+"""What the agent's figures do not explain: voice_to_voice less e2e_latency."""
+
+OUTCOMES: Final = (
+    "ok",
+    "no_worker",
+    "worker_full",
+    "name_mismatch",
+    "rejected",
+    "join_timeout",
+    "duplicate_agent",
+    "agent_lost",
+    "no_reply",
+    "interrupted",
+    "error",
+)
+"""Every trial and every turn has one; failures stay in the data."""
+
+RPC_CLOCK: Final = "labvoice.clock"
+"""RPC method of the agent: answers with its monotonic and wall clock, in seconds."""
+RPC_MARKS: Final = "labvoice.marks"
+"""RPC method of the agent: answers with the connection marks of its job."""
