@@ -35,6 +35,14 @@ class SettingsError(UsageError):
     """A setting is missing, malformed, or contradicts another."""
 
 
+class RoomNameError(UsageError):
+    """A room, agent or participant name holds characters that travel badly."""
+
+
+class MetadataError(UsageError):
+    """The metadata of a dispatch is not what the agent understands."""
+
+
 class AudioFormatError(UsageError):
     """An audio file is not one that the caller can speak."""
 

@@ -94,7 +94,9 @@ def _from_program(text: str) -> list[tuple[str, str]]:
         ) from None
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     # The program tells where clauses end but not by which sign.
-    return [(line, ",") for line in lines[:-1]] + [(line, _pause_at_end(text)) for line in lines[-1:]]
+    return [(line, ",") for line in lines[:-1]] + [
+        (line, _pause_at_end(text)) for line in lines[-1:]
+    ]
 
 
 def phonemize(text: str) -> str:

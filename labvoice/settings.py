@@ -47,8 +47,30 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
 
+    letta_base_url: str | None = Field(None, validation_alias="LETTA_BASE_URL")
+    """Address of a running Letta server or of Letta Cloud; unset: start an embedded one."""
+    letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")
+
     deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
     """When set, Deepgram recognises and speaks instead of the embedded models."""
+    executor: Literal["process", "thread"] = Field("process", validation_alias="LABVOICE_EXECUTOR")
+    """How a worker runs its jobs; a process of its own per job, or a thread."""
+    idle_processes: int = Field(1, validation_alias="LABVOICE_IDLE_PROCESSES", ge=0, le=16)
+    """Job processes that a worker keeps warm, models loaded."""
+    max_jobs: int = Field(4, validation_alias="LABVOICE_MAX_JOBS", ge=1, le=64)
+    """Jobs at once per worker; its load is active jobs over this number."""
+    min_endpointing_delay_s: float = Field(
+        0.3, validation_alias="LABVOICE_MIN_ENDPOINTING_DELAY_S", ge=0, le=5
+    )
+    """Silence after which a turn may end when the turn detector agrees, in seconds."""
+    max_endpointing_delay_s: float = Field(
+        1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
+    )
+    """Silence after which a turn ends although the turn detector disagrees, in seconds."""
+    greeting: str = Field(
+        "Hello, how can I help you?", validation_alias="LABVOICE_GREETING", max_length=200
+    )
+    """What the agent says first; empty: it waits for the user."""
     stt: Literal["base", "tiny"] = Field("base", validation_alias="LABVOICE_STT")
     """Size of the embedded Moonshine recogniser."""
 

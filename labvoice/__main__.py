@@ -1,0 +1,5 @@
+"""`python -m labvoice` is the command line."""
+
+from labvoice.cli import main
+
+main()

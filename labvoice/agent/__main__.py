@@ -1,0 +1,43 @@
+"""Runs one worker: `python -m labvoice.agent --port PORT`; everything else by environment."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+from labvoice.agent.app import make_server
+from labvoice.errors import LabvoiceError
+from labvoice.settings import load_settings
+
+
+async def _run(port: int) -> None:
+    server = make_server(load_settings(), port=port)
+    running = asyncio.create_task(server.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.aclose()))
+    await running
+
+
+def main() -> int:
+    """Parses the arguments, runs the worker until a signal comes, and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m labvoice.agent")
+    parser.add_argument("--port", type=int, required=True, help="health and status on loopback")
+    port: int = parser.parse_args().port
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_run(port))
+    except LabvoiceError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The program that a worker runs: request handler, prewarmed models, entrypoint."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from livekit import rtc
+from livekit.agents import (
+    Agent,
+    AgentServer,
+    AgentSession,
+    AutoSubscribe,
+    CloseEvent,
+    ConversationItemAddedEvent,
+    JobContext,
+    JobExecutorType,
+    JobProcess,
+    JobRequest,
+    TurnHandlingOptions,
+    inference,
+    llm,
+    room_io,
+    stt,
+    tts,
+    vad,
+)
+
+# The room's own audio output publishes its track only once a participant is there; an agent
+# that was dispatched ahead would look absent until then (livekit-agents 1.8.9, room_io.py,
+# `_init_task`). This class is not exported, hence the pinned version.
+from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
+from livekit.plugins import deepgram, openai, silero
+
+from labvoice.errors import LabvoiceError
+from labvoice.job import (
+    ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_WORKER_ID,
+    check_name,
+    parse_metadata,
+)
+from labvoice.settings import Settings, load_settings
+from labvoice.stages import RPC_CLOCK, RPC_MARKS
+
+logger = logging.getLogger("labvoice.agent")
+
+EVENT_PREFIX = "labvoice-event "
+"""Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
+
+_OUTPUT_SAMPLE_RATE_HZ = 24000
+_INSTRUCTIONS = (
+    "You are a helpful voice assistant. Answer in one or two short spoken sentences, "
+    "without lists or markup."
+)
+
+
+def report_event(event: str, **facts: Any) -> None:
+    """Writes one event line that the stack reads: registered, rejected, started, ended."""
+    logger.info("%s%s", EVENT_PREFIX, json.dumps({"event": event, "at_s": time.time(), **facts}))
+
+
+@dataclass
+class Models:
+    """Everything heavy, loaded once per job process before a job comes."""
+
+    stt: stt.STT[Any]
+    tts: tts.TTS[Any]
+    vad: vad.VAD
+    llm: llm.LLM[Any]
+    greeting: list[rtc.AudioFrame]
+
+
+def load_llm(settings: Settings) -> llm.LLM[Any]:
+    """Returns a client of the OpenAI-compatible model that the settings name.
+
+    The embedded models too are reached by `OPENAI_BASE_URL`, which the stack sets for the
+    workers that it starts.
+    """
+    return openai.LLM(
+        model=settings.llm_model or "gpt-4o-mini",
+        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else "none",
+        base_url=settings.openai_base_url,  # type: ignore[arg-type]  # None means OpenAI's own
+        temperature=settings.llm_temperature,
+    )
+
+
+async def _synthesize(speech: tts.TTS[Any], text: str) -> list[rtc.AudioFrame]:
+    async with speech.synthesize(text) as stream:
+        return [event.frame async for event in stream]
+
+
+@functools.cache
+def load_models() -> Models:
+    """Loads the models of the settings; cached, so that threads of one process share them."""
+    settings = load_settings()
+    if settings.deepgram_api_key:
+        key = settings.deepgram_api_key.get_secret_value()
+        return Models(
+            deepgram.STT(api_key=key),
+            deepgram.TTS(api_key=key),
+            silero.VAD.load(),
+            load_llm(settings),
+            greeting=[],
+        )
+    from labvoice.agent import speech
+
+    voice = speech.load_tts(settings)
+    # Synthesised once here: the greeting then costs no synthesis while the user waits for it.
+    greeting = asyncio.run(_synthesize(voice, settings.greeting)) if settings.greeting else []
+    return Models(
+        speech.load_stt(settings),
+        voice,
+        inference.VAD(min_silence_duration=0.25),
+        load_llm(settings),
+        greeting,
+    )
+
+
+def prewarm(process: JobProcess) -> None:
+    """Loads the models into an idle job process."""
+    load_models()
+    report_event("prewarmed", pid=process.pid)
+
+
+async def on_request(worker_id: str, request: JobRequest) -> None:
+    """Accepts a job with a name and an identity, or refuses it and says why."""
+    try:
+        check_name(request.room.name)
+        parse_metadata(request.job.metadata)
+    except LabvoiceError as error:
+        report_event(
+            "rejected",
+            reason=error.observed,
+            room=request.room.name,
+            dispatch_id=request.job.dispatch_id,
+        )
+        await request.reject()
+        return
+    await request.accept(
+        name=request.agent_name,
+        identity=f"agent-{request.id}",
+        attributes={
+            ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
+            ATTRIBUTE_WORKER_ID: worker_id,
+        },
+    )
+
+
+class LabAgent(Agent):
+    """The assistant; hybrid memory will take its place here."""
+
+    def __init__(self, instructions: str = _INSTRUCTIONS) -> None:
+        super().__init__(instructions=instructions)
+
+
+def make_session(models: Models, settings: Settings) -> AgentSession[None]:
+    """Builds the session: endpointing, speculative generation, and the models given."""
+    return AgentSession(
+        stt=models.stt,
+        tts=models.tts,
+        llm=models.llm,
+        vad=models.vad,
+        turn_handling=TurnHandlingOptions(
+            # The default picks a cloud model as soon as LiveKit keys are set.
+            turn_detection=inference.TurnDetector(version="v1-mini"),
+            endpointing={
+                "min_delay": settings.min_endpointing_delay_s,
+                "max_delay": settings.max_endpointing_delay_s,
+            },
+            preemptive_generation={"enabled": True, "preemptive_tts": True},
+            interruption={"mode": "vad"},
+        ),
+        user_away_timeout=None,
+    )
+
+
+async def entrypoint(context: JobContext) -> None:
+    """Publishes the agent's audio first, so that the others see it, and starts the session after.
+
+    A participant that publishes nothing is announced to the others only at the room's next
+    3 s tick (LiveKit `pkg/rtc/room.go`, `subscriberUpdateInterval`).
+    """
+    info = context._info  # the dispatch timeline has no public name (livekit-agents 1.8.9)
+    marks = {
+        "job_received": info.received_at,
+        "job_accepted": info.accepted_at,
+        "job_assigned": info.assigned_at,
+        "process_assigned": info.launched_at,
+        "entrypoint_started": time.time(),
+    }
+    settings, models = load_settings(), load_models()
+    session = make_session(models, settings)
+    await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
+    marks["agent_connected"] = time.time()
+    local = context.room.local_participant
+    playback_latency: dict[str, float] = {}  # by message id; the session's events leave it out
+
+    def on_item(event: ConversationItemAddedEvent) -> None:
+        if isinstance(event.item, llm.ChatMessage) and "playback_latency" in event.item.metrics:
+            playback_latency[event.item.id] = event.item.metrics["playback_latency"]
+
+    session.on("conversation_item_added", on_item)
+
+    async def answer_clock(_: rtc.RpcInvocationData) -> str:
+        return json.dumps({"wall_s": time.time()})
+
+    async def answer_marks(_: rtc.RpcInvocationData) -> str:
+        return json.dumps(
+            {
+                "marks": marks,
+                "job_id": context.job.id,
+                "dispatch_id": context.job.dispatch_id,
+                "worker_id": context.worker_id,
+                "pid": os.getpid(),
+                "playback_latency": playback_latency,
+            }
+        )
+
+    local.register_rpc_method(RPC_CLOCK, answer_clock)
+    local.register_rpc_method(RPC_MARKS, answer_marks)
+
+    output = _ParticipantAudioOutput(
+        context.room,
+        sample_rate=_OUTPUT_SAMPLE_RATE_HZ,
+        num_channels=1,
+        track_publish_options=rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE),
+        track_name="agent-audio",
+    )
+
+    def on_published(*_: object) -> None:
+        marks.setdefault("agent_track_published", time.time())
+
+    context.room.on("local_track_published", on_published)
+    publishing = asyncio.create_task(output.start())  # returns once somebody listens
+    session.output.audio = output
+
+    async def close_output() -> None:
+        publishing.cancel()
+        await output.aclose()
+
+    def end_job(event: CloseEvent) -> None:
+        reason = event.reason.value
+        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        context.shutdown(reason=reason)
+
+    session.on("close", end_job)
+    context.add_shutdown_callback(close_output)
+    report_event("started", room=context.room.name, job_id=context.job.id)
+
+    await session.start(
+        LabAgent(),
+        room=context.room,
+        room_options=room_io.RoomOptions(
+            audio_input=room_io.AudioInputOptions(sample_rate=16000, frame_size_ms=20),
+            audio_output=False,
+        ),
+    )
+    marks["session_started"] = time.time()
+    if settings.greeting:
+        session.say(settings.greeting, audio=_frames(models.greeting))
+
+
+async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]:
+    for frame in frames:
+        yield frame
+
+
+def make_server(settings: Settings, *, port: int) -> AgentServer:
+    """Builds the worker: its name, its load from active jobs, its executor.
+
+    Args:
+        settings: Of the whole program.
+        port: Loopback port of its health and status service.
+    """
+
+    def load(server: AgentServer) -> float:
+        return min(1.0, len(server.active_jobs) / settings.max_jobs)
+
+    server = AgentServer(
+        job_executor_type=JobExecutorType(settings.executor),
+        setup_fnc=prewarm,
+        load_fnc=load,
+        load_threshold=0.99,  # the server keeps below 1 whatever it is told; full means all taken
+        num_idle_processes=settings.idle_processes,
+        initialize_process_timeout=60.0,
+        host="127.0.0.1",
+        port=port,
+        ws_url=settings.livekit_url,
+        api_key=settings.livekit_api_key,
+        api_secret=settings.livekit_api_secret.get_secret_value()
+        if settings.livekit_api_secret
+        else None,
+        log_level=settings.log_level,
+        preload_modules=["labvoice.agent.app"],
+    )
+    server.rtc_session(
+        entrypoint,
+        agent_name=settings.agent_name,
+        on_request=lambda request: on_request(server.id, request),
+    )
+    server.on(
+        "worker_registered",
+        lambda worker_id, _: report_event(
+            "registered", worker_id=worker_id, agent_name=settings.agent_name
+        ),
+    )
+    return server

@@ -1,0 +1,242 @@
+"""Benchmarks: trials through real calls, closed loop, every mark recorded as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from labvoice.bench.run import Run, RunWriter
+from labvoice.caller.call import Call, Turn
+from labvoice.caller.voice import (
+    DEFAULT_UTTERANCES,
+    Utterance,
+    human_utterances,
+    synthesize_all,
+)
+from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
+from labvoice.settings import Settings
+
+
+class CallSource(Protocol):
+    """What a benchmark needs of a lab."""
+
+    settings: Settings
+
+    def new_call(self, *, on_mark: Callable[[str, float, str, float], None] | None = None) -> Call:
+        """Prepares a call in a fresh room."""
+
+    async def end_call(self, call: Call) -> None:
+        """Hangs up and removes the room."""
+
+    async def settle(self) -> None:
+        """Returns when the workers are idle and warm again."""
+
+
+def outcome_of(error: LabvoiceError) -> str:
+    """Returns the outcome that an error of a call stands for."""
+    if isinstance(error, DispatchError):
+        return error.outcome
+    return "no_reply" if isinstance(error, NoReplyError) else "error"
+
+
+class Bench:
+    """The benchmarks of a lab; each returns the recorded :class:`labvoice.bench.run.Run`."""
+
+    def __init__(self, source: CallSource) -> None:
+        self._source = source
+
+    async def connect(
+        self,
+        trials: int = 10,
+        *,
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures connections: fresh room, dispatch, join, greeting; one after the other.
+
+        Args:
+            trials: How many count.
+            warmup: How many go before; they are recorded and flagged.
+            out: The run file; `runs/RUN_ID.jsonl` when not given.
+            command: The command line to show as the way to reproduce the run.
+            progress: Told a line for every trial.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+        """
+        return await self._run("connect", trials, warmup, out, command, progress, [], 0)
+
+    async def turns(
+        self,
+        trials: int = 5,
+        *,
+        turns: int = 2,
+        warmup: int = 1,
+        utterances: Sequence[Utterance] | None = None,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures turns: in each trial one call, in each call some turns.
+
+        Args:
+            trials: How many calls count.
+            turns: How many turns in each call.
+            warmup: How many calls go before; they are recorded and flagged.
+            utterances: What the caller says, in rotation; human recordings and synthesised
+                questions when not given.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+            WeightsError: The caller's voice could not be obtained.
+        """
+        if turns < 1:
+            raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
+        if utterances is None:
+            utterances = await asyncio.to_thread(_default_utterances, self._source.settings)
+        return await self._run("turns", trials, warmup, out, command, progress, utterances, turns)
+
+    async def _run(
+        self,
+        kind: str,
+        trials: int,
+        warmup: int,
+        out: Path | None,
+        command: str,
+        progress: Callable[[str], None],
+        utterances: Sequence[Utterance],
+        turns: int,
+    ) -> Run:
+        if trials < 1 or warmup < 0:
+            raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
+        settings = self._source.settings
+        path = out or Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{kind}.jsonl"
+        config = {
+            "command": command,
+            "trials": trials,
+            "warmup": warmup,
+            "turns_per_trial": turns,
+            "agent_name": settings.agent_name,
+        }
+        said = itertools.cycle(utterances)
+        with RunWriter(path, kind=kind, config=config, arms={"default": columns(settings)}) as run:
+            for trial in range(warmup + trials):
+                await self._source.settle()
+                words = await self._trial(run, trial, trial < warmup, said, turns)
+                progress(f"{kind} {trial + 1}/{warmup + trials}: {words}")
+        return Run.load(path)
+
+    async def _trial(
+        self,
+        run: RunWriter,
+        trial: int,
+        warmup: bool,
+        said: itertools.cycle[Utterance],
+        turns: int,
+    ) -> str:
+        call = self._source.new_call(
+            on_mark=lambda name, at_s, clock, error_s: run.mark(
+                trial,
+                name,
+                at_s,
+                clock="worker" if clock == "worker" else "caller",
+                uncertainty_s=error_s,
+            )
+        )
+        run.trial(trial, call.room_name, "default", warmup)
+        try:
+            await call.connect()
+            await call.hear_greeting()
+            run.note(trial, **_connection_facts(call))
+            run.outcome(trial, "ok")
+        except LabvoiceError as error:
+            run.outcome(trial, outcome_of(error), detail=error.observed)
+            await self._source.end_call(call)
+            return error.observed
+        try:
+            for _ in range(turns):
+                await self._turn(run, trial, call, next(said))
+        except LabvoiceError as error:
+            return error.observed
+        finally:
+            await self._source.end_call(call)
+        if not turns:
+            return f"listening after {_ms(call.marks, 'click', 'agent_listening')}"
+        return "voice to voice " + ", ".join(
+            "none" if turn.voice_to_voice_s is None else f"{turn.voice_to_voice_s * 1000:.0f} ms"
+            for turn in call.turns
+        )
+
+    async def _turn(self, run: RunWriter, trial: int, call: Call, utterance: Utterance) -> None:
+        turn = await call.say(utterance)
+        try:
+            await call.hear()
+        finally:
+            record_turn(run, trial, turn)
+
+
+def _default_utterances(settings: Settings) -> list[Utterance]:
+    """Human recordings and synthesised questions in turn."""
+    pairs = itertools.zip_longest(
+        human_utterances(settings), synthesize_all(DEFAULT_UTTERANCES, settings)
+    )
+    return [utterance for pair in pairs for utterance in pair if utterance is not None]
+
+
+def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
+    """Records a turn's marks, LiveKit's figures, texts and outcome."""
+    for mark, at_s in turn.marks.items():
+        run.mark(trial, mark, at_s, turn=turn.number)
+    for stage, duration_s in turn.metrics.items():
+        run.stage(trial, stage, duration_s, turn=turn.number)
+    run.note(
+        trial,
+        turn.number,
+        said=turn.said,
+        transcript=turn.transcript,
+        reply=turn.reply,
+        wer=turn.word_error_rate,
+        user_messages=turn.user_messages,
+    )
+    run.outcome(trial, turn.outcome, turn=turn.number)
+
+
+def columns(settings: Settings) -> dict[str, Any]:
+    """Returns the configuration's columns in the frame."""
+    return {
+        "llm": settings.resolved_llm,
+        "llm_model": settings.llm_model,
+        "stt": "deepgram" if settings.deepgram_api_key else f"moonshine-{settings.stt}",
+        "executor": settings.executor,
+        "min_endpointing_delay_s": settings.min_endpointing_delay_s,
+        "max_endpointing_delay_s": settings.max_endpointing_delay_s,
+    }
+
+
+def _connection_facts(call: Call) -> dict[str, Any]:
+    assert call.dispatch is not None
+    assert call.offset is not None
+    return {
+        "dispatch_id": call.dispatch.dispatch_id,
+        "room_existed": call.dispatch.room_existed,
+        "attempts": call.dispatch.attempts,
+        "greeting": call.greeting,
+        "clock_offset_s": call.offset.offset_s,
+        "clock_uncertainty_s": call.offset.uncertainty_s,
+        **call.worker,
+    }
+
+
+def _ms(marks: dict[str, float], start: str, end: str) -> str:
+    return f"{(marks[end] - marks[start]) * 1000:.0f} ms"

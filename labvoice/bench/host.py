@@ -1,0 +1,62 @@
+"""Host facts that go into the first line of every run: what the figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_PACKAGES = ("labvoice", "livekit-agents", "livekit", "onnxruntime", "xllamacpp", "streaming-vits")
+
+
+def cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
+
+
+def facts(livekit_server_version: str | None = None) -> dict[str, Any]:
+    """Describes this machine and the installed versions; names neither host nor user.
+
+    Args:
+        livekit_server_version: Version of the LiveKit server in use, where it is known.
+
+    Returns:
+        `cpu`, `cores`, `memory_bytes`, `load_1m` (at this moment), `os`, `python` and
+        `versions` (package name to version).
+    """
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if livekit_server_version:
+        versions["livekit-server"] = livekit_server_version
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_1m": round(os.getloadavg()[0], 2),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": sys.version.split()[0],
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    """Reads the processor's name; `platform.processor()` is empty on most Linux systems."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

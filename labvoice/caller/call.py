@@ -1,0 +1,462 @@
+"""One simulated caller: joins, dispatches the agent, speaks, listens, and marks every step."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jiwer
+import numpy as np
+import numpy.typing as npt
+from livekit import api, rtc
+from livekit.agents.voice.remote_session import RemoteSession, RoomSessionTransport
+from livekit.protocol.agent_pb import agent_session as session_pb
+from pydantic import SecretStr
+
+from labvoice.caller.clock import ClockOffset, measure_offset
+from labvoice.caller.listener import SAMPLE_RATE_HZ, Listener
+from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
+from labvoice.caller.microphone import Microphone
+from labvoice.caller.voice import Utterance, speech_bounds
+from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.errors import (
+    AgentLostError,
+    CredentialsError,
+    LabvoiceError,
+    NoReplyError,
+    ServerUnreachableError,
+    StageTimeoutError,
+)
+from labvoice.job import JobMetadata, check_name
+from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
+
+TOKEN_LIFETIME = datetime.timedelta(minutes=10)
+_JOIN_TIMEOUT_S = 10.0
+_REPLY_TIMEOUT_S = 15.0
+_STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
+_LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
+_NORMALIZE = jiwer.Compose(
+    [
+        jiwer.ToLowerCase(),
+        jiwer.SubstituteRegexes({r"[-–—]": " "}),
+        jiwer.RemovePunctuation(),
+        jiwer.RemoveMultipleSpaces(),
+        jiwer.Strip(),
+        jiwer.ReduceToListOfListOfWords(),
+    ]
+)
+
+
+def caller_token(api_key: str, api_secret: SecretStr, room: str, identity: str) -> str:
+    """Returns a token for one room and identity: a microphone, data and listening, ten minutes."""
+    grants = api.VideoGrants(
+        room_join=True,
+        room=room,
+        can_publish=True,
+        can_publish_sources=["microphone"],
+        can_subscribe=True,
+        can_publish_data=True,
+    )
+    return (
+        api.AccessToken(api_key, api_secret.get_secret_value())
+        .with_identity(identity)
+        .with_grants(grants)
+        .with_ttl(TOKEN_LIFETIME)
+        .to_jwt()
+    )
+
+
+def word_error_rate(said: str, recognised: str) -> float:
+    """Word error rate of a transcript, case and punctuation aside; 1.0 is every word."""
+    return float(
+        jiwer.wer(said, recognised, reference_transform=_NORMALIZE, hypothesis_transform=_NORMALIZE)
+    )
+
+
+@dataclass
+class Turn:
+    """One turn: what the caller said, what the agent made of it, and when.
+
+    Attributes:
+        number: From 0.
+        said: What the caller said; empty when nobody can know.
+        marks: Turn marks, in seconds on the caller's monotonic clock.
+        metrics: LiveKit's own figures of the turn, in seconds.
+        transcript: What the agent recognised.
+        reply: What the agent answered, as text.
+        user_messages: Into how many user turns the agent split the utterance; 1 is right.
+        outcome: One of :data:`labvoice.stages.OUTCOMES`.
+    """
+
+    number: int
+    said: str
+    marks: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    transcript: str = ""
+    reply: str = ""
+    user_messages: int = 0
+    outcome: str = "ok"
+    _replies: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def word_error_rate(self) -> float | None:
+        """Of the transcript; None when what was said is not known."""
+        return word_error_rate(self.said, self.transcript) if self.said.strip() else None
+
+    @property
+    def voice_to_voice_s(self) -> float | None:
+        """From the last voiced sample sent to the first voiced sample of the reply, in seconds."""
+        if "reply_heard" not in self.marks:
+            return None
+        return self.marks["reply_heard"] - self.marks["user_speech_end"]
+
+
+class Call:
+    """A caller in a room with an agent.
+
+    Args:
+        url: Address of the LiveKit server.
+        api_key: Its key.
+        api_secret: Its secret.
+        dispatcher: Puts the agent into the room.
+        room: Name of the room.
+        agent_name: Name of the agent to dispatch.
+        identity: The caller's own.
+        metadata: What the agent gets to know.
+        on_mark: Told every mark of the connection as it is set: name, seconds, clock
+            (`caller` or `worker`) and uncertainty in seconds.
+
+    Attributes:
+        room_name: Name of the room.
+        marks: Connection marks, in seconds on the caller's monotonic clock.
+        turns: All turns, oldest first.
+        dispatch: The confirmed dispatch; None before.
+        offset: The agent's clock against the caller's; None before it was measured.
+        worker: What the agent told of its job: job_id, worker_id, pid.
+        greeting: What the agent said first.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        api_key: str,
+        api_secret: SecretStr,
+        dispatcher: Dispatcher,
+        room: str,
+        agent_name: str,
+        identity: str = "caller",
+        metadata: JobMetadata | None = None,
+        on_mark: Callable[[str, float, str, float], None] | None = None,
+    ) -> None:
+        self.room_name = check_name(room)
+        self.agent_name = agent_name
+        self.marks: dict[str, float] = {}
+        self.turns: list[Turn] = []
+        self.dispatch: Dispatch | None = None
+        self.offset: ClockOffset | None = None
+        self.worker: dict[str, Any] = {}
+        self.greeting = ""
+        self._url, self._key, self._secret = url, api_key, api_secret
+        self._dispatcher = dispatcher
+        self._identity = identity
+        self._metadata = metadata
+        self._on_mark = on_mark
+        self._room = rtc.Room()
+        self._microphone = Microphone()
+        self._listener = Listener(self._wake)
+        self._agent_identity = ""
+        self._agent_state = ""
+        self._agent_gone = ""
+        self._changed = asyncio.Event()
+        self._session = RemoteSession(RoomSessionTransport(self._room))
+
+    # -- connecting ---------------------------------------------------------------------
+
+    async def connect(self, *, click_s: float | None = None) -> Call:
+        """Joins, publishes the microphone, dispatches the agent and waits until it listens.
+
+        Args:
+            click_s: The intended start, in monotonic seconds; now when not given.
+
+        Raises:
+            ServerUnreachableError: The server does not answer.
+            CredentialsError: It refuses the token.
+            DispatchError: The agent did not come; the class names the cause.
+            StageTimeoutError: A later step did not happen in time; `stage` names it.
+        """
+        self._mark("click", click_s if click_s is not None else time.monotonic())
+        token = caller_token(self._key, self._secret, self.room_name, self._identity)
+        self._mark("token_issued")
+        self._watch_room()
+        await self._session.start()
+        await self._connect_room(token)
+        self._mark("room_connected")
+        await self._microphone.publish(self._room)
+        self._mark("mic_published")
+        self.dispatch = await self._dispatcher.dispatch(
+            self.room_name, self.agent_name, metadata=self._metadata, on_mark=self._mark
+        )
+        for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
+            await self._until(lambda name=mark: name in self.marks, mark, _JOIN_TIMEOUT_S)
+        return self
+
+    async def _connect_room(self, token: str) -> None:
+        try:
+            async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                await self._room.connect(self._url, token, rtc.RoomOptions(auto_subscribe=True))
+        except rtc.ConnectError as error:
+            if "401" in str(error) or "unauthorized" in str(error).lower():
+                raise CredentialsError(
+                    f"the LiveKit server at {self._url} refuses the caller's token",
+                    "compare LIVEKIT_API_KEY and LIVEKIT_API_SECRET with the server's",
+                ) from None
+            raise ServerUnreachableError(
+                f"the caller cannot connect to {self._url}: {error}",
+                "check that the server runs and that its RTC ports can be reached",
+            ) from None
+        except TimeoutError:
+            raise StageTimeoutError(
+                "room_connected", _JOIN_TIMEOUT_S, f"{self._url} did not finish the handshake"
+            ) from None
+
+    def _mark(
+        self, name: str, at_s: float | None = None, clock: str = "caller", error_s: float = 0.0
+    ) -> None:
+        if name in self.marks:
+            return
+        self.marks[name] = time.monotonic() if at_s is None else at_s
+        if self._on_mark is not None:
+            self._on_mark(name, self.marks[name], clock, error_s)
+        self._changed.set()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _watch_room(self) -> None:
+        room = self._room
+
+        def is_agent(participant: rtc.Participant) -> bool:
+            return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+
+        def on_participant(participant: rtc.RemoteParticipant) -> None:
+            if is_agent(participant) and not self._agent_identity:
+                self._agent_identity = participant.identity
+                self._mark("agent_visible")
+                on_attributes({}, participant)
+
+        def on_left(participant: rtc.RemoteParticipant) -> None:
+            if participant.identity == self._agent_identity:
+                self._agent_gone = "the agent left the room"
+                self._changed.set()
+
+        def on_attributes(_: object, participant: rtc.Participant) -> None:
+            if is_agent(participant):
+                self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
+
+        def on_track(
+            track: rtc.Track, _: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+        ) -> None:
+            if is_agent(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
+                on_participant(participant)
+                self._mark("agent_audio_subscribed")
+                self._listener.listen(track)
+
+        def on_disconnected(reason: object) -> None:
+            self._agent_gone = self._agent_gone or "the caller's connection to the server ended"
+            self._changed.set()
+
+        room.on("participant_connected", on_participant)
+        room.on("participant_disconnected", on_left)
+        room.on("participant_attributes_changed", on_attributes)
+        room.on("track_subscribed", on_track)
+        room.on("disconnected", on_disconnected)
+        self._session.on("agent_state_changed", self._on_state_event)
+        self._session.on("conversation_item_added", self._on_item)
+
+    def _on_agent_state(self, state: str) -> None:
+        if state:
+            self._agent_state = state
+        if state in _LISTENING_STATES:
+            self._mark("agent_listening")
+        self._changed.set()
+
+    def _on_state_event(self, event: session_pb.AgentSessionEvent) -> None:
+        number = event.agent_state_changed.new_state
+        self._on_agent_state(session_pb.AgentState.Name(number).removeprefix("AS_").lower())
+
+    def _on_item(self, event: session_pb.AgentSessionEvent) -> None:
+        message = event.conversation_item_added.item.message
+        text = " ".join(part.text for part in message.content if part.text)
+        turn = self.turns[-1] if self.turns else None
+        if message.role == session_pb.ChatRole.ASSISTANT and turn is None:
+            self.greeting = text
+        elif turn is not None and message.role == session_pb.ChatRole.USER:
+            turn.user_messages += 1
+            turn.transcript = f"{turn.transcript} {text}".strip()
+            self._take_metrics(turn, message)
+        elif turn is not None and message.role == session_pb.ChatRole.ASSISTANT:
+            turn.reply = f"{turn.reply} {text}".strip()
+            turn._replies.append(message.id)
+            self._take_metrics(turn, message)
+        self._changed.set()
+
+    @staticmethod
+    def _take_metrics(turn: Turn, message: Any) -> None:
+        for name in AGENT_TURN_STAGES:
+            if name in message.metrics.DESCRIPTOR.fields_by_name and message.metrics.HasField(name):
+                turn.metrics.setdefault(name, getattr(message.metrics, name))
+
+    async def _until(
+        self, condition: Callable[[], bool], stage: str, timeout_s: float, hint: str = ""
+    ) -> None:
+        until = time.monotonic() + timeout_s
+        while not condition():
+            if self._agent_gone:
+                raise AgentLostError(
+                    f"{self._agent_gone} while the caller waited for {stage}",
+                    "the worker's log tells why the job ended",
+                )
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._changed.wait()
+            except TimeoutError:
+                error = NoReplyError if stage == "reply_heard" else StageTimeoutError
+                raise error(
+                    stage, timeout_s, f"the agent's last state is {self._agent_state!r}", hint
+                ) from None
+
+    # -- talking ------------------------------------------------------------------------
+
+    async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
+        """Waits until the agent's greeting was heard to its end; returns its text.
+
+        Raises:
+            StageTimeoutError: No voice was heard in time.
+            AgentLostError: The agent left.
+        """
+        self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
+        await self._until_finished(timeout_s)
+        await self._fetch_worker()
+        return self.greeting
+
+    async def say(self, utterance: Utterance) -> Turn:
+        """Speaks in real time; returns when the last sample has left, not when it is answered.
+
+        Args:
+            utterance: See :mod:`labvoice.caller.voice` for where to get one.
+        """
+        turn = Turn(len(self.turns), utterance.text)
+        self.turns.append(turn)
+        whole = (0, len(utterance.samples) - 1)  # of silence, every sample counts
+        first, last = speech_bounds(utterance.samples, MICROPHONE_RATE_HZ) or whole
+        start_s, end_s = await self._microphone.play(utterance.samples, first, last)
+        turn.marks["user_speech_start"], turn.marks["user_speech_end"] = start_s, end_s
+        return turn
+
+    async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
+        """Waits for the reply to what was said last, and for its end.
+
+        Returns:
+            The turn, with its marks, LiveKit's figures, the transcript and the reply.
+
+        Raises:
+            LabvoiceError: Nothing was said yet.
+            NoReplyError: No voice was heard in time; the turn's outcome is `no_reply`.
+            AgentLostError: The agent left; the turn's outcome is `agent_lost`.
+        """
+        if not self.turns:
+            raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
+        turn = self.turns[-1]
+        since_s = turn.marks["user_speech_start"]
+        try:
+            onset = await self._onset_since(since_s, "reply_heard", timeout_s)
+            turn.marks["reply_heard"] = onset
+            if onset < turn.marks["user_speech_end"]:
+                turn.outcome = "interrupted"
+            await self._until_finished(timeout_s)
+            await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
+        except NoReplyError:
+            turn.outcome = "no_reply"
+            raise
+        except AgentLostError:
+            turn.outcome = "agent_lost"
+            raise
+        await self._fetch_worker()
+        return turn
+
+    async def _onset_since(self, since_s: float, stage: str, timeout_s: float) -> float:
+        await self._until(
+            lambda: self._listener.onset_since(since_s) is not None,
+            stage,
+            timeout_s,
+            "the worker's log tells whether it recognised speech and what its model said",
+        )
+        onset = self._listener.onset_since(since_s)
+        assert onset is not None
+        return onset
+
+    async def _until_finished(self, timeout_s: float) -> None:
+        """Waits until the agent listens again and its voice has died away."""
+        await self._until(
+            lambda: self._agent_state == "listening" and self._listener.silent,
+            "the end of the agent's speech",
+            timeout_s,
+        )
+
+    async def _fetch_worker(self) -> None:
+        """Brings the worker's marks and what the session's events leave out over the room."""
+        if self.offset is None:
+            self.offset = await measure_offset(self._room, self._agent_identity)
+        answer = await self._room.local_participant.perform_rpc(
+            destination_identity=self._agent_identity, method=RPC_MARKS, payload=""
+        )
+        self.worker = json.loads(answer)
+        marks = self.worker.pop("marks")
+        for name in WORKER_CONNECTION_MARKS:
+            if marks.get(name):
+                at_s = self.offset.to_caller(marks[name])
+                self._mark(name, at_s, "worker", self.offset.uncertainty_s)
+        latencies = self.worker.pop("playback_latency")
+        for turn in self.turns:
+            for message_id in turn._replies:
+                if message_id in latencies:
+                    turn.metrics.setdefault("playback_latency", latencies[message_id])
+
+    def heard_audio(self, turn: Turn | None = None) -> tuple[npt.NDArray[np.int16], int]:
+        """Returns what the caller heard, and its sample rate in Hz.
+
+        Args:
+            turn: Only from this turn's start to the next one's; the whole call when not given.
+        """
+        if turn is None:
+            return self._listener.audio(), SAMPLE_RATE_HZ
+        following = self.turns[turn.number + 1 : turn.number + 2]
+        end_s = following[0].marks.get("user_speech_start", float("inf")) if following else None
+        start_s = turn.marks.get("user_speech_start", 0.0)
+        return self._listener.audio(start_s, end_s or float("inf")), SAMPLE_RATE_HZ
+
+    # -- leaving ------------------------------------------------------------------------
+
+    async def hang_up(self) -> None:
+        """Leaves the room and stops sending; safe to call twice."""
+        await self._session.aclose()
+        await self._microphone.aclose()
+        await self._listener.aclose()
+        await self._room.disconnect()
+
+    async def __aenter__(self) -> Call:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.hang_up()
+
+    def __repr__(self) -> str:
+        state = self._agent_state or "connecting"
+        return f"<Call room={self.room_name!r} agent={state} turns={len(self.turns)}>"

@@ -1,0 +1,50 @@
+"""The offset between the agent's wall clock and the caller's monotonic clock."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from livekit import rtc
+
+from labvoice.stages import RPC_CLOCK
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class ClockOffset:
+    """How to move an agent's wall-clock instant to the caller's clock.
+
+    Attributes:
+        offset_s: To subtract from the agent's wall time, in seconds.
+        uncertainty_s: Half the shortest round trip: the true offset lies within plus or minus.
+    """
+
+    offset_s: float
+    uncertainty_s: float
+
+    def to_caller(self, agent_wall_s: float) -> float:
+        """Returns the instant on the caller's monotonic clock, in seconds."""
+        return agent_wall_s - self.offset_s
+
+
+async def measure_offset(room: rtc.Room, agent_identity: str) -> ClockOffset:
+    """Asks the agent for its time over the room; the shortest of several round trips counts.
+
+    Raises:
+        rtc.RpcError: The agent does not answer.
+    """
+    best: ClockOffset | None = None
+    for _ in range(_ROUNDS):
+        asked_s = time.monotonic()
+        answer = await room.local_participant.perform_rpc(
+            destination_identity=agent_identity, method=RPC_CLOCK, payload="", response_timeout=5
+        )
+        answered_s = time.monotonic()
+        half = (answered_s - asked_s) / 2
+        if best is None or half < best.uncertainty_s:
+            best = ClockOffset(json.loads(answer)["wall_s"] - (asked_s + half), half)
+    assert best is not None
+    return best

@@ -1,0 +1,127 @@
+"""The caller's microphone: sends frames in real time and knows when each sample left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from livekit import rtc
+
+SAMPLE_RATE_HZ = 48000
+_FRAME_S = 0.01
+_FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
+_MAX_LATE_S = 0.2
+
+
+@dataclass
+class _Playing:
+    samples: npt.NDArray[np.int16]
+    first_voiced: int
+    last_voiced: int
+    done: asyncio.Future[tuple[float, float]]
+    position: int = 0
+    started_s: float = 0.0
+    ended_s: float = 0.0
+
+
+class Microphone:
+    """Publishes a microphone track: silence, and whatever is played into it.
+
+    The source has no queue (`queue_size_ms=0`), so a sample has left the caller when
+    `capture_frame` is called with it; with the default queue of 1 s it would only have been
+    handed over.
+
+    Attributes:
+        late_frames: How many frames left more than 10 ms after their time.
+    """
+
+    def __init__(self) -> None:
+        self._source = rtc.AudioSource(SAMPLE_RATE_HZ, 1, queue_size_ms=0)
+        self._waiting: deque[_Playing] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self.late_frames = 0
+
+    async def publish(self, room: rtc.Room) -> None:
+        """Publishes the track and begins to send silence."""
+        track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
+        # DTX would leave out silence, and with it the pauses that end a turn.
+        options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
+        await room.local_participant.publish_track(track, options)
+        self._task = asyncio.create_task(self._send(), name="labvoice-microphone")
+
+    async def play(
+        self, samples: npt.NDArray[np.int16], first_voiced: int, last_voiced: int
+    ) -> tuple[float, float]:
+        """Plays samples in real time.
+
+        Args:
+            samples: Mono, at :data:`SAMPLE_RATE_HZ`.
+            first_voiced: Index of the first voiced sample.
+            last_voiced: Index of the last voiced sample.
+
+        Returns:
+            When the first and the last voiced sample left, in monotonic seconds. It returns
+            after the last sample of all.
+        """
+        playing = _Playing(
+            samples, first_voiced, last_voiced, asyncio.get_running_loop().create_future()
+        )
+        self._waiting.append(playing)
+        try:
+            return await playing.done
+        finally:
+            if playing in self._waiting:
+                self._waiting.remove(playing)
+
+    def _next_frame(self) -> npt.NDArray[np.int16]:
+        frame = np.zeros(_FRAME_SAMPLES, np.int16)
+        if self._waiting:
+            playing = self._waiting[0]
+            piece = playing.samples[playing.position : playing.position + _FRAME_SAMPLES]
+            frame[: len(piece)] = piece
+        return frame
+
+    def _frame_left(self, at_s: float) -> None:
+        if not self._waiting:
+            return
+        playing = self._waiting[0]
+        begin, playing.position = playing.position, playing.position + _FRAME_SAMPLES
+        if begin <= playing.first_voiced < playing.position:
+            playing.started_s = at_s
+        if begin <= playing.last_voiced < playing.position:
+            playing.ended_s = at_s
+        if playing.position >= len(playing.samples):
+            self._waiting.popleft()
+            if not playing.done.done():
+                playing.done.set_result((playing.started_s, playing.ended_s))
+
+    async def _send(self) -> None:
+        due = time.monotonic()
+        while True:
+            data = self._next_frame()
+            left_s = time.monotonic()
+            await self._source.capture_frame(
+                rtc.AudioFrame(data.tobytes(), SAMPLE_RATE_HZ, 1, _FRAME_SAMPLES)
+            )
+            self._frame_left(left_s)
+            self.late_frames += left_s - due > _FRAME_S
+            due += _FRAME_S
+            delay = due - time.monotonic()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            elif delay < -_MAX_LATE_S:
+                due = time.monotonic()  # after a stall, sending a burst would help nobody
+
+    async def aclose(self) -> None:
+        """Stops sending."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for playing in self._waiting:
+            playing.done.cancel()
+        self._waiting.clear()
+        await self._source.aclose()

@@ -1,0 +1,387 @@
+"""The command line: `labvoice COMMAND`; every command says what it does and exits 0, 1 or 2."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from labvoice.errors import LabvoiceError, SettingsError, UsageError
+from labvoice.settings import Llm, load_settings
+
+app = typer.Typer(
+    help="Launch, dispatch, prove and measure LiveKit voice agents.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+console = Console(highlight=False, soft_wrap=True)
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the machine-readable result there too.")
+]
+LlmOption = Annotated[
+    Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
+]
+TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many trials count.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to write.")]
+AgentNameOption = Annotated[
+    str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
+]
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
+
+
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """Runs the work; SIGTERM and SIGINT cancel it, so that everything it started is stopped."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    got: list[int] = []
+
+    def stop(number: int) -> None:
+        got.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not got:
+            raise
+        _say("stopped")
+        return 128 + got[0]
+
+
+def _run(work: Coroutine[Any, Any, int]) -> None:
+    raise typer.Exit(asyncio.run(_until_signal(work)))
+
+
+def _write_json(path: Path | None, result: dict[str, Any]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _say(f"wrote {path}")
+
+
+def _command() -> str:
+    return shlex.join(["labvoice", *sys.argv[1:]])
+
+
+def _print_run(run: Any) -> None:
+    _say(repr(run))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
+        "runs/demo"
+    ),
+    trials: TrialsOption = 5,
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
+    llm: LlmOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """The main job, no questions: stack up, connections and turns measured, report.html.
+
+    Example: labvoice demo --trials 3
+    """
+    _run(_demo(out, trials, calls, llm, json_path))
+
+
+async def _demo(out: Path, trials: int, calls: int, llm: Llm | None, json_path: Path | None) -> int:
+    from labvoice.lab import Lab
+    from labvoice.report.html import write_report
+
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    async with Lab(progress=_say, llm=llm) as lab:
+        _say(repr(lab))
+        connect = await lab.bench.connect(
+            trials, out=out / f"{stamp}-connect.jsonl", command=_command(), progress=_say
+        )
+        turns = await lab.bench.turns(
+            calls, out=out / f"{stamp}-turns.jsonl", command=_command(), progress=_say
+        )
+        memory = {part.name: part.memory for part in lab.parts()}
+    _print_run(connect)
+    _print_run(turns)
+    _say("memory: " + ", ".join(f"{name} {size}" for name, size in memory.items()))
+    report = await asyncio.to_thread(write_report, [connect, turns], out / "report.html")
+    _write_json(
+        json_path or out / "summary.json",
+        {"connect": connect.to_json(), "turns": turns.to_json(), "setup_s": lab.setup_s},
+    )
+    _say(f"report: {report.resolve()}")
+    return 1 if connect.to_json()["failed"] or turns.to_json()["failed"] else 0
+
+
+@bench_app.command("connect")
+def bench_connect(
+    trials: TrialsOption = 30,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Trials before that.")] = 1,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures connections: from the click to the greeting, stage by stage.
+
+    Example: labvoice bench connect --trials 30 --out runs/connect.jsonl
+    """
+    _run(_bench("connect", llm, json_path, trials=trials, warmup=warmup, out=out))
+
+
+@bench_app.command("turns")
+def bench_turns(
+    trials: TrialsOption = 20,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 2,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures turns: from the caller's last word to the first word of the reply.
+
+    Example: labvoice bench turns --trials 20 --llm paced --out runs/turns.jsonl
+    """
+    _run(_bench("turns", llm, json_path, trials=trials, turns=turns, warmup=warmup, out=out))
+
+
+async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: Any) -> int:
+    from labvoice.lab import Lab
+
+    async with Lab(progress=_say, llm=llm) as lab:
+        measure = lab.bench.connect if kind == "connect" else lab.bench.turns
+        run = await measure(command=_command(), progress=_say, **options)
+    _print_run(run)
+    result = run.to_json()
+    _write_json(json_path, result)
+    return 1 if result["failed"] else 0
+
+
+@app.command()
+def call(
+    say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
+    wav: Annotated[list[Path] | None, typer.Option("--wav", help="A WAV file to speak.")] = None,
+    room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
+    agent_name: AgentNameOption = None,
+    llm: LlmOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """One simulated caller: joins, speaks, listens, and prints every mark.
+
+    With LIVEKIT_URL set and LABVOICE_WORKERS=0 it calls an agent that runs elsewhere.
+
+    Example: labvoice call --say "What is the capital of France?"
+    """
+    _run(_call(say or [], wav or [], room, agent_name, llm, json_path))
+
+
+async def _call(
+    say: list[str],
+    wav: list[Path],
+    room: str | None,
+    agent_name: str | None,
+    llm: Llm | None,
+    json_path: Path | None,
+) -> int:
+    from labvoice.caller.voice import load_wav
+    from labvoice.lab import Lab
+
+    recordings = [load_wav(path) for path in wav]
+    async with Lab(progress=_say, llm=llm) as lab:
+        spoken = [await lab.utterance(text) for text in say] + recordings
+        call = await lab.call(room, agent_name=agent_name)
+        try:
+            _say(f"agent: {await call.hear_greeting()}")
+            for utterance in spoken:
+                await call.say(utterance)
+                turn = await call.hear()
+                _say(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
+        finally:
+            await lab.end_call(call)
+    marks = Table("mark", "ms since click")
+    for name, at_s in sorted(call.marks.items(), key=lambda item: item[1]):
+        marks.add_row(name, f"{(at_s - call.marks['click']) * 1000:.0f}")
+    console.print(marks)
+    turns = [
+        {
+            "said": turn.said,
+            "transcript": turn.transcript,
+            "reply": turn.reply,
+            "voice_to_voice_s": turn.voice_to_voice_s,
+            **turn.metrics,
+        }
+        for turn in call.turns
+    ]
+    for turn_facts in turns:
+        _say(
+            ", ".join(
+                f"{name} {value * 1000:.0f} ms"
+                for name, value in turn_facts.items()
+                if isinstance(value, float)
+            )
+        )
+    _write_json(json_path, {"room": call.room_name, "marks": call.marks, "turns": turns})
+    return 0
+
+
+@app.command()
+def dispatch(
+    room: Annotated[str, typer.Argument(help="Room to put the agent into.")],
+    agent_name: AgentNameOption = None,
+    letta_agent: Annotated[
+        str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 10.0,
+    json_path: JsonOption = None,
+) -> None:
+    """Puts exactly one agent into a room of a running server, and proves that it joined.
+
+    Example: labvoice dispatch my-room --agent-name letta-voice-agent
+    """
+    _run(_dispatch(room, agent_name, letta_agent, timeout_s, json_path))
+
+
+async def _dispatch(
+    room: str,
+    agent_name: str | None,
+    letta_agent: str | None,
+    timeout_s: float,
+    json_path: Path | None,
+) -> int:
+    from labvoice.dispatch import Dispatcher
+    from labvoice.job import JobMetadata
+
+    settings = load_settings()
+    if not settings.livekit_url:
+        raise SettingsError(
+            "no LiveKit server is named",
+            "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+        )
+    assert settings.livekit_api_key
+    assert settings.livekit_api_secret
+    async with Dispatcher(
+        settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
+    ) as dispatcher:
+        done = await dispatcher.dispatch(
+            room,
+            agent_name or settings.agent_name,
+            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            timeout_s=timeout_s,
+        )
+    result = {**vars(done), "outcome": "ok", "success": True}
+    for name, value in result.items():
+        _say(f"{name}: {value}")
+    _write_json(json_path, result)
+    return 0
+
+
+@app.command()
+def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
+    """One worker, anywhere, against LIVEKIT_URL; Ctrl-C ends it.
+
+    Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
+    """
+    _run(_worker(agent_name, llm))
+
+
+async def _worker(agent_name: str | None, llm: Llm | None) -> int:
+    from labvoice.lab import Lab
+
+    overrides: dict[str, Any] = {"llm": llm}
+    if agent_name:
+        overrides["agent_name"] = agent_name
+    settings = load_settings(**overrides)
+    if not settings.livekit_url:
+        raise SettingsError(
+            "a worker needs a LiveKit server to register with",
+            "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+        )
+    async with Lab(progress=_say, settings=settings) as lab:
+        _say(repr(lab))
+        process = lab.pool.workers[0].process
+        status = await process.wait()
+        _say(f"the worker ended with status {status}\n{process.log_tail()}")
+    return 1
+
+
+@app.command()
+def lab(
+    port: Annotated[int, typer.Option("--port", help="JupyterLab's port.")] = 8888,
+) -> None:
+    """Opens JupyterLab on the notebooks.
+
+    Example: labvoice lab
+    """
+    notebooks = Path("notebooks")
+    if not notebooks.is_dir():
+        raise UsageError(
+            "there is no folder `notebooks` here", "run it in the checkout of labvoice"
+        )
+    os.execvp(  # noqa: S606  # JupyterLab takes this process over, signals included
+        sys.executable,
+        [sys.executable, "-m", "jupyterlab", f"--port={port}", "--notebook-dir", str(notebooks)],
+    )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run files.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Writes a single-file HTML report of recorded runs.
+
+    Example: labvoice report runs/turns.jsonl --out report.html
+    """
+    from labvoice.bench.run import Run
+    from labvoice.report.html import write_report
+
+    _say(f"report: {write_report([Run.load(path) for path in runs], out).resolve()}")
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(help="Run file to compare with.")],
+    new: Annotated[Path, typer.Argument(help="Run file to judge.")],
+    max_regression: Annotated[
+        float, typer.Option("--max-regression", min=0, help="Slowdown of p50 that still passes.")
+    ] = 0.10,
+    json_path: JsonOption = None,
+) -> None:
+    """Compares two runs; exits 1 when a headline stage became slower than allowed.
+
+    Example: labvoice compare base.jsonl new.jsonl --max-regression 0.10
+    """
+    from labvoice.bench.compare import compare as compare_runs
+    from labvoice.bench.run import Run
+
+    comparison = compare_runs(Run.load(base), Run.load(new), max_regression)
+    _say(repr(comparison))
+    _write_json(json_path, comparison.to_json())
+    raise typer.Exit(1 if comparison.regressions else 0)
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is printed, not traced."""
+    try:
+        app()
+    except LabvoiceError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)

@@ -1,0 +1,355 @@
+"""Lab: brings the stack up, hands out callers and benchmarks, and shows itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from livekit import api
+
+from labvoice.bench.experiment import Bench
+from labvoice.caller.call import Call
+from labvoice.caller.voice import Utterance, load_wav, synthesize
+from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.errors import LabvoiceError, UsageError
+from labvoice.job import JobMetadata
+from labvoice.settings import Settings, load_settings
+from labvoice.stack.livekit_server import LiveKitServer
+from labvoice.stack.model_server import ModelServer
+from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.workers import Pool
+
+Progress = Callable[[str], None]
+
+_TEMPLATE = jinja2.Environment(autoescape=True).from_string(
+    """<table class="labvoice-lab"><caption style="text-align:left"><b>labvoice</b>
+{{ state }}</caption><thead><tr>{% for name in ("part", "state", "address", "pid", "memory") %}
+<th style="text-align:left">{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for part in parts %}<tr><td>{{ part.name }}</td><td>{{ part.state }}</td>
+<td><code>{{ part.address }}</code></td><td>{{ part.pid or "" }}</td>
+<td>{{ part.memory }}</td></tr>{% endfor %}</tbody></table>"""
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the stack as the lab shows it.
+
+    Attributes:
+        name: What it is.
+        state: `up`, `stopped`, `ended (STATUS)` or `external`.
+        address: Where it is reached.
+        pid: Its process id; None for a part that the lab did not start.
+        memory_bytes: Proportional set size with all its children; None when unknown.
+    """
+
+    name: str
+    state: str
+    address: str
+    pid: int | None
+    memory_bytes: int | None
+
+    @property
+    def memory(self) -> str:
+        """The memory in words."""
+        return "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:.0f} MiB"
+
+
+def _part(name: str, address: str, process: ManagedProcess | None) -> Part:
+    if process is None:
+        return Part(name, "external", address, None, None)
+    if process.running:
+        return Part(name, "up", address, process.pid, process.memory_bytes())
+    return Part(name, f"ended ({process.returncode})", address, process.pid, None)
+
+
+class Lab:
+    """A running stack: LiveKit server, model server, workers, and the way to call them.
+
+    Use it as `async with Lab() as lab:`, or `lab = await Lab().start()` and `await lab.stop()`
+    where one cell starts it and another ends it. Whatever it starts ends with this process.
+
+    Args:
+        workers: How many worker processes to start.
+        settings: All settings; read from the environment and `.env` when not given.
+        progress: Told what is being done, a line each.
+        overrides: Single settings by field name, such as `llm="paced"`.
+
+    Attributes:
+        settings: What is in force, addresses of started parts included.
+        bench: Benchmarks: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`.
+        pool: The workers.
+        setup_s: How long each part took to start, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        settings: Settings | None = None,
+        progress: Progress = lambda _: None,
+        **overrides: Any,
+    ) -> None:
+        if settings is not None and overrides:
+            raise UsageError("give either settings or single ones", "put them all in `settings`")
+        self.settings = settings or load_settings(**overrides)
+        self.pool = Pool()
+        self.bench = Bench(self)
+        self.setup_s: dict[str, float] = {}
+        self._worker_count = workers
+        self._progress = progress
+        self._stack = AsyncExitStack()
+        self._server: LiveKitServer | None = None
+        self._model: ModelServer | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._state_dir: Path | None = None
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def start(self) -> Lab:
+        """Brings everything up; on an error everything that was started is stopped again.
+
+        Raises:
+            LabvoiceError: A part cannot be started; the message names it and shows its log.
+        """
+        if self.running:
+            return self
+        self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
+        self._state_dir.mkdir(parents=True)
+        try:
+            await self._start_parts(self._state_dir)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _start_parts(self, state_dir: Path) -> None:
+        async with self._timed("LiveKit server"):
+            self._server = await LiveKitServer.start(
+                self.settings, state_dir=state_dir, progress=self._progress
+            )
+            self._stack.push_async_callback(self._server.stop)
+        server = self._server
+        update: dict[str, Any] = {
+            "livekit_url": server.url,
+            "livekit_api_key": server.api_key,
+            "livekit_api_secret": server.api_secret,
+        }
+        kind = self.settings.resolved_llm
+        if kind != "openai":
+            async with self._timed("model server"):
+                self._model = await ModelServer.start(
+                    kind, self.settings, state_dir=state_dir, progress=self._progress
+                )
+                self._stack.push_async_callback(self._model.stop)
+            update |= {
+                "llm": kind,
+                "openai_base_url": self._model.base_url,
+                "openai_api_key": None,
+                "llm_model": self._model.model,
+            }
+        self.settings = self.settings.model_copy(update=update)
+        self._dispatcher = await self._stack.enter_async_context(
+            Dispatcher(server.url, server.api_key, server.api_secret, self.pool.statuses)
+        )
+        self._stack.push_async_callback(self.pool.stop)
+        if self._worker_count:
+            async with self._timed("worker"):
+                await self.add_workers(self._worker_count)
+
+    @asynccontextmanager
+    async def _timed(self, part: str) -> AsyncIterator[None]:
+        self._progress(f"{part}: starting")
+        started_s = time.monotonic()
+        yield
+        self.setup_s[part] = time.monotonic() - started_s
+        self._progress(f"{part}: up after {self.setup_s[part]:.1f} s")
+
+    async def add_workers(self, count: int = 1, *, agent_name: str | None = None) -> None:
+        """Starts more workers.
+
+        Args:
+            count: How many.
+            agent_name: Name under which they register; the settings' when not given.
+
+        Raises:
+            ProcessError: One ended or was not registered in time.
+        """
+        assert self._state_dir is not None
+        settings = self.settings
+        if agent_name is not None:
+            settings = settings.model_copy(update={"agent_name": agent_name})
+        await self.pool.add(settings, state_dir=self._state_dir, count=count)
+
+    async def stop(self) -> None:
+        """Stops everything that was started and removes its logs; safe to call twice."""
+        await self._stack.aclose()
+        self._server = self._model = self._dispatcher = None
+        if self._state_dir is not None:
+            await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
+            self._state_dir = None
+
+    async def __aenter__(self) -> Lab:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._state_dir = None  # the logs stay for whoever looks for the cause
+        await self.stop()
+
+    def __enter__(self) -> NoReturn:
+        raise UsageError(
+            "Lab is started with `async with`, not `with`", "`async with Lab() as lab`"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached: `with` alone is refused."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the lab is up."""
+        return self._dispatcher is not None
+
+    # -- use ----------------------------------------------------------------------------
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Dispatches agents by name and confirms that they joined.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+        """
+        if self._dispatcher is None:
+            raise LabvoiceError(
+                "the lab is not running", "`async with Lab() as lab:` or `await lab.start()`"
+            )
+        return self._dispatcher
+
+    async def dispatch(
+        self, room: str, agent_name: str | None = None, *, letta_agent: str | None = None
+    ) -> Dispatch:
+        """Puts exactly one agent into a room; see :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
+        return await self.dispatcher.dispatch(
+            room,
+            agent_name or self.settings.agent_name,
+            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+        )
+
+    def new_call(
+        self,
+        room: str | None = None,
+        *,
+        agent_name: str | None = None,
+        letta_agent: str | None = None,
+        on_mark: Callable[[str, float, str, float], None] | None = None,
+    ) -> Call:
+        """Prepares a call that is not connected yet; :meth:`call` connects it too.
+
+        Args:
+            room: Name of the room; a fresh one when not given.
+            agent_name: Name to dispatch; the settings' when not given.
+            letta_agent: Id or name of the Letta agent whose memory the call uses.
+            on_mark: Told every connection mark as it is set.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+            RoomNameError: The room's name cannot be used.
+        """
+        dispatcher = self.dispatcher
+        assert self._server is not None
+        return Call(
+            url=self._server.url,
+            api_key=self._server.api_key,
+            api_secret=self._server.api_secret,
+            dispatcher=dispatcher,
+            room=room or f"lab-{secrets.token_hex(4)}",
+            agent_name=agent_name or self.settings.agent_name,
+            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            on_mark=on_mark,
+        )
+
+    async def call(
+        self,
+        room: str | None = None,
+        *,
+        agent_name: str | None = None,
+        letta_agent: str | None = None,
+    ) -> Call:
+        """Connects a caller, dispatches the agent and returns when the agent listens.
+
+        Args:
+            room: As for :meth:`new_call`.
+            agent_name: As for :meth:`new_call`.
+            letta_agent: As for :meth:`new_call`.
+
+        Raises:
+            LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
+        """
+        call = self.new_call(room, agent_name=agent_name, letta_agent=letta_agent)
+        try:
+            return await call.connect()
+        except BaseException:
+            await self.end_call(call)
+            raise
+
+    async def end_call(self, call: Call) -> None:
+        """Hangs up and deletes the call's room, which ends its agent's job."""
+        await call.hang_up()
+        with contextlib.suppress(api.TwirpError):
+            await self.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=call.room_name))
+
+    async def settle(self) -> None:
+        """Returns when the workers are idle and warm again; benchmarks wait so between trials."""
+        await self.pool.settle()
+
+    async def utterance(self, what: str | Path) -> Utterance:
+        """Returns something to say: a text to synthesise, or a WAV file.
+
+        Raises:
+            AudioFormatError: The file is not one that can be spoken.
+            WeightsError: The voice's weights could not be obtained.
+        """
+        if isinstance(what, Path):
+            return await asyncio.to_thread(load_wav, what)
+        return await asyncio.to_thread(synthesize, what, self.settings)
+
+    # -- looks --------------------------------------------------------------------------
+
+    def parts(self) -> list[Part]:
+        """Every part's state, address, process id and memory."""
+        found = []
+        if self._server is not None:
+            found.append(_part("LiveKit server", self._server.url, self._server.process))
+        if self._model is not None:
+            name = f"model server ({self._model.kind})"
+            found.append(_part(name, self._model.base_url, self._model.process))
+        elif self.running:
+            address = self.settings.openai_base_url or "OpenAI"
+            found.append(_part(f"model ({self.settings.llm_model})", address, None))
+        found += [
+            _part(f"{worker.process.name} ({worker.agent_name})", worker.url, worker.process)
+            for worker in self.pool.workers
+        ]
+        return found
+
+    def __repr__(self) -> str:
+        lines = [f"labvoice: {'running' if self.running else 'stopped'}"]
+        lines += [
+            f"  {part.name:<32} {part.state:<10} {part.address:<28} "
+            f"{f'pid {part.pid}' if part.pid else '':<12} {part.memory}".rstrip()
+            for part in self.parts()
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        state = "running" if self.running else "stopped"
+        return _TEMPLATE.render(state=state, parts=self.parts())

@@ -1,0 +1,55 @@
+"""What every stage and outcome means, in the words that the report prints."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STAGES: Final = {
+    "dispatch": "From asking the server for the agent to the server's answer. The answer says "
+    "only that the request was taken, not that any worker will come.",
+    "job_request": "From asking for the agent to the worker's being offered the job. The server "
+    "looks for a worker for at least 200 ms.",
+    "join": "From asking for the agent to the caller's seeing it in the room.",
+    "ready": "From asking for the agent to its saying that it listens.",
+    "connection": "From the user's click to the agent's saying that it listens.",
+    "time_to_greeting": "From the user's click to the first audible sample of the greeting.",
+    "voice_to_voice": "From the last voiced sample that left the caller to the first voiced "
+    "sample of the reply that reached the caller.",
+    "end_of_turn_delay": "LiveKit's figure: from the end of speech to the decision that the "
+    "user's turn is over.",
+    "transcription_delay": "LiveKit's figure: from the end of speech to the final transcript. It "
+    "lies inside end_of_turn_delay.",
+    "on_user_turn_completed_delay": "LiveKit's figure: how long the agent's own callback at the "
+    "end of a turn took.",
+    "llm_node_ttft": "LiveKit's figure: from the model's start to its first token.",
+    "llm_node_ttfs": "LiveKit's figure: from the model's start until the first sentence was "
+    "handed to speech synthesis. It holds llm_node_ttft.",
+    "tts_node_ttfb": "LiveKit's figure: from the first text given to speech synthesis to its "
+    "first audio.",
+    "playback_latency": "LiveKit's figure: from the first audio to its leaving the agent.",
+    "e2e_latency": "LiveKit's figure: from the end of speech as the agent heard it to the "
+    "reply's leaving the agent.",
+    "transport": "voice_to_voice less e2e_latency: network, jitter buffers and queues at both "
+    "ends, and whatever else the agent's figures do not explain. It is shown, never spread.",
+}
+
+OUTCOMES: Final = {
+    "ok": "The agent listened, or the turn was answered.",
+    "no_worker": "No worker was registered that could take the job.",
+    "worker_full": "Every worker of that name was at or above its load threshold.",
+    "name_mismatch": "Workers were registered, none under the name asked for.",
+    "rejected": "The worker's request handler refused the job.",
+    "join_timeout": "A worker took the job, its agent was not in the room in time.",
+    "duplicate_agent": "More than one agent of that name was in the room.",
+    "agent_lost": "The agent joined and left, or its job ended.",
+    "no_reply": "The agent did not answer the turn in time.",
+    "interrupted": "The reply was cut off, or the turn was split in two.",
+    "error": "Something else went wrong; its detail is in the run file.",
+}
+
+PHRASES: Final = {
+    "connection": "from the click until the agent listens",
+    "time_to_greeting": "from the click until the greeting is heard",
+    "voice_to_voice": "from the end of speech until the reply is heard",
+}
+"""Stages as they are called in a sentence."""

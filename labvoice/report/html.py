@@ -1,0 +1,114 @@
+"""The report: recorded runs in one HTML file that needs nothing else, network included."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from labvoice.bench.run import Run
+from labvoice.errors import RunFileError, UsageError
+from labvoice.report import glossary, plots, style, view
+from labvoice.report.style import Picture
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("labvoice.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PAGE_COLORS = {
+    style.INK: "var(--ink)",
+    style.MUTED: "var(--muted)",
+    style.GRID: "var(--line)",
+    style.PAPER: "none",
+}
+_CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
+    (
+        plots.turn_waterfall,
+        "The turn nearest the median. LiveKit gives durations, not instants: hearing is placed "
+        "forward from the end of speech, answering backward from its first audio, so work done "
+        "ahead of the end of the turn shows as an overlap.",
+    ),
+    (
+        plots.connection_waterfall,
+        "The connection nearest the median. A worker's marks are moved to the caller's clock by "
+        "the measured offset.",
+    ),
+    (plots.distributions, "Every measurement of every stage; each panel has its own scale."),
+)
+
+
+def write_report(runs: Sequence[Run], path: Path) -> Path:
+    """Writes a report of runs as a single HTML file.
+
+    Args:
+        runs: In the order in which they are shown.
+        path: The file; one that is there is replaced, its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunFileError: The file cannot be written.
+        UsageError: There is no run.
+    """
+    if not runs:
+        raise UsageError("a report needs at least one run", "name a run file")
+    page = _ENVIRONMENT.get_template("report.html.j2").render(
+        runs=runs,
+        pictures=[_pictures(run, f"r{number}") for number, run in enumerate(runs)],
+        view=view,
+        stages=glossary.STAGES,
+        outcomes=glossary.OUTCOMES,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(
+            f"{path} cannot be written: {error.strerror}", "choose another place with `--out`"
+        ) from None
+    return path
+
+
+def inline_svg(figure: Picture, prefix: str) -> Markup:
+    """Draws a figure as SVG for use inside a page: its colours and font, ids of its own.
+
+    Args:
+        figure: The figure.
+        prefix: Put before every id, which must be unique within a page.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    svg = buffer.getvalue()
+    # HTML knows SVG's namespaces; the prolog and the addresses in them are of no use there.
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg, count=2)
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', 'role="img" ', svg, count=1)
+    svg = svg.replace("font-family: 'DejaVu Sans'", "font-family: inherit")
+    svg = svg.replace("'DejaVu Sans'", "var(--sans)")
+    for color, variable in _PAGE_COLORS.items():
+        svg = svg.replace(color, variable)
+    return Markup(svg)  # noqa: S704  # matplotlib escapes the texts in it
+
+
+def _pictures(run: Run, prefix: str) -> list[tuple[Markup, str]]:
+    """Draws what the run has data for."""
+    drawn = []
+    for number, (draw, caption) in enumerate(_CAPTIONS):
+        try:
+            drawn.append((inline_svg(draw(run), f"{prefix}p{number}"), caption))
+        except RunFileError:
+            continue
+    return drawn

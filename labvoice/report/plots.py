@@ -1,0 +1,335 @@
+"""Pictures of a run: where the time of a connection and of a turn goes, and how it scatters."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from labvoice.bench import statistics
+from labvoice.bench.run import Run
+from labvoice.errors import RunFileError
+from labvoice.report import style
+from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION, Picture
+from labvoice.stages import CONNECTION_STAGES, TRANSPORT, TURN_STAGES
+
+_HEARD: Final = TURN_STAGES[0].name
+_GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")
+"""LiveKit's stages of a reply, each of which ends where the one before it here begins."""
+
+
+def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
+    """Draws one connection: its headline stages, then every mark, the caller's and the worker's.
+
+    Args:
+        run: The run.
+        trial: Which one; when not given, the one nearest the median connection.
+
+    Raises:
+        RunFileError: The run has no such connection.
+    """
+    frame = run.frame
+    of_connections = frame[frame["turn"].isna()]
+    trial = _typical(run, of_connections, "connection") if trial is None else trial
+    measured = _spans(of_connections[of_connections["trial"] == trial])
+    marks = run.marks
+    marks = marks[(marks["trial"] == trial) & marks["turn"].isna()].sort_values("t_s")
+    if marks.empty:
+        raise RunFileError(f"the run has no connection in trial {trial}", "see `run.marks`")
+    spans = [
+        (stage.name, *measured[stage.name]) for stage in CONNECTION_STAGES if stage.name in measured
+    ]
+    groups = [
+        (name, color, marks[marks["clock"] == clock])
+        for name, clock, color in (("caller", "caller", BLUE), ("worker", "worker", ORANGE))
+        if (marks["clock"] == clock).any()
+    ]
+    rows = len(spans) + sum(1 + len(group) for _, _, group in groups)
+    with style.picture(9.6, 1.25 + 0.235 * rows) as figure:
+        axes = figure.add_subplot()
+        labels: list[tuple[float, str, str]] = []
+        y = 0.0
+        for name, start_s, duration_s in spans:
+            axes.barh(y, duration_s * 1e3, 0.62, left=start_s * 1e3, color=GREEN, alpha=0.85)
+            _after(axes, (start_s + duration_s) * 1e3, y, f"{_ms(duration_s)} ms", bold=True)
+            labels.append((y, name, INK))
+            y += 1
+        for name, color, group in groups:
+            y += 0.35
+            labels.append((y, f"marks of the {name}", color))
+            y += 1
+            at, around = (group[name].to_numpy(float) * 1e3 for name in ("t_s", "uncertainty_s"))
+            steps = np.diff(at, prepend=at[0])
+            for mark, at_ms, around_ms, step_ms in zip(
+                group["mark"], at, around, steps, strict=True
+            ):
+                axes.barh(y, step_ms, 0.3, left=at_ms - step_ms, color=color, alpha=0.35)
+                axes.errorbar(
+                    at_ms,
+                    y,
+                    xerr=around_ms or None,
+                    fmt="o",
+                    markersize=5,
+                    color=color,
+                    elinewidth=1,
+                )
+                _after(axes, at_ms, y, f"{at_ms:,.0f}", f"+{step_ms:,.0f}" if step_ms else "")
+                labels.append((y, str(mark), INK))
+                y += 1
+        _rows(axes, labels, y)
+        end_ms = float(marks["t_s"].max()) * 1e3
+        axes.set_xlim(min(0.0, float(marks["t_s"].min()) * 1e3) - 0.005 * end_ms, end_ms * 1.11)
+        _time_axis(axes, "milliseconds since the click")
+        uncertainty_s = float(marks["uncertainty_s"].max())
+        moved = f"; worker's clock moved, ± {_ms(uncertainty_s)} ms" if uncertainty_s else ""
+        style.title(
+            axes,
+            f"From the click to an agent that listens: trial {trial}",
+            f"bars: headline stages; dots: marks, with the step since the last one{moved}",
+        )
+    return figure
+
+
+def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) -> Picture:
+    """Draws one turn: what the ear waited for, and LiveKit's own figures inside it.
+
+    LiveKit reports how long its stages took and not when they began. Where a start was not
+    recorded, recognition is placed forward from the end of speech and generation backward
+    from the first audio, so work done ahead of the end of turn shows as an overlap. The rest
+    is `transport`; it lies partly before the agent's time and is drawn behind it, whole.
+
+    Args:
+        run: The run.
+        trial: Which trial; when not given, the one with the turn nearest the median.
+        turn: Which turn of it; when not given, its turn nearest the median.
+
+    Raises:
+        RunFileError: The run has no such turn that was answered.
+    """
+    frame = run.frame
+    frame = frame[frame["turn"].notna()]
+    if trial is not None:
+        frame = frame[frame["trial"] == trial]
+    if turn is not None:
+        frame = frame[frame["turn"] == turn]
+    heard = frame[(frame["stage"] == _HEARD) & frame["duration_s"].notna()]
+    heard = statistics.measured(heard) if len(statistics.measured(heard)) else heard
+    if heard.empty:
+        raise RunFileError("the run has no such turn that was answered", "see `run.outcomes`")
+    nearest = _nearest_median(heard)
+    trial, turn = (int(heard[name].to_numpy(int)[nearest]) for name in ("trial", "turn"))
+    total_ms = float(heard["duration_s"].to_numpy(float)[nearest]) * 1e3
+    spans = _placed(_spans(frame[(frame["trial"] == trial) & (frame["turn"] == turn)]))
+    with style.picture(9.6, 1.35 + 0.3 * len(spans)) as figure:
+        axes = figure.add_subplot()
+        labels = []
+        for y, (name, start_s, duration_s, color) in enumerate(spans):
+            rest = name == TRANSPORT
+            axes.barh(
+                y,
+                duration_s * 1e3,
+                0.62,
+                left=start_s * 1e3,
+                color="none" if rest else color,
+                edgecolor=color,
+                linewidth=1,
+                hatch="////" if rest else None,
+                alpha=0.85,
+            )
+            words = f"{_ms(duration_s)} ms"
+            _after(axes, (start_s + max(duration_s, 0)) * 1e3, y, words, bold=name == _HEARD)
+            labels.append((float(y), f"{name} (the rest)" if rest else name, INK))
+        _rows(axes, labels, len(spans))
+        for at_ms in (0.0, total_ms):
+            axes.axvline(at_ms, color=INK, linewidth=1, zorder=0)
+        low_ms = min(0.0, *(start_s * 1e3 for _, start_s, _, _ in spans))
+        axes.set_xlim(low_ms - 0.01 * total_ms, total_ms * 1.12)
+        _time_axis(axes, "milliseconds since the last voiced sample left the caller")
+        style.title(
+            axes,
+            f"From the end of speech to the reply at the ear: trial {trial}, turn {turn}",
+            "green: at the caller's ear; grey and colours: LiveKit's own figures; "
+            "hatched: what they do not explain",
+        )
+    return figure
+
+
+def distributions(run: Run) -> Picture:
+    """Draws every measurement of every stage, with its quartiles, median and p95, by arm.
+
+    Warm-ups are hollow; failures are named. Each panel has its own scale.
+
+    Raises:
+        RunFileError: Nothing was measured.
+    """
+    frame = run.frame
+    shown = frame[frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])]
+    names = sorted(set(shown["stage"]), key=statistics.stage_order)
+    if not names:
+        raise RunFileError("the run measured nothing that could be drawn", "see `run.outcomes`")
+    columns = min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    arms = run.arms
+    with style.picture(3.4 * columns, lines * (0.9 + 0.42 * len(arms)) + 0.4) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(names) :]:
+            axes.set_visible(False)
+        for axes, name in zip(grid.flat, names, strict=False):
+            _panel(axes, frame[frame["stage"] == name], arms)
+            axes.set_title(name, loc="left", fontsize=9.5, fontweight="bold")
+        for axes in grid[:, 0] if len(arms) > 1 else []:
+            axes.set_yticks(range(len(arms)), arms)
+        figure.supxlabel(
+            "dot: one measurement (hollow: warm-up); box: quartiles; line: median; dashed: p95",
+            fontsize=8,
+            color=MUTED,
+        )
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
+    """Draws one stage: a line of points for each arm."""
+    jitter = np.random.default_rng(0)
+    for y, arm in enumerate(arms):
+        color = style.ARMS[y % len(style.ARMS)]
+        of_arm = rows[rows["arm"] == arm]
+        values = statistics.measured(of_arm)["duration_s"].to_numpy() * 1e3
+        warm = of_arm.loc[of_arm["warmup"], "duration_s"].dropna().to_numpy() * 1e3
+        summary = statistics.summarise(of_arm)
+        for points, face in ((values, color), (warm, "none")):
+            axes.scatter(
+                points,
+                y + jitter.uniform(-0.17, 0.17, len(points)),
+                s=14,
+                facecolors=face,
+                edgecolors=color,
+                linewidths=0.7,
+                alpha=0.55 if len(points) < 200 else 0.25,
+            )
+        if len(values):
+            quartiles = np.percentile(values, (25, 75))
+            axes.barh(
+                y, quartiles[1] - quartiles[0], 0.5, left=quartiles[0], color=color, alpha=0.18
+            )
+            p50, p95 = summary.p50_s * 1e3, summary.p95_s * 1e3
+            axes.vlines(p50, y - 0.3, y + 0.3, color=INK, linewidth=2)
+            axes.vlines(p95, y - 0.2, y + 0.2, color=INK, linewidth=1, linestyle=(0, (2, 1.5)))
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        p95_text = f"  p95 {_ms(summary.p95_s)}" if len(values) else ""
+        axes.annotate(
+            f"p50 {_ms(summary.p50_s)}{p95_text}  n {summary.n}{failed}",
+            (0, y - 0.33),
+            xycoords=("axes fraction", "data"),
+            ha="left",
+            va="bottom",
+            fontsize=7.5,
+            color=VERMILION if failed else MUTED,
+        )
+    axes.set_ylim(len(arms) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.margins(x=0.06)
+    _time_axis(axes, "ms", bins=5)
+
+
+def _spans(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Gives the measured stages of one unit: name to start and duration, in seconds."""
+    starts, durations = (rows[name].to_numpy(float) for name in ("start_s", "duration_s"))
+    return {
+        str(name): (float(start_s), float(duration_s))
+        for name, start_s, duration_s in zip(rows["stage"], starts, durations, strict=True)
+        if not math.isnan(duration_s)
+    }
+
+
+def _placed(measured: dict[str, tuple[float, float]]) -> list[tuple[str, float, float, str]]:
+    """Places the stages of a turn: name, start and duration in seconds after speech, colour."""
+    zero_s = measured[_HEARD][0]
+    e2e_s = measured.get("e2e_latency", (0.0, math.nan))[1]
+    end_of_turn_s = measured.get("end_of_turn_delay", (0.0, math.nan))[1]
+    answer: dict[str, tuple[float, str]] = {}
+    begin_s = e2e_s
+    for name in _GENERATION:
+        begin_s -= measured.get(name, (0.0, 0.0))[1]
+        answer[name] = (begin_s, ORANGE)
+    places = {
+        _HEARD: (0.0, GREEN),
+        "e2e_latency": (0.0, MUTED),
+        "transcription_delay": (0.0, BLUE),
+        "end_of_turn_delay": (0.0, BLUE),
+        "on_user_turn_completed_delay": (end_of_turn_s, BLUE),
+        "llm_node_ttft": (begin_s, ORANGE),
+        **dict(reversed(answer.items())),
+        TRANSPORT: (e2e_s, VERMILION),
+    }
+    spans = []
+    for name, (start_s, color) in places.items():
+        recorded_s, duration_s = measured.get(name, (math.nan, math.nan))
+        if not math.isnan(recorded_s):
+            start_s = recorded_s - zero_s
+        if not math.isnan(start_s + duration_s):
+            spans.append((name, start_s, duration_s, color))
+    return spans
+
+
+def _typical(run: Run, frame: pd.DataFrame, stage: str) -> int:
+    """Finds the trial nearest the median of a stage; any trial where none has that stage."""
+    rows = statistics.measured(frame[frame["stage"] == stage])
+    if rows.empty:
+        trials = run.marks["trial"].to_numpy(int)
+        return int(trials[-1]) if len(trials) else -1
+    return int(rows["trial"].to_numpy(int)[_nearest_median(rows)])
+
+
+def _nearest_median(rows: pd.DataFrame) -> int:
+    """Returns the position of the row whose duration is nearest the median."""
+    durations = rows["duration_s"].to_numpy(float)
+    return int(np.abs(durations - np.median(durations)).argmin())
+
+
+def _ms(value_s: float) -> str:
+    return "–" if math.isnan(value_s) else statistics.milliseconds(value_s)
+
+
+def _after(axes: Axes, x: float, y: float, text: str, quiet: str = "", bold: bool = False) -> None:
+    """Writes right of a point; the quieter text follows."""
+    label = axes.annotate(
+        text,
+        (x, y),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        fontweight="bold" if bold else "normal",
+    )
+    if quiet:
+        axes.annotate(
+            quiet,
+            (1, 0.5),
+            xycoords=label,
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=MUTED,
+        )
+
+
+def _rows(axes: Axes, labels: list[tuple[float, str, str]], height: float) -> None:
+    """Names the rows, top to bottom; a heading has the colour of its marks and is bold."""
+    axes.set_yticks([y for y, _, _ in labels], [text for _, text, _ in labels])
+    for tick, (_, _, color) in zip(axes.get_yticklabels(), labels, strict=True):
+        tick.set_color(color)
+        tick.set_fontweight("normal" if color == INK else "bold")
+    axes.set_ylim(height - 0.4, -0.7)
+
+
+def _time_axis(axes: Axes, label: str, bins: int = 9) -> None:
+    axes.set_xlabel(label, fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color=GRID)

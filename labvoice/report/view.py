@@ -1,0 +1,257 @@
+"""What the report says of a run: sentences, key figures and tables, ready for the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+from labvoice.bench import statistics
+from labvoice.bench.run import Run
+from labvoice.bench.statistics import StageSummary, milliseconds
+from labvoice.report.glossary import PHRASES
+
+_KEY_STAGES: Final = ("voice_to_voice", "connection", "join", "time_to_greeting")
+_TEXTS: Final = ("said", "transcript", "reply", "wer")
+
+
+class Tile(NamedTuple):
+    """A key figure: its name, the figure with its unit, and what stands below it."""
+
+    name: str
+    figure: str
+    unit: str
+    below: str
+
+
+class Row(NamedTuple):
+    """A stage's line in the table; `share50` and `share95` are widths of its bar, in per cent."""
+
+    stage: str
+    arm: str
+    cells: list[str]
+    share50: float
+    share95: float
+
+
+def headline(run: Run) -> str:
+    """Says in words what came of a run: successes, the main stage, the word error rate."""
+    attempts = run.attempts
+    ok = int((attempts["outcome"] == "ok").sum())
+    turns = attempts["turn"].notna().any()
+    done = "turns were answered" if turns else "connections ended with an agent that listens"
+    words = f"{ok} of {len(attempts)} {done}."
+    stage = main_stage(run)
+    if stage is None:
+        return words
+    what = PHRASES.get(stage, stage)
+    figures = []
+    for arm in run.arms:
+        summary = run.stage_summaries.get((stage, arm))
+        if summary is None or not summary.n:
+            continue
+        of_arm = f"{arm}: " if len(run.arms) > 1 else ""
+        low, high = summary.ci95_s
+        interval = (
+            ""
+            if math.isnan(low)
+            else f", 95 % interval {milliseconds(low)} to {milliseconds(high)}"
+        )
+        figures.append(
+            f"{of_arm}{milliseconds(summary.p50_s)} ms at the median{interval}, "
+            f"{milliseconds(summary.p95_s)} ms at the 95th percentile"
+        )
+    if figures:
+        words += f" {what[0].upper()}{what[1:]}: {'; '.join(figures)}."
+    rate = word_error_rate(run)
+    if rate is not None:
+        words += f" Word error rate of what the agent understood: {rate:.1%}."
+    return words
+
+
+def main_stage(run: Run) -> str | None:
+    """Returns the stage that a run is about; None where nothing was measured."""
+    measured = {stage for (stage, _), summary in run.stage_summaries.items() if summary.n}
+    ordered = (*_KEY_STAGES, *sorted(measured, key=statistics.stage_order))
+    return next((stage for stage in ordered if stage in measured), None)
+
+
+def word_error_rate(run: Run) -> float | None:
+    """Returns the word error rate over all turns but warm-ups, each weighted by its words."""
+    rows = _turn_notes(run)
+    rows = rows[~rows["warmup"]]
+    if not {"said", "wer"} <= set(rows):
+        return None
+    rows = rows[rows["wer"].notna() & rows["said"].notna()]
+    weights = [len(str(said).split()) for said in rows["said"]]
+    if not sum(weights):
+        return None
+    errors = (float(wer) * words for wer, words in zip(rows["wer"], weights, strict=True))
+    return sum(errors) / sum(weights)
+
+
+def tiles(run: Run) -> list[Tile]:
+    """Returns the key figures of a run: its main stage by arm, others, successes, error rate."""
+    attempts = run.attempts
+    ok = int((attempts["outcome"] == "ok").sum())
+    found = []
+    first = main_stage(run)
+    several = len(run.arms) > 1
+    for stage in dict.fromkeys((first, *_KEY_STAGES)):
+        for arm in run.arms:
+            summary = run.stage_summaries.get((stage or "", arm))
+            if summary is None or not summary.n or (several and stage != first):
+                continue
+            below = f"p95 {milliseconds(summary.p95_s)} ms"
+            found.append(
+                Tile(
+                    f"{stage}, {arm}" if several else str(stage),
+                    milliseconds(summary.p50_s),
+                    "ms",
+                    f"median; {below}",
+                )
+            )
+    done = "turns answered" if attempts["turn"].notna().any() else "agents listened"
+    found.append(Tile("succeeded", f"{ok} of {len(attempts)}", "", done))
+    rate = word_error_rate(run)
+    if rate is not None:
+        found.append(Tile("word error rate", f"{rate * 100:.1f}", "%", "of what was understood"))
+    return found
+
+
+def stage_rows(run: Run) -> list[Row]:
+    """Returns the lines of the table of stages, in milliseconds."""
+    longest_s = max((s.p95_s for s in run.stage_summaries.values() if s.n), default=1.0)
+
+    def share(value_s: float) -> float:
+        return 0.0 if math.isnan(value_s) else max(0.0, min(100.0, value_s / longest_s * 100))
+
+    return [
+        Row(stage, arm, _cells(summary), share(summary.p50_s), share(summary.p95_s))
+        for (stage, arm), summary in run.stage_summaries.items()
+    ]
+
+
+def _cells(summary: StageSummary) -> list[str]:
+    low, high = summary.ci95_s
+    return [
+        f"{summary.n:,}",
+        f"{summary.failed:,}" if summary.failed else "–",
+        _ms(summary.mean_s),
+        _ms(summary.p50_s),
+        "–" if math.isnan(low) else f"{_ms(low)} to {_ms(high)}",
+        _ms(summary.p95_s),
+        _ms(summary.p99_s),
+    ]
+
+
+def ratio_rows(run: Run) -> list[list[str]]:
+    """Returns how each further arm compares with the first, stage by stage."""
+    rows = []
+    for pair, stages in run.ratios().items():
+        for stage, ratio in stages.items():
+            low, high = ratio.ci95
+            interval = "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+            p_value = "–" if math.isnan(ratio.p_value) else f"{ratio.p_value:.2g}"
+            rows.append([pair, stage, f"{ratio.ratio:.3f}", interval, p_value])
+    return rows
+
+
+def outcome_rows(run: Run) -> list[tuple[str, int]]:
+    """Returns each outcome with its count, warm-ups left out."""
+    return [(str(name), int(n)) for name, n in run.attempts["outcome"].value_counts().items()]
+
+
+def turn_rows(run: Run) -> list[dict[str, Any]]:
+    """Returns what was said, understood and replied in each turn, with its time and outcome."""
+    rows = _turn_notes(run)
+    heard = run.frame.query("stage == 'voice_to_voice'").set_index(["trial", "turn"])["duration_s"]
+    details = []
+    for row in rows.to_dict("records"):
+        unit = (int(row["trial"]), int(row["turn"]))
+        texts = {name: _text(row.get(name)) for name in _TEXTS[:3]}
+        wer = row.get("wer")
+        rate = float(wer) if isinstance(wer, int | float) and not math.isnan(wer) else None
+        details.append(
+            {
+                "trial": unit[0],
+                "turn": unit[1],
+                "arm": row["arm"],
+                "warmup": row["warmup"],
+                "outcome": row["outcome"],
+                "wer": rate,
+                "heard": _ms(float(heard.get(unit, math.nan))),
+                **texts,
+            }
+        )
+    return details
+
+
+def connection_rows(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Returns each connection with its stages and facts: the headings, and the rows."""
+    frame = run.frame
+    frame = frame[frame["turn"].isna()]
+    outcomes = run.outcomes
+    outcomes = outcomes[outcomes["turn"].isna()]
+    notes = run.notes
+    notes = notes[notes["turn"].isna()].set_index("trial")
+    stages = sorted(set(frame["stage"]), key=statistics.stage_order)
+    times = frame.set_index(["trial", "stage"])["duration_s"]
+    facts = [
+        str(name)
+        for name in notes.columns
+        if name not in ("run_id", "room", "turn") and notes[name].notna().any()
+    ]
+    heads = ["trial", "room", "arm", "outcome", *(f"{name} ms" for name in stages), *facts]
+    rows = []
+    for line in outcomes.to_dict("records"):
+        trial = line["trial"]
+        outcome = f"{line['outcome']}: {line['detail']}" if line["detail"] else line["outcome"]
+        rows.append(
+            [
+                f"{trial} (warm-up)" if line["warmup"] else str(trial),
+                str(line["room"]),
+                str(line["arm"]),
+                str(outcome),
+                *(_ms(float(times.get((trial, stage), math.nan))) for stage in stages),
+                *(_text(notes.at[trial, name]) if trial in notes.index else "–" for name in facts),
+            ]
+        )
+    return heads, rows
+
+
+def facts(values: dict[str, Any], skip: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Flattens host facts or a configuration into names and words."""
+    found = []
+    for name, value in values.items():
+        if name in skip or value is None:
+            continue
+        if isinstance(value, dict):
+            found += [(str(key), _text(inner)) for key, inner in value.items()]
+        elif name == "memory_bytes":
+            found.append(("memory", f"{value / 2**30:.1f} GiB"))
+        elif name == "load_1m":
+            found.append(("load at the start", f"{value:g}"))
+        else:
+            found.append((name, _text(value)))
+    return found
+
+
+def _turn_notes(run: Run) -> pd.DataFrame:
+    """Joins the notes of each turn to its outcome; turns without notes stay."""
+    outcomes = run.outcomes
+    notes = run.notes.drop(columns=["run_id", "room"])
+    notes = notes[[name for name in notes if name in ("trial", "turn", *_TEXTS)]]
+    return outcomes[outcomes["turn"].notna()].merge(notes, on=["trial", "turn"], how="left")
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _ms(value_s: float) -> str:
+    return "–" if math.isnan(value_s) else milliseconds(value_s)

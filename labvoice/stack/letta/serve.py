@@ -1,0 +1,69 @@
+"""Runs Letta's HTTP API on loopback behind a bearer token; works in Letta's own environment.
+
+`python serve.py PORT`, the token in the environment as `LABVOICE_LETTA_TOKEN`. Letta's own
+`--secure` prints its password into the log and wraps every answer once more, streams too.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_REFUSAL = b'{"detail": "the key is missing or wrong"}'
+
+
+class Locked:
+    """Lets through what carries the token, and the health check.
+
+    Args:
+        app: The application behind the lock.
+        token: What callers must send as `Authorization: Bearer …`.
+    """
+
+    def __init__(self, app: App, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
+        if (
+            scope["type"] == "lifespan"
+            or scope.get("path") == "/v1/health/"
+            or hmac.compare_digest(given, self._expected)
+        ):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def main() -> None:
+    """Takes the port before the long import, so that nobody else can; then serves."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", int(sys.argv[1])))
+    token = os.environ.pop("LABVOICE_LETTA_TOKEN")
+
+    import uvicorn
+    from letta.server.rest_api.app import app  # type: ignore[import-not-found]
+
+    # A stop must not wait for streams whose reader has gone.
+    config = uvicorn.Config(Locked(app, token), access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""What labvoice asks of a Letta server: its agents, their memory blocks, its models."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+import letta_client
+import pandas as pd
+from letta_client import AsyncLetta
+from letta_client.types.agent_state import AgentState
+from pydantic import SecretStr
+
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+
+_TIMEOUT_S: Final = 30.0
+_PAGE: Final = 100
+_LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
+_AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
+# Letta 0.16.8 answers 500 to a name with a dot.
+_NAME: Final = re.compile(r"\w[\w '-]{0,62}")
+CONTEXT_TOKENS: Final = 8192
+"""How much history an agent carries; Letta summarises what is older."""
+_MAX_OUTPUT_TOKENS: Final = 512
+_BLOCK_CHARACTERS: Final = 5000
+DEFAULT_PERSONA: Final = "I am a friendly voice agent. I answer in one or two short sentences."
+SYSTEM_PROMPT: Final = """\
+You are a voice agent with a memory that lasts. Your memory blocks are below.
+When the user states something about themselves that will still matter in a later call, add it \
+to the block "human" with core_memory_append, one short sentence each, and nothing that is \
+already there.
+A message inside <turn> tags tells you of a turn that has already been spoken: file what the \
+user stated in it, then answer with the single word "noted".
+Any other message is the user speaking to you: answer in one or two short spoken sentences."""
+COLUMNS: Final = ("id", "name", "created_at", "model", "blocks", "human")
+
+
+class LettaApi:
+    """A Letta server's agents and models.
+
+    Args:
+        base_url: The server's address.
+        api_key: Its key.
+        model: Handle of the model that new agents get; None: the server's first one.
+
+    Attributes:
+        model: As given.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: SecretStr | None = None, model: str | None = None
+    ) -> None:
+        self.model = model
+        self._base_url = base_url
+        # A proxy from the environment is meant for the world outside, not for this machine.
+        self._http = httpx.AsyncClient(
+            timeout=_TIMEOUT_S, trust_env=httpx.URL(base_url).host not in _LOCAL
+        )
+        self._client = AsyncLetta(
+            base_url=base_url,
+            api_key=api_key.get_secret_value() if api_key else None,
+            http_client=self._http,
+            max_retries=0,
+        )
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._client.close()
+
+    async def check(self) -> None:
+        """Checks that a Letta server answers and accepts the key.
+
+        Raises:
+            ServerUnreachableError: Nothing answers, or not as Letta does.
+            CredentialsError: The server refuses the key.
+        """
+        with self._in_words("its agents"):
+            await self._client.agents.list(limit=1)
+
+    async def agents(self) -> pd.DataFrame:
+        """Lists the agents, newest first.
+
+        Returns:
+            A row for each agent: `id`, `name`, `created_at` (UTC), `model` (its handle),
+            `blocks` (the labels of its memory blocks) and `human` (what it knows of the user).
+        """
+        rows = [
+            {
+                "id": agent.id,
+                "name": agent.name,
+                "created_at": agent.created_at,
+                "model": agent.model or agent.llm_config.handle,
+                "blocks": [block.label for block in agent.blocks],
+                "human": next((b.value for b in agent.blocks if b.label == "human"), ""),
+            }
+            for agent in await self._all()
+        ]
+        frame = pd.DataFrame(rows, columns=[*COLUMNS])
+        return frame.assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
+
+    async def create(
+        self,
+        name: str,
+        *,
+        persona: str = DEFAULT_PERSONA,
+        human: str = "",
+        model: str | None = None,
+    ) -> str:
+        """Creates an agent with a persona and what it shall know of the user.
+
+        Args:
+            name: A name that no other agent has: letters, digits, blanks, `-`, `_`.
+            persona: Text of the block `persona`.
+            human: Text of the block `human`, to which facts are added.
+            model: Handle of its model; :attr:`model` when not given.
+
+        Returns:
+            Its id.
+
+        Raises:
+            UsageError: The name is taken or not a possible one, or there is no such model.
+        """
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} cannot be an agent's name",
+                "use up to 63 letters, digits, blanks, `-` and `_`",
+            )
+        if any(agent.name == name for agent in await self._all(name=name)):
+            raise UsageError(f"there is already an agent named {name!r}", "choose another name")
+        with self._in_words("a new agent"):
+            agent = await self._client.agents.create(
+                name=name,
+                agent_type="letta_v1_agent",
+                model=model or self.model or await self._first_model(),
+                context_window_limit=CONTEXT_TOKENS,
+                model_settings={
+                    "provider_type": "openai",
+                    "temperature": 0.0,
+                    "max_output_tokens": _MAX_OUTPUT_TOKENS,
+                },
+                system=SYSTEM_PROMPT,
+                memory_blocks=[
+                    {"label": "persona", "value": persona, "limit": _BLOCK_CHARACTERS},
+                    {"label": "human", "value": human, "limit": _BLOCK_CHARACTERS},
+                ],
+                include_base_tools=False,
+                tools=["core_memory_append"],
+            )
+        return agent.id
+
+    async def resolve(self, agent: str) -> str:
+        """Returns the id of the agent with this id or name.
+
+        Raises:
+            UsageError: There is none, or there are several of that name.
+        """
+        if _AGENT_ID.fullmatch(agent):
+            with self._in_words(f"the agent {agent}"):
+                return (await self._client.agents.retrieve(agent)).id
+        everyone = await self._all()
+        found = [candidate.id for candidate in everyone if candidate.name == agent]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(
+                f"{len(found)} Letta agents are named {agent!r}",
+                f"name the one that is meant by its id: {', '.join(f'`{i}`' for i in found)}",
+            )
+        names = sorted({candidate.name for candidate in everyone})
+        close = difflib.get_close_matches(agent, names, n=3)
+        raise UsageError(
+            f"there is no Letta agent named {agent!r}",
+            f"did you mean {' or '.join(f'`{name}`' for name in close)}?"
+            if close
+            else f"there are: {', '.join(f'`{n}`' for n in names[:10]) or 'none; create one'}",
+        )
+
+    async def blocks(self, agent: str) -> dict[str, str]:
+        """Returns the text of each memory block of an agent, by label.
+
+        Args:
+            agent: Its id or name.
+        """
+        agent_id = await self.resolve(agent)
+        with self._in_words(f"the memory of {agent}"):
+            found = await self._client.agents.retrieve(agent_id)
+        return {block.label: block.value for block in found.blocks if block.label}
+
+    async def set_block(self, agent: str, label: str, value: str) -> None:
+        """Replaces the text of a memory block.
+
+        Args:
+            agent: Id or name of its agent.
+            label: Which block, such as `human`.
+            value: The new text.
+
+        Raises:
+            UsageError: The agent has no such block.
+        """
+        agent_id = await self.resolve(agent)
+        with self._in_words(f"the block {label!r} of {agent}"):
+            await self._client.agents.blocks.update(label, agent_id=agent_id, value=value)
+
+    async def delete(self, agent: str) -> None:
+        """Deletes an agent and all that it knows.
+
+        Args:
+            agent: Its id or name.
+        """
+        agent_id = await self.resolve(agent)
+        with self._in_words(f"the agent {agent}"):
+            await self._client.agents.delete(agent_id)
+
+    async def register_model(
+        self, provider: str, base_url: str, api_key: SecretStr | None, model: str | None
+    ) -> str:
+        """Makes a model behind OpenAI's HTTP known to the server, under a provider's name.
+
+        A provider of that name is replaced. Agents that use it are pointed at this model, for
+        a server on a free port has another address in every run.
+
+        Args:
+            provider: Name for the provider.
+            base_url: Address of the model's server, ending in `/v1`.
+            api_key: Its key.
+            model: The model's name there; None: the first one that it lists.
+
+        Returns:
+            The model's handle, for new agents.
+
+        Raises:
+            UsageError: The endpoint does not offer that model.
+        """
+        key = api_key.get_secret_value() if api_key else "none"
+        with self._in_words(f"the provider {provider}"):
+            known = await self._client.get(
+                "/v1/providers/",
+                cast_to=list[dict[str, Any]],
+                options={"params": {"name": provider}},
+            )
+            for entry in known:
+                if entry["name"] == provider:
+                    await self._client.delete(f"/v1/providers/{entry['id']}", cast_to=object)
+            body = {"name": provider, "api_key": key, "base_url": base_url}
+            kind = await self._provider_type(base_url, key)
+            await self._client.post(
+                "/v1/providers/", cast_to=object, body={**body, "provider_type": kind}
+            )
+            offered = [m for m in await self._client.models.list() if m.provider_name == provider]
+        handles = {m.model: m.handle for m in offered if m.handle}
+        handle = handles.get(model) if model else next(iter(handles.values()), None)
+        if handle is None:
+            raise UsageError(
+                f"the endpoint {base_url} does not offer the model {model!r}"
+                if model
+                else f"the endpoint {base_url} lists no model",
+                f"it offers: {', '.join(sorted(handles)) or 'none'}",
+            )
+        for agent in await self._all():
+            config = agent.llm_config
+            if config.provider_name == provider and (
+                config.handle != handle or config.api_model_endpoint != base_url
+            ):
+                with self._in_words(f"the model of {agent.name}"):
+                    await self._client.agents.update(agent.id, model=handle)
+        return handle
+
+    async def _provider_type(self, base_url: str, key: str) -> str:
+        """`vllm` for an endpoint that says how long its context is, as Letta needs it there."""
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(
+            timeout=_TIMEOUT_S, trust_env=httpx.URL(base_url).host not in _LOCAL
+        ) as client:
+            try:
+                answer = await client.get(f"{base_url}/models", headers=headers)
+                answer.raise_for_status()
+                models = answer.json()["data"]
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                raise ServerUnreachableError(
+                    f"the model endpoint {base_url} does not list its models: {error}",
+                    "check OPENAI_BASE_URL and OPENAI_API_KEY",
+                ) from None
+        return "vllm" if all("max_model_len" in entry for entry in models) else "openai"
+
+    async def _first_model(self) -> str:
+        models = [model.handle for model in await self._client.models.list() if model.handle]
+        if not models:
+            raise UsageError(
+                f"the Letta server at {self._base_url} knows no model",
+                "give it one, or name one with LABVOICE_LLM_MODEL",
+            )
+        return models[0]
+
+    async def _all(self, **query: Any) -> list[AgentState]:
+        with self._in_words("its agents"):
+            return [
+                agent
+                async for agent in self._client.agents.list(limit=_PAGE, order="desc", **query)
+            ]
+
+    @contextmanager
+    def _in_words(self, what: str) -> Iterator[None]:
+        """Says in our own errors what became of a request.
+
+        Args:
+            what: What was asked for.
+
+        Raises:
+            CredentialsError: The key was refused.
+            UsageError: There is no such thing, or the server refused the request.
+            ServerUnreachableError: No answer, or none that Letta gives.
+        """
+        server = f"the Letta server at {self._base_url}"
+        try:
+            yield
+        except (letta_client.AuthenticationError, letta_client.PermissionDeniedError):
+            raise CredentialsError(f"{server} refuses the key", "check LETTA_API_KEY") from None
+        except letta_client.APITimeoutError:
+            raise ServerUnreachableError(
+                f"{server} did not answer within {_TIMEOUT_S:g} s when asked for {what}",
+                "is it overloaded? `labvoice doctor` shows its state",
+            ) from None
+        except letta_client.APIConnectionError as error:
+            raise ServerUnreachableError(
+                f"nothing answers at {self._base_url}, where a Letta server was expected "
+                f"({error.__cause__ or error})",
+                "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
+            ) from None
+        except letta_client.NotFoundError:
+            raise UsageError(f"{server} has no {what.removeprefix('the ')}") from None
+        except letta_client.APIStatusError as error:
+            kind = ServerUnreachableError if error.status_code >= 500 else UsageError
+            raise kind(
+                f"{server} answered HTTP {error.status_code} when asked for {what}",
+                "its log says why" if error.status_code >= 500 else _detail(error),
+            ) from None
+        except (letta_client.APIResponseValidationError, ValueError, AttributeError) as error:
+            raise ServerUnreachableError(
+                f"what answers at {self._base_url} does not answer as Letta does ({error})",
+                "check the address and the port in LETTA_BASE_URL",
+            ) from None
+
+
+def _detail(error: letta_client.APIStatusError) -> str:
+    body = error.body
+    return str(body.get("detail", "")) if isinstance(body, dict) else ""

@@ -1,0 +1,172 @@
+"""The HTTP of an OpenAI-compatible model server: request, streaming, errors; not what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import uvicorn
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The part of a chat completion request that a model of ours reads; the rest is ignored."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def limit(self) -> int | None:
+        """How many tokens the answer may have; None: as many as it takes."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+Answer = Callable[[ChatRequest, float], AsyncIterator[str]]
+"""What a model says: the tokens of its answer, one by one, each at its own time.
+
+Called with the request and the instant it arrived (`time.monotonic()`, seconds). Closed
+early when the client has gone or the token limit is reached.
+"""
+
+
+class ChatServer:
+    """Serves one model at `/v1/chat/completions`, with `/v1/models` and `/health`.
+
+    Args:
+        model: The model's name; every request gets this model, whatever name it asks for.
+        answer: What the model says.
+
+    Attributes:
+        app: The ASGI application.
+    """
+
+    def __init__(self, model: str, answer: Answer) -> None:
+        self._model = model
+        self._answer = answer
+        self._counts = {"active": 0, "completed": 0, "cancelled": 0}
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ]
+        )
+
+    def run(self, port: int) -> None:
+        """Serves on loopback until a signal ends it."""
+        uvicorn.run(self.app, host="127.0.0.1", port=port, log_level="warning", lifespan="off")
+
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok", **self._counts})
+
+    async def _models(self, _: Request) -> Response:
+        entry = {"id": self._model, "object": "model", "created": 0, "owned_by": "labvoice"}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def _chat(self, request: Request) -> Response:
+        arrived_s = time.monotonic()
+        try:
+            chat = ChatRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            message = f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
+            return JSONResponse(
+                {"error": {"message": message, "type": "invalid_request_error", "code": None}},
+                status_code=400,
+            )
+        if chat.stream:
+            return StreamingResponse(
+                self._stream(chat, arrived_s),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache"},
+            )
+        tokens = [token async for token in self._tokens(chat, arrived_s)]
+        return JSONResponse(
+            {
+                **self._envelope("chat.completion"),
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": "".join(tokens)},
+                        "finish_reason": _finish_reason(chat, len(tokens)),
+                    }
+                ],
+                "usage": _usage(len(tokens)),
+            }
+        )
+
+    async def _stream(self, chat: ChatRequest, arrived_s: float) -> AsyncIterator[str]:
+        envelope = self._envelope("chat.completion.chunk")
+
+        def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+            return f"data: {json.dumps({**envelope, 'choices': [choice]})}\n\n"
+
+        count = 0
+        async with aclosing(self._tokens(chat, arrived_s)) as tokens:
+            async for token in tokens:
+                # The role comes with the first token: a chunk without text would look to some
+                # clients like the model's first word.
+                role = {} if count else {"role": "assistant"}
+                yield chunk({**role, "content": token})
+                count += 1
+        yield chunk({}, _finish_reason(chat, count))
+        if chat.stream_options and chat.stream_options.include_usage:
+            yield f"data: {json.dumps({**envelope, 'choices': [], 'usage': _usage(count)})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    async def _tokens(self, chat: ChatRequest, arrived_s: float) -> AsyncGenerator[str]:
+        """The answer's tokens up to the request's limit; counts how the answer ended."""
+        self._counts["active"] += 1
+        ended = "cancelled"
+        try:
+            count = 0
+            async for token in self._answer(chat, arrived_s):
+                yield token
+                count += 1
+                if count == chat.limit:
+                    break
+            ended = "completed"
+        finally:
+            self._counts["active"] -= 1
+            self._counts[ended] += 1
+
+    def _envelope(self, kind: str) -> dict[str, Any]:
+        now = time.time()
+        return {
+            "id": f"chatcmpl-{time.monotonic_ns():x}",
+            "object": kind,
+            "created": int(now),
+            "model": self._model,
+        }
+
+
+def _finish_reason(chat: ChatRequest, tokens: int) -> str:
+    return "length" if tokens == chat.limit else "stop"
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    # Prompts are not tokenised here.
+    return {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+
+
+async def sleep_until(instant_s: float) -> None:
+    """Sleeps until an instant of `time.monotonic()`; returns at once when it has passed."""
+    await asyncio.sleep(max(0.0, instant_s - time.monotonic()))

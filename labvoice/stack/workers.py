@@ -1,0 +1,216 @@
+"""Worker processes: started, asked for their state, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from labvoice.errors import StageTimeoutError
+from labvoice.settings import Settings
+from labvoice.stack.processes import ManagedProcess, free_port
+
+_EVENT_PREFIX = "labvoice-event "  # labvoice.agent.app.EVENT_PREFIX; importing it costs 3 s
+_START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What a worker says of itself (`GET /worker`).
+
+    Attributes:
+        worker_id: Given by the LiveKit server at registration.
+        agent_name: Name under which it is registered.
+        active_jobs: Jobs that run now.
+        load: 0 to 1; at 1 it takes no more.
+        rejections: Reasons of refused requests, by dispatch id.
+    """
+
+    worker_id: str
+    agent_name: str
+    active_jobs: int
+    load: float
+    rejections: dict[str, str] = field(default_factory=dict)
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """Returns the whole environment of a worker process that runs with these settings."""
+    environment = dict(os.environ)
+    for name, info in Settings.model_fields.items():
+        value = getattr(settings, name)
+        key = str(info.validation_alias)
+        if value is None:
+            environment.pop(key, None)
+            continue
+        get_secret = getattr(value, "get_secret_value", None)
+        environment[key] = get_secret() if get_secret else str(value)
+    # One thread per model: recognition, synthesis and the model share few cores.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+class Worker:
+    """One worker process; made by :meth:`start`.
+
+    Attributes:
+        process: The process.
+        url: Address of its status service.
+        agent_name: Name under which it registers.
+    """
+
+    def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
+        self.process = process
+        self.url = url
+        self.agent_name = settings.agent_name
+        self._idle_processes = settings.idle_processes
+        self._events: list[dict[str, Any]] = []
+        self._log_position = 0
+
+    @classmethod
+    async def start(cls, settings: Settings, *, state_dir: Path, name: str = "worker") -> Worker:
+        """Starts a worker and waits until the LiveKit server has registered it.
+
+        livekit-agents registers only after its idle processes have loaded their models, so a
+        registered worker is a warm one.
+
+        Args:
+            settings: Must name the LiveKit server, its key and secret, and the model.
+            state_dir: Folder for its log.
+            name: What to call it in errors.
+
+        Raises:
+            ProcessError: It ended or was not registered in time; with its last log lines.
+        """
+        port = free_port()
+        process = await ManagedProcess.start(
+            name,
+            [sys.executable, "-m", "labvoice.agent", "--port", str(port)],
+            log_path=state_dir / f"{name}.log",
+            env=worker_environment(settings),
+        )
+        worker = cls(process, f"http://127.0.0.1:{port}", settings)
+        try:
+            await process.until_ready(
+                worker._registered,
+                timeout_s=_START_TIMEOUT_S,
+                hint="the log names the model or the server that failed",
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        return worker
+
+    async def _registered(self) -> bool:
+        return any(event["event"] == "registered" for event in self.events())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Returns what the worker has told so far, oldest first: registered, rejected, …."""
+        with self.process.log_path.open("rb") as log:
+            log.seek(self._log_position)
+            data = log.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._log_position += len(complete)
+        for line in complete.decode(errors="replace").splitlines():
+            _, found, text = line.partition(_EVENT_PREFIX)
+            if found:
+                self._events.append(json.loads(text))
+        return self._events
+
+    async def status(self, timeout_s: float = 2.0) -> WorkerStatus | None:
+        """Asks the worker for its state; None when it does not answer in time."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
+                http.get(f"{self.url}/worker") as response,
+            ):
+                info = await response.json()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+        events = self.events()
+        return WorkerStatus(
+            next((e["worker_id"] for e in reversed(events) if e["event"] == "registered"), ""),
+            info.get("agent_name", ""),
+            int(info.get("active_jobs", 0)),
+            float(info.get("worker_load", 0.0)),
+            {e["dispatch_id"]: e["reason"] for e in events if e["event"] == "rejected"},
+        )
+
+    async def settled(self) -> bool:
+        """Whether no job runs and as many warm processes wait as were asked for."""
+        status = await self.status()
+        if status is None or status.active_jobs:
+            return False
+        kinds = collections.Counter(event["event"] for event in self.events())
+        return kinds["prewarmed"] - kinds["started"] >= self._idle_processes
+
+    async def stop(self) -> None:
+        """Stops the worker and its job processes."""
+        await self.process.stop()
+
+
+class Pool:
+    """The workers that this lab has started.
+
+    Attributes:
+        workers: In the order of their start.
+    """
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+
+    async def add(self, settings: Settings, *, state_dir: Path, count: int = 1) -> None:
+        """Starts so many workers; all of them or, on an error, none.
+
+        Raises:
+            ProcessError: As :meth:`Worker.start`.
+        """
+        first = len(self.workers)
+        started = await asyncio.gather(
+            *(
+                Worker.start(settings, state_dir=state_dir, name=f"worker-{first + number + 1}")
+                for number in range(count)
+            ),
+            return_exceptions=True,
+        )
+        good = [item for item in started if isinstance(item, Worker)]
+        for item in started:
+            if isinstance(item, BaseException):
+                await asyncio.gather(*(worker.stop() for worker in good))
+                raise item
+        self.workers += good
+
+    async def statuses(self) -> list[WorkerStatus]:
+        """Asks every worker; those that do not answer are left out."""
+        answers = await asyncio.gather(*(worker.status() for worker in self.workers))
+        return [answer for answer in answers if answer is not None]
+
+    async def settle(self, timeout_s: float = 60.0) -> None:
+        """Waits until every worker is idle and has its warm processes back.
+
+        Raises:
+            StageTimeoutError: They were not in time.
+        """
+        until = time.monotonic() + timeout_s
+        while not all(await asyncio.gather(*(worker.settled() for worker in self.workers))):
+            if time.monotonic() > until:
+                raise StageTimeoutError(
+                    "the workers' rest between two calls",
+                    timeout_s,
+                    "a job still runs, or its replacement is still loading models",
+                    "the worker's log shows which job did not end",
+                )
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Stops them all."""
+        workers, self.workers = self.workers, []
+        await asyncio.gather(*(worker.stop() for worker in workers))

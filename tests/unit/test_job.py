@@ -1,0 +1,42 @@
+"""Names and metadata of a dispatch."""
+
+from __future__ import annotations
+
+import pytest
+
+from labvoice.errors import MetadataError, RoomNameError
+from labvoice.job import JobMetadata, check_name, parse_metadata
+
+
+@pytest.mark.parametrize("name", ["a", "room-1", "Zimmer für zwei", "team:lab.42@x", "x" * 128])
+def test_ordinary_names_pass(name: str) -> None:
+    """Letters of any script, digits and the usual separators are a name."""
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " room", "room ", "a/b", "a\nb", "a\x00b", "-a", "x" * 129, "<script>", "a?b", "é\u202e"],
+)
+def test_odd_names_are_refused_in_words(name: str) -> None:
+    """A name that URLs, logs or shells would not carry unharmed is refused with a hint."""
+    with pytest.raises(RoomNameError, match="cannot be used") as caught:
+        check_name(name)
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_metadata_round_trips() -> None:
+    """What the dispatcher writes, the worker reads."""
+    metadata = JobMetadata(letta_agent_id="agent-1")
+    assert parse_metadata(metadata.model_dump_json(exclude_none=True)) == metadata
+    assert parse_metadata("") == JobMetadata()
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", "[]", '{"letta_agent": "x"}', '{"letta_agent_id": 3}']
+)
+def test_metadata_that_the_agent_does_not_understand_is_refused(text: str) -> None:
+    """A typo in a key is an error that names the keys, not something to ignore."""
+    with pytest.raises(MetadataError, match="letta_agent_id"):
+        parse_metadata(text)

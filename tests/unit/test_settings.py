@@ -1,0 +1,63 @@
+"""What the environment may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from labvoice.errors import SettingsError
+from labvoice.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory) -> None:
+    for name in ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("LABVOICE_LLM", raising=False)
+    monkeypatch.chdir(str(tmp_path))
+
+
+def test_nothing_needs_to_be_set() -> None:
+    """Without any setting everything is embedded."""
+    settings = load_settings()
+    assert settings.livekit_url is None
+    assert settings.resolved_llm == "small"
+    assert settings.agent_name == "letta-voice-agent"
+
+
+def test_an_openai_key_means_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured endpoint replaces the embedded model, unless LABVOICE_LLM says otherwise."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert load_settings().resolved_llm == "openai"
+    assert load_settings(llm="paced").resolved_llm == "paced"
+
+
+def test_a_url_without_its_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three LiveKit settings come together or not at all."""
+    monkeypatch.setenv("LIVEKIT_URL", "ws://127.0.0.1:7880")
+    with pytest.raises(SettingsError, match="LIVEKIT_API_KEY"):
+        load_settings()
+
+
+def test_a_malformed_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable, and never shows a value, which may be a secret."""
+    monkeypatch.setenv("LIVEKIT_URL", "my-secret-host")
+    with pytest.raises(SettingsError, match="LIVEKIT_URL") as caught:
+        load_settings()
+    assert "my-secret-host" not in str(caught.value)
+
+
+def test_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No secret shows in the settings' text."""
+    for name in ("LIVEKIT_API_SECRET", "OPENAI_API_KEY", "DEEPGRAM_API_KEY"):
+        monkeypatch.setenv(name, "hush-hush")
+    assert "hush-hush" not in repr(load_settings())
+
+
+def test_dotenv_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `.env` in the working directory counts; the environment wins over it."""
+    with open(".env", "w", encoding="utf-8") as file:
+        file.write("LABVOICE_AGENT_NAME=from-file\nUNRELATED=1\n")
+    assert load_settings().agent_name == "from-file"
+    monkeypatch.setenv("LABVOICE_AGENT_NAME", "from-environment")
+    assert load_settings().agent_name == "from-environment"
