@@ -27,6 +27,7 @@ from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers import Pool
+from labvoice.weights import WeightName, require
 
 Progress = Callable[[str], None]
 
@@ -70,6 +71,10 @@ def _part(name: str, address: str, process: ManagedProcess | None) -> Part:
     if process.running:
         return Part(name, "up", address, process.pid, process.memory_bytes())
     return Part(name, f"ended ({process.returncode})", address, process.pid, None)
+
+
+def _speech_weights(settings: Settings) -> tuple[WeightName, ...]:
+    return ("moonshine-base" if settings.stt == "base" else "moonshine-tiny", "piper-joe")
 
 
 class Lab:
@@ -163,6 +168,12 @@ class Lab:
         )
         self._stack.push_async_callback(self.pool.stop)
         if self._worker_count:
+            if not self.settings.deepgram_api_key:
+                # Here rather than in the worker: a download shows its progress, and weights
+                # that are damaged end the start at once.
+                async with self._timed("speech models"):
+                    for name in _speech_weights(self.settings):
+                        await asyncio.to_thread(require, name, self.settings, self._progress)
             async with self._timed("worker"):
                 await self.add_workers(self._worker_count)
 

@@ -17,6 +17,7 @@ from livekit.agents import (
     Agent,
     AgentServer,
     AgentSession,
+    APIError,
     AutoSubscribe,
     CloseEvent,
     ConversationItemAddedEvent,
@@ -55,6 +56,7 @@ EVENT_PREFIX = "labvoice-event "
 """Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
 
 _OUTPUT_SAMPLE_RATE_HZ = 24000
+_WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
 _INSTRUCTIONS = (
     "You are a helpful voice assistant. Answer in one or two short spoken sentences, "
     "without lists or markup."
@@ -91,9 +93,33 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     )
 
 
-async def _synthesize(speech: tts.TTS[Any], text: str) -> list[rtc.AudioFrame]:
-    async with speech.synthesize(text) as stream:
-        return [event.frame async for event in stream]
+async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> list[rtc.AudioFrame]:
+    """Does once what would otherwise delay the first call, and returns the greeting's audio.
+
+    WebRTC's factory is made, the model has read the instructions (they stay in its prefix
+    cache), and the greeting costs no synthesis while the user waits for it.
+    """
+    source = rtc.AudioSource(_OUTPUT_SAMPLE_RATE_HZ, 1)
+    rtc.LocalAudioTrack.create_audio_track("warm-up", source)
+    await source.aclose()
+    # A model of its own: the connections of this event loop cannot serve the job's.
+    model = load_llm(settings)
+    chat = llm.ChatContext.empty()
+    chat.add_message(role="system", content=_INSTRUCTIONS)
+    chat.add_message(role="user", content="Hello.")
+    try:
+        async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
+            async with model.chat(chat_ctx=chat) as stream:
+                async for _ in stream:
+                    break
+    except (APIError, TimeoutError) as error:
+        logger.warning("the model did not answer the warm-up: %s", error)
+    finally:
+        await model.aclose()
+    if not settings.greeting:
+        return []
+    async with speech.synthesize(settings.greeting) as spoken:
+        return [event.frame async for event in spoken]
 
 
 @functools.cache
@@ -112,20 +138,22 @@ def load_models() -> Models:
     from labvoice.agent import speech
 
     voice = speech.load_tts(settings)
-    # Synthesised once here: the greeting then costs no synthesis while the user waits for it.
-    greeting = asyncio.run(_synthesize(voice, settings.greeting)) if settings.greeting else []
     return Models(
         speech.load_stt(settings),
         voice,
         inference.VAD(min_silence_duration=0.25),
         load_llm(settings),
-        greeting,
+        greeting=asyncio.run(_warm_up(settings, voice)),
     )
 
 
 def prewarm(process: JobProcess) -> None:
     """Loads the models into an idle job process."""
-    load_models()
+    try:
+        load_models()
+    except Exception as error:
+        report_event("failed", reason=str(error))
+        raise
     report_event("prewarmed", pid=process.pid)
 
 

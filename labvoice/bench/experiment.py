@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from labvoice.bench.run import Run, RunWriter
 from labvoice.caller.call import Call, Turn
@@ -19,6 +19,7 @@ from labvoice.caller.voice import (
 )
 from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
 from labvoice.settings import Settings
+from labvoice.stages import WORKER_CONNECTION_MARKS
 
 
 class CallSource(Protocol):
@@ -63,7 +64,7 @@ class Bench:
         Args:
             trials: How many count.
             warmup: How many go before; they are recorded and flagged.
-            out: The run file; `runs/RUN_ID.jsonl` when not given.
+            out: The run file; one in `runs/` named by the time when not given.
             command: The command line to show as the way to reproduce the run.
             progress: Told a line for every trial.
 
@@ -107,6 +108,31 @@ class Bench:
             utterances = await asyncio.to_thread(_default_utterances, self._source.settings)
         return await self._run("turns", trials, warmup, out, command, progress, utterances, turns)
 
+    def record(self, call: Call, out: Path | None = None) -> Run:
+        """Writes a call that is over, or under way, as a run of one trial, and loads it.
+
+        Args:
+            call: The call.
+            out: As for :meth:`connect`.
+
+        Raises:
+            RunFileError: The run file exists already.
+        """
+        path = out or _run_path("call")
+        arms = {"default": columns(self._source.settings)}
+        with RunWriter(path, kind="call", arms=arms) as run:
+            run.trial(0, call.room_name, "default")
+            for mark, at_s in call.marks.items():
+                clock: Literal["caller", "worker"] = (
+                    "worker" if mark in WORKER_CONNECTION_MARKS else "caller"
+                )
+                error_s = call.offset.uncertainty_s if clock == "worker" and call.offset else 0.0
+                run.mark(0, mark, at_s, clock=clock, uncertainty_s=error_s)
+            run.outcome(0, "ok" if "agent_listening" in call.marks else "error")
+            for turn in call.turns:
+                record_turn(run, 0, turn)
+        return Run.load(path)
+
     async def _run(
         self,
         kind: str,
@@ -121,7 +147,7 @@ class Bench:
         if trials < 1 or warmup < 0:
             raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
         settings = self._source.settings
-        path = out or Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{kind}.jsonl"
+        path = out or _run_path(kind)
         config = {
             "command": command,
             "trials": trials,
@@ -210,6 +236,10 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
         user_messages=turn.user_messages,
     )
     run.outcome(trial, turn.outcome, turn=turn.number)
+
+
+def _run_path(kind: str) -> Path:
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{kind}.jsonl"
 
 
 def columns(settings: Settings) -> dict[str, Any]:

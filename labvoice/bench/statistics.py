@@ -185,7 +185,9 @@ def compare_medians(
     test = stats.mannwhitneyu(
         _session_medians(base, base_sessions), _session_medians(new, new_sessions)
     )
-    return Ratio(ratio, _interval(above / below), float(test.pvalue))
+    # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
+    interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
+    return Ratio(ratio, interval, float(test.pvalue))
 
 
 def summarise(rows: pd.DataFrame) -> StageSummary:
@@ -220,7 +222,7 @@ def stage_order(name: str) -> tuple[int, str]:
 
 def milliseconds(value_s: float) -> str:
     """Formats seconds as milliseconds for a sentence, with a decimal where it matters."""
-    return f"{value_s * 1e3:,.{1 if abs(value_s) < 0.02 else 0}f}"
+    return f"{value_s * 1e3:,.{1 if abs(value_s) < 0.01 else 0}f}"
 
 
 def instability_warnings(
@@ -260,7 +262,7 @@ def instability_warnings(
         for stage in HEADLINE:
             summary = summarise(rows[rows["stage"] == stage])
             low, high = summary.ci95_s
-            if high - low > _WIDE * summary.p50_s:
+            if high - low > _WIDE * summary.p50_s > 0:
                 sentences.append(
                     f"{stage}{of_arm} is uncertain: its median's 95 % interval, "
                     f"{milliseconds(low)} to {milliseconds(high)} ms, spans "

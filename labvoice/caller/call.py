@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,16 +42,6 @@ _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
-_NORMALIZE = jiwer.Compose(
-    [
-        jiwer.ToLowerCase(),
-        jiwer.SubstituteRegexes({r"[-–—]": " "}),
-        jiwer.RemovePunctuation(),
-        jiwer.RemoveMultipleSpaces(),
-        jiwer.Strip(),
-        jiwer.ReduceToListOfListOfWords(),
-    ]
-)
 
 
 def caller_token(api_key: str, api_secret: SecretStr, room: str, identity: str) -> str:
@@ -73,9 +65,11 @@ def caller_token(api_key: str, api_secret: SecretStr, room: str, identity: str) 
 
 def word_error_rate(said: str, recognised: str) -> float:
     """Word error rate of a transcript, case and punctuation aside; 1.0 is every word."""
-    return float(
-        jiwer.wer(said, recognised, reference_transform=_NORMALIZE, hypothesis_transform=_NORMALIZE)
-    )
+    return float(jiwer.wer(_words(said), _words(recognised)))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[\w']+", text.lower().replace("’", "'")))
 
 
 @dataclass
@@ -203,7 +197,9 @@ class Call:
             self.room_name, self.agent_name, metadata=self._metadata, on_mark=self._mark
         )
         for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
-            await self._until(lambda name=mark: name in self.marks, mark, _JOIN_TIMEOUT_S)
+            await self._until(
+                functools.partial(self.marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
+            )
         return self
 
     async def _connect_room(self, token: str) -> None:

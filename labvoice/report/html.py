@@ -28,6 +28,7 @@ _PAGE_COLORS = {
     style.MUTED: "var(--muted)",
     style.GRID: "var(--line)",
     style.PAPER: "none",
+    style.BLUE: "var(--accent)",
 }
 _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
     (

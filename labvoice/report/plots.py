@@ -219,9 +219,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
             axes.vlines(p50, y - 0.3, y + 0.3, color=INK, linewidth=2)
             axes.vlines(p95, y - 0.2, y + 0.2, color=INK, linewidth=1, linestyle=(0, (2, 1.5)))
         failed = f", {summary.failed} failed" if summary.failed else ""
-        p95_text = f"  p95 {_ms(summary.p95_s)}" if len(values) else ""
+        p95_text = f" · p95 {_ms(summary.p95_s)}" if len(values) else ""
         axes.annotate(
-            f"p50 {_ms(summary.p50_s)}{p95_text}  n {summary.n}{failed}",
+            f"p50 {_ms(summary.p50_s)}{p95_text} · n {summary.n}{failed}",
             (0, y - 0.33),
             xycoords=("axes fraction", "data"),
             ha="left",

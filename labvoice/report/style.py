@@ -15,7 +15,7 @@ INK: Final = "#1f2933"
 MUTED: Final = "#66727f"
 GRID: Final = "#dfe4ea"
 PAPER: Final = "#ffffff"
-"""The report replaces these four by the page's colours, so pictures follow dark mode."""
+"""The report replaces these four, and blue, by the page's colours: pictures follow dark mode."""
 
 # Okabe and Ito's palette, the strongest contrasts first.
 BLUE: Final = "#0072b2"

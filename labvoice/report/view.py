@@ -71,6 +71,18 @@ def headline(run: Run) -> str:
     return words
 
 
+def title(runs: Sequence[Run]) -> str:
+    """Says in one line what the runs together show: the first median of each sort."""
+    found: dict[str, str] = {}
+    for run in runs:
+        stage = main_stage(run)
+        summary = run.stage_summaries.get((stage or "", run.arms[0]))
+        if stage in PHRASES and summary is not None and summary.n:
+            found.setdefault(stage, f"{PHRASES[stage]}: {milliseconds(summary.p50_s)} ms")
+    words = "; ".join(found.values())
+    return f"{words[0].upper()}{words[1:]}" if words else "Recorded runs of a voice agent"
+
+
 def main_stage(run: Run) -> str | None:
     """Returns the stage that a run is about; None where nothing was measured."""
     measured = {stage for (stage, _), summary in run.stage_summaries.items() if summary.n}
@@ -123,10 +135,12 @@ def tiles(run: Run) -> list[Tile]:
 
 def stage_rows(run: Run) -> list[Row]:
     """Returns the lines of the table of stages, in milliseconds."""
-    longest_s = max((s.p95_s for s in run.stage_summaries.values() if s.n), default=1.0)
+    longest_s = max((s.p95_s for s in run.stage_summaries.values() if s.n), default=0.0)
 
     def share(value_s: float) -> float:
-        return 0.0 if math.isnan(value_s) else max(0.0, min(100.0, value_s / longest_s * 100))
+        if math.isnan(value_s) or longest_s <= 0:
+            return 0.0
+        return max(0.0, min(100.0, value_s / longest_s * 100))
 
     return [
         Row(stage, arm, _cells(summary), share(summary.p50_s), share(summary.p95_s))

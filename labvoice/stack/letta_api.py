@@ -78,8 +78,14 @@ class LettaApi:
             ServerUnreachableError: Nothing answers, or not as Letta does.
             CredentialsError: The server refuses the key.
         """
-        with self._in_words("its agents"):
-            await self._client.agents.list(limit=1)
+        try:
+            with self._in_words("its agents"):
+                await self._client.agents.list(limit=1)
+        except UsageError as error:
+            raise ServerUnreachableError(
+                f"what answers at {self._base_url} is not a Letta server: {error.observed}",
+                "check the address and the port in LETTA_BASE_URL",
+            ) from None
 
     async def agents(self) -> pd.DataFrame:
         """Lists the agents, newest first.
@@ -187,8 +193,8 @@ class LettaApi:
         """
         agent_id = await self.resolve(agent)
         with self._in_words(f"the memory of {agent}"):
-            found = await self._client.agents.retrieve(agent_id)
-        return {block.label: block.value for block in found.blocks if block.label}
+            found = [block async for block in self._client.agents.blocks.list(agent_id)]
+        return {block.label: block.value for block in found if block.label}
 
     async def set_block(self, agent: str, label: str, value: str) -> None:
         """Replaces the text of a memory block.
@@ -299,7 +305,9 @@ class LettaApi:
         with self._in_words("its agents"):
             return [
                 agent
-                async for agent in self._client.agents.list(limit=_PAGE, order="desc", **query)
+                async for agent in self._client.agents.list(
+                    limit=_PAGE, order="desc", include=["agent.blocks"], **query
+                )
             ]
 
     @contextmanager
@@ -331,7 +339,7 @@ class LettaApi:
                 "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
             ) from None
         except letta_client.NotFoundError:
-            raise UsageError(f"{server} has no {what.removeprefix('the ')}") from None
+            raise UsageError(f"{server} answered HTTP 404 when asked for {what}") from None
         except letta_client.APIStatusError as error:
             kind = ServerUnreachableError if error.status_code >= 500 else UsageError
             raise kind(

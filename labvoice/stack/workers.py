@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from labvoice.errors import StageTimeoutError
+from labvoice.errors import ProcessError, StageTimeoutError
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
@@ -91,13 +91,16 @@ class Worker:
             ProcessError: It ended or was not registered in time; with its last log lines.
         """
         port = free_port()
+        log_path = state_dir / f"{name}.log"
+        before = log_path.stat().st_size if log_path.exists() else 0
         process = await ManagedProcess.start(
             name,
             [sys.executable, "-m", "labvoice.agent", "--port", str(port)],
-            log_path=state_dir / f"{name}.log",
+            log_path=log_path,
             env=worker_environment(settings),
         )
         worker = cls(process, f"http://127.0.0.1:{port}", settings)
+        worker._log_position = before
         try:
             await process.until_ready(
                 worker._registered,
@@ -110,6 +113,12 @@ class Worker:
         return worker
 
     async def _registered(self) -> bool:
+        for event in self.events():
+            if event["event"] == "failed":
+                raise ProcessError(
+                    f"{self.process.name} cannot load its models: {event['reason']}",
+                    log_tail=self.process.log_tail(),
+                )
         return any(event["event"] == "registered" for event in self.events())
 
     def events(self) -> list[dict[str, Any]]:

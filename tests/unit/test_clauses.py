@@ -20,7 +20,7 @@ def _cut(text: str, *, urgent: bool, step: int = 1) -> list[str]:
     ("text", "pieces"),
     [
         ("Of course, I can. Bye.", ["Of course,", "I can.", "Bye."]),
-        ("Sure, I can help, gladly.", ["Sure, I can help,", "gladly."]),
+        ("Sure, I can help, gladly.", ["Sure,", "I can help, gladly."]),
         ("Yes. It does.", ["Yes.", "It does."]),
         ("Yes! It does.", ["Yes!", "It does."]),
         ("It costs 1,000 dollars, I think.", ["It costs 1,000 dollars,", "I think."]),

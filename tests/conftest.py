@@ -1,0 +1,46 @@
+"""What all tests share: no setting of the user's reaches them, and no process outlives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from labvoice.settings import Settings
+
+_KEPT = {"LABVOICE_CACHE_DIR"}  # building and downloading once per machine is enough
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_user_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Removes the user's keys and addresses, and keeps state in a temporary folder."""
+    patch = pytest.MonkeyPatch()
+    for info in Settings.model_fields.values():
+        name = str(info.validation_alias)
+        if name not in _KEPT:
+            patch.delenv(name, raising=False)
+    patch.setenv("LABVOICE_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind(_no_user_settings: None) -> Iterator[None]:
+    """Fails the session when a process that it started still runs at its end."""
+    yield
+    left = [
+        process.cmdline()
+        for process in psutil.process_iter()
+        if process.pid != os.getpid() and _is_ours(process)
+    ]
+    assert left == []
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """Whether a process was started by this one, by whatever chain of parents."""
+    try:
+        return process.is_running() and os.getpid() in {p.pid for p in process.parents()}
+    except psutil.Error:
+        return False

@@ -1,0 +1,137 @@
+"""Real calls: LiveKit server, worker process, recognition, synthesis, audio both ways."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from livekit import api
+
+from labvoice.agent.speech import load_stt
+from labvoice.caller.call import Call, word_error_rate
+from labvoice.caller.listener import SAMPLE_RATE_HZ
+from labvoice.caller.voice import SAMPLE_RATE, Utterance
+from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError
+from labvoice.lab import Lab
+from labvoice.stack.paced_model import REPLY
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CALLER_CONNECTION_MARKS,
+    TURN_MARKS,
+    WORKER_CONNECTION_MARKS,
+)
+
+
+@pytest.fixture(scope="module")
+async def spoken(lab: Lab, recorded: list[Utterance]) -> Call:
+    """A call with two turns, hung up."""
+    call = await lab.call()
+    try:
+        await call.hear_greeting()
+        for utterance in recorded[:2]:
+            await call.say(utterance)
+            await call.hear()
+    finally:
+        await lab.end_call(call)
+    return call
+
+
+def test_every_connection_mark_is_set_in_order(spoken: Call) -> None:
+    """Caller's and worker's marks are all there, and each chain is in its order."""
+    assert set(spoken.marks) == {*CALLER_CONNECTION_MARKS, *WORKER_CONNECTION_MARKS}
+    assert spoken.offset is not None
+    slack = 2 * spoken.offset.uncertainty_s
+    caller = [
+        spoken.marks[name] for name in ("click", "token_issued", "room_connected", "mic_published")
+    ]
+    caller += [spoken.marks["dispatch_requested"], spoken.marks["dispatch_acknowledged"]]
+    assert caller == sorted(caller)
+    worker = [spoken.marks[n] for n in WORKER_CONNECTION_MARKS if n != "agent_track_published"]
+    assert worker == sorted(worker)
+    assert spoken.marks["dispatch_requested"] <= spoken.marks["job_received"] + slack
+    assert spoken.marks["job_received"] <= spoken.marks["agent_visible"] + slack
+    assert spoken.marks["agent_visible"] <= spoken.marks["agent_listening"]
+    assert spoken.marks["agent_listening"] <= spoken.marks["greeting_heard"]
+
+
+def test_the_dispatch_is_confirmed_with_ids(spoken: Call) -> None:
+    """Dispatch, job and worker are named, and the agent says the same of itself."""
+    dispatch = spoken.dispatch
+    assert dispatch is not None
+    assert dispatch.dispatch_id.startswith("AD_")
+    assert dispatch.job_id.startswith("AJ_")
+    assert dispatch.worker_id.startswith("AW_")
+    assert dispatch.room_existed  # the caller was there first
+    assert spoken.worker["job_id"] == dispatch.job_id
+    assert spoken.worker["dispatch_id"] == dispatch.dispatch_id
+    assert spoken.worker["worker_id"] == dispatch.worker_id
+
+
+def test_the_agent_understands_and_answers(spoken: Call) -> None:
+    """Each utterance is one turn, understood, and answered with the model's reply."""
+    assert spoken.greeting == "Hello, how can I help you?"
+    for turn in spoken.turns:
+        assert turn.outcome == "ok"
+        assert turn.user_messages == 1
+        assert turn.word_error_rate is not None
+        assert turn.word_error_rate <= 0.34
+        assert turn.reply == REPLY
+        assert [turn.marks[name] for name in TURN_MARKS] == sorted(turn.marks.values())
+        assert set(AGENT_TURN_STAGES) == set(turn.metrics)
+        assert all(value >= 0 for value in turn.metrics.values())
+
+
+async def test_the_reply_is_heard_as_speech(spoken: Call, lab: Lab) -> None:
+    """What reaches the caller's ear, recognised, are the words of the reply."""
+    audio, rate = spoken.heard_audio(spoken.turns[0])
+    assert rate == SAMPLE_RATE_HZ
+    recogniser = await asyncio.to_thread(load_stt, lab.settings)
+    at_16k = np.interp(
+        np.arange(0, len(audio), rate / 16000), np.arange(len(audio)), audio.astype(np.float64)
+    ).astype(np.int16)
+    try:
+        heard = await recogniser.transcribe(at_16k)
+    finally:
+        await recogniser.aclose()
+    assert word_error_rate(REPLY, heard) <= 0.25
+
+
+async def test_silence_makes_no_turn(lab: Lab) -> None:
+    """The negative control: silence in, no turn and no reply."""
+    silence = Utterance("", np.zeros(2 * SAMPLE_RATE, np.int16), SAMPLE_RATE, "file")
+    call = await lab.call()
+    try:
+        await call.hear_greeting()
+        turn = await call.say(silence)
+        with pytest.raises(NoReplyError, match="reply_heard did not happen within 3 s"):
+            await call.hear(timeout_s=3)
+    finally:
+        await lab.end_call(call)
+    assert turn.outcome == "no_reply"
+    assert turn.user_messages == 0
+    assert turn.transcript == ""
+    assert turn.voice_to_voice_s is None
+
+
+async def test_an_agent_that_leaves_is_said_to_be_lost(lab: Lab, recorded: list[Utterance]) -> None:
+    """An agent that is removed in mid-call ends the wait at once, with the outcome agent_lost."""
+    call = await lab.call()
+    try:
+        await call.hear_greeting()
+        turn = await call.say(recorded[0])
+        assert call.dispatch is not None
+        await lab.dispatcher.api.room.remove_participant(
+            api.RoomParticipantIdentity(room=call.room_name, identity=call.dispatch.agent_identity)
+        )
+        with pytest.raises(AgentLostError, match="left the room"):
+            await call.hear()
+    finally:
+        await lab.end_call(call)
+    assert turn.outcome == "agent_lost"
+
+
+async def test_hearing_before_saying_is_explained(lab: Lab) -> None:
+    """`hear()` without `say()` tells what to do."""
+    with pytest.raises(LabvoiceError, match=r"await call\.say"):
+        await lab.new_call().hear()

@@ -1,0 +1,170 @@
+"""The lab as its user meets it: parts, looks, benchmarks, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labvoice.bench.run import Run
+from labvoice.caller.voice import Utterance
+from labvoice.errors import LabvoiceError, ProcessError, UsageError
+from labvoice.lab import Lab
+from labvoice.report.html import write_report
+from labvoice.stages import AGENT_TURN_STAGES, CONNECTION_STAGES, TRANSPORT, TURN_STAGES
+
+
+def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
+    """Text and HTML show the same parts, each with its state, address, pid and memory."""
+    parts = lab.parts()
+    assert [part.name.split()[0] for part in parts] == ["LiveKit", "model", "worker-1"]
+    for part in parts:
+        assert part.state == "up"
+        assert part.pid is not None
+        assert psutil.pid_exists(part.pid)
+        assert part.memory_bytes
+        for shown in (repr(lab), lab._repr_html_()):
+            assert part.address in shown
+            assert str(part.pid) in shown
+
+
+def test_no_secret_shows(lab: Lab) -> None:
+    """Neither the lab's looks nor any process's arguments hold the LiveKit secret."""
+    assert lab.settings.livekit_api_secret
+    secret = lab.settings.livekit_api_secret.get_secret_value()
+    arguments = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    assert arguments
+    for text in (repr(lab), lab._repr_html_(), repr(lab.settings), *arguments):
+        assert secret not in text
+
+
+def test_plain_with_is_refused_in_words() -> None:
+    """`with Lab()` says that `async with` is meant."""
+    with pytest.raises(UsageError, match="async with"), Lab():
+        pass
+
+
+async def test_a_lab_that_does_not_run_says_so() -> None:
+    """Using a lab before its start names the way to start it."""
+    with pytest.raises(LabvoiceError, match=r"await lab\.start"):
+        await Lab().call()
+
+
+async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) -> None:
+    """Warm-up and trials are recorded, every headline stage has its duration, and it reports."""
+    run = await lab.bench.connect(2, out=tmp_path / "connect.jsonl")
+    frame = run.frame
+    assert {"run_id", "trial", "room", "turn", "stage", "start_s", "duration_s", "outcome"} <= set(
+        frame.columns
+    )
+    assert {stage.name for stage in CONNECTION_STAGES} <= set(frame["stage"])
+    assert frame["warmup"].sum() == len(frame) / 3
+    assert set(frame["outcome"]) == {"ok"}
+    assert (frame["duration_s"] > 0).all()
+    result = run.to_json()
+    assert result["n"] == 2
+    assert result["failed"] == 0
+    assert Run.load(tmp_path / "connect.jsonl").to_json() == result
+
+
+async def test_a_bench_of_turns_explains_the_ear_by_the_agents_stages(
+    lab: Lab, recorded: list[Utterance], tmp_path: Path
+) -> None:
+    """Each turn has voice_to_voice, LiveKit's stages, and the rest as transport."""
+    run = await lab.bench.turns(
+        1, turns=2, warmup=0, utterances=recorded, out=tmp_path / "turns.jsonl"
+    )
+    turns = run.frame[run.frame["turn"].notna()].pivot(
+        index="turn", columns="stage", values="duration_s"
+    )
+    assert len(turns) == 2
+    assert {TURN_STAGES[0].name, TRANSPORT, *AGENT_TURN_STAGES} <= set(turns.columns)
+    rest = turns["voice_to_voice"] - turns["e2e_latency"] - turns[TRANSPORT]
+    assert (rest.abs() < 1e-6).all()
+    report = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert run.header.run_id in report
+    assert recorded[0].text.split(",")[0] in report
+
+
+async def test_a_bench_keeps_its_failures(lab: Lab, tmp_path: Path) -> None:
+    """A trial that fails is in the frame with its outcome, and the run counts it."""
+    good_name = lab.settings.agent_name
+    lab.settings.agent_name = "nobody"
+    try:
+        run = await lab.bench.connect(1, warmup=0, out=tmp_path / "failed.jsonl")
+    finally:
+        lab.settings.agent_name = good_name
+    assert run.to_json()["outcomes"] == {"name_mismatch": 1}
+    assert run.to_json()["failed"] == 1
+
+
+async def test_a_worker_whose_model_does_not_load_ends_the_start(tmp_path: Path) -> None:
+    """A recogniser that cannot be loaded is named, and everything is stopped again."""
+    lab = Lab(llm="paced", workers=1)
+    before = set(psutil.Process().children(recursive=True))
+    lab.settings.deepgram_api_key = None
+    lab.settings.greeting = "…"  # no phonemes in it, so the voice has nothing to say
+    broken = lab.settings.model_copy(update={"cache_dir": tmp_path})
+    with pytest.raises(ProcessError, match="cannot load its models"):
+        await _start_worker_without_weights(lab, broken, tmp_path)
+    after = {p for p in psutil.Process().children(recursive=True) if p.is_running()}
+    assert after <= before
+
+
+async def _start_worker_without_weights(lab: Lab, broken: object, state_dir: Path) -> None:
+    from labvoice.settings import Settings
+    from labvoice.stack.livekit_server import LiveKitServer
+    from labvoice.stack.workers import Worker
+
+    assert isinstance(broken, Settings)
+    server = await LiveKitServer.start(lab.settings, state_dir=state_dir)
+    try:
+        (state_dir / "weights").write_text("a file where a folder should be", encoding="utf-8")
+        await Worker.start(
+            broken.model_copy(
+                update={
+                    "livekit_url": server.url,
+                    "livekit_api_key": server.api_key,
+                    "livekit_api_secret": server.api_secret,
+                }
+            ),
+            state_dir=state_dir,
+        )
+    finally:
+        await server.stop()
+
+
+_LAB_SCRIPT = """
+import asyncio
+from labvoice.lab import Lab
+async def main():
+    async with Lab(llm="paced", workers=0) as lab:
+        print(*(part.pid for part in lab.parts()), flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "crash"])
+async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
+    """After Ctrl-C and after a crash of the parent, every process of the lab is gone."""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _LAB_SCRIPT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert parent.stdout is not None
+    pids = [int(word) for word in (await parent.stdout.readline()).split()]
+    assert len(pids) == 2
+    parent.send_signal(number)
+    await parent.wait()
+    _, alive = await asyncio.to_thread(
+        psutil.wait_procs, [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 20
+    )
+    assert alive == []

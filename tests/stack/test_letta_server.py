@@ -1,0 +1,189 @@
+"""The embedded Letta server: real Letta, real PostgreSQL, the scripted clerk as its model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from letta_client import AsyncLetta
+from pydantic import SecretStr
+
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.settings import Settings, load_settings
+from labvoice.stack.letta_server import LettaServer
+from labvoice.stack.processes import free_port
+
+
+class Running:
+    """A Letta server that can be stopped and started again on the same data."""
+
+    def __init__(self, settings: Settings, state_dir: Path) -> None:
+        self.settings = settings
+        self.state_dir = state_dir
+        self.server: LettaServer
+
+    async def start(self) -> None:
+        """Starts a server on the data and waits for it."""
+        self.server = await LettaServer.start(self.settings, self.state_dir)
+        await self.server.until_up()
+
+    def client(self) -> AsyncLetta:
+        """A client of its own, as somebody else would make one."""
+        assert self.server.api_key is not None
+        return AsyncLetta(
+            base_url=self.server.base_url, api_key=self.server.api_key.get_secret_value()
+        )
+
+    async def tell(self, agent_id: str, text: str) -> list[str]:
+        """Sends a message as any Letta client would; returns the kinds of what came back."""
+        async with self.client() as client:
+            answer = await client.agents.messages.create(
+                agent_id, messages=[{"role": "user", "content": text}], max_steps=4
+            )
+        return [message.message_type or "" for message in answer.messages]
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of the server."""
+        roots = [psutil.Process(process.pid) for process in self.server.processes]
+        return [p for root in roots for p in (root, *root.children(recursive=True))]
+
+
+@pytest.fixture(scope="session")
+async def letta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """One server for all tests; its environment comes from the user's cache."""
+    folder = tmp_path_factory.mktemp("letta")
+    running = Running(load_settings(llm="small", data_dir=folder / "data"), folder / "state")
+    await running.start()
+    yield running
+    await running.server.stop()
+
+
+async def test_an_agent_files_a_told_fact_with_lettas_tool(letta: Running) -> None:
+    """A fact told through Letta's own API is in the block, by a genuine tool call, once."""
+    api = letta.server.api
+    agent = await api.create("Files a fact", human="The user speaks English.")
+    assert "tool_return_message" in await letta.tell(agent, "My dog is called Rex.")
+    assert await letta.tell(agent, "My dog is called Rex.") == ["assistant_message"]
+    assert await letta.tell(agent, "What is my dog called?") == ["assistant_message"]
+    lines = (await api.blocks(agent))["human"].splitlines()
+    assert lines == ["The user speaks English.", "The user's dog is called Rex."]
+
+
+async def test_agents_stay_apart(letta: Running) -> None:
+    """What one agent is told, another does not know; the frame shows both."""
+    api = letta.server.api
+    first, second = await api.create("Apart one"), await api.create("Apart two")
+    await letta.tell(first, "I live in Oslo.")
+    assert "Oslo" in (await api.blocks(first))["human"]
+    assert "Oslo" not in (await api.blocks(second))["human"]
+    frame = (await api.agents()).set_index("id")
+    assert frame.loc[first, "name"] == "Apart one"
+    assert "Oslo" in str(frame.loc[first, "human"])
+    assert set(frame.loc[[first, second], "model"]) == {"lab/memory-clerk"}
+
+
+async def test_an_agent_is_found_by_id_or_name_or_else_in_words(letta: Running) -> None:
+    """A wrong name is answered with the names that come close; a taken one is refused."""
+    api = letta.server.api
+    agent = await api.create("Night nurse")
+    assert await api.resolve("Night nurse") == agent
+    assert await api.resolve(agent) == agent
+    with pytest.raises(UsageError, match="did you mean `Night nurse`"):
+        await api.resolve("Nigth nurse")
+    with pytest.raises(UsageError, match="already an agent named 'Night nurse'"):
+        await api.create("Night nurse")
+    with pytest.raises(UsageError, match="cannot be an agent's name"):
+        await api.create("Dr. Who")
+    await api.set_block(agent, "human", "Corrected.")
+    assert (await api.blocks("Night nurse"))["human"] == "Corrected."
+    await api.delete("Night nurse")
+    with pytest.raises(UsageError, match="HTTP 404"):
+        await api.resolve(agent)
+
+
+async def test_a_wrong_key_is_refused_in_words(letta: Running) -> None:
+    """Another user of the machine reads no memory; a wrong key is named as the cause."""
+    settings = load_settings(
+        letta_base_url=letta.server.base_url, letta_api_key=SecretStr("wrong-key")
+    )
+    with pytest.raises(CredentialsError, match="refuses the key") as refused:
+        await LettaServer.start(settings, letta.state_dir)
+    assert "wrong-key" not in str(refused.value)
+
+
+async def test_a_named_server_is_used_as_it_is(letta: Running) -> None:
+    """With LETTA_BASE_URL nothing is started, and stopping leaves that server running."""
+    settings = load_settings(
+        letta_base_url=letta.server.base_url, letta_api_key=letta.server.api_key
+    )
+    server = await LettaServer.start(settings, letta.state_dir)
+    assert (server.state, server.processes) == ("external", [])
+    assert not (await server.api.agents()).empty
+    await server.stop()
+    await letta.server.api.check()
+
+
+async def test_an_address_without_letta_is_an_error_in_words(letta: Running) -> None:
+    """Nothing there, or something else there, are two different sentences."""
+    nothing = load_settings(letta_base_url=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ServerUnreachableError, match="nothing answers at"):
+        await LettaServer.start(nothing, letta.state_dir)
+    clerk = next(p for p in letta.server.processes if p.name == "memory clerk")
+    port = psutil.Process(clerk.pid).cmdline()[-1]
+    other = load_settings(letta_base_url=f"http://127.0.0.1:{port}")
+    with pytest.raises(ServerUnreachableError, match="is not a Letta server"):
+        await LettaServer.start(other, letta.state_dir)
+
+
+async def test_a_second_lab_is_told_who_has_the_memories(letta: Running) -> None:
+    """Two databases on one folder would destroy it; the second start names the first."""
+    with pytest.raises(UsageError, match="another lab"):
+        await LettaServer.start(letta.settings, letta.state_dir)
+
+
+async def test_listens_on_loopback_only_and_shows_no_secret(letta: Running) -> None:
+    """No socket on another interface; no password or key in arguments or logs."""
+    family = letta.family()
+    listening = [
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 3
+    assert set(listening) == {"127.0.0.1"}
+    assert letta.server.api_key is not None
+    password = next(letta.settings.data_dir.rglob("postgres-password")).read_text()
+    secrets = [letta.server.api_key.get_secret_value(), password]
+    seen = "\n".join(
+        [
+            *(" ".join(process.cmdline()) for process in family),
+            *(log.read_text() for log in letta.state_dir.glob("*.log")),
+        ]
+    )
+    assert not any(secret in seen for secret in secrets)
+
+
+async def test_memory_survives_a_stop_and_a_crash(letta: Running) -> None:
+    """Stopped in order or killed outright, the next start has the memory and works on."""
+    agent = await letta.server.api.create("Survivor")
+    await letta.tell(agent, "My name is Anna.")
+    family = letta.family()
+    await letta.server.stop()
+    assert not [process for process in family if process.is_running()]
+
+    await letta.start()
+    assert "Anna" in (await letta.server.api.blocks("Survivor"))["human"]
+    await letta.tell(agent, "I live in Oslo.")
+    for process in letta.server.processes:
+        psutil.Process(process.pid).kill()
+        await process.wait()
+    assert letta.server.state == "failed"
+    await letta.server.stop()
+
+    await letta.start()
+    assert "Oslo" in (await letta.server.api.blocks("Survivor"))["human"]
+    await letta.tell(agent, "My cat is called Tom.")
+    assert "Tom" in (await letta.server.api.blocks("Survivor"))["human"]

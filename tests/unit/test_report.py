@@ -1,0 +1,198 @@
+"""The report: one file, no network, everything that was recorded, nothing that runs."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from labvoice.bench.frames import UNFINISHED
+from labvoice.bench.run import Run, RunWriter
+from labvoice.errors import RunFileError, UsageError
+from labvoice.report import glossary, plots
+from labvoice.report.html import write_report
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CONNECTION_STAGES,
+    OUTCOMES,
+    TRANSPORT,
+    TURN_STAGES,
+)
+from tests.unit.recorded_runs import connect_run, turns_run
+
+VOID = {"meta", "path", "use", "br"}
+
+
+class Balance(HTMLParser):
+    """Follows the tags of a page: open ones, ids, and addresses that it refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes a tag that opens."""
+        self.tags.add(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.references += [v or "" for name, v in attrs if name in ("href", "src", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes a tag that closes itself."""
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        """Checks that the tag that closes is the one last opened."""
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Balance:
+    """Parses a page and checks that every tag is closed."""
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    return balance
+
+
+def test_the_report_is_one_file_without_network_references(tmp_path: Path) -> None:
+    """Nothing in the page points outside of it, and it holds no script."""
+    runs = [connect_run(tmp_path / "c.jsonl"), turns_run(tmp_path / "t.jsonl")]
+    page = write_report(runs, tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    for reference in ("http://", "https://", "src=", "@import", "//www", "url(h"):
+        assert reference not in page
+    balance = parsed(page)
+    assert "script" not in balance.tags
+    assert "link" not in balance.tags
+    assert balance.references
+    assert all(reference.startswith("#") for reference in balance.references)
+    assert {reference[1:] for reference in balance.references} <= set(balance.ids)
+    assert len(balance.ids) == len(set(balance.ids))
+
+
+def test_the_report_shows_what_was_recorded(tmp_path: Path) -> None:
+    """Figures, texts, failures, warnings, host, command and every definition are in it."""
+    run = turns_run(tmp_path / "t.jsonl", failures={(1, 2): "no_reply"})
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    median_ms = run.to_json()["stages"]["voice_to_voice"]["p50_s"] * 1e3
+    for words in (
+        "19 of 20 turns were answered",
+        f"{median_ms:,.0f} ms at the median",
+        "How far away is the moon?",
+        "I am happy to tell you about it",
+        "1 × no_reply",
+        "Only 5 sessions were measured",
+        "Example CPU @ 2.5 GHz",
+        "labvoice bench turns --trials 5 --llm paced",
+        run.header.run_id,
+    ):
+        assert words in page
+    assert all(name in page for name in glossary.STAGES)
+    assert page.count("<svg") == 3
+
+
+def test_a_run_with_arms_shows_how_they_compare(tmp_path: Path) -> None:
+    """Each arm has its lines, and the further arms their ratios to the first."""
+    arms = {"defaults": {"tuned": False}, "tuned": {"tuned": True}}
+    run = turns_run(tmp_path / "t.jsonl", sessions=20, arms=arms, faster_arm_s=0.3)
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Arms compared with defaults" in page
+    assert "tuned/defaults" in page
+
+
+def test_what_was_said_cannot_act_in_the_page(tmp_path: Path) -> None:
+    """Markup in an utterance, a room, an arm's name or a failure is shown, never obeyed."""
+    evil = "<script>alert(1)</script><img onerror=x>"
+    run = turns_run(tmp_path / "t.jsonl", sessions=2, turns=1, said=evil, arms={evil: {evil: evil}})
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    balance = parsed(page)
+    assert not {"script", "img"} & balance.tags
+    assert "&lt;script&gt;alert(1)" in page
+    assert not {"script", "img"} & parsed(run._repr_html_()).tags
+
+
+def test_a_run_in_which_everything_failed_still_has_a_report(tmp_path: Path) -> None:
+    """Nothing measured means no distributions, but outcomes and words."""
+    failures = dict.fromkeys(range(4), "no_worker")
+    run = connect_run(tmp_path / "c.jsonl", trials=3, failures=failures)
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "0 of 3 connections ended with an agent that listens" in page
+    assert glossary.OUTCOMES["no_worker"] in page
+
+
+def test_a_run_that_crashed_at_once_still_has_a_report(tmp_path: Path) -> None:
+    """A header and a trial that never went anywhere are enough."""
+    writer = RunWriter(tmp_path / "c.jsonl", kind="connect")
+    writer.trial(1, "room", "default")
+    run = Run.load(tmp_path / "c.jsonl")
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The run did not end in order" in page
+    assert UNFINISHED in page
+    writer.close()
+
+
+def test_every_stage_and_outcome_is_defined() -> None:
+    """The glossary has exactly the vocabulary's stages and outcomes."""
+    stages = {stage.name for stage in CONNECTION_STAGES + TURN_STAGES}
+    assert set(glossary.STAGES) == {*stages, *AGENT_TURN_STAGES, TRANSPORT}
+    assert set(glossary.OUTCOMES) == set(OUTCOMES)
+
+
+def test_a_connection_is_drawn_with_all_its_marks(tmp_path: Path) -> None:
+    """The waterfall names every mark of the trial nearest the median, on an axis with its unit."""
+    run = connect_run(tmp_path / "c.jsonl")
+    (axes,) = plots.connection_waterfall(run).axes
+    labels = {label.get_text() for label in axes.get_yticklabels()}
+    assert set(run.marks["mark"]) <= labels
+    assert "milliseconds" in axes.get_xlabel()
+    frame = run.frame[(run.frame["stage"] == "connection") & ~run.frame["warmup"]]
+    nearest = (frame["duration_s"] - frame["duration_s"].median()).abs().argmin()
+    assert f"trial {frame['trial'].tolist()[nearest]}" in axes.get_title(loc="left")
+
+
+def test_a_turn_is_drawn_with_its_rest(tmp_path: Path) -> None:
+    """Transport is a bar from where LiveKit's figures end to where the ear hears the reply."""
+    run = turns_run(tmp_path / "t.jsonl")
+    (axes,) = plots.turn_waterfall(run, trial=1, turn=2).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    bars = dict(zip(labels, axes.patches, strict=True))
+    rest, whole, agent = (
+        bars[name].get_extents().transformed(axes.transData.inverted())
+        for name in ("transport (the rest)", "voice_to_voice", "e2e_latency")
+    )
+    assert rest.x0 == pytest.approx(agent.x1)
+    assert rest.x1 == pytest.approx(whole.x1)
+    assert whole.x0 == pytest.approx(0)
+
+
+def test_pictures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    """A picture gives IPython a PNG and the size to show it at."""
+    data, size = plots.distributions(connect_run(tmp_path / "c.jsonl", trials=3))._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20], "big") == pytest.approx(2 * size["width"], abs=2)
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    """A trial that does not exist, or a run without turns, is an error in words."""
+    run = connect_run(tmp_path / "c.jsonl", trials=2)
+    with pytest.raises(RunFileError, match="no connection in trial 99"):
+        plots.connection_waterfall(run, trial=99)
+    with pytest.raises(RunFileError, match="no such turn"):
+        plots.turn_waterfall(run)
+
+
+def test_bad_report_requests_are_named(tmp_path: Path) -> None:
+    """No run, or a place that cannot be written, ends in one error."""
+    with pytest.raises(UsageError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+    run = connect_run(tmp_path / "c.jsonl", trials=2)
+    with pytest.raises(RunFileError, match=re.escape("cannot be written")):
+        write_report([run], tmp_path)

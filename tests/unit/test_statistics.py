@@ -1,0 +1,130 @@
+"""Statistics: known values, intervals that cover, and sessions as the unit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from labvoice.bench import statistics
+from tests.unit.recorded_runs import HOST, connect_run
+
+
+def test_percentiles_are_linear_between_neighbours() -> None:
+    """The percentile of four known values is where the linear method puts it."""
+    assert statistics.percentile([1, 2, 3, 4], 50) == 2.5
+    assert statistics.percentile([4, 1, 3, 2], 95) == pytest.approx(3.85)
+    assert math.isnan(statistics.percentile([], 50))
+
+
+def test_bootstrap_agrees_with_resampling_by_hand() -> None:
+    """Cumulated counts give the same percentiles as really repeating the values."""
+    rng = np.random.default_rng(3)
+    values, sessions = rng.normal(size=30), np.repeat(np.arange(10), 3)
+    draws = np.random.default_rng(5).multinomial(10, np.full(10, 0.1), size=50)
+    for q in (50.0, 95.0):
+        by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
+        fast = statistics.bootstrap_percentiles(values, sessions, q, resamples=50, seed=5)
+        assert fast == pytest.approx(by_hand)
+
+
+def test_intervals_cover_the_true_median() -> None:
+    """Of 200 intervals of normal samples, about 95 % hold the median they were drawn around."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        low, high = statistics.bootstrap_interval(rng.normal(1.0, 0.2, 30), np.arange(30))
+        held += low <= 1.0 <= high
+    assert 178 <= held <= 200
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    """Two reports of one run show the same figures."""
+    values, sessions = np.random.default_rng(2).normal(size=20), np.arange(20)
+    first = statistics.bootstrap_interval(values, sessions, seed=4)
+    assert statistics.bootstrap_interval(values, sessions, seed=4) == first
+    assert statistics.bootstrap_interval(values, sessions, seed=5) != first
+
+
+def test_sessions_as_the_unit_give_wider_intervals_than_turns() -> None:
+    """Turns that share their session's mood do not pass for independent measurements."""
+    rng = np.random.default_rng(6)
+    sessions = np.repeat(np.arange(12), 10)
+    values = 1 + np.repeat(rng.normal(0, 0.1, 12), 10) + rng.normal(0, 0.02, 120)
+    by_session = statistics.bootstrap_interval(values, sessions)
+    by_turn = statistics.bootstrap_interval(values, np.arange(120))
+    assert by_session[1] - by_session[0] > 2 * (by_turn[1] - by_turn[0])
+
+
+def test_one_session_has_no_interval() -> None:
+    """A single session says nothing about how sessions scatter."""
+    assert all(map(math.isnan, statistics.bootstrap_interval([1.0, 2.0], ["a", "a"])))
+
+
+def test_the_rank_test_is_scipys_on_one_value_per_session() -> None:
+    """With one turn in each session it is Mann–Whitney; with several, that of their medians."""
+    rng = np.random.default_rng(8)
+    base, new = rng.normal(1, 0.1, 15), rng.normal(1.05, 0.1, 12)
+    ratio = statistics.compare_medians(base, np.arange(15), new, np.arange(12))
+    assert ratio.p_value == pytest.approx(stats.mannwhitneyu(base, new).pvalue)
+    thrice = statistics.compare_medians(
+        np.repeat(base, 3), np.repeat(np.arange(15), 3), np.repeat(new, 3), np.repeat(range(12), 3)
+    )
+    assert thrice.p_value == pytest.approx(ratio.p_value)
+    assert thrice.ratio == pytest.approx(np.median(new) / np.median(base))
+
+
+def test_the_ratios_interval_holds_the_true_ratio() -> None:
+    """Two samples whose medians stand as 1 to 1.5 give an interval around 1.5, clear of 1."""
+    rng = np.random.default_rng(9)
+    ratio = statistics.compare_medians(
+        rng.normal(1, 0.05, 40), np.arange(40), rng.normal(1.5, 0.05, 40), np.arange(40)
+    )
+    low, high = ratio.ci95
+    assert 1 < low < 1.5 < high
+    assert ratio.p_value < 0.001
+
+
+def test_delays_of_exactly_zero_bound_no_ratio() -> None:
+    """A base whose median may be zero gives no interval, and no division by zero."""
+    base, new = [0.0, 0.0, 0.1, 0.1, 0.1], [0.1] * 5
+    assert math.isnan(statistics.compare_medians(base, range(5), new, range(5)).ci95[0])
+    assert math.isnan(statistics.compare_medians([0.0] * 5, range(5), new, range(5)).ratio)
+    same = statistics.compare_medians(new, range(5), new, range(5))
+    assert same.ci95 == pytest.approx((1.0, 1.0))
+    assert same.p_value == 1
+
+
+def test_a_quiet_run_of_enough_trials_has_no_warning(tmp_path: Path) -> None:
+    """Nothing is said where there is nothing to say."""
+    run = connect_run(tmp_path / "run.jsonl", trials=60)
+    frame = run.frame[run.frame["stage"] != "dispatch"]
+    assert statistics.instability_warnings(frame, run.attempts, HOST) == []
+
+
+def test_a_loaded_host_is_named(tmp_path: Path) -> None:
+    """A load above 0.7 a core at the start is told."""
+    run = connect_run(tmp_path / "run.jsonl", trials=12, host={**HOST, "load_1m": 1.9})
+    assert any("a load of 1.9 on 2 cores" in words for words in run.warnings)
+
+
+def test_wide_intervals_and_few_sessions_are_named() -> None:
+    """A median that could be a fifth off, and a handful of trials, are told in words."""
+    frame = pd.DataFrame(
+        {
+            "stage": "join",
+            "duration_s": [0.2, 0.3, 0.5, 0.8, 1.1],
+            "outcome": "ok",
+            "arm": "default",
+            "warmup": False,
+            "session": list("abcde"),
+        }
+    )
+    attempts = pd.DataFrame({"outcome": ["ok"] * 5})
+    few, wide = statistics.instability_warnings(frame, attempts, HOST)
+    assert few.startswith("Only 5 sessions were measured")
+    assert wide.startswith("join is uncertain")
