@@ -363,6 +363,9 @@ def compare(
     max_regression: Annotated[
         float, typer.Option("--max-regression", min=0, help="Slowdown of p50 that still passes.")
     ] = 0.10,
+    allow_different_hosts: Annotated[
+        bool, typer.Option("--allow-different-hosts", help="Compare runs of different machines.")
+    ] = False,
     json_path: JsonOption = None,
 ) -> None:
     """Compares two runs; exits 1 when a headline stage became slower than allowed.
@@ -372,10 +375,15 @@ def compare(
     from labvoice.bench.compare import compare as compare_runs
     from labvoice.bench.run import Run
 
-    comparison = compare_runs(Run.load(base), Run.load(new), max_regression)
+    comparison = compare_runs(
+        Run.load(base),
+        Run.load(new),
+        max_regression,
+        allow_different_hosts=allow_different_hosts,
+    )
     _say(repr(comparison))
     _write_json(json_path, comparison.to_json())
-    raise typer.Exit(1 if comparison.regressions else 0)
+    raise typer.Exit(0 if comparison.passed else 1)
 
 
 def main() -> None:

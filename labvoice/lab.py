@@ -230,6 +230,11 @@ class Lab:
         """Whether the lab is up."""
         return self._dispatcher is not None
 
+    @property
+    def server_version(self) -> str | None:
+        """Version of the LiveKit server; None when it is somebody else's."""
+        return self._server.version if self._server is not None else None
+
     # -- use ----------------------------------------------------------------------------
 
     @property

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from labvoice.bench import host
 from labvoice.bench.run import Run, RunWriter
 from labvoice.caller.call import Call, Turn
 from labvoice.caller.voice import (
@@ -26,6 +27,10 @@ class CallSource(Protocol):
     """What a benchmark needs of a lab."""
 
     settings: Settings
+
+    @property
+    def server_version(self) -> str | None:
+        """Version of the LiveKit server, where it is known."""
 
     def new_call(self, *, on_mark: Callable[[str, float, str, float], None] | None = None) -> Call:
         """Prepares a call in a fresh room."""
@@ -156,7 +161,9 @@ class Bench:
             "agent_name": settings.agent_name,
         }
         said = itertools.cycle(utterances)
-        with RunWriter(path, kind=kind, config=config, arms={"default": columns(settings)}) as run:
+        facts = await asyncio.to_thread(host.facts, self._source.server_version)
+        arms = {"default": columns(settings)}
+        with RunWriter(path, kind=kind, config=config, arms=arms, host_facts=facts) as run:
             for trial in range(warmup + trials):
                 await self._source.settle()
                 words = await self._trial(run, trial, trial < warmup, said, turns)

@@ -102,6 +102,40 @@ class Run:
             if not (rows := frame[(frame["stage"] == stage) & (frame["arm"] == arm)]).empty
         }
 
+    @property
+    def word_error_rate(self) -> float | None:
+        """Of all transcripts but warm-ups, each weighted by its words; None where unknown."""
+        rows = self._turn_notes("said", "wer")
+        weights = [len(str(said).split()) for said in rows["said"]] if len(rows) else []
+        if not sum(weights):
+            return None
+        errors = (float(wer) * words for wer, words in zip(rows["wer"], weights, strict=True))
+        return sum(errors) / sum(weights)
+
+    @property
+    def split_turns(self) -> int | None:
+        """How many utterances, warm-ups aside, were taken for several turns; None where unknown."""
+        rows = self._turn_notes("user_messages")
+        return int((rows["user_messages"] > 1).sum()) if len(rows) else None
+
+    def _turn_notes(self, *columns: str) -> pd.DataFrame:
+        notes = self.notes
+        if not {"turn", "trial", *columns} <= set(notes):
+            return pd.DataFrame(columns=list(columns))
+        counted = self.outcomes.loc[~self.outcomes["warmup"], "trial"]
+        rows = notes[notes["turn"].notna() & notes["trial"].isin(set(counted))]
+        return rows.dropna(subset=list(columns))
+
+    @property
+    def recognition(self) -> str:
+        """One line on what was understood; empty for a run without turns."""
+        words = []
+        if self.word_error_rate is not None:
+            words.append(f"word error rate {self.word_error_rate:.1%}")
+        if self.split_turns is not None:
+            words.append(f"{self.split_turns} turns split in two")
+        return ", ".join(words)
+
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that say why the figures should be taken with care."""
@@ -169,6 +203,8 @@ class Run:
             "config": {"loop": self.header.loop, **self.header.config},
             "host": self.header.host,
             **_figures(frame, attempts, self.warnings),
+            "word_error_rate": self.word_error_rate,
+            "split_turns": self.split_turns,
         }
         if len(self.arms) > 1:
             result["arms"] = {}
@@ -201,6 +237,8 @@ class Run:
         parts = [self.title]
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
+        if self.recognition:
+            parts.append(self.recognition)
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)

@@ -30,6 +30,7 @@ _MIN_N_FOR_P99: Final = 100
 _FEW_SESSIONS: Final = 10
 _LOADED: Final = 0.7
 _WIDE: Final = 0.2
+_WIDE_S = 0.01  # nobody argues over less than 10 ms
 
 
 def finite(value: float) -> float | None:
@@ -262,7 +263,7 @@ def instability_warnings(
         for stage in HEADLINE:
             summary = summarise(rows[rows["stage"] == stage])
             low, high = summary.ci95_s
-            if high - low > _WIDE * summary.p50_s > 0:
+            if high - low > max(_WIDE * summary.p50_s, _WIDE_S) and summary.p50_s > 0:
                 sentences.append(
                     f"{stage}{of_arm} is uncertain: its median's 95 % interval, "
                     f"{milliseconds(low)} to {milliseconds(high)} ms, spans "

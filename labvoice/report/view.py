@@ -65,7 +65,7 @@ def headline(run: Run) -> str:
         )
     if figures:
         words += f" {what[0].upper()}{what[1:]}: {'; '.join(figures)}."
-    rate = word_error_rate(run)
+    rate = run.word_error_rate
     if rate is not None:
         words += f" Word error rate of what the agent understood: {rate:.1%}."
     return words
@@ -88,20 +88,6 @@ def main_stage(run: Run) -> str | None:
     measured = {stage for (stage, _), summary in run.stage_summaries.items() if summary.n}
     ordered = (*_KEY_STAGES, *sorted(measured, key=statistics.stage_order))
     return next((stage for stage in ordered if stage in measured), None)
-
-
-def word_error_rate(run: Run) -> float | None:
-    """Returns the word error rate over all turns but warm-ups, each weighted by its words."""
-    rows = _turn_notes(run)
-    rows = rows[~rows["warmup"]]
-    if not {"said", "wer"} <= set(rows):
-        return None
-    rows = rows[rows["wer"].notna() & rows["said"].notna()]
-    weights = [len(str(said).split()) for said in rows["said"]]
-    if not sum(weights):
-        return None
-    errors = (float(wer) * words for wer, words in zip(rows["wer"], weights, strict=True))
-    return sum(errors) / sum(weights)
 
 
 def tiles(run: Run) -> list[Tile]:
@@ -127,7 +113,7 @@ def tiles(run: Run) -> list[Tile]:
             )
     done = "turns answered" if attempts["turn"].notna().any() else "agents listened"
     found.append(Tile("succeeded", f"{ok} of {len(attempts)}", "", done))
-    rate = word_error_rate(run)
+    rate = run.word_error_rate
     if rate is not None:
         found.append(Tile("word error rate", f"{rate * 100:.1f}", "%", "of what was understood"))
     return found

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import httpx
-import letta_client
 import pandas as pd
-from letta_client import AsyncLetta
 from letta_client.types.agent_state import AgentState
 from pydantic import SecretStr
 
-from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.errors import ServerUnreachableError, UsageError
+from labvoice.letta import in_words, is_local, new_client
 
 _TIMEOUT_S: Final = 30.0
 _PAGE: Final = 100
-_LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
 _AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 # Letta 0.16.8 answers 500 to a name with a dot.
 _NAME: Final = re.compile(r"\w[\w '-]{0,62}")
@@ -56,16 +52,7 @@ class LettaApi:
     ) -> None:
         self.model = model
         self._base_url = base_url
-        # A proxy from the environment is meant for the world outside, not for this machine.
-        self._http = httpx.AsyncClient(
-            timeout=_TIMEOUT_S, trust_env=httpx.URL(base_url).host not in _LOCAL
-        )
-        self._client = AsyncLetta(
-            base_url=base_url,
-            api_key=api_key.get_secret_value() if api_key else None,
-            http_client=self._http,
-            max_retries=0,
-        )
+        self._client = new_client(base_url, api_key)
 
     async def close(self) -> None:
         """Closes its connections."""
@@ -79,7 +66,7 @@ class LettaApi:
             CredentialsError: The server refuses the key.
         """
         try:
-            with self._in_words("its agents"):
+            with in_words(self._client, "its agents"):
                 await self._client.agents.list(limit=1)
         except UsageError as error:
             raise ServerUnreachableError(
@@ -137,7 +124,7 @@ class LettaApi:
             )
         if any(agent.name == name for agent in await self._all(name=name)):
             raise UsageError(f"there is already an agent named {name!r}", "choose another name")
-        with self._in_words("a new agent"):
+        with in_words(self._client, "a new agent"):
             agent = await self._client.agents.create(
                 name=name,
                 agent_type="letta_v1_agent",
@@ -165,7 +152,7 @@ class LettaApi:
             UsageError: There is none, or there are several of that name.
         """
         if _AGENT_ID.fullmatch(agent):
-            with self._in_words(f"the agent {agent}"):
+            with in_words(self._client, f"the agent {agent}"):
                 return (await self._client.agents.retrieve(agent)).id
         everyone = await self._all()
         found = [candidate.id for candidate in everyone if candidate.name == agent]
@@ -192,7 +179,7 @@ class LettaApi:
             agent: Its id or name.
         """
         agent_id = await self.resolve(agent)
-        with self._in_words(f"the memory of {agent}"):
+        with in_words(self._client, f"the memory of {agent}"):
             found = [block async for block in self._client.agents.blocks.list(agent_id)]
         return {block.label: block.value for block in found if block.label}
 
@@ -208,7 +195,7 @@ class LettaApi:
             UsageError: The agent has no such block.
         """
         agent_id = await self.resolve(agent)
-        with self._in_words(f"the block {label!r} of {agent}"):
+        with in_words(self._client, f"the block {label!r} of {agent}"):
             await self._client.agents.blocks.update(label, agent_id=agent_id, value=value)
 
     async def delete(self, agent: str) -> None:
@@ -218,7 +205,7 @@ class LettaApi:
             agent: Its id or name.
         """
         agent_id = await self.resolve(agent)
-        with self._in_words(f"the agent {agent}"):
+        with in_words(self._client, f"the agent {agent}"):
             await self._client.agents.delete(agent_id)
 
     async def register_model(
@@ -242,7 +229,7 @@ class LettaApi:
             UsageError: The endpoint does not offer that model.
         """
         key = api_key.get_secret_value() if api_key else "none"
-        with self._in_words(f"the provider {provider}"):
+        with in_words(self._client, f"the provider {provider}"):
             known = await self._client.get(
                 "/v1/providers/",
                 cast_to=list[dict[str, Any]],
@@ -271,7 +258,7 @@ class LettaApi:
             if config.provider_name == provider and (
                 config.handle != handle or config.api_model_endpoint != base_url
             ):
-                with self._in_words(f"the model of {agent.name}"):
+                with in_words(self._client, f"the model of {agent.name}"):
                     await self._client.agents.update(agent.id, model=handle)
         return handle
 
@@ -279,7 +266,7 @@ class LettaApi:
         """`vllm` for an endpoint that says how long its context is, as Letta needs it there."""
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
-            timeout=_TIMEOUT_S, trust_env=httpx.URL(base_url).host not in _LOCAL
+            timeout=_TIMEOUT_S, trust_env=not is_local(base_url)
         ) as client:
             try:
                 answer = await client.get(f"{base_url}/models", headers=headers)
@@ -302,57 +289,10 @@ class LettaApi:
         return models[0]
 
     async def _all(self, **query: Any) -> list[AgentState]:
-        with self._in_words("its agents"):
+        with in_words(self._client, "its agents"):
             return [
                 agent
                 async for agent in self._client.agents.list(
                     limit=_PAGE, order="desc", include=["agent.blocks"], **query
                 )
             ]
-
-    @contextmanager
-    def _in_words(self, what: str) -> Iterator[None]:
-        """Says in our own errors what became of a request.
-
-        Args:
-            what: What was asked for.
-
-        Raises:
-            CredentialsError: The key was refused.
-            UsageError: There is no such thing, or the server refused the request.
-            ServerUnreachableError: No answer, or none that Letta gives.
-        """
-        server = f"the Letta server at {self._base_url}"
-        try:
-            yield
-        except (letta_client.AuthenticationError, letta_client.PermissionDeniedError):
-            raise CredentialsError(f"{server} refuses the key", "check LETTA_API_KEY") from None
-        except letta_client.APITimeoutError:
-            raise ServerUnreachableError(
-                f"{server} did not answer within {_TIMEOUT_S:g} s when asked for {what}",
-                "is it overloaded? `labvoice doctor` shows its state",
-            ) from None
-        except letta_client.APIConnectionError as error:
-            raise ServerUnreachableError(
-                f"nothing answers at {self._base_url}, where a Letta server was expected "
-                f"({error.__cause__ or error})",
-                "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
-            ) from None
-        except letta_client.NotFoundError:
-            raise UsageError(f"{server} answered HTTP 404 when asked for {what}") from None
-        except letta_client.APIStatusError as error:
-            kind = ServerUnreachableError if error.status_code >= 500 else UsageError
-            raise kind(
-                f"{server} answered HTTP {error.status_code} when asked for {what}",
-                "its log says why" if error.status_code >= 500 else _detail(error),
-            ) from None
-        except (letta_client.APIResponseValidationError, ValueError, AttributeError) as error:
-            raise ServerUnreachableError(
-                f"what answers at {self._base_url} does not answer as Letta does ({error})",
-                "check the address and the port in LETTA_BASE_URL",
-            ) from None
-
-
-def _detail(error: letta_client.APIStatusError) -> str:
-    body = error.body
-    return str(body.get("detail", "")) if isinstance(body, dict) else ""

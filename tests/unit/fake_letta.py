@@ -1,0 +1,143 @@
+"""A stand-in for a Letta server that speaks its HTTP and fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from labvoice.memory_text import user_part
+
+
+class FakeLetta:
+    """Keeps what it is told, as Letta does: also when the answer never arrives.
+
+    Attributes:
+        told: What the user said in each stored message, by agent, in order.
+        faults: What to do with the next messages, one word each: `500` (refuse), `500-after`
+            (store, then refuse), `garbage-after` (store, answer nonsense), `hang` (store after
+            `hang_s`, long after the client has gone), `404`, `401`.
+        down: Whether every request is refused with HTTP 503.
+        most_at_once: The most messages that one agent was told at the same time.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.told: dict[str, list[str]] = {}
+        self.blocks: dict[str, dict[str, str]] = {}
+        self.faults: list[str] = []
+        self.down = False
+        self.delay_s = 0.0
+        self.hang_s = 1.0
+        self.requests = 0
+        self.most_at_once = 0
+        self._otids: dict[str, list[str]] = {}
+        self._active: dict[str, int] = {}
+        self._runs: list[dict[str, Any]] = []
+        self._late: set[asyncio.Task[None]] = set()
+        self.app = Starlette(
+            routes=[
+                Route("/v1/agents/{agent}/messages", self._tell, methods=["POST"]),
+                Route("/v1/agents/{agent}/messages", self._history),
+                Route("/v1/agents/{agent}/core-memory/blocks", self._list_blocks),
+                Route("/v1/runs/", self._list_runs),
+            ]
+        )
+
+    async def _tell(self, request: Request) -> Response:
+        self.requests += 1
+        agent = request.path_params["agent"]
+        [message] = (await request.json())["messages"]
+        if self.down:
+            return JSONResponse({"detail": "down"}, status_code=503)
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault in {"500", "404", "401"}:
+            return JSONResponse({"detail": fault}, status_code=int(fault))
+        self._active[agent] = self._active.get(agent, 0) + 1
+        self.most_at_once = max(self.most_at_once, self._active[agent])
+        run = {
+            "id": f"run-{len(self._runs)}",
+            "agent_id": agent,
+            "status": "created",
+            "created_at": datetime.now(UTC).isoformat(),
+        }
+        self._runs.append(run)
+
+        async def store(after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            self.told.setdefault(agent, []).append(user_part(message["content"]))
+            self._otids.setdefault(agent, []).append(message["otid"])
+            self._active[agent] -= 1
+            run["status"] = "completed"
+
+        task = asyncio.create_task(store(self.hang_s if fault == "hang" else self.delay_s))
+        self._late.add(task)
+        await asyncio.shield(task)
+        if fault == "500-after":
+            return JSONResponse({"detail": "500"}, status_code=500)
+        if fault == "garbage-after":
+            return Response("<html>proxy</html>", media_type="text/html")
+        ending = {"message_type": "stop_reason", "stop_reason": "end_turn"}
+        return JSONResponse({"messages": [], "stop_reason": ending, "usage": {}})
+
+    async def _history(self, request: Request) -> Response:
+        otids = self._otids.get(request.path_params["agent"], [])
+        return JSONResponse(
+            [
+                {
+                    "message_type": "user_message",
+                    "id": f"message-{i}",
+                    "date": datetime.now(UTC).isoformat(),
+                    "content": "",
+                    "otid": otid,
+                }
+                for i, otid in enumerate(otids)
+            ]
+        )
+
+    async def _list_runs(self, request: Request) -> Response:
+        agent = request.query_params["agent_id"]
+        return JSONResponse([run for run in self._runs if run["agent_id"] == agent])
+
+    async def _list_blocks(self, request: Request) -> Response:
+        if self.down:
+            return JSONResponse({"detail": "down"}, status_code=503)
+        await asyncio.sleep(self.delay_s)
+        blocks = self.blocks.get(request.path_params["agent"])
+        if blocks is None:
+            return JSONResponse({"detail": "no such agent"}, status_code=404)
+        return JSONResponse([{"id": k, "label": k, "value": v} for k, v in blocks.items()])
+
+
+@asynccontextmanager
+async def serving(fake: FakeLetta) -> AsyncIterator[FakeLetta]:
+    """Serves it on its port."""
+    config = uvicorn.Config(
+        fake.app,
+        host="127.0.0.1",
+        port=int(fake.base_url.rpartition(":")[2]),
+        log_level="error",
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    # The test run's own signal handlers stay.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield fake
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,331 @@
+"""The durable turn queue and the memory watch, against a Letta stand-in that fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from letta_client import AsyncLetta
+
+from labvoice.agent.memory import MemorySnapshot, load_memory, watch
+from labvoice.agent.memory_queue import CircuitBreaker, MemoryQueue, WrittenTurn
+from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
+from labvoice.letta import AgentMissingError, new_client
+from labvoice.stack.processes import free_port
+from tests.unit.fake_letta import FakeLetta, serving
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+async def letta() -> AsyncIterator[FakeLetta]:
+    async with serving(FakeLetta(free_port())) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def client(letta: FakeLetta) -> AsyncIterator[AsyncLetta]:
+    async with new_client(letta.base_url, None) as made:
+        yield made
+
+
+@asynccontextmanager
+async def open_queue(path: Path, client: AsyncLetta, **options: Any) -> AsyncIterator[MemoryQueue]:
+    breaker = CircuitBreaker(first_s=0.01, longest_s=0.1)
+    queue = MemoryQueue(path / "turns.sqlite", client, breaker=breaker, **options)
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def put(queue: MemoryQueue, agent: str, *said: str) -> None:
+    for words in said:
+        await queue.put(agent, "room", f"{agent}-{words}", words, "I see.")
+
+
+async def test_turns_arrive_in_order_and_each_once(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Every agent's turns reach Letta in the order in which they were put, never two at once."""
+    letta.delay_s = 0.02
+    written: list[WrittenTurn] = []
+    async with open_queue(tmp_path, client, on_written=written.append) as queue:
+        queue.start()
+        for number in range(5):
+            await put(queue, "a", f"{number}")
+            await put(queue, "b", f"{number}")
+        assert await queue.drain(TIMEOUT_S)
+        assert letta.told == {agent: list("01234") for agent in "ab"}
+        assert letta.most_at_once == 1
+        assert {turn.turn_id for turn in written} == {f"{a}-{n}" for a in "ab" for n in range(5)}
+        assert all(turn.memory_sync_s > 0 for turn in written)
+
+
+async def test_the_same_turn_counts_once(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Putting a turn again does nothing, before and after it was written."""
+    async with open_queue(tmp_path, client) as queue:
+        assert await queue.put("a", "room", "t1", "hello", "hi")
+        assert not await queue.put("a", "room", "t1", "hello", "hi")
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+        assert not await queue.put("a", "room", "t1", "hello", "hi")
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {"a": ["hello"]}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["500"],
+        ["500-after"],
+        ["garbage-after"],
+        ["500", "500-after", "500", "garbage-after"],
+        ["401", "500"],
+    ],
+)
+async def test_failures_lose_and_double_nothing(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path, faults: list[str]
+) -> None:
+    """Whether Letta stored a message before it failed or not, the turn is there once."""
+    letta.faults = faults
+    async with open_queue(tmp_path, client) as queue:
+        queue.start()
+        await put(queue, "a", "one", "two", "three")
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {"a": ["one", "two", "three"]}
+
+
+async def test_a_late_answer_is_waited_for(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Letta goes on after the client gave up; the turn is not sent a second time meanwhile."""
+    letta.faults = ["hang"]
+    async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
+        queue.start()
+        await put(queue, "a", "one", "two")
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {"a": ["one", "two"]}
+    assert letta.requests == 2
+
+
+async def test_a_server_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
+    """With nothing listening, turns wait, visibly; they are written when the server comes."""
+    fake = FakeLetta(free_port())
+    async with new_client(fake.base_url, None) as client, open_queue(tmp_path, client) as queue:
+        queue.start()
+        await put(queue, "a", "one", "two")
+
+        async def circuit_opened() -> bool:
+            return (await queue.backlog()).circuit != "closed"
+
+        await until(circuit_opened)
+        backlog = await queue.backlog()
+        assert (backlog.count, backlog.lost) == (2, 0)
+        assert backlog.oldest_age_s is not None
+        assert backlog.error is not None
+        assert "nothing answers" in backlog.error
+        async with serving(fake):
+            assert await queue.drain(TIMEOUT_S)
+            assert (await queue.backlog()).circuit == "closed"
+    assert fake.told == {"a": ["one", "two"]}
+
+
+async def test_a_failing_server_is_not_hammered(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """While the circuit is open, many agents' turns lead to single attempts, not to one each."""
+    letta.down = True
+    breaker = CircuitBreaker(first_s=0.2, longest_s=3600.0)
+    queue = MemoryQueue(tmp_path / "turns.sqlite", client, breaker=breaker)
+    queue.start()
+    await put(queue, "a", "one")
+
+    async def opened() -> bool:
+        return (await queue.backlog()).circuit == "open"
+
+    await until(opened)
+    before = letta.requests
+    for agent in "bcdefghij":
+        await put(queue, agent, "one")
+    await asyncio.sleep(0.1)
+    assert letta.requests <= before + 1
+    await queue.close()
+
+
+async def test_a_deleted_agent_stops_nobody_else(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """A turn for an agent that is gone is set apart and counted; others are written."""
+    letta.faults = ["404"]
+    async with open_queue(tmp_path, client) as queue:
+        await put(queue, "gone", "one")
+        await put(queue, "a", "one")
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+        backlog = await queue.backlog()
+    assert (backlog.count, backlog.lost) == (0, 1)
+    assert backlog.error is not None
+    assert "404" in backlog.error
+    assert letta.told == {"a": ["one"]}
+
+
+async def test_a_restart_goes_on_where_it_was_cut_off(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Closed in the middle of a send, the next queue on the file finishes without a double."""
+    letta.faults = ["hang"]
+    async with open_queue(tmp_path, client) as queue:
+        queue.start()
+        await put(queue, "a", "one", "two")
+
+        async def sent() -> bool:
+            return letta.requests == 1
+
+        await until(sent)
+    async with open_queue(tmp_path, client) as queue:
+        assert (await queue.backlog()).count == 2
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {"a": ["one", "two"]}
+
+
+def _write_from_another_process(path: Path, base_url: str, ready: Any) -> None:
+    """Puts a turn, begins to send it, and hangs there until it is killed."""
+
+    async def work() -> None:
+        queue = MemoryQueue(path, new_client(base_url, None), lease_s=1.0)
+        await queue.put("a", "room", "first", "from the dead", "I see.")
+        queue.start()
+        ready.set()
+        await asyncio.sleep(3600)
+
+    asyncio.run(work())
+
+
+async def test_a_killed_worker_loses_nothing(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """A process killed in the middle of a send leaves a lease that expires; another goes on."""
+    letta.faults = ["hang"]
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(
+        target=_write_from_another_process,
+        args=(tmp_path / "turns.sqlite", letta.base_url, ready),
+    )
+    process.start()
+
+    async def sent() -> bool:
+        return letta.requests == 1
+
+    await until(sent)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.to_thread(process.join)
+    process.close()
+    async with open_queue(tmp_path, client) as queue:
+        queue.start()
+        await put(queue, "a", "from the living")
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {"a": ["from the dead", "from the living"]}
+
+
+async def test_two_processes_never_write_to_one_agent_at_once(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Two queues on one file, as in two job processes, keep order and write each turn once."""
+    letta.delay_s = 0.02
+    async with open_queue(tmp_path, client) as one, open_queue(tmp_path, client) as other:
+        one.start()
+        other.start()
+        for number in range(10):
+            await put(one if number % 2 else other, "a", f"{number}")
+        assert await one.drain(TIMEOUT_S)
+        assert await other.drain(TIMEOUT_S)
+    assert letta.told == {"a": [str(number) for number in range(10)]}
+    assert letta.most_at_once == 1
+
+
+async def test_only_the_user_can_read_the_turns(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """The file is closed to others, and forgets the words of a written turn."""
+    async with open_queue(tmp_path, client) as queue:
+        await put(queue, "a", "a secret of mine")
+        files = list(tmp_path.glob("turns.sqlite*"))
+        assert files
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+        words = await queue._store._do(
+            lambda db: db.execute("select user_text, agent_text from turns").fetchall()
+        )
+    assert words == [("", "")]
+
+
+async def test_memory_is_loaded_as_prompt_text(letta: FakeLetta, client: AsyncLetta) -> None:
+    """Blocks come in the server's order; empty ones are left out of the text."""
+    letta.blocks["a"] = {"persona": "I am kind.", "human": "\nHas a dog.", "notes": ""}
+    memory = await load_memory(client, "a", 5.0)
+    assert memory.text == "<persona>\nI am kind.\n</persona>\n\n<human>\nHas a dog.\n</human>"
+    assert memory.memory_load_s > 0
+
+
+async def test_memory_that_does_not_come_is_named(letta: FakeLetta, client: AsyncLetta) -> None:
+    """Slow, failing and missing are three different errors."""
+    letta.blocks["a"] = {"human": ""}
+    with pytest.raises(AgentMissingError):
+        await load_memory(client, "nobody", 5.0)
+    letta.delay_s = 1.0
+    with pytest.raises(StageTimeoutError, match="memory_load"):
+        await load_memory(client, "a", 0.05)
+    letta.down = True
+    with pytest.raises(ServerUnreachableError, match="503"):
+        await load_memory(client, "a", 5.0)
+
+
+async def test_a_session_takes_up_what_changed(letta: FakeLetta, client: AsyncLetta) -> None:
+    """Changes are told once each; a failure and its end are told, and end nothing."""
+    letta.blocks["a"] = {"human": "Has a dog."}
+    known = await load_memory(client, "a", 5.0)
+    seen: list[MemorySnapshot] = []
+    errors: list[LabvoiceError | None] = []
+    following = asyncio.create_task(
+        watch(client, "a", seen.append, known=known, on_error=errors.append, interval_s=0.02)
+    )
+
+    async def told(count: int) -> None:
+        async def enough() -> bool:
+            return len(seen) + len(errors) == count
+
+        await until(enough)
+
+    letta.blocks["a"]["human"] = "Has a dog and a cat."
+    await told(1)
+    letta.down = True
+    await told(2)
+    letta.blocks["a"]["human"] = "Has a cat."
+    letta.down = False
+    await told(4)
+    following.cancel()
+    await asyncio.wait([following])
+    assert [memory.blocks["human"] for memory in seen] == ["Has a dog and a cat.", "Has a cat."]
+    assert isinstance(errors[0], ServerUnreachableError)
+    assert errors[1:] == [None]
