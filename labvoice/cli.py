@@ -42,6 +42,15 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to w
 AgentNameOption = Annotated[
     str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
 ]
+LettaOption = Annotated[
+    bool, typer.Option("--letta/--no-letta", help="With memory by Letta, or without.")
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="An empty Letta database, deleted at the end.")
+]
+LettaAgentOption = Annotated[
+    str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
+]
 
 
 def _say(line: str) -> None:
@@ -166,7 +175,7 @@ def bench_turns(
 async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: Any) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, llm=llm) as lab:
+    async with Lab(progress=_say, llm=llm, letta=False) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=_command(), progress=_say, **options)
     _print_run(run)
@@ -246,9 +255,7 @@ async def _call(
 def dispatch(
     room: Annotated[str, typer.Argument(help="Room to put the agent into.")],
     agent_name: AgentNameOption = None,
-    letta_agent: Annotated[
-        str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
-    ] = None,
+    letta_agent: LettaAgentOption = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 10.0,
     json_path: JsonOption = None,
 ) -> None:

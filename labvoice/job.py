@@ -7,11 +7,14 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labvoice.errors import MetadataError, RoomNameError
+from labvoice.settings import Mode
 
 ATTRIBUTE_DISPATCH_ID = "labvoice.dispatch_id"
 """Participant attribute by which an agent tells which dispatch brought it."""
 ATTRIBUTE_WORKER_ID = "labvoice.worker_id"
 """Participant attribute by which an agent tells which worker runs it."""
+ATTRIBUTE_MEMORY = "labvoice.memory"
+"""Participant attribute by which an agent tells how its memory stands."""
 
 _NAME = re.compile(r"\w(?:[\w .:@+-]{0,126}[\w.:@+-])?")
 
@@ -41,8 +44,10 @@ class JobMetadata(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    letta_agent_id: str | None = Field(None, max_length=128)
+    letta_agent_id: str | None = Field(None, min_length=1, max_length=128)
     """Id or name of the Letta agent whose memory the call uses."""
+    mode: Mode | None = None
+    """How this call uses Letta; the worker's setting when not given."""
 
 
 def parse_metadata(text: str) -> JobMetadata:

@@ -20,9 +20,11 @@ from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher
-from labvoice.errors import LabvoiceError, UsageError
+from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.job import JobMetadata
-from labvoice.settings import Settings, load_settings
+from labvoice.settings import Mode, Settings, load_settings
+from labvoice.stack.letta_api import LettaApi
+from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
@@ -85,6 +87,9 @@ class Lab:
 
     Args:
         workers: How many worker processes to start.
+        letta: Whether agents have memory: by the Letta server that the settings name, or by an
+            embedded one, which the lab starts and does not wait for.
+        fresh: Start the embedded Letta with an empty database that is deleted at the end.
         settings: All settings; read from the environment and `.env` when not given.
         progress: Told what is being done, a line each.
         overrides: Single settings by field name, such as `llm="paced"`.
@@ -100,6 +105,8 @@ class Lab:
         self,
         *,
         workers: int = 1,
+        letta: bool = True,
+        fresh: bool = False,
         settings: Settings | None = None,
         progress: Progress = lambda _: None,
         **overrides: Any,
@@ -111,10 +118,12 @@ class Lab:
         self.bench = Bench(self)
         self.setup_s: dict[str, float] = {}
         self._worker_count = workers
+        self._wants_letta, self._fresh = letta, fresh
         self._progress = progress
         self._stack = AsyncExitStack()
         self._server: LiveKitServer | None = None
         self._model: ModelServer | None = None
+        self._letta: LettaServer | None = None
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
 
@@ -162,6 +171,16 @@ class Lab:
                 "openai_api_key": None,
                 "llm_model": self._model.model,
             }
+        if self._wants_letta:
+            self._letta = await LettaServer.start(
+                self.settings, state_dir, fresh=self._fresh, progress=self._progress
+            )
+            self._stack.push_async_callback(self._letta.stop)
+            update |= {
+                "letta_base_url": self._letta.base_url,
+                "letta_api_key": self._letta.api_key,
+                "letta_turns_path": self._letta.turns_path,
+            }
         self.settings = self.settings.model_copy(update=update)
         self._dispatcher = await self._stack.enter_async_context(
             Dispatcher(server.url, server.api_key, server.api_secret, self.pool.statuses)
@@ -204,7 +223,7 @@ class Lab:
     async def stop(self) -> None:
         """Stops everything that was started and removes its logs; safe to call twice."""
         await self._stack.aclose()
-        self._server = self._model = self._dispatcher = None
+        self._server = self._model = self._letta = self._dispatcher = None
         if self._state_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
             self._state_dir = None
@@ -250,6 +269,35 @@ class Lab:
             )
         return self._dispatcher
 
+    @property
+    def letta(self) -> LettaApi:
+        """The Letta server's agents: `await lab.letta.agents()`, `create(…)`, `blocks(…)`, ….
+
+        Raises:
+            LabvoiceError: The lab runs without Letta.
+        """
+        return self.letta_server.api
+
+    @property
+    def letta_server(self) -> LettaServer:
+        """The Letta server and its state; `await lab.letta_server.until_up()` waits for it.
+
+        Raises:
+            LabvoiceError: The lab runs without Letta.
+        """
+        if self._letta is None:
+            raise LabvoiceError("this lab runs without Letta", "`Lab(letta=True)`")
+        return self._letta
+
+    async def _metadata(self, letta_agent: str | None, mode: Mode | None) -> JobMetadata | None:
+        """Looks the agent's id up where Letta answers; where it does not, the call goes on."""
+        if letta_agent is None:
+            return JobMetadata(mode=mode) if mode else None
+        if self.letta_server.state in ("up", "external"):
+            with contextlib.suppress(ServerUnreachableError):
+                letta_agent = await self.letta.resolve(letta_agent)
+        return JobMetadata(letta_agent_id=letta_agent, mode=mode)
+
     async def dispatch(
         self, room: str, agent_name: str | None = None, *, letta_agent: str | None = None
     ) -> Dispatch:
@@ -257,7 +305,7 @@ class Lab:
         return await self.dispatcher.dispatch(
             room,
             agent_name or self.settings.agent_name,
-            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            metadata=await self._metadata(letta_agent, None),
         )
 
     def new_call(
@@ -265,7 +313,7 @@ class Lab:
         room: str | None = None,
         *,
         agent_name: str | None = None,
-        letta_agent: str | None = None,
+        metadata: JobMetadata | None = None,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
         """Prepares a call that is not connected yet; :meth:`call` connects it too.
@@ -273,7 +321,7 @@ class Lab:
         Args:
             room: Name of the room; a fresh one when not given.
             agent_name: Name to dispatch; the settings' when not given.
-            letta_agent: Id or name of the Letta agent whose memory the call uses.
+            metadata: What the agent gets to know.
             on_mark: Told every connection mark as it is set.
 
         Raises:
@@ -289,7 +337,7 @@ class Lab:
             dispatcher=dispatcher,
             room=room or f"lab-{secrets.token_hex(4)}",
             agent_name=agent_name or self.settings.agent_name,
-            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            metadata=metadata,
             on_mark=on_mark,
         )
 
@@ -299,18 +347,22 @@ class Lab:
         *,
         agent_name: str | None = None,
         letta_agent: str | None = None,
+        mode: Mode | None = None,
     ) -> Call:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
         Args:
             room: As for :meth:`new_call`.
             agent_name: As for :meth:`new_call`.
-            letta_agent: As for :meth:`new_call`.
+            letta_agent: Id or name of the Letta agent whose memory the call uses.
+            mode: How the agent uses Letta; the settings' when not given.
 
         Raises:
+            UsageError: There is no such Letta agent, or several.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
-        call = self.new_call(room, agent_name=agent_name, letta_agent=letta_agent)
+        metadata = await self._metadata(letta_agent, mode)
+        call = self.new_call(room, agent_name=agent_name, metadata=metadata)
         try:
             return await call.connect()
         except BaseException:
@@ -351,6 +403,9 @@ class Lab:
         elif self.running:
             address = self.settings.openai_base_url or "OpenAI"
             found.append(_part(f"model ({self.settings.llm_model})", address, None))
+        if self._letta is not None:
+            found.append(Part("Letta", self._letta.state, self._letta.base_url, None, None))
+            found += [_part(p.name, "", p) for p in self._letta.processes]
         found += [
             _part(f"{worker.process.name} ({worker.agent_name})", worker.url, worker.process)
             for worker in self.pool.workers

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "openai"]
+Mode = Literal["hybrid", "letta", "direct"]
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 
 
@@ -49,6 +50,10 @@ class Settings(BaseSettings):
 
     letta_base_url: str | None = Field(None, validation_alias="LETTA_BASE_URL")
     """Address of a running Letta server or of Letta Cloud; unset: start an embedded one."""
+    letta_turns_path: Path | None = Field(None, validation_alias="LABVOICE_LETTA_TURNS_PATH")
+    """File of the turns that wait to be written to Letta; the lab sets it for its workers."""
+    mode: Mode = Field("hybrid", validation_alias="LABVOICE_MODE")
+    """How the agent uses Letta: `hybrid`, `letta` or `direct`."""
     letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")
 
     deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")

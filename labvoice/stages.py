@@ -72,6 +72,10 @@ AGENT_TURN_STAGES: Final = (
 )
 """LiveKit's own figures of a turn (`ChatMessage.metrics`), in seconds."""
 
+MEMORY_STAGES: Final = ("memory_load", "memory_sync", "letta_ttft")
+"""Letta's part: from the session's start to the first memory blocks; from the end of a turn to
+its facts being in Letta; from asking Letta to its first token in letta mode."""
+
 TRANSPORT: Final = "transport"
 """What the agent's figures do not explain: voice_to_voice less e2e_latency."""
 

@@ -41,6 +41,8 @@ def _nothing_left_behind(_no_user_settings: None) -> Iterator[None]:
 def _is_ours(process: psutil.Process) -> bool:
     """Whether a process was started by this one, by whatever chain of parents."""
     try:
+        if any("resource_tracker" in word for word in process.cmdline()):
+            return False  # Python's own; it ends with this process
         return process.is_running() and os.getpid() in {p.pid for p in process.parents()}
     except psutil.Error:
         return False

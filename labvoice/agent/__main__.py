@@ -7,14 +7,40 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from labvoice.agent.app import make_server
+from labvoice.agent.memory_queue import MemoryQueue
 from labvoice.errors import LabvoiceError
-from labvoice.settings import load_settings
+from labvoice.letta import new_client
+from labvoice.settings import Settings, load_settings
 
 
 async def _run(port: int) -> None:
-    server = make_server(load_settings(), port=port)
+    settings = load_settings()
+    async with _writing_turns(settings):
+        await _serve(settings, port)
+
+
+@asynccontextmanager
+async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
+    """Brings finished turns of all jobs, and those that an earlier worker left, to Letta."""
+    if not (settings.letta_base_url and settings.letta_turns_path):
+        yield
+        return
+    client = new_client(settings.letta_base_url, settings.letta_api_key)
+    queue = MemoryQueue(settings.letta_turns_path, client)
+    queue.start()
+    try:
+        yield
+    finally:
+        await queue.close()
+        await client.close()
+
+
+async def _serve(settings: Settings, port: int) -> None:
+    server = make_server(settings, port=port)
     running = asyncio.create_task(server.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,13 +14,11 @@ from typing import Any
 
 from livekit import rtc
 from livekit.agents import (
-    Agent,
     AgentServer,
     AgentSession,
     APIError,
     AutoSubscribe,
     CloseEvent,
-    ConversationItemAddedEvent,
     JobContext,
     JobExecutorType,
     JobProcess,
@@ -40,14 +38,16 @@ from livekit.agents import (
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
+from labvoice.agent.hybrid import INSTRUCTIONS, CallMemory, LabAgent
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
     ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_MEMORY,
     ATTRIBUTE_WORKER_ID,
     check_name,
     parse_metadata,
 )
-from labvoice.settings import Settings, load_settings
+from labvoice.settings import Mode, Settings, load_settings
 from labvoice.stages import RPC_CLOCK, RPC_MARKS
 
 logger = logging.getLogger("labvoice.agent")
@@ -57,10 +57,6 @@ EVENT_PREFIX = "labvoice-event "
 
 _OUTPUT_SAMPLE_RATE_HZ = 24000
 _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
-_INSTRUCTIONS = (
-    "You are a helpful voice assistant. Answer in one or two short spoken sentences, "
-    "without lists or markup."
-)
 
 
 def report_event(event: str, **facts: Any) -> None:
@@ -105,7 +101,7 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> list[rtc.AudioFr
     # A model of its own: the connections of this event loop cannot serve the job's.
     model = load_llm(settings)
     chat = llm.ChatContext.empty()
-    chat.add_message(role="system", content=_INSTRUCTIONS)
+    chat.add_message(role="system", content=INSTRUCTIONS)
     chat.add_message(role="user", content="Hello.")
     try:
         async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
@@ -181,15 +177,12 @@ async def on_request(worker_id: str, request: JobRequest) -> None:
     )
 
 
-class LabAgent(Agent):
-    """The assistant; hybrid memory will take its place here."""
+def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession[None]:
+    """Builds the session: endpointing, speculative generation, and the models given.
 
-    def __init__(self, instructions: str = _INSTRUCTIONS) -> None:
-        super().__init__(instructions=instructions)
-
-
-def make_session(models: Models, settings: Settings) -> AgentSession[None]:
-    """Builds the session: endpointing, speculative generation, and the models given."""
+    In letta mode nothing is generated before the turn has ended: a speculative turn would
+    already be in Letta's memory.
+    """
     return AgentSession(
         stt=models.stt,
         tts=models.tts,
@@ -202,7 +195,7 @@ def make_session(models: Models, settings: Settings) -> AgentSession[None]:
                 "min_delay": settings.min_endpointing_delay_s,
                 "max_delay": settings.max_endpointing_delay_s,
             },
-            preemptive_generation={"enabled": True, "preemptive_tts": True},
+            preemptive_generation={"enabled": mode != "letta", "preemptive_tts": True},
             interruption={"mode": "vad"},
         ),
         user_away_timeout=None,
@@ -224,22 +217,29 @@ async def entrypoint(context: JobContext) -> None:
         "entrypoint_started": time.time(),
     }
     settings, models = load_settings(), load_models()
-    session = make_session(models, settings)
+    metadata = parse_metadata(context.job.metadata)
+    mode = metadata.mode or settings.mode
+    session = make_session(models, settings, mode)
+    state_changed = asyncio.Event()
+    memory = CallMemory(
+        settings,
+        None if mode == "direct" else metadata.letta_agent_id,
+        context.job.room.name,
+        lambda _: state_changed.set(),
+    )
+    agent = LabAgent(mode, memory)
+    session.on("conversation_item_added", agent.on_item)
     await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
     marks["agent_connected"] = time.time()
     local = context.room.local_participant
-    playback_latency: dict[str, float] = {}  # by message id; the session's events leave it out
-
-    def on_item(event: ConversationItemAddedEvent) -> None:
-        if isinstance(event.item, llm.ChatMessage) and "playback_latency" in event.item.metrics:
-            playback_latency[event.item.id] = event.item.metrics["playback_latency"]
-
-    session.on("conversation_item_added", on_item)
 
     async def answer_clock(_: rtc.RpcInvocationData) -> str:
         return json.dumps({"wall_s": time.time()})
 
     async def answer_marks(_: rtc.RpcInvocationData) -> str:
+        figures = {message_id: dict(stages) for message_id, stages in agent.figures.items()}
+        for message_id, sync_s in (await memory.synced()).items():
+            figures.setdefault(message_id, {})["memory_sync"] = sync_s
         return json.dumps(
             {
                 "marks": marks,
@@ -247,7 +247,12 @@ async def entrypoint(context: JobContext) -> None:
                 "dispatch_id": context.job.dispatch_id,
                 "worker_id": context.worker_id,
                 "pid": os.getpid(),
-                "playback_latency": playback_latency,
+                "figures": figures,
+                "memory": {
+                    "state": memory.state,
+                    "memory_load_s": memory.memory_load_s,
+                    "waiting_turns": await memory.waiting(),
+                },
             }
         )
 
@@ -269,9 +274,19 @@ async def entrypoint(context: JobContext) -> None:
     publishing = asyncio.create_task(output.start())  # returns once somebody listens
     session.output.audio = output
 
-    async def close_output() -> None:
+    async def show_memory_state() -> None:
+        while True:
+            await state_changed.wait()
+            state_changed.clear()
+            await local.set_attributes({ATTRIBUTE_MEMORY: memory.state})
+
+    showing = asyncio.create_task(show_memory_state())
+
+    async def close_all() -> None:
         publishing.cancel()
+        showing.cancel()
         await output.aclose()
+        await memory.aclose()
 
     def end_job(event: CloseEvent) -> None:
         reason = event.reason.value
@@ -279,11 +294,11 @@ async def entrypoint(context: JobContext) -> None:
         context.shutdown(reason=reason)
 
     session.on("close", end_job)
-    context.add_shutdown_callback(close_output)
+    context.add_shutdown_callback(close_all)
     report_event("started", room=context.room.name, job_id=context.job.id)
 
     await session.start(
-        LabAgent(),
+        agent,
         room=context.room,
         room_options=room_io.RoomOptions(
             audio_input=room_io.AudioInputOptions(sample_rate=16000, frame_size_ms=20),

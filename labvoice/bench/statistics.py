@@ -16,14 +16,22 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from labvoice.stages import AGENT_TURN_STAGES, CONNECTION_STAGES, TRANSPORT, TURN_STAGES
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CONNECTION_STAGES,
+    MEMORY_STAGES,
+    TRANSPORT,
+    TURN_STAGES,
+)
 
 Floats = npt.NDArray[np.float64]
 
 HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + TURN_STAGES)
 """The stages that a gate judges and that warnings speak of."""
 
-_ORDER: Final = {name: i for i, name in enumerate((*HEADLINE, *AGENT_TURN_STAGES, TRANSPORT))}
+_ORDER: Final = {
+    name: i for i, name in enumerate((*HEADLINE, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES))
+}
 _RESAMPLES: Final = 2000
 _SEED: Final = 20261
 _MIN_N_FOR_P99: Final = 100

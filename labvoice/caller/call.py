@@ -40,6 +40,7 @@ from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARK
 TOKEN_LIFETIME = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
+_MEMORY_POLL_S = 0.1
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
 
@@ -132,6 +133,7 @@ class Call:
         dispatch: The confirmed dispatch; None before.
         offset: The agent's clock against the caller's; None before it was measured.
         worker: What the agent told of its job: job_id, worker_id, pid.
+        memory: How the agent's memory stands: state, memory_load_s, waiting_turns.
         greeting: What the agent said first.
     """
 
@@ -155,6 +157,7 @@ class Call:
         self.dispatch: Dispatch | None = None
         self.offset: ClockOffset | None = None
         self.worker: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}
         self.greeting = ""
         self._url, self._key, self._secret = url, api_key, api_secret
         self._dispatcher = dispatcher
@@ -419,11 +422,44 @@ class Call:
             if marks.get(name):
                 at_s = self.offset.to_caller(marks[name])
                 self._mark(name, at_s, "worker", self.offset.uncertainty_s)
-        latencies = self.worker.pop("playback_latency")
+        figures = self.worker.pop("figures")
+        self.memory = self.worker.pop("memory")
         for turn in self.turns:
             for message_id in turn._replies:
-                if message_id in latencies:
-                    turn.metrics.setdefault("playback_latency", latencies[message_id])
+                for stage, duration_s in figures.get(message_id, {}).items():
+                    turn.metrics.setdefault(stage, duration_s)
+
+    async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:
+        """Waits until the agent's memory is in a state, such as `ready`.
+
+        Raises:
+            StageTimeoutError: It is not in time.
+            AgentLostError: The agent left.
+        """
+        await self._poll(lambda: self.memory.get("state") == state, f"memory {state}", timeout_s)
+
+    async def until_synced(self, timeout_s: float = 30.0) -> None:
+        """Waits until every turn of this call is in Letta; the turns then have `memory_sync`.
+
+        Raises:
+            StageTimeoutError: It is not in time.
+            AgentLostError: The agent left.
+        """
+        await self._poll(
+            lambda: all("memory_sync" in turn.metrics for turn in self.turns),
+            "memory_sync",
+            timeout_s,
+        )
+
+    async def _poll(self, condition: Callable[[], bool], stage: str, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        while True:
+            await self._fetch_worker()
+            if condition():
+                return
+            if time.monotonic() > until:
+                raise StageTimeoutError(stage, timeout_s, f"the agent says: {self.memory}")
+            await asyncio.sleep(_MEMORY_POLL_S)
 
     def heard_audio(self, turn: Turn | None = None) -> tuple[npt.NDArray[np.int16], int]:
         """Returns what the caller heard, and its sample rate in Hz.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any, Final
 
@@ -12,11 +11,9 @@ from letta_client.types.agent_state import AgentState
 from pydantic import SecretStr
 
 from labvoice.errors import ServerUnreachableError, UsageError
-from labvoice.letta import in_words, is_local, new_client
+from labvoice.letta import PAGE, all_agents, in_words, is_local, new_client, resolve
 
 _TIMEOUT_S: Final = 30.0
-_PAGE: Final = 100
-_AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 # Letta 0.16.8 answers 500 to a name with a dot.
 _NAME: Final = re.compile(r"\w[\w '-]{0,62}")
 CONTEXT_TOKENS: Final = 8192
@@ -151,26 +148,7 @@ class LettaApi:
         Raises:
             UsageError: There is none, or there are several of that name.
         """
-        if _AGENT_ID.fullmatch(agent):
-            with in_words(self._client, f"the agent {agent}"):
-                return (await self._client.agents.retrieve(agent)).id
-        everyone = await self._all()
-        found = [candidate.id for candidate in everyone if candidate.name == agent]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UsageError(
-                f"{len(found)} Letta agents are named {agent!r}",
-                f"name the one that is meant by its id: {', '.join(f'`{i}`' for i in found)}",
-            )
-        names = sorted({candidate.name for candidate in everyone})
-        close = difflib.get_close_matches(agent, names, n=3)
-        raise UsageError(
-            f"there is no Letta agent named {agent!r}",
-            f"did you mean {' or '.join(f'`{name}`' for name in close)}?"
-            if close
-            else f"there are: {', '.join(f'`{n}`' for n in names[:10]) or 'none; create one'}",
-        )
+        return await resolve(self._client, agent)
 
     async def blocks(self, agent: str) -> dict[str, str]:
         """Returns the text of each memory block of an agent, by label.
@@ -180,8 +158,8 @@ class LettaApi:
         """
         agent_id = await self.resolve(agent)
         with in_words(self._client, f"the memory of {agent}"):
-            found = [block async for block in self._client.agents.blocks.list(agent_id)]
-        return {block.label: block.value for block in found if block.label}
+            page = await self._client.agents.blocks.list(agent_id, limit=PAGE)
+        return {block.label: block.value for block in page.items if block.label}
 
     async def set_block(self, agent: str, label: str, value: str) -> None:
         """Replaces the text of a memory block.
@@ -289,10 +267,4 @@ class LettaApi:
         return models[0]
 
     async def _all(self, **query: Any) -> list[AgentState]:
-        with in_words(self._client, "its agents"):
-            return [
-                agent
-                async for agent in self._client.agents.list(
-                    limit=_PAGE, order="desc", include=["agent.blocks"], **query
-                )
-            ]
+        return await all_agents(self._client, **query)

@@ -15,7 +15,7 @@ from typing import Final
 import psutil
 
 from labvoice.errors import ProcessError
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess
 
 DATABASE: Final = "letta"
 USER: Final = DATABASE
@@ -41,8 +41,8 @@ class Postgres:
         self._password = password
 
     @classmethod
-    async def start(cls, root: Path, binaries: Path, log_path: Path) -> Postgres:
-        """Starts the server on a free port; makes its data folder at the first start.
+    async def start(cls, root: Path, binaries: Path, log_path: Path, *, port: int) -> Postgres:
+        """Starts the server; makes its data folder at the first start.
 
         Nobody else may start one on the same folder meanwhile: the caller holds a lock.
 
@@ -50,6 +50,7 @@ class Postgres:
             root: Folder for the data and the password; only the user can read it.
             binaries: Folder with `postgres`, `initdb` and `psql`.
             log_path: File for the server's log.
+            port: TCP port for it on loopback.
 
         Raises:
             ProcessError: It cannot be started.
@@ -59,7 +60,6 @@ class Postgres:
         if not data.exists():
             await _initialise(data, root / "postgres-password", binaries)
         await _forget_dead_postmaster(data)
-        port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),

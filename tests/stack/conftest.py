@@ -13,7 +13,7 @@ from labvoice.lab import Lab
 @pytest.fixture(scope="session")
 async def lab() -> AsyncIterator[Lab]:
     """A running stack: LiveKit server, paced model and one worker."""
-    async with Lab(llm="paced") as running:
+    async with Lab(llm="paced", letta=False) as running:
         yield running
 
 

@@ -72,9 +72,7 @@ async def test_a_refusal_comes_with_the_handlers_reason(lab: Lab, room: str) -> 
     )
     async with asyncio.timeout(10):
         # The worker tells by its log; there is nothing to be woken by.
-        while not any(  # noqa: ASYNC110
-            made.id in worker.rejections for worker in await lab.pool.statuses()
-        ):
+        while not any(made.id in worker.rejections for worker in await lab.pool.statuses()):
             await asyncio.sleep(0.05)
     error = diagnose(
         agent_name=lab.settings.agent_name,
@@ -99,7 +97,7 @@ async def test_an_odd_room_name_is_refused_before_anything_is_sent(lab: Lab) -> 
 
 async def test_no_worker_and_a_full_worker_are_told_apart() -> None:
     """Without a worker the cause is no_worker; with one that is full, worker_full."""
-    async with Lab(llm="paced", workers=0, max_jobs=1) as lab:
+    async with Lab(llm="paced", letta=False, workers=0, max_jobs=1) as lab:
         with pytest.raises(NoWorkerError, match="no worker is registered"):
             await lab.dispatcher.dispatch("empty", lab.settings.agent_name, timeout_s=1)
         await lab.add_workers()

@@ -104,7 +104,7 @@ async def test_a_bench_keeps_its_failures(lab: Lab, tmp_path: Path) -> None:
 
 async def test_a_worker_whose_model_does_not_load_ends_the_start(tmp_path: Path) -> None:
     """A recogniser that cannot be loaded is named, and everything is stopped again."""
-    lab = Lab(llm="paced", workers=1)
+    lab = Lab(llm="paced", letta=False, workers=1)
     before = set(psutil.Process().children(recursive=True))
     lab.settings.deepgram_api_key = None
     lab.settings.greeting = "…"  # no phonemes in it, so the voice has nothing to say
@@ -142,7 +142,7 @@ _LAB_SCRIPT = """
 import asyncio
 from labvoice.lab import Lab
 async def main():
-    async with Lab(llm="paced", workers=0) as lab:
+    async with Lab(llm="paced", letta=False, workers=0) as lab:
         print(*(part.pid for part in lab.parts()), flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())

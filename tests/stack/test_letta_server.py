@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from letta_client import AsyncLetta
 from pydantic import SecretStr
 
+from labvoice.agent.memory import MemorySnapshot, load_memory, watch
+from labvoice.agent.memory_queue import CircuitBreaker, MemoryQueue
 from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.letta import new_client
 from labvoice.settings import Settings, load_settings
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.processes import free_port
@@ -166,8 +170,74 @@ async def test_listens_on_loopback_only_and_shows_no_secret(letta: Running) -> N
     assert not any(secret in seen for secret in secrets)
 
 
-async def test_memory_survives_a_stop_and_a_crash(letta: Running) -> None:
-    """Stopped in order or killed outright, the next start has the memory and works on."""
+async def test_finished_turns_reach_the_memory(letta: Running, tmp_path: Path) -> None:
+    """Turns put into the queue are in the block, in order and once; a session sees them come."""
+    agent = await letta.server.api.create("Takes turns")
+    client = new_client(letta.server.base_url, letta.server.api_key)
+    seen: list[MemorySnapshot] = []
+    known = await load_memory(client, agent)
+    following = asyncio.create_task(watch(client, agent, seen.append, known=known, interval_s=0.1))
+    queue = MemoryQueue(tmp_path / "turns.sqlite", client)
+    queue.start()
+    for number, said in enumerate(["My dog is called Rex.", "How are you?", "I live in Oslo."]):
+        assert await queue.put(agent, "room", f"turn-{number}", said, "My name is Robot.")
+    assert await queue.drain(60.0)
+    assert not await queue.put(agent, "room", "turn-0", "My dog is called Rex.", "")
+    memory = await load_memory(client, agent)
+    assert memory.blocks["human"].split("\n") == [
+        "",
+        "The user's dog is called Rex.",
+        "The user lives in Oslo.",
+    ]
+    async with asyncio.timeout(30):
+        while seen[-1:] != [memory]:
+            await asyncio.sleep(0.05)
+    following.cancel()
+    await asyncio.wait([following])
+    assert await told_turns(client, agent) == ["turn-0", "turn-1", "turn-2"]
+    await queue.close()
+    await client.close()
+
+
+async def told_turns(client: AsyncLetta, agent: str) -> list[str | None]:
+    """The turns in an agent's own history, as Letta keeps it."""
+    page = await client.agents.messages.list(
+        agent, order="desc", limit=50, include_return_message_types=["user_message"]
+    )
+    return [message.otid for message in page.items if message.message_type == "user_message"]
+
+
+@pytest.mark.parametrize("part", ["Letta server", "PostgreSQL", "memory clerk"])
+async def test_a_killed_part_comes_back_and_no_turn_is_lost_or_doubled(
+    letta: Running, tmp_path: Path, part: str
+) -> None:
+    """Killed while turns are being written, each part is revived and the writing ends well."""
+    agent = await letta.server.api.create(f"Survives without {part}")
+    client = new_client(letta.server.base_url, letta.server.api_key)
+    queue = MemoryQueue(tmp_path / "turns.sqlite", client, breaker=CircuitBreaker(longest_s=1.0))
+    queue.start()
+    await queue.put(agent, "room", f"{part}-0", "My dog is called Rex.", "I see.")
+    await asyncio.sleep(0.1)
+    victim = next(process for process in letta.server.processes if process.name == part)
+    psutil.Process(victim.pid).kill()
+    await victim.wait()
+    for number, said in enumerate(["I live in Oslo.", "I like jazz."], 1):
+        await queue.put(agent, "room", f"{part}-{number}", said, "I see.")
+    assert await queue.drain(200.0), await queue.backlog()
+    await letta.server.until_up(60.0)
+    assert letta.server.state == "up"
+    assert await told_turns(client, agent) == [f"{part}-{number}" for number in range(3)]
+    assert (await load_memory(client, agent)).blocks["human"].strip().splitlines() == [
+        "The user's dog is called Rex.",
+        "The user lives in Oslo.",
+        "The user likes jazz.",
+    ]
+    await queue.close()
+    await client.close()
+
+
+async def test_memory_survives_a_stop(letta: Running) -> None:
+    """After a stop nothing runs any more; the next start has the memory and works on."""
     agent = await letta.server.api.create("Survivor")
     await letta.tell(agent, "My name is Anna.")
     family = letta.family()
@@ -176,14 +246,5 @@ async def test_memory_survives_a_stop_and_a_crash(letta: Running) -> None:
 
     await letta.start()
     assert "Anna" in (await letta.server.api.blocks("Survivor"))["human"]
-    await letta.tell(agent, "I live in Oslo.")
-    for process in letta.server.processes:
-        psutil.Process(process.pid).kill()
-        await process.wait()
-    assert letta.server.state == "failed"
-    await letta.server.stop()
-
-    await letta.start()
-    assert "Oslo" in (await letta.server.api.blocks("Survivor"))["human"]
     await letta.tell(agent, "My cat is called Tom.")
     assert "Tom" in (await letta.server.api.blocks("Survivor"))["human"]

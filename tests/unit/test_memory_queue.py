@@ -49,7 +49,7 @@ async def open_queue(path: Path, client: AsyncLetta, **options: Any) -> AsyncIte
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not await condition():  # noqa: ASYNC110
+        while not await condition():
             await asyncio.sleep(0.01)
 
 

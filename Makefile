@@ -1,0 +1,61 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 (with pip, where uv is missing) and make.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab env lint lock clean
+SHELL := /bin/sh
+
+# The first Python that runs and fits; empty when there is none, then uv looks for one itself.
+PYTHON := $(shell for name in python3.11 python3 python3.12; do \
+  if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+    >/dev/null 2>&1; then echo $$name; break; fi; done)
+
+# uv from PATH, else the locked version in the user's cache.
+UV_CACHED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/labvoice/uv-$(shell \
+  sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)
+UV := $(or $(shell command -v uv 2>/dev/null || true),$(UV_CACHED)/bin/uv)
+
+BIN := .venv/bin
+READY := .venv/labvoice.stamp
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
+	$(BIN)/labvoice demo
+
+test: lint ## lint, then all tests
+	$(BIN)/python -m pytest
+
+lab: $(READY) ## JupyterLab on notebooks/
+	$(BIN)/labvoice lab
+
+env: $(READY) ## make or update .venv from requirements.lock
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: | $(UV) ## write requirements.lock anew for pyproject.toml
+	$(UV) pip compile pyproject.toml --extra dev --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## remove .venv and what tools have left here (not the user's cache)
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
+
+$(READY): requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python "$(or $(PYTHON),>=3.11,<3.13)" .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# `--target` needs neither a virtual environment nor root, and leaves the system's Python alone.
+$(UV_CACHED)/bin/uv:
+	@test -n "$(PYTHON)" || { echo "labvoice needs Python 3.11 or 3.12, and neither is on PATH;" \
+	  "install one, or install uv"; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip to get uv with;" \
+	  "install pip (Debian: python3-pip), or install uv"; exit 1; }
+	@mkdir -p $(UV_CACHED)
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(UV_CACHED)/requirements.txt
+	$(PYTHON) -m pip install --quiet --no-deps --require-hashes --upgrade \
+	  --target $(UV_CACHED) --requirement $(UV_CACHED)/requirements.txt

@@ -1,0 +1,350 @@
+"""Writes finished turns to Letta in the background: in order, each once, whatever fails.
+
+The same agent may talk in several rooms at once: its turns are written one after another, in
+the order in which they ended. A turn whose outcome is not known (no answer, HTTP 500, a crash)
+is looked for in Letta before it is sent again: by its `otid`, which Letta keeps with the message
+and does not check itself, and only when no run of the agent is under way any more, for Letta
+finishes a run whose client has gone and stores the message only then (0.16.8, by trial).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+from letta_client import AsyncLetta
+
+from labvoice.agent.turn_store import Turn, TurnStore
+from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
+from labvoice.letta import NotReachedError, ServerFailedError, in_words, is_local
+from labvoice.memory_text import turn_text
+
+_log = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.5
+_LEASE_S: Final = 15.0
+_SEND_TIMEOUT_S: Final = 90.0
+_RUN_LIMIT_S: Final = 120.0
+_MAX_STEPS: Final = 4
+_HISTORY: Final = 50
+_ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
+_UNDER_WAY: Final = {"created", "running"}
+
+Circuit = Literal["closed", "open", "half-open"]
+
+
+@dataclass(frozen=True)
+class WrittenTurn:
+    """A turn that Letta has.
+
+    Attributes:
+        turn_id: As put.
+        agent_id: As put.
+        room: As put.
+        memory_sync_s: From the put to the end of Letta's own turn, in seconds.
+    """
+
+    turn_id: str
+    agent_id: str
+    room: str
+    memory_sync_s: float
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is still to be written, by all processes that share the file.
+
+    Attributes:
+        count: Turns that wait.
+        oldest_age_s: For how long the oldest has waited, in seconds; None when none waits.
+        lost: Turns that can never be written: their agent is gone. Their words are kept.
+        circuit: `closed` when writing works; `open` when it is put off after failures.
+        error: The last failure, in words.
+    """
+
+    count: int
+    oldest_age_s: float | None
+    lost: int
+    circuit: Circuit
+    error: str | None
+
+
+class CircuitBreaker:
+    """Keeps a failing server from being asked too often.
+
+    Each failure puts the next attempt off, twice as long as the one before, with jitter. While
+    failures last, one attempt at a time is made.
+
+    Args:
+        first_s: Longest pause after the first failure, in seconds.
+        longest_s: Longest pause of all, in seconds.
+        threshold: Failures in a row at which the circuit counts as open.
+    """
+
+    def __init__(
+        self, *, first_s: float = 0.5, longest_s: float = 30.0, threshold: int = 3
+    ) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._threshold = threshold
+        self._failures = 0
+        self._retry_at_s = 0.0
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def state(self) -> Circuit:
+        """Whether attempts are made freely, put off, or tried one by one."""
+        if self._failures < self._threshold:
+            return "closed"
+        return "open" if time.monotonic() < self._retry_at_s else "half-open"
+
+    @asynccontextmanager
+    async def attempt(self) -> AsyncIterator[None]:
+        """Waits until an attempt may be made, and learns from a `LabvoiceError` out of it."""
+        if self._failures:
+            async with self._one_at_a_time:
+                await asyncio.sleep(max(0.0, self._retry_at_s - time.monotonic()))
+                async with self._watched():
+                    yield
+        else:
+            async with self._watched():
+                yield
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (ServerUnreachableError, CredentialsError):
+            self._failures += 1
+            pause_s = min(self._longest_s, self._first_s * 2 ** min(self._failures - 1, 16))
+            self._retry_at_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            raise
+        else:
+            self._failures = 0
+
+
+class _UnderWayError(LabvoiceError):
+    """Letta still works on the agent; nothing is known yet."""
+
+
+class MemoryQueue:
+    """Takes finished turns at once and brings them to Letta when it can.
+
+    Args:
+        path: The file that holds the turns; one for each Letta server.
+        client: Client of that server; see :func:`labvoice.letta.new_client`.
+        on_written: Called with each turn that this process has written.
+        breaker: When to ask a failing server again.
+        lease_s: After how many seconds without a sign of life another process takes over.
+        send_timeout_s: How long an answer is waited for, in seconds.
+        run_limit_s: Age, in seconds, at which an unfinished run of Letta's is taken for dead.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        client: AsyncLetta,
+        *,
+        on_written: Callable[[WrittenTurn], None] = lambda _: None,
+        breaker: CircuitBreaker | None = None,
+        lease_s: float = _LEASE_S,
+        send_timeout_s: float = _SEND_TIMEOUT_S,
+        run_limit_s: float = _RUN_LIMIT_S,
+    ) -> None:
+        self._store = TurnStore(path)
+        self._client = client
+        self._on_written = on_written
+        self._breaker = breaker or CircuitBreaker()
+        self._lease_s = lease_s
+        self._send_timeout_s = send_timeout_s
+        self._run_limit_s = run_limit_s
+        self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._wake = asyncio.Event()
+        self._writers: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        # Runs that began before are over, whatever Letta's list of them says: it still shows
+        # those that ended with their server or without their database.
+        self._over_before: dict[str, float] = {}
+        self._all_over_before = 0.0
+
+    def start(self) -> None:
+        """Begins to write in the background, also what earlier processes left behind."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="memory queue")
+
+    async def put(
+        self, letta_agent_id: str, room: str, turn_id: str, user_text: str, agent_text: str
+    ) -> bool:
+        """Takes a finished turn; it is on disk when this returns.
+
+        Args:
+            letta_agent_id: Whose memory it belongs to.
+            room: Where it was spoken.
+            turn_id: Its id; a second turn of the same id is ignored.
+            user_text: What the user said.
+            agent_text: What the agent answered.
+
+        Returns:
+            Whether it was new.
+        """
+        new = await self._store.put(letta_agent_id, room, turn_id, user_text, agent_text)
+        self._wake.set()
+        return new
+
+    async def backlog(self) -> Backlog:
+        """Returns what is still to be written."""
+        count, since, lost, error = await self._store.counts()
+        age_s = None if since is None else max(0.0, time.time() - since)
+        return Backlog(count, age_s, lost, self._breaker.state, error)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Waits until nothing waits any more; returns whether that was reached in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (await self.backlog()).count:  # noqa: ASYNC110  others write too
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stops writing; what waits stays on disk for the next process. The client stays open."""
+        tasks = [task for task in (self._task, *self._writers.values()) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._store.close()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                for agent_id in await self._store.waiting_agents():
+                    if agent_id not in self._writers and await self._lease(agent_id):
+                        writer = asyncio.create_task(self._write_all(agent_id))
+                        self._writers[agent_id] = writer
+                        writer.add_done_callback(partial(self._ended, agent_id))
+            except sqlite3.Error:
+                _log.exception("the turns on disk cannot be read; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await self._wake.wait()
+
+    def _ended(self, agent_id: str, writer: asyncio.Task[None]) -> None:
+        del self._writers[agent_id]
+        if not writer.cancelled() and (error := writer.exception()):
+            _log.error("writing to %s was interrupted; trying again", agent_id, exc_info=error)
+
+    async def _lease(self, agent_id: str) -> bool:
+        return await self._store.lease(agent_id, self._holder, self._lease_s)
+
+    async def _write_all(self, agent_id: str) -> None:
+        """Writes an agent's turns one after another while the lease is held."""
+        this = asyncio.current_task()
+        assert this is not None
+
+        async def keep_lease() -> None:
+            while True:
+                await asyncio.sleep(self._lease_s / 3)
+                with suppress(sqlite3.Error):
+                    if await self._lease(agent_id):
+                        continue
+                this.cancel()
+                return
+
+        keeper = asyncio.create_task(keep_lease())
+        try:
+            while turn := await self._store.next(agent_id):
+                await self._write(turn)
+        finally:
+            keeper.cancel()
+            await self._store.release(agent_id, self._holder)
+
+    async def _write(self, turn: Turn) -> None:
+        """Tries once to bring a turn to Letta; what it then is stands in the store."""
+        try:
+            async with self._breaker.attempt():
+                if not turn.sent or not await self._arrived(turn):
+                    await self._send(turn)
+        except _UnderWayError:
+            await asyncio.sleep(_POLL_S)
+        except NotReachedError as error:
+            if is_local(str(self._client.base_url)):
+                self._all_over_before = time.time()  # its process has gone
+            await self._store.unknown(turn, error.observed)
+        except ServerFailedError as error:
+            self._over_before[turn.agent_id] = time.time()
+            await self._store.unknown(turn, error.observed)
+        except (ServerUnreachableError, CredentialsError) as error:
+            await self._store.unknown(turn, error.observed)
+        except UsageError as error:
+            _log.warning("turn %s cannot be written: %s", turn.turn_id, error.observed)
+            await self._store.lost(turn, error.observed)
+        else:
+            written_at = await self._store.written(turn)
+            sync_s = written_at - turn.put_at
+            self._on_written(WrittenTurn(turn.turn_id, turn.agent_id, turn.room, sync_s))
+
+    async def _send(self, turn: Turn) -> None:
+        await self._store.sending(turn)
+        try:
+            with in_words(self._client, f"the agent {turn.agent_id}"):
+                answer = await self._client.agents.messages.create(
+                    turn.agent_id,
+                    messages=[
+                        {
+                            "role": "user",
+                            "content": turn_text(turn.user_text, turn.agent_text),
+                            "otid": turn.turn_id,
+                        }
+                    ],
+                    max_steps=_MAX_STEPS,
+                    timeout=self._send_timeout_s,
+                )
+                # The client makes an object of anything; a garbled answer lacks this one.
+                ending = answer.stop_reason.stop_reason
+        except NotReachedError as error:
+            await self._store.not_sent(turn, error.observed)
+            raise
+        if ending not in _ENDED_WELL:
+            raise ServerFailedError(
+                f"Letta's turn ended with {ending!r}", "is the model behind Letta up?"
+            )
+
+    async def _arrived(self, turn: Turn) -> bool:
+        """Finds out what became of a turn that was sent.
+
+        Raises:
+            _UnderWayError: That is not decided yet.
+        """
+        agent = turn.agent_id
+        over_before = max(
+            time.time() - self._run_limit_s,
+            self._over_before.get(agent, 0.0),
+            self._all_over_before,
+        )
+        with in_words(self._client, f"the agent {agent}"):
+            # In this order: a run that has ended has stored its message.
+            runs = await self._client.runs.list(agent_id=agent, limit=_HISTORY)
+            for run in runs.items:
+                begun = run.created_at.timestamp() if run.created_at else 0.0
+                if run.status in _UNDER_WAY and begun >= over_before:
+                    raise _UnderWayError(f"Letta still works on {agent}")
+            page = await self._client.agents.messages.list(
+                agent,
+                limit=_HISTORY,
+                order="desc",
+                include_return_message_types=["user_message"],
+            )
+            return any(getattr(message, "otid", None) == turn.turn_id for message in page.items)

@@ -1,0 +1,214 @@
+"""The durable list of finished turns, one SQLite file that all job processes of a worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
+_BUSY_TIMEOUT_S: Final = 10.0
+# A written turn is remembered, without its words, so that putting it again does nothing.
+_REMEMBERED_S: Final = 7 * 24 * 3600.0
+_SCHEMA: Final = """
+create table if not exists turns (
+    seq integer primary key autoincrement,
+    turn_id text not null unique,
+    agent_id text not null,
+    room text not null,
+    user_text text not null,
+    agent_text text not null,
+    put_at real not null,
+    state text not null default 'waiting' check (state in ('waiting', 'written', 'lost')),
+    sent integer not null default 0,
+    written_at real,
+    error text
+);
+create index if not exists turns_waiting on turns (agent_id, seq) where state = 'waiting';
+create table if not exists leases (
+    agent_id text primary key,
+    holder text not null,
+    expires_at real not null
+);
+"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A finished turn on its way to Letta.
+
+    Attributes:
+        seq: Its place in the order of all turns.
+        turn_id: Its id; also the `otid` of the message that tells Letta of it.
+        agent_id: The Letta agent whose memory it belongs to.
+        room: Where it was spoken.
+        user_text: What the user said.
+        agent_text: What the agent answered.
+        put_at: When it ended, in seconds of the wall clock.
+        sent: How often it was sent without a known outcome.
+    """
+
+    seq: int
+    turn_id: str
+    agent_id: str
+    room: str
+    user_text: str
+    agent_text: str
+    put_at: float
+    sent: int
+
+
+class TurnStore:
+    """Keeps turns on disk; safe to use from many processes.
+
+    Args:
+        path: The file; made, readable by the user only, where there is none.
+
+    Every method runs in a thread of its own and may raise `sqlite3.Error` when the disk does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="labvoice-turns")
+        self._connection: sqlite3.Connection | None = None
+
+    async def put(
+        self, agent_id: str, room: str, turn_id: str, user_text: str, agent_text: str
+    ) -> bool:
+        """Adds a turn unless one of this id is there; returns whether it was new."""
+        return await self._do(
+            lambda db: (
+                db.execute(
+                    "insert or ignore into turns "
+                    "(turn_id, agent_id, room, user_text, agent_text, put_at) "
+                    "values (?, ?, ?, ?, ?, ?)",
+                    (turn_id, agent_id, room, user_text, agent_text, time.time()),
+                ).rowcount
+                == 1
+            )
+        )
+
+    async def waiting_agents(self) -> list[str]:
+        """Returns the agents that have turns waiting, the longest waiting first."""
+        query = (
+            "select agent_id from turns where state = 'waiting' group by agent_id order by min(seq)"
+        )
+        return [row[0] for row in await self._do(lambda db: db.execute(query).fetchall())]
+
+    async def next(self, agent_id: str) -> Turn | None:
+        """Returns an agent's first waiting turn."""
+        row = await self._do(
+            lambda db: db.execute(
+                "select seq, turn_id, agent_id, room, user_text, agent_text, put_at, sent "
+                "from turns where state = 'waiting' and agent_id = ? order by seq limit 1",
+                (agent_id,),
+            ).fetchone()
+        )
+        return Turn(*row) if row else None
+
+    async def sending(self, turn: Turn) -> None:
+        """Notes, before it happens, that a turn is being sent."""
+        await self._update("sent = sent + 1", turn)
+
+    async def not_sent(self, turn: Turn, error: str) -> None:
+        """Takes the note back: this time nothing reached the server."""
+        await self._update("sent = sent - 1, error = ?", turn, error)
+
+    async def unknown(self, turn: Turn, error: str) -> None:
+        """Notes why the outcome of a turn is not known."""
+        await self._update("error = ?", turn, error)
+
+    async def written(self, turn: Turn) -> float:
+        """Notes that Letta has the turn, and forgets its words; returns the time, wall clock."""
+        now = time.time()
+        change = "state = 'written', written_at = ?, user_text = '', agent_text = '', error = null"
+        await self._update(change, turn, now)
+        return now
+
+    async def lost(self, turn: Turn, error: str) -> None:
+        """Notes that a turn can never be written, and why; its words are kept."""
+        await self._update("state = 'lost', error = ?", turn, error)
+
+    async def lease(self, agent_id: str, holder: str, seconds: float) -> bool:
+        """Takes or renews the right to write to an agent; returns whether it is held."""
+
+        def take(db: sqlite3.Connection) -> bool:
+            now = time.time()
+            statement = (
+                "insert into leases values (?, ?, ?) on conflict (agent_id) do update set "
+                "holder = excluded.holder, expires_at = excluded.expires_at "
+                "where leases.holder = excluded.holder or leases.expires_at < ?"
+            )
+            return db.execute(statement, (agent_id, holder, now + seconds, now)).rowcount == 1
+
+        return await self._do(take)
+
+    async def release(self, agent_id: str, holder: str) -> None:
+        """Gives the right back."""
+        statement = "delete from leases where agent_id = ? and holder = ?"
+        await self._do(lambda db: db.execute(statement, (agent_id, holder)))
+
+    async def counts(self) -> tuple[int, float | None, int, str | None]:
+        """Returns how many turns wait, since when, how many are lost, and the last error."""
+        query = (
+            "select count(*) filter (where state = 'waiting'), "
+            "min(put_at) filter (where state = 'waiting'), "
+            "count(*) filter (where state = 'lost'), "
+            "(select error from turns where error is not null order by seq limit 1) from turns"
+        )
+        waiting, since, lost, error = await self._do(lambda db: db.execute(query).fetchone())
+        return waiting, since, lost, error
+
+    async def synced(self, room: str) -> dict[str, float]:
+        """Returns how long each written turn of a room waited, in seconds, by turn id."""
+        query = (
+            "select turn_id, written_at - put_at from turns where room = ? and state = 'written'"
+        )
+        return dict(await self._do(lambda db: db.execute(query, (room,)).fetchall()))
+
+    async def close(self) -> None:
+        """Closes the file."""
+
+        def close() -> None:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, close)
+        self._thread.shutdown()
+
+    async def _update(self, change: str, turn: Turn, *values: object) -> None:
+        # Only ever from the waiting state: a holder that was thought dead changes nothing.
+        statement = f"update turns set {change} where seq = ? and state = 'waiting'"  # noqa: S608
+        await self._do(lambda db: db.execute(statement, (*values, turn.seq)))
+
+    async def _do(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        def run() -> _T:
+            if self._connection is None:
+                self._connection = _open(self._path)
+            return work(self._connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # its journals take the same mode
+    db = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    db.execute("pragma journal_mode = wal")
+    # A turn that was put is there after a power cut too.
+    db.execute("pragma synchronous = full")
+    db.executescript(_SCHEMA)
+    db.execute(
+        "delete from turns where state = 'written' and written_at < ?",
+        (time.time() - _REMEMBERED_S,),
+    )
+    return db

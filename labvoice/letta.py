@@ -1,0 +1,154 @@
+"""How labvoice speaks to any Letta server: the client it uses, and errors in words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx
+import letta_client
+from letta_client import AsyncLetta
+from letta_client.types import AgentState
+from pydantic import SecretStr
+
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+
+_AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
+PAGE: Final = 100
+_LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
+# 408 and 429 ask for patience; 409 says that the agent is busy with another request.
+_PASSING: Final = {408, 409, 429}
+
+
+class NotReachedError(ServerUnreachableError):
+    """The request cannot have had an effect: no connection was made."""
+
+
+class ServerFailedError(ServerUnreachableError):
+    """The server answered that it failed: it has ended the request, to an unknown effect."""
+
+
+class AgentMissingError(UsageError):
+    """The server has no such agent, block or provider."""
+
+
+def is_local(base_url: str) -> bool:
+    """Whether an address is on this machine."""
+    return httpx.URL(base_url).host in _LOCAL
+
+
+def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 30.0) -> AsyncLetta:
+    """Returns a client that asks once: who repeats a message must first look what became of it.
+
+    Args:
+        base_url: The server's address.
+        api_key: Its key.
+        timeout_s: For each request, in seconds.
+    """
+    return AsyncLetta(
+        base_url=base_url,
+        api_key=api_key.get_secret_value() if api_key else None,
+        timeout=timeout_s,
+        max_retries=0,
+        # A proxy from the environment is meant for the world outside, not for this machine.
+        http_client=httpx.AsyncClient(timeout=timeout_s, trust_env=not is_local(base_url)),
+    )
+
+
+@contextmanager
+def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
+    """Says in labvoice's own errors what became of a request.
+
+    Args:
+        client: Whom the request went through.
+        what: What was asked for.
+
+    Raises:
+        CredentialsError: The key was refused.
+        AgentMissingError: There is no such thing.
+        UsageError: The server refused the request.
+        NotReachedError: No connection was made.
+        ServerFailedError: The server answered with HTTP 500.
+        ServerUnreachableError: No answer, or none that Letta gives.
+    """
+    address = str(client.base_url).rstrip("/")
+    server = f"the Letta server at {address}"
+    try:
+        yield
+    except (letta_client.AuthenticationError, letta_client.PermissionDeniedError):
+        raise CredentialsError(f"{server} refuses the key", "check LETTA_API_KEY") from None
+    except letta_client.APITimeoutError:
+        raise ServerUnreachableError(
+            f"{server} did not answer in time when asked for {what}", "it may be overloaded"
+        ) from None
+    except letta_client.APIConnectionError as error:
+        before = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+        raise (NotReachedError if before else ServerUnreachableError)(
+            f"nothing answers at {address}, where a Letta server was expected "
+            f"({error.__cause__ or error})",
+            "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
+        ) from None
+    except letta_client.NotFoundError:
+        raise AgentMissingError(f"{server} answered HTTP 404 when asked for {what}") from None
+    except letta_client.InternalServerError as error:
+        # 502 and its like come from something in between, and say nothing of the request's end.
+        raise (ServerFailedError if error.status_code == 500 else ServerUnreachableError)(
+            f"{server} answered HTTP {error.status_code} when asked for {what}", "its log says why"
+        ) from None
+    except letta_client.APIStatusError as error:
+        raise (ServerUnreachableError if error.status_code in _PASSING else UsageError)(
+            f"{server} answered HTTP {error.status_code} when asked for {what}", _detail(error)
+        ) from None
+    except (letta_client.APIResponseValidationError, ValueError, AttributeError) as error:
+        raise ServerUnreachableError(
+            f"what answers at {address} does not answer as Letta does ({error})",
+            "check the address and the port in LETTA_BASE_URL",
+        ) from None
+
+
+def _detail(error: letta_client.APIStatusError) -> str:
+    body = error.body
+    return str(body.get("detail", "")) if isinstance(body, dict) else ""
+
+
+async def all_agents(client: AsyncLetta, **query: Any) -> list[AgentState]:
+    """Returns all agents with their blocks, the newest first; `query` narrows the list."""
+    with in_words(client, "its agents"):
+        return [
+            agent
+            async for agent in client.agents.list(
+                limit=PAGE, order="desc", include=["agent.blocks"], **query
+            )
+        ]
+
+
+async def resolve(client: AsyncLetta, agent: str) -> str:
+    """Returns the id of the agent with this id or name.
+
+    Raises:
+        UsageError: There is none, or there are several of that name.
+        ServerUnreachableError: The server does not answer.
+    """
+    if _AGENT_ID.fullmatch(agent):
+        with in_words(client, f"the agent {agent}"):
+            return (await client.agents.retrieve(agent)).id
+    everyone = await all_agents(client)
+    found = [candidate.id for candidate in everyone if candidate.name == agent]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{len(found)} Letta agents are named {agent!r}",
+            f"name the one that is meant by its id: {', '.join(f'`{i}`' for i in found)}",
+        )
+    names = sorted({candidate.name for candidate in everyone})
+    close = difflib.get_close_matches(agent, names, n=3)
+    raise UsageError(
+        f"there is no Letta agent named {agent!r}",
+        f"did you mean {' or '.join(f'`{name}`' for name in close)}?"
+        if close
+        else f"there are: {', '.join(f'`{n}`' for n in names[:10]) or 'none; create one'}",
+    )
