@@ -11,7 +11,7 @@ import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,10 @@ from rich.table import Table
 
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
 from labvoice.settings import Llm, load_settings
+
+if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
+    from labvoice.bench.run import Run
+    from labvoice.lab import Lab
 
 app = typer.Typer(
     help="Launch, dispatch, prove and measure LiveKit voice agents.",
@@ -29,6 +33,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+_DEMO_AGENT = "labvoice demo"
 console = Console(highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[
@@ -94,10 +99,6 @@ def _command() -> str:
     return shlex.join(["labvoice", *sys.argv[1:]])
 
 
-def _print_run(run: Any) -> None:
-    _say(repr(run))
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
@@ -106,21 +107,31 @@ def demo(
     trials: TrialsOption = 5,
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
     llm: LlmOption = None,
+    letta: LettaOption = True,
+    fresh: FreshOption = False,
     json_path: JsonOption = None,
 ) -> None:
     """The main job, no questions: stack up, connections and turns measured, report.html.
 
     Example: labvoice demo --trials 3
     """
-    _run(_demo(out, trials, calls, llm, json_path))
+    _run(_demo(out, trials, calls, llm, letta, fresh, json_path))
 
 
-async def _demo(out: Path, trials: int, calls: int, llm: Llm | None, json_path: Path | None) -> int:
+async def _demo(
+    out: Path,
+    trials: int,
+    calls: int,
+    llm: Llm | None,
+    letta: bool,
+    fresh: bool,
+    json_path: Path | None,
+) -> int:
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
 
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    async with Lab(progress=_say, llm=llm) as lab:
+    async with Lab(progress=_say, llm=llm, letta=letta, fresh=fresh) as lab:
         _say(repr(lab))
         connect = await lab.bench.connect(
             trials, out=out / f"{stamp}-connect.jsonl", command=_command(), progress=_say
@@ -128,17 +139,35 @@ async def _demo(out: Path, trials: int, calls: int, llm: Llm | None, json_path: 
         turns = await lab.bench.turns(
             calls, out=out / f"{stamp}-turns.jsonl", command=_command(), progress=_say
         )
-        memory = {part.name: part.memory for part in lab.parts()}
-    _print_run(connect)
-    _print_run(turns)
-    _say("memory: " + ", ".join(f"{name} {size}" for name, size in memory.items()))
-    report = await asyncio.to_thread(write_report, [connect, turns], out / "report.html")
-    _write_json(
-        json_path or out / "summary.json",
-        {"connect": connect.to_json(), "turns": turns.to_json(), "setup_s": lab.setup_s},
-    )
+        runs = [connect, turns]
+        if letta:
+            runs.append(await _tell_a_fact(lab, out / f"{stamp}-memory.jsonl"))
+        sizes = {part.name: part.memory for part in lab.parts() if part.memory}
+    for run in runs:
+        _say(repr(run))
+    _say("memory in use: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    report = await asyncio.to_thread(write_report, runs, out / "report.html")
+    results = {run.header.kind: run.to_json() for run in runs}
+    _write_json(json_path or out / "summary.json", {**results, "setup_s": lab.setup_s})
     _say(f"report: {report.resolve()}")
-    return 1 if connect.to_json()["failed"] or turns.to_json()["failed"] else 0
+    return 1 if any(result["failed"] for result in results.values()) else 0
+
+
+async def _tell_a_fact(lab: Lab, out: Path) -> Run:
+    """Tells the agent a fact by voice, and shows it in Letta's memory block."""
+    await lab.letta_server.until_up()
+    agent = await lab.letta.ensure(_DEMO_AGENT)
+    call = await lab.call(letta_agent=agent)
+    try:
+        await call.hear_greeting()
+        await call.say(await lab.utterance("My dog is called Rex."))
+        turn = await call.hear()
+        await call.until_synced()
+    finally:
+        await lab.end_call(call)
+    block = (await lab.letta.blocks(agent))["human"]
+    _say(f"memory: told {turn.said!r}; {_DEMO_AGENT!r} in Letta now knows: {block!r}")
+    return lab.bench.record(call, out)
 
 
 @bench_app.command("connect")
@@ -178,7 +207,7 @@ async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: 
     async with Lab(progress=_say, llm=llm, letta=False) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=_command(), progress=_say, **options)
-    _print_run(run)
+    _say(repr(run))
     result = run.to_json()
     _write_json(json_path, result)
     return 1 if result["failed"] else 0
@@ -190,16 +219,15 @@ def call(
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A WAV file to speak.")] = None,
     room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
     agent_name: AgentNameOption = None,
+    letta_agent: LettaAgentOption = None,
     llm: LlmOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """One simulated caller: joins, speaks, listens, and prints every mark.
 
-    With LIVEKIT_URL set and LABVOICE_WORKERS=0 it calls an agent that runs elsewhere.
-
     Example: labvoice call --say "What is the capital of France?"
     """
-    _run(_call(say or [], wav or [], room, agent_name, llm, json_path))
+    _run(_call(say or [], wav or [], room, agent_name, letta_agent, llm, json_path))
 
 
 async def _call(
@@ -207,6 +235,7 @@ async def _call(
     wav: list[Path],
     room: str | None,
     agent_name: str | None,
+    letta_agent: str | None,
     llm: Llm | None,
     json_path: Path | None,
 ) -> int:
@@ -214,9 +243,11 @@ async def _call(
     from labvoice.lab import Lab
 
     recordings = [load_wav(path) for path in wav]
-    async with Lab(progress=_say, llm=llm) as lab:
+    async with Lab(progress=_say, llm=llm, letta=letta_agent is not None) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
-        call = await lab.call(room, agent_name=agent_name)
+        if letta_agent is not None:
+            await lab.letta_server.until_up()
+        call = await lab.call(room, agent_name=agent_name, letta_agent=letta_agent)
         try:
             _say(f"agent: {await call.hear_greeting()}")
             for utterance in spoken:
@@ -321,7 +352,7 @@ async def _worker(agent_name: str | None, llm: Llm | None) -> int:
             "a worker needs a LiveKit server to register with",
             "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
         )
-    async with Lab(progress=_say, settings=settings) as lab:
+    async with Lab(progress=_say, settings=settings, letta=bool(settings.letta_base_url)) as lab:
         _say(repr(lab))
         process = lab.pool.workers[0].process
         status = await process.wait()

@@ -133,6 +133,7 @@ class Bench:
                 )
                 error_s = call.offset.uncertainty_s if clock == "worker" and call.offset else 0.0
                 run.mark(0, mark, at_s, clock=clock, uncertainty_s=error_s)
+            record_memory(run, 0, call)
             run.outcome(0, "ok" if "agent_listening" in call.marks else "error")
             for turn in call.turns:
                 record_turn(run, 0, turn)
@@ -192,6 +193,7 @@ class Bench:
             await call.connect()
             await call.hear_greeting()
             run.note(trial, **_connection_facts(call))
+            record_memory(run, trial, call)
             run.outcome(trial, "ok")
         except LabvoiceError as error:
             run.outcome(trial, outcome_of(error), detail=error.observed)
@@ -225,6 +227,12 @@ def _default_utterances(settings: Settings) -> list[Utterance]:
         human_utterances(settings), synthesize_all(DEFAULT_UTTERANCES, settings)
     )
     return [utterance for pair in pairs for utterance in pair if utterance is not None]
+
+
+def record_memory(run: RunWriter, trial: int, call: Call) -> None:
+    """Records how long the agent's memory took to load, where it has one."""
+    if call.memory.get("memory_load_s") is not None:
+        run.stage(trial, "memory_load", call.memory["memory_load_s"])
 
 
 def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:

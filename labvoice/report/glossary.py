@@ -31,6 +31,11 @@ STAGES: Final = {
     "reply's leaving the agent.",
     "transport": "voice_to_voice less e2e_latency: network, jitter buffers and queues at both "
     "ends, and whatever else the agent's figures do not explain. It is shown, never spread.",
+    "memory_load": "From the start of the session to the first memory blocks from Letta. No call "
+    "waits for it.",
+    "memory_sync": "From the end of a turn to its facts' being in Letta's memory blocks, in the "
+    "background.",
+    "letta_ttft": "In letta mode: from asking Letta to its first token.",
 }
 
 OUTCOMES: Final = {

@@ -142,6 +142,12 @@ class LettaApi:
             )
         return agent.id
 
+    async def ensure(self, name: str) -> str:
+        """Returns the id of the agent of this name, creating it when there is none."""
+        if any(agent.name == name for agent in await self._all(name=name)):
+            return await self.resolve(name)
+        return await self.create(name)
+
     async def resolve(self, agent: str) -> str:
         """Returns the id of the agent with this id or name.
 

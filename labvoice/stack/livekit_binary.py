@@ -184,7 +184,7 @@ async def _finish(
                 raise BuildError(
                     f"{what} took longer than {_BUILD_TIMEOUT_S / 60:.0f} minutes; "
                     f"last log lines:\n{process.log_tail()}",
-                    "try again on a less busy machine; what was fetched and compiled is kept",
+                    f"try again on a less busy machine, or put a `{PROGRAM}` on PATH",
                 )
             tell(elapsed_s)
             with contextlib.suppress(TimeoutError):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
-import signal
 import stat
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -206,17 +204,20 @@ async def test_a_restart_goes_on_where_it_was_cut_off(
     assert letta.told == {"a": ["one", "two"]}
 
 
-def _write_from_another_process(path: Path, base_url: str, ready: Any) -> None:
-    """Puts a turn, begins to send it, and hangs there until it is killed."""
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from labvoice.agent.memory_queue import MemoryQueue
+from labvoice.letta import new_client
 
-    async def work() -> None:
-        queue = MemoryQueue(path, new_client(base_url, None), lease_s=1.0)
-        await queue.put("a", "room", "first", "from the dead", "I see.")
-        queue.start()
-        ready.set()
-        await asyncio.sleep(3600)
+async def work():
+    queue = MemoryQueue(Path(sys.argv[1]), new_client(sys.argv[2], None), lease_s=1.0)
+    await queue.put("a", "room", "first", "from the dead", "I see.")
+    queue.start()
+    await asyncio.sleep(3600)
 
-    asyncio.run(work())
+asyncio.run(work())
+"""
 
 
 async def test_a_killed_worker_loses_nothing(
@@ -224,22 +225,16 @@ async def test_a_killed_worker_loses_nothing(
 ) -> None:
     """A process killed in the middle of a send leaves a lease that expires; another goes on."""
     letta.faults = ["hang"]
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(
-        target=_write_from_another_process,
-        args=(tmp_path / "turns.sqlite", letta.base_url, ready),
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, str(tmp_path / "turns.sqlite"), letta.base_url
     )
-    process.start()
 
     async def sent() -> bool:
         return letta.requests == 1
 
     await until(sent)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    await asyncio.to_thread(process.join)
-    process.close()
+    process.kill()
+    await process.wait()
     async with open_queue(tmp_path, client) as queue:
         queue.start()
         await put(queue, "a", "from the living")
