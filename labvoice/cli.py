@@ -383,15 +383,23 @@ def lab(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures there as PNG too.")
+    ] = None,
 ) -> None:
     """Writes a single-file HTML report of recorded runs.
 
     Example: labvoice report runs/turns.jsonl --out report.html
     """
     from labvoice.bench.run import Run
-    from labvoice.report.html import write_report
+    from labvoice.report.html import write_pictures, write_report
 
-    _say(f"report: {write_report([Run.load(path) for path in runs], out).resolve()}")
+    loaded = [Run.load(path) for path in runs]
+    _say(f"report: {write_report(loaded, out).resolve()}")
+    if pictures is not None:
+        for run in loaded:
+            for path in write_pictures(run, pictures):
+                _say(f"picture: {path}")
 
 
 @app.command()

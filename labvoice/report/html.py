@@ -79,6 +79,30 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     return path
 
 
+def write_pictures(run: Run, folder: Path) -> list[Path]:
+    """Writes each picture that the run has data for as `KIND-PICTURE.png`; returns their paths.
+
+    Raises:
+        RunFileError: The folder cannot be written.
+    """
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for draw, _ in _CAPTIONS:
+            try:
+                figure = draw(run)
+            except RunFileError:
+                continue
+            path = folder / f"{run.header.kind}-{draw.__name__.replace('_', '-')}.png"
+            figure.savefig(path, dpi=110)
+            written.append(path)
+    except OSError as error:
+        raise RunFileError(
+            f"{folder} cannot be written: {error.strerror}", "choose another place"
+        ) from None
+    return written
+
+
 def inline_svg(figure: Picture, prefix: str) -> Markup:
     """Draws a figure as SVG for use inside a page: its colours and font, ids of its own.
 

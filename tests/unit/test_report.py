@@ -12,10 +12,11 @@ from labvoice.bench.frames import UNFINISHED
 from labvoice.bench.run import Run, RunWriter
 from labvoice.errors import RunFileError, UsageError
 from labvoice.report import glossary, plots
-from labvoice.report.html import write_report
+from labvoice.report.html import write_pictures, write_report
 from labvoice.stages import (
     AGENT_TURN_STAGES,
     CONNECTION_STAGES,
+    MEMORY_STAGES,
     OUTCOMES,
     TRANSPORT,
     TURN_STAGES,
@@ -142,7 +143,7 @@ def test_a_run_that_crashed_at_once_still_has_a_report(tmp_path: Path) -> None:
 def test_every_stage_and_outcome_is_defined() -> None:
     """The glossary has exactly the vocabulary's stages and outcomes."""
     stages = {stage.name for stage in CONNECTION_STAGES + TURN_STAGES}
-    assert set(glossary.STAGES) == {*stages, *AGENT_TURN_STAGES, TRANSPORT}
+    assert set(glossary.STAGES) == {*stages, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES}
     assert set(glossary.OUTCOMES) == set(OUTCOMES)
 
 
@@ -196,3 +197,12 @@ def test_bad_report_requests_are_named(tmp_path: Path) -> None:
     run = connect_run(tmp_path / "c.jsonl", trials=2)
     with pytest.raises(RunFileError, match=re.escape("cannot be written")):
         write_report([run], tmp_path)
+
+
+def test_pictures_are_written_by_kind(tmp_path: Path) -> None:
+    """Each picture of a run becomes a PNG that names the run's kind."""
+    run = turns_run(tmp_path / "t.jsonl")
+    names = {path.name for path in write_pictures(run, tmp_path / "pictures")}
+    assert {"turns-turn-waterfall.png", "turns-distributions.png"} <= names
+    for name in names:
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
