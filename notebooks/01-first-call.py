@@ -40,7 +40,7 @@ from IPython.display import Audio, display
 from labvoice.lab import Lab
 from labvoice.report import plots
 
-lab = await Lab(llm=llm, progress=print).start()
+lab = await Lab(llm=llm, letta=False, progress=print).start()  # memory comes in notebook 06
 lab
 
 # %% [markdown]
