@@ -11,7 +11,7 @@ import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.table import Table
 
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
 from labvoice.settings import Llm, load_settings
+
+if TYPE_CHECKING:
+    from labvoice.dispatch import Strategy
 
 app = typer.Typer(
     help="Launch, dispatch, prove and measure LiveKit voice agents.",
@@ -38,6 +41,9 @@ LlmOption = Annotated[
     Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
 ]
 TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many trials count.")]
+ArmsOption = Annotated[
+    str, typer.Option("--arms", help="Configurations to measure side by side: a,b,…")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to write.")]
 AgentNameOption = Annotated[
     str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
@@ -136,15 +142,22 @@ async def _demo(out: Path, trials: int, calls: int, llm: Llm | None, json_path: 
 def bench_connect(
     trials: TrialsOption = 30,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Trials before that.")] = 1,
+    arms: ArmsOption = "",
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Measures connections: from the click to the greeting, stage by stage.
 
-    Example: labvoice bench connect --trials 30 --out runs/connect.jsonl
+    Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
+    job (process, thread), and stock: a plain livekit-agents worker with its defaults.
+
+    Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
-    _run(_bench("connect", llm, json_path, trials=trials, warmup=warmup, out=out))
+    from labvoice.bench.arms import CONNECT_ARMS, choose
+
+    choose(arms, CONNECT_ARMS)  # a wrong name is told before anything is started
+    _run(_bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=arms, out=out))
 
 
 @bench_app.command("turns")
@@ -181,6 +194,10 @@ def call(
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A WAV file to speak.")] = None,
     room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
     agent_name: AgentNameOption = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
+    ] = "sequential",
     llm: LlmOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -190,7 +207,9 @@ def call(
 
     Example: labvoice call --say "What is the capital of France?"
     """
-    _run(_call(say or [], wav or [], room, agent_name, llm, json_path))
+    from labvoice.dispatch import check_strategy
+
+    _run(_call(say or [], wav or [], room, agent_name, check_strategy(strategy), llm, json_path))
 
 
 async def _call(
@@ -198,6 +217,7 @@ async def _call(
     wav: list[Path],
     room: str | None,
     agent_name: str | None,
+    strategy: Strategy,
     llm: Llm | None,
     json_path: Path | None,
 ) -> int:
@@ -207,7 +227,11 @@ async def _call(
     recordings = [load_wav(path) for path in wav]
     async with Lab(progress=_say, llm=llm) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
-        call = await lab.call(room, agent_name=agent_name)
+        if strategy == "automatic":
+            await lab.add_workers(agent_name="")
+        call = await lab.call(room, agent_name=agent_name, strategy=strategy)
+        if call.notice:
+            _say(f"notice: {call.notice}")
         try:
             _say(f"agent: {await call.hear_greeting()}")
             for utterance in spoken:

@@ -19,14 +19,14 @@ from livekit import api
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
-from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Settings, load_settings
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
-from labvoice.stack.workers import Pool
+from labvoice.stack.workers import AGENT_PROGRAM, Pool
 from labvoice.weights import WeightName, require
 
 Progress = Callable[[str], None]
@@ -185,21 +185,31 @@ class Lab:
         self.setup_s[part] = time.monotonic() - started_s
         self._progress(f"{part}: up after {self.setup_s[part]:.1f} s")
 
-    async def add_workers(self, count: int = 1, *, agent_name: str | None = None) -> None:
+    async def add_workers(
+        self,
+        count: int = 1,
+        *,
+        agent_name: str | None = None,
+        program: str = AGENT_PROGRAM,
+        **overrides: Any,
+    ) -> None:
         """Starts more workers.
 
         Args:
             count: How many.
-            agent_name: Name under which they register; the settings' when not given.
+            agent_name: Name under which they register; the settings' when not given, and empty
+                for workers that serve every room.
+            program: Module that they run.
+            overrides: Settings by field name that are theirs alone.
 
         Raises:
             ProcessError: One ended or was not registered in time.
         """
         assert self._state_dir is not None
-        settings = self.settings
         if agent_name is not None:
-            settings = settings.model_copy(update={"agent_name": agent_name})
-        await self.pool.add(settings, state_dir=self._state_dir, count=count)
+            overrides["agent_name"] = agent_name
+        settings = self.settings.model_copy(update=overrides)
+        await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
     async def stop(self) -> None:
         """Stops everything that was started and removes its logs; safe to call twice."""
@@ -266,6 +276,7 @@ class Lab:
         *,
         agent_name: str | None = None,
         letta_agent: str | None = None,
+        strategy: Strategy = "sequential",
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
         """Prepares a call that is not connected yet; :meth:`call` connects it too.
@@ -274,6 +285,7 @@ class Lab:
             room: Name of the room; a fresh one when not given.
             agent_name: Name to dispatch; the settings' when not given.
             letta_agent: Id or name of the Letta agent whose memory the call uses.
+            strategy: When the agent is dispatched; see :data:`labvoice.dispatch.Strategy`.
             on_mark: Told every connection mark as it is set.
 
         Raises:
@@ -282,14 +294,19 @@ class Lab:
         """
         dispatcher = self.dispatcher
         assert self._server is not None
+        if strategy == "automatic":
+            agent_name = ""
+        elif agent_name is None:
+            agent_name = self.settings.agent_name
         return Call(
             url=self._server.url,
             api_key=self._server.api_key,
             api_secret=self._server.api_secret,
             dispatcher=dispatcher,
             room=room or f"lab-{secrets.token_hex(4)}",
-            agent_name=agent_name or self.settings.agent_name,
+            agent_name=agent_name,
             metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            strategy=strategy,
             on_mark=on_mark,
         )
 
@@ -299,6 +316,7 @@ class Lab:
         *,
         agent_name: str | None = None,
         letta_agent: str | None = None,
+        strategy: Strategy = "sequential",
     ) -> Call:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
@@ -306,11 +324,14 @@ class Lab:
             room: As for :meth:`new_call`.
             agent_name: As for :meth:`new_call`.
             letta_agent: As for :meth:`new_call`.
+            strategy: As for :meth:`new_call`.
 
         Raises:
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
-        call = self.new_call(room, agent_name=agent_name, letta_agent=letta_agent)
+        call = self.new_call(
+            room, agent_name=agent_name, letta_agent=letta_agent, strategy=strategy
+        )
         try:
             return await call.connect()
         except BaseException:

@@ -40,6 +40,7 @@ from livekit.agents import (
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
+from labvoice.agent.idle import IdleWatch
 from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
@@ -286,12 +287,16 @@ async def entrypoint(context: JobContext) -> None:
         publishing.cancel()
         await output.aclose()
 
-    def end_job(event: CloseEvent) -> None:
-        reason = event.reason.value
+    def leave(reason: str) -> None:
         report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
         context.shutdown(reason=reason)
 
+    def end_job(event: CloseEvent) -> None:
+        watch.close()
+        leave(event.reason.value)
+
     session.on("close", end_job)
+    watch = IdleWatch(context.room, settings.idle_timeout_s, leave)
     context.add_shutdown_callback(close_output)
     report_event("started", room=context.room.name, job_id=context.job.id)
 
