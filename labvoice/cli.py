@@ -22,6 +22,7 @@ from labvoice.settings import Llm, load_settings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.bench.run import Run
+    from labvoice.dispatch import Strategy
     from labvoice.lab import Lab
 
 app = typer.Typer(
@@ -43,6 +44,9 @@ LlmOption = Annotated[
     Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
 ]
 TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many trials count.")]
+ArmsOption = Annotated[
+    str, typer.Option("--arms", help="Configurations to measure side by side: a,b,…")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to write.")]
 AgentNameOption = Annotated[
     str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
@@ -174,15 +178,22 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
 def bench_connect(
     trials: TrialsOption = 30,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Trials before that.")] = 1,
+    arms: ArmsOption = "",
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Measures connections: from the click to the greeting, stage by stage.
 
-    Example: labvoice bench connect --trials 30 --out runs/connect.jsonl
+    Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
+    job (process, thread), and stock: a plain livekit-agents worker with its defaults.
+
+    Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
-    _run(_bench("connect", llm, json_path, trials=trials, warmup=warmup, out=out))
+    from labvoice.bench.arms import CONNECT_ARMS, choose
+
+    choose(arms, CONNECT_ARMS)  # a wrong name is told before anything is started
+    _run(_bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=arms, out=out))
 
 
 @bench_app.command("turns")
@@ -220,6 +231,10 @@ def call(
     room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
+    ] = "sequential",
     llm: LlmOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -227,7 +242,20 @@ def call(
 
     Example: labvoice call --say "What is the capital of France?"
     """
-    _run(_call(say or [], wav or [], room, agent_name, letta_agent, llm, json_path))
+    from labvoice.dispatch import check_strategy
+
+    _run(
+        _call(
+            say or [],
+            wav or [],
+            room,
+            agent_name,
+            letta_agent,
+            check_strategy(strategy),
+            llm,
+            json_path,
+        )
+    )
 
 
 async def _call(
@@ -236,6 +264,7 @@ async def _call(
     room: str | None,
     agent_name: str | None,
     letta_agent: str | None,
+    strategy: Strategy,
     llm: Llm | None,
     json_path: Path | None,
 ) -> int:
@@ -247,7 +276,13 @@ async def _call(
         spoken = [await lab.utterance(text) for text in say] + recordings
         if letta_agent is not None:
             await lab.letta_server.until_up()
-        call = await lab.call(room, agent_name=agent_name, letta_agent=letta_agent)
+        if strategy == "automatic":
+            await lab.add_workers(agent_name="")
+        call = await lab.call(
+            room, agent_name=agent_name, letta_agent=letta_agent, strategy=strategy
+        )
+        if call.notice:
+            _say(f"notice: {call.notice}")
         try:
             _say(f"agent: {await call.hear_greeting()}")
             for utterance in spoken:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Final
 
+from livekit.protocol.agent_dispatch import AgentDispatch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labvoice.errors import MetadataError, RoomNameError
@@ -15,6 +18,11 @@ ATTRIBUTE_WORKER_ID = "labvoice.worker_id"
 """Participant attribute by which an agent tells which worker runs it."""
 ATTRIBUTE_MEMORY = "labvoice.memory"
 """Participant attribute by which an agent tells how its memory stands."""
+
+IN_FLIGHT_S: Final = 10.0
+"""A dispatch that is older and has no agent is left over, not under way: the server asks the
+workers for at most 5 + 3 s (LiveKit `pkg/agent/client.go`, CheckEnabledTimeout; psrpc's default
+request timeout)."""
 
 _NAME = re.compile(r"\w(?:[\w .:@+-]{0,126}[\w.:@+-])?")
 
@@ -67,3 +75,34 @@ def parse_metadata(text: str) -> JobMetadata:
             f"the dispatch metadata cannot be used: {where}: {first['msg']}",
             f"send a JSON object with these keys only: {', '.join(JobMetadata.model_fields)}",
         ) from None
+
+
+def standing(dispatches: Iterable[AgentDispatch], agent_name: str) -> list[AgentDispatch]:
+    """Returns a room's dispatches of one agent name, the oldest first; the oldest counts.
+
+    Every caller, in whatever process, sees the same order, for the server sets the times.
+    """
+    of_name = [each for each in dispatches if each.agent_name == agent_name]
+    return sorted(of_name, key=lambda each: (each.state.created_at, each.id))
+
+
+def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: str) -> str:
+    """Says why a worker must not take a job, so that no room gets a second agent; else empty.
+
+    Args:
+        dispatches: All dispatches of the room.
+        agent_name: The worker's; empty for one that serves every room.
+        dispatch_id: The job's.
+    """
+    every = list(dispatches)
+    named = next((each.agent_name for each in every if each.agent_name), "")
+    if not agent_name and named:
+        return f"the room has a dispatch of {named!r} by name"
+    ours = standing(every, agent_name)
+    mine = next((each for each in ours if each.id == dispatch_id), None)
+    if mine is None:
+        return "its dispatch was withdrawn"
+    age_s = (mine.state.created_at - ours[0].state.created_at) / 1e9
+    if mine is not ours[0] and age_s < IN_FLIGHT_S:
+        return f"dispatch {ours[0].id} came first"
+    return ""

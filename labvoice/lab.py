@@ -19,7 +19,7 @@ from livekit import api
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
-from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
@@ -28,7 +28,7 @@ from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
-from labvoice.stack.workers import Pool
+from labvoice.stack.workers import AGENT_PROGRAM, Pool
 from labvoice.weights import WeightName, require
 
 Progress = Callable[[str], None]
@@ -204,21 +204,31 @@ class Lab:
         self.setup_s[part] = time.monotonic() - started_s
         self._progress(f"{part}: up after {self.setup_s[part]:.1f} s")
 
-    async def add_workers(self, count: int = 1, *, agent_name: str | None = None) -> None:
+    async def add_workers(
+        self,
+        count: int = 1,
+        *,
+        agent_name: str | None = None,
+        program: str = AGENT_PROGRAM,
+        **overrides: Any,
+    ) -> None:
         """Starts more workers.
 
         Args:
             count: How many.
-            agent_name: Name under which they register; the settings' when not given.
+            agent_name: Name under which they register; the settings' when not given, and empty
+                for workers that serve every room.
+            program: Module that they run.
+            overrides: Settings by field name that are theirs alone.
 
         Raises:
             ProcessError: One ended or was not registered in time.
         """
         assert self._state_dir is not None
-        settings = self.settings
         if agent_name is not None:
-            settings = settings.model_copy(update={"agent_name": agent_name})
-        await self.pool.add(settings, state_dir=self._state_dir, count=count)
+            overrides["agent_name"] = agent_name
+        settings = self.settings.model_copy(update=overrides)
+        await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
     async def stop(self) -> None:
         """Stops everything that was started and removes its logs; safe to call twice."""
@@ -314,6 +324,7 @@ class Lab:
         *,
         agent_name: str | None = None,
         metadata: JobMetadata | None = None,
+        strategy: Strategy = "sequential",
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
         """Prepares a call that is not connected yet; :meth:`call` connects it too.
@@ -322,6 +333,7 @@ class Lab:
             room: Name of the room; a fresh one when not given.
             agent_name: Name to dispatch; the settings' when not given.
             metadata: What the agent gets to know.
+            strategy: When the agent is dispatched; see :data:`labvoice.dispatch.Strategy`.
             on_mark: Told every connection mark as it is set.
 
         Raises:
@@ -330,14 +342,19 @@ class Lab:
         """
         dispatcher = self.dispatcher
         assert self._server is not None
+        if strategy == "automatic":
+            agent_name = ""
+        elif agent_name is None:
+            agent_name = self.settings.agent_name
         return Call(
             url=self._server.url,
             api_key=self._server.api_key,
             api_secret=self._server.api_secret,
             dispatcher=dispatcher,
             room=room or f"lab-{secrets.token_hex(4)}",
-            agent_name=agent_name or self.settings.agent_name,
+            agent_name=agent_name,
             metadata=metadata,
+            strategy=strategy,
             on_mark=on_mark,
         )
 
@@ -348,6 +365,7 @@ class Lab:
         agent_name: str | None = None,
         letta_agent: str | None = None,
         mode: Mode | None = None,
+        strategy: Strategy = "sequential",
     ) -> Call:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
@@ -356,13 +374,14 @@ class Lab:
             agent_name: As for :meth:`new_call`.
             letta_agent: Id or name of the Letta agent whose memory the call uses.
             mode: How the agent uses Letta; the settings' when not given.
+            strategy: As for :meth:`new_call`.
 
         Raises:
             UsageError: There is no such Letta agent, or several.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
         metadata = await self._metadata(letta_agent, mode)
-        call = self.new_call(room, agent_name=agent_name, metadata=metadata)
+        call = self.new_call(room, agent_name=agent_name, metadata=metadata, strategy=strategy)
         try:
             return await call.connect()
         except BaseException:

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Job processes that a worker keeps warm, models loaded."""
     max_jobs: int = Field(4, validation_alias="LABVOICE_MAX_JOBS", ge=1, le=64)
     """Jobs at once per worker; its load is active jobs over this number."""
+    idle_timeout_s: float = Field(60.0, validation_alias="LABVOICE_IDLE_TIMEOUT_S", ge=1, le=86400)
+    """How long an agent waits in a room without a human before it leaves, in seconds."""
     min_endpointing_delay_s: float = Field(
         0.3, validation_alias="LABVOICE_MIN_ENDPOINTING_DELAY_S", ge=0, le=5
     )

@@ -17,8 +17,10 @@ from labvoice.letta import new_client
 from labvoice.settings import Settings, load_settings
 
 
-async def _run(port: int) -> None:
+async def _run(port: int, agent_name: str | None) -> None:
     settings = load_settings()
+    if agent_name is not None:
+        settings = settings.model_copy(update={"agent_name": agent_name})
     async with _writing_turns(settings):
         await _serve(settings, port)
 
@@ -52,13 +54,14 @@ def main() -> int:
     """Parses the arguments, runs the worker until a signal comes, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m labvoice.agent")
     parser.add_argument("--port", type=int, required=True, help="health and status on loopback")
-    port: int = parser.parse_args().port
+    parser.add_argument("--agent-name", help="LABVOICE_AGENT_NAME; empty: serves every room")
+    arguments = parser.parse_args()
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s %(message)s"
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(port))
+        asyncio.run(_run(arguments.port, arguments.agent_name))
     except LabvoiceError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -39,6 +39,8 @@ from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
 from labvoice.agent.hybrid import INSTRUCTIONS, CallMemory, LabAgent
+from labvoice.agent.idle import IdleWatch
+from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
     ATTRIBUTE_DISPATCH_ID,
@@ -153,15 +155,21 @@ def prewarm(process: JobProcess) -> None:
     report_event("prewarmed", pid=process.pid)
 
 
-async def on_request(worker_id: str, request: JobRequest) -> None:
+async def on_request(server: AgentServer, request: JobRequest) -> None:
     """Accepts a job with a name and an identity, or refuses it and says why."""
+    reason = ""
     try:
         check_name(request.room.name)
         parse_metadata(request.job.metadata)
     except LabvoiceError as error:
+        reason = error.observed
+    else:
+        assert server._api is not None  # no public name (livekit-agents 1.8.9); made by run()
+        reason = await why_not(server._api, request.job)
+    if reason:
         report_event(
             "rejected",
-            reason=error.observed,
+            reason=reason,
             room=request.room.name,
             dispatch_id=request.job.dispatch_id,
         )
@@ -172,7 +180,7 @@ async def on_request(worker_id: str, request: JobRequest) -> None:
         identity=f"agent-{request.id}",
         attributes={
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
-            ATTRIBUTE_WORKER_ID: worker_id,
+            ATTRIBUTE_WORKER_ID: server.id,
         },
     )
 
@@ -217,6 +225,8 @@ async def entrypoint(context: JobContext) -> None:
         "entrypoint_started": time.time(),
     }
     settings, models = load_settings(), load_models()
+    # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
+    asking = asyncio.create_task(why_not(context.api, context.job))
     metadata = parse_metadata(context.job.metadata)
     mode = metadata.mode or settings.mode
     session = make_session(models, settings, mode)
@@ -231,6 +241,10 @@ async def entrypoint(context: JobContext) -> None:
     session.on("conversation_item_added", agent.on_item)
     await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
     marks["agent_connected"] = time.time()
+    if reason := await asking:
+        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        context.shutdown(reason=reason)
+        return
     local = context.room.local_participant
 
     async def answer_clock(_: rtc.RpcInvocationData) -> str:
@@ -288,12 +302,16 @@ async def entrypoint(context: JobContext) -> None:
         await output.aclose()
         await memory.aclose()
 
-    def end_job(event: CloseEvent) -> None:
-        reason = event.reason.value
+    def leave(reason: str) -> None:
         report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
         context.shutdown(reason=reason)
 
+    def end_job(event: CloseEvent) -> None:
+        watch.close()
+        leave(event.reason.value)
+
     session.on("close", end_job)
+    watch = IdleWatch(context.room, settings.idle_timeout_s, leave)
     context.add_shutdown_callback(close_all)
     report_event("started", room=context.room.name, job_id=context.job.id)
 
@@ -346,7 +364,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
     server.rtc_session(
         entrypoint,
         agent_name=settings.agent_name,
-        on_request=lambda request: on_request(server.id, request),
+        on_request=lambda request: on_request(server, request),
     )
     server.on(
         "worker_registered",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from labvoice.bench import host
+from labvoice.bench.arms import CONNECT_ARMS, DEFAULT, Arm, choose, interleave
 from labvoice.bench.run import Run, RunWriter
 from labvoice.caller.call import Call, Turn
 from labvoice.caller.voice import (
@@ -18,8 +19,10 @@ from labvoice.caller.voice import (
     human_utterances,
     synthesize_all,
 )
+from labvoice.dispatch import Strategy
 from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
 from labvoice.settings import Settings
+from labvoice.stack.workers import Pool
 from labvoice.stages import WORKER_CONNECTION_MARKS
 
 
@@ -32,7 +35,22 @@ class CallSource(Protocol):
     def server_version(self) -> str | None:
         """Version of the LiveKit server, where it is known."""
 
-    def new_call(self, *, on_mark: Callable[[str, float, str, float], None] | None = None) -> Call:
+    @property
+    def pool(self) -> Pool:
+        """The workers."""
+
+    async def add_workers(
+        self, count: int = 1, *, agent_name: str | None, program: str, **overrides: Any
+    ) -> None:
+        """Starts more workers."""
+
+    def new_call(
+        self,
+        *,
+        agent_name: str | None = None,
+        strategy: Strategy = "sequential",
+        on_mark: Callable[[str, float, str, float], None] | None = None,
+    ) -> Call:
         """Prepares a call in a fresh room."""
 
     async def end_call(self, call: Call) -> None:
@@ -60,6 +78,7 @@ class Bench:
         trials: int = 10,
         *,
         warmup: int = 1,
+        arms: str | Sequence[str] = "",
         out: Path | None = None,
         command: str = "",
         progress: Callable[[str], None] = lambda _: None,
@@ -67,8 +86,10 @@ class Bench:
         """Measures connections: fresh room, dispatch, join, greeting; one after the other.
 
         Args:
-            trials: How many count.
-            warmup: How many go before; they are recorded and flagged.
+            trials: How many count, of each arm.
+            warmup: How many go before, of each arm; they are recorded and flagged.
+            arms: Names of :data:`labvoice.bench.arms.CONNECT_ARMS` to measure side by side, as
+                a list or with commas; the lab as it is when not given.
             out: The run file; one in `runs/` named by the time when not given.
             command: The command line to show as the way to reproduce the run.
             progress: Told a line for every trial.
@@ -77,7 +98,8 @@ class Bench:
             UsageError: A number makes no sense.
             RunFileError: The run file exists already.
         """
-        return await self._run("connect", trials, warmup, out, command, progress, [], 0)
+        chosen = choose(arms, CONNECT_ARMS)
+        return await self._run("connect", trials, warmup, out, command, progress, chosen, [], 0)
 
     async def turns(
         self,
@@ -111,7 +133,9 @@ class Bench:
             raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
         if utterances is None:
             utterances = await asyncio.to_thread(_default_utterances, self._source.settings)
-        return await self._run("turns", trials, warmup, out, command, progress, utterances, turns)
+        return await self._run(
+            "turns", trials, warmup, out, command, progress, [DEFAULT], utterances, turns
+        )
 
     def record(self, call: Call, out: Path | None = None) -> Run:
         """Writes a call that is over, or under way, as a run of one trial, and loads it.
@@ -147,6 +171,7 @@ class Bench:
         out: Path | None,
         command: str,
         progress: Callable[[str], None],
+        arms: Sequence[Arm],
         utterances: Sequence[Utterance],
         turns: int,
     ) -> Run:
@@ -161,34 +186,51 @@ class Bench:
             "turns_per_trial": turns,
             "agent_name": settings.agent_name,
         }
-        said = itertools.cycle(utterances)
+        # Every arm says the same, so each has a round of its own through the utterances.
+        said = {arm.name: itertools.cycle(utterances) for arm in arms}
+        await self._start_workers(arms, progress)
         facts = await asyncio.to_thread(host.facts, self._source.server_version)
-        arms = {"default": columns(settings)}
-        with RunWriter(path, kind=kind, config=config, arms=arms, host_facts=facts) as run:
-            for trial in range(warmup + trials):
+        table = {arm.name: arm_columns(settings, arm) for arm in arms}
+        rounds = warmup + trials
+        with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
+            for trial, (number, arm) in enumerate(interleave(arms, rounds)):
                 await self._source.settle()
-                words = await self._trial(run, trial, trial < warmup, said, turns)
-                progress(f"{kind} {trial + 1}/{warmup + trials}: {words}")
+                words = await self._trial(run, trial, arm, number < warmup, said[arm.name], turns)
+                name = f" {arm.name}" if len(arms) > 1 else ""
+                progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
         return Run.load(path)
+
+    async def _start_workers(self, arms: Sequence[Arm], progress: Callable[[str], None]) -> None:
+        """Starts the workers of those arms that need one of their own and have none yet."""
+        for arm in arms:
+            running = {worker.agent_name for worker in self._source.pool.workers}
+            if arm.agent_name is not None and arm.agent_name not in running:
+                progress(f"worker of {arm.name}: starting")
+                await self._source.add_workers(
+                    agent_name=arm.agent_name, program=arm.program, **arm.settings
+                )
 
     async def _trial(
         self,
         run: RunWriter,
         trial: int,
+        arm: Arm,
         warmup: bool,
         said: itertools.cycle[Utterance],
         turns: int,
     ) -> str:
         call = self._source.new_call(
+            agent_name=arm.agent_name,
+            strategy=arm.strategy,
             on_mark=lambda name, at_s, clock, error_s: run.mark(
                 trial,
                 name,
                 at_s,
                 clock="worker" if clock == "worker" else "caller",
                 uncertainty_s=error_s,
-            )
+            ),
         )
-        run.trial(trial, call.room_name, "default", warmup)
+        run.trial(trial, call.room_name, arm.name, warmup)
         try:
             await call.connect()
             await call.hear_greeting()
@@ -269,16 +311,29 @@ def columns(settings: Settings) -> dict[str, Any]:
     }
 
 
+def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
+    """Returns an arm's columns in the frame."""
+    own = settings.model_copy(update=dict(arm.settings))
+    return {**columns(own), "strategy": arm.strategy, **arm.columns}
+
+
 def _connection_facts(call: Call) -> dict[str, Any]:
     assert call.dispatch is not None
-    assert call.offset is not None
+    clock = (
+        {}
+        if call.offset is None
+        else {
+            "clock_offset_s": call.offset.offset_s,
+            "clock_uncertainty_s": call.offset.uncertainty_s,
+        }
+    )
     return {
         "dispatch_id": call.dispatch.dispatch_id,
         "room_existed": call.dispatch.room_existed,
         "attempts": call.dispatch.attempts,
         "greeting": call.greeting,
-        "clock_offset_s": call.offset.offset_s,
-        "clock_uncertainty_s": call.offset.uncertainty_s,
+        "notice": call.notice,
+        **clock,
         **call.worker,
     }
 

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from labvoice.caller.listener import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.voice import Utterance, speech_bounds
-from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.errors import (
     AgentLostError,
     CredentialsError,
@@ -34,7 +34,7 @@ from labvoice.errors import (
     ServerUnreachableError,
     StageTimeoutError,
 )
-from labvoice.job import JobMetadata, check_name
+from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
 from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 
 TOKEN_LIFETIME = datetime.timedelta(minutes=10)
@@ -45,8 +45,22 @@ _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STAT
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
 
 
-def caller_token(api_key: str, api_secret: SecretStr, room: str, identity: str) -> str:
-    """Returns a token for one room and identity: a microphone, data and listening, ten minutes."""
+def caller_token(
+    api_key: str,
+    api_secret: SecretStr,
+    room: str,
+    identity: str,
+    agent: api.RoomAgentDispatch | None = None,
+) -> str:
+    """Returns a token for one room and identity: a microphone, data and listening, ten minutes.
+
+    Args:
+        api_key: Key that it is signed for.
+        api_secret: Its secret.
+        room: Name of the room.
+        identity: Of the participant.
+        agent: Agent that the server dispatches when the token's bearer makes the room.
+    """
     grants = api.VideoGrants(
         room_join=True,
         room=room,
@@ -55,13 +69,30 @@ def caller_token(api_key: str, api_secret: SecretStr, room: str, identity: str) 
         can_subscribe=True,
         can_publish_data=True,
     )
-    return (
+    token = (
         api.AccessToken(api_key, api_secret.get_secret_value())
         .with_identity(identity)
         .with_grants(grants)
         .with_ttl(TOKEN_LIFETIME)
-        .to_jwt()
     )
+    if agent is not None:
+        token = token.with_room_config(api.RoomConfiguration(agents=[agent]))
+    return token.to_jwt()
+
+
+async def _both(*work: Coroutine[Any, Any, None]) -> None:
+    """Runs both; when one fails the other is cancelled, and the first error is the error."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_agent(participant: rtc.Participant) -> bool:
+    return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
 
 
 def word_error_rate(said: str, recognised: str) -> float:
@@ -123,10 +154,12 @@ class Call:
         agent_name: Name of the agent to dispatch.
         identity: The caller's own.
         metadata: What the agent gets to know.
+        strategy: When the agent is dispatched.
         on_mark: Told every mark of the connection as it is set: name, seconds, clock
             (`caller` or `worker`) and uncertainty in seconds.
 
     Attributes:
+        strategy: As given.
         room_name: Name of the room.
         marks: Connection marks, in seconds on the caller's monotonic clock.
         turns: All turns, oldest first.
@@ -135,6 +168,7 @@ class Call:
         worker: What the agent told of its job: job_id, worker_id, pid.
         memory: How the agent's memory stands: state, memory_load_s, waiting_turns.
         greeting: What the agent said first.
+        notice: What did not go as the strategy meant it, in words; empty where it did.
     """
 
     def __init__(
@@ -148,8 +182,10 @@ class Call:
         agent_name: str,
         identity: str = "caller",
         metadata: JobMetadata | None = None,
+        strategy: Strategy = "sequential",
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> None:
+        self.strategy = strategy
         self.room_name = check_name(room)
         self.agent_name = agent_name
         self.marks: dict[str, float] = {}
@@ -159,6 +195,7 @@ class Call:
         self.worker: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
         self.greeting = ""
+        self.notice = ""
         self._url, self._key, self._secret = url, api_key, api_secret
         self._dispatcher = dispatcher
         self._identity = identity
@@ -175,6 +212,14 @@ class Call:
 
     # -- connecting ---------------------------------------------------------------------
 
+    async def dispatch_ahead(self) -> None:
+        """Dispatches the agent before the click; :meth:`connect` does it where nobody did.
+
+        Raises:
+            DispatchError: The agent did not come; the class names the cause.
+        """
+        await self._dispatch()
+
     async def connect(self, *, click_s: float | None = None) -> Call:
         """Joins, publishes the microphone, dispatches the agent and waits until it listens.
 
@@ -187,23 +232,53 @@ class Call:
             DispatchError: The agent did not come; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
         """
+        if self.strategy == "ahead" and self.dispatch is None:
+            await self.dispatch_ahead()
         self._mark("click", click_s if click_s is not None else time.monotonic())
-        token = caller_token(self._key, self._secret, self.room_name, self._identity)
+        named = None
+        if self.strategy == "token":
+            metadata = self._metadata.model_dump_json(exclude_none=True) if self._metadata else ""
+            named = api.RoomAgentDispatch(agent_name=self.agent_name, metadata=metadata)
+        token = caller_token(self._key, self._secret, self.room_name, self._identity, named)
         self._mark("token_issued")
-        self._watch_room()
-        await self._session.start()
-        await self._connect_room(token)
-        self._mark("room_connected")
-        await self._microphone.publish(self._room)
-        self._mark("mic_published")
-        self.dispatch = await self._dispatcher.dispatch(
-            self.room_name, self.agent_name, metadata=self._metadata, on_mark=self._mark
-        )
+        if self.strategy in ("token", "automatic"):
+            self._mark("dispatch_requested")  # by connecting
+        if self.strategy == "concurrent":
+            await _both(self._join(token), self._dispatch())
+        else:
+            await self._join(token)
+        if self.dispatch is None:
+            await self._dispatch()
+        if self.strategy in ("token", "automatic") and not self._was_dispatched():
+            self.notice = (
+                f"room {self.room_name!r} existed already, so the server ignored the agent that "
+                "the token names; it was dispatched explicitly"
+                if self.strategy == "token"
+                else f"the server had dispatched nobody to room {self.room_name!r} by itself"
+            )
         for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
             await self._until(
                 functools.partial(self.marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
             )
         return self
+
+    async def _dispatch(self) -> None:
+        self.dispatch = await self._dispatcher.dispatch(
+            self.room_name, self.agent_name, metadata=self._metadata, on_mark=self._mark
+        )
+
+    def _was_dispatched(self) -> bool:
+        return self.dispatch is not None and self.dispatch.found
+
+    async def _join(self, token: str) -> None:
+        self._watch_room()
+        await self._session.start()
+        await self._connect_room(token)
+        self._mark("room_connected")
+        for participant in self._room.remote_participants.values():
+            self._on_participant(participant)
+        await self._microphone.publish(self._room)
+        self._mark("mic_published")
 
     async def _connect_room(self, token: str) -> None:
         try:
@@ -240,29 +315,20 @@ class Call:
     def _watch_room(self) -> None:
         room = self._room
 
-        def is_agent(participant: rtc.Participant) -> bool:
-            return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-
-        def on_participant(participant: rtc.RemoteParticipant) -> None:
-            if is_agent(participant) and not self._agent_identity:
-                self._agent_identity = participant.identity
-                self._mark("agent_visible")
-                on_attributes({}, participant)
-
         def on_left(participant: rtc.RemoteParticipant) -> None:
             if participant.identity == self._agent_identity:
                 self._agent_gone = "the agent left the room"
                 self._changed.set()
 
         def on_attributes(_: object, participant: rtc.Participant) -> None:
-            if is_agent(participant):
+            if _is_agent(participant):
                 self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
         def on_track(
             track: rtc.Track, _: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
         ) -> None:
-            if is_agent(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
-                on_participant(participant)
+            if _is_agent(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
+                self._on_participant(participant)
                 self._mark("agent_audio_subscribed")
                 self._listener.listen(track)
 
@@ -270,13 +336,19 @@ class Call:
             self._agent_gone = self._agent_gone or "the caller's connection to the server ended"
             self._changed.set()
 
-        room.on("participant_connected", on_participant)
+        room.on("participant_connected", self._on_participant)
         room.on("participant_disconnected", on_left)
         room.on("participant_attributes_changed", on_attributes)
         room.on("track_subscribed", on_track)
         room.on("disconnected", on_disconnected)
         self._session.on("agent_state_changed", self._on_state_event)
         self._session.on("conversation_item_added", self._on_item)
+
+    def _on_participant(self, participant: rtc.RemoteParticipant) -> None:
+        if _is_agent(participant) and not self._agent_identity:
+            self._agent_identity = participant.identity
+            self._mark("agent_visible")
+            self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
     def _on_agent_state(self, state: str) -> None:
         if state:
@@ -411,6 +483,9 @@ class Call:
 
     async def _fetch_worker(self) -> None:
         """Brings the worker's marks and what the session's events leave out over the room."""
+        agent = self._room.remote_participants.get(self._agent_identity)
+        if agent is None or ATTRIBUTE_DISPATCH_ID not in agent.attributes:
+            return  # not labvoice's agent: it answers no questions
         if self.offset is None:
             self.offset = await measure_offset(self._room, self._agent_identity)
         answer = await self._room.local_participant.perform_rpc(

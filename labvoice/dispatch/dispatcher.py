@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import aiohttp
 from livekit import api
 from livekit.protocol.agent import JobState
+from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
@@ -21,9 +24,18 @@ from labvoice.errors import (
     LabvoiceError,
     ServerUnreachableError,
 )
-from labvoice.job import ATTRIBUTE_DISPATCH_ID, ATTRIBUTE_WORKER_ID, JobMetadata, check_name
+from labvoice.job import (
+    ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_WORKER_ID,
+    IN_FLIGHT_S,
+    JobMetadata,
+    check_name,
+    standing,
+)
 
 _POLL_S = 0.05
+_LONGEST_POLL_S = 0.3
+_REMOVAL_S = 2.0
 _ATTEMPT_S = 3.5
 """After so long without an agent a dispatch is made anew: the server's own job request gives up
 after 3 s and is not repeated (psrpc's default request timeout). Should the first agent be only
@@ -45,7 +57,9 @@ class Dispatch:
         worker_id: Of the worker that took it; empty when the server does not tell.
         agent_identity: Identity of the agent's participant.
         room_existed: Whether the room was there before.
-        attempts: How many dispatches were made, lost ones included; 0 when the agent was there.
+        found: Whether an agent or its dispatch was there before: by a token, by an automatic
+            dispatch, or by another caller.
+        attempts: How many dispatches were made, lost ones included; 0 when one was found.
         marks: `dispatch_requested` and `dispatch_acknowledged` of the first attempt, in
             seconds on this process's monotonic clock.
     """
@@ -57,6 +71,7 @@ class Dispatch:
     worker_id: str
     agent_identity: str
     room_existed: bool
+    found: bool = False
     attempts: int = 1
     marks: dict[str, float] = field(default_factory=dict)
 
@@ -114,11 +129,14 @@ class Dispatcher:
         """Puts exactly one agent into a room and returns when it is there.
 
         The room is made when there is none. An agent of that name which is already in the
-        room is kept: asking twice does not make two.
+        room is kept, and a dispatch that is under way is waited for: asking twice, or from
+        several processes at once, does not make two. A request that the server lost is
+        repeated until the time is over, so a worker that registers meanwhile is found.
 
         Args:
             room: Name of the room.
-            agent_name: Name under which the worker is registered.
+            agent_name: Name under which the worker is registered; empty for one that serves
+                every room.
             metadata: What the agent gets to know.
             timeout_s: How long to wait for the agent, in seconds.
             on_mark: Told every mark as it is set: name and monotonic seconds.
@@ -130,7 +148,8 @@ class Dispatcher:
             CredentialsError: It refuses the key or the secret.
         """
         check_name(room)
-        check_name(agent_name, "agent name")
+        if agent_name:
+            check_name(agent_name, "agent name")
         until = time.monotonic() + timeout_s
         marks: dict[str, float] = {}
 
@@ -143,38 +162,39 @@ class Dispatcher:
         async with self._server_errors():
             rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[room]))
             room_existed = bool(rooms.rooms)
-            if room_existed and (there := await self._agents(room, agent_name)):
-                if len(there) > 1:
-                    raise self._duplicate(room, agent_name, there)
-                return self._confirmed(room, agent_name, there[0], True, 0, marks)
+            # Asking for the dispatches of a room that is not there takes the server 3 s.
+            agents, ours = await self._state(room, agent_name) if room_existed else ([], [])
+            found = bool(agents or _under_way(ours))
             job: JobState | None = None
             ids: list[str] = []
-            present: list[ParticipantInfo] = []
-            while time.monotonic() < until:
+            while not agents and time.monotonic() < until:
                 mark("dispatch_requested")
-                made = await self.api.agent_dispatch.create_dispatch(
-                    api.CreateAgentDispatchRequest(
-                        agent_name=agent_name,
-                        room=room,
-                        metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
-                    )
-                )
+                claim, own = await self._claim(room, agent_name, metadata, ours)
+                if own:
+                    ids.append(own)
                 mark("dispatch_acknowledged")
-                ids.append(made.id)
                 attempt_until = min(until, time.monotonic() + _ATTEMPT_S)
-                while time.monotonic() < (until if len(present) > 1 else attempt_until):
-                    await asyncio.sleep(_POLL_S)
-                    present = await self._agents(room, agent_name)
-                    # Two at once may be a slow first one that its deleted dispatch ends.
-                    if len(present) == 1:
-                        return self._confirmed(
-                            room, agent_name, present[0], room_existed, len(ids), marks
-                        )
-                if len(present) > 1:
-                    raise self._duplicate(room, agent_name, present)
-                if job := await self._job(room, made.id):
-                    break
-                await self.api.agent_dispatch.delete_dispatch(made.id, room)
+                agents = await self._wait(room, agent_name, attempt_until)
+                if not agents and (job := await self._job(room, claim)):
+                    agents = await self._wait(room, agent_name, until)
+                if not agents:
+                    # A slow agent of this dispatch must not turn up beside the next one's.
+                    await self._withdraw(room, claim)
+                    agents, ours = await self._state(room, agent_name)
+            if agents:
+                agent = await self._keep_first(room, agent_name, agents)
+                return Dispatch(
+                    room,
+                    agent_name,
+                    agent.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
+                    agent.identity.removeprefix("agent-"),
+                    agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
+                    agent.identity,
+                    room_existed,
+                    found,
+                    len(ids),
+                    marks,
+                )
         raise diagnose(
             agent_name=agent_name,
             room=room,
@@ -184,49 +204,116 @@ class Dispatcher:
             workers=await self._evidence() if self._evidence else None,
         )
 
+    async def _claim(
+        self,
+        room: str,
+        agent_name: str,
+        metadata: JobMetadata | None,
+        ours: Sequence[AgentDispatch],
+    ) -> tuple[str, str]:
+        """Finds or makes the one dispatch that counts.
+
+        Callers in several processes agree without talking to each other: the oldest dispatch
+        that is under way counts, and who made another one takes it back. A worker of labvoice
+        refuses the job of one that does not count (:func:`labvoice.job.refusal`).
+
+        Returns:
+            The id of the dispatch that counts, and the id of the one that was made, if any.
+        """
+        if under_way := _under_way(ours):
+            return under_way[0].id, ""
+        for left_over in ours:
+            await self._withdraw(room, left_over.id)
+        made = await self.api.agent_dispatch.create_dispatch(
+            api.CreateAgentDispatchRequest(
+                agent_name=agent_name,
+                room=room,
+                metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
+            )
+        )
+        _, ours = await self._state(room, agent_name)
+        if ours and ours[0].id != made.id:
+            await self._withdraw(room, made.id)
+            return ours[0].id, made.id
+        return made.id, made.id
+
+    async def _wait(self, room: str, agent_name: str, until: float) -> list[ParticipantInfo]:
+        """Returns the agents as soon as there is one; none when it is not there in time."""
+        pause_s = _POLL_S
+        while time.monotonic() < until:
+            await asyncio.sleep(pause_s)
+            if agents := await self._agents(room, agent_name):
+                return agents
+            pause_s = min(pause_s * 1.2, _LONGEST_POLL_S)
+        return []
+
+    async def _keep_first(
+        self, room: str, agent_name: str, agents: Sequence[ParticipantInfo]
+    ) -> ParticipantInfo:
+        """Removes every agent but the one that joined first, and every dispatch but its own.
+
+        Raises:
+            DuplicateAgentError: The others do not go.
+        """
+        first = agents[0]
+        its_dispatch = first.attributes.get(ATTRIBUTE_DISPATCH_ID)
+        if its_dispatch:
+            _, ours = await self._state(room, agent_name)
+            for other in ours:
+                if other.id != its_dispatch:
+                    await self._withdraw(room, other.id)
+        until = time.monotonic() + _REMOVAL_S
+        while len(agents) > 1:
+            for agent in agents[1:]:
+                with contextlib.suppress(api.TwirpError):  # it may be gone already
+                    await self.api.room.remove_participant(
+                        api.RoomParticipantIdentity(room=room, identity=agent.identity)
+                    )
+            if time.monotonic() > until:
+                raise DuplicateAgentError(
+                    f"{len(agents)} agents named {agent_name!r} are in room {room!r}: "
+                    + ", ".join(agent.identity for agent in agents),
+                    "use a fresh room; the workers' logs tell who brought them",
+                )
+            await asyncio.sleep(_POLL_S)
+            agents = [
+                first,
+                *(a for a in await self._agents(room, agent_name) if a.identity != first.identity),
+            ]
+        return first
+
+    async def _state(
+        self, room: str, agent_name: str
+    ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
+        agents, listed = await asyncio.gather(
+            self._agents(room, agent_name), self.api.agent_dispatch.list_dispatch(room)
+        )
+        return agents, standing(listed, agent_name)
+
     async def _agents(self, room: str, agent_name: str) -> list[ParticipantInfo]:
+        """Returns the agents of that name in the room, the one that joined first in front."""
         listed = await self.api.room.list_participants(api.ListParticipantsRequest(room=room))
-        return [
+        agents = [
             participant
             for participant in listed.participants
             if participant.kind == ParticipantInfo.Kind.AGENT
             and participant.state == ParticipantInfo.State.ACTIVE
-            and participant.attributes.get(_ATTRIBUTE_AGENT_NAME) == agent_name
+            and participant.attributes.get(_ATTRIBUTE_AGENT_NAME, "") == agent_name
         ]
+        return sorted(agents, key=lambda agent: (agent.joined_at_ms, agent.identity))
 
     async def _job(self, room: str, dispatch_id: str) -> JobState | None:
         found = await self.api.agent_dispatch.get_dispatch(dispatch_id, room)
         jobs = found.state.jobs if found is not None else []
         return jobs[-1].state if jobs else None  # the server may restart a failed job
 
-    @staticmethod
-    def _confirmed(
-        room: str,
-        name: str,
-        agent: ParticipantInfo,
-        room_existed: bool,
-        attempts: int,
-        marks: dict[str, float],
-    ) -> Dispatch:
-        return Dispatch(
-            room,
-            name,
-            agent.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
-            agent.identity.removeprefix("agent-"),
-            agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
-            agent.identity,
-            room_existed,
-            attempts,
-            marks,
-        )
-
-    @staticmethod
-    def _duplicate(room: str, name: str, present: list[ParticipantInfo]) -> DuplicateAgentError:
-        return DuplicateAgentError(
-            f"{len(present)} agents named {name!r} are in room {room!r}: "
-            + ", ".join(participant.identity for participant in present),
-            "remove one with the room service's RemoveParticipant, or use a fresh room",
-        )
+    async def _withdraw(self, room: str, dispatch_id: str) -> None:
+        """Deletes a dispatch; its job, if it has one, is ended by the server."""
+        try:
+            await self.api.agent_dispatch.delete_dispatch(dispatch_id, room)
+        except api.TwirpError as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # somebody else was faster
+                raise
 
     @asynccontextmanager
     async def _server_errors(self) -> AsyncIterator[None]:
@@ -246,3 +333,9 @@ class Dispatcher:
                 f"no LiveKit server answers at {self._url}: {error or type(error).__name__}",
                 "start one with `labvoice up`, or correct LIVEKIT_URL",
             ) from None
+
+
+def _under_way(ours: Sequence[AgentDispatch]) -> list[AgentDispatch]:
+    """Returns the dispatches, oldest first, that are young enough to bring an agent yet."""
+    since_ns = time.time_ns() - int(IN_FLIGHT_S * 1e9)
+    return [each for each in ours if each.state.created_at > since_ns]

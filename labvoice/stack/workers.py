@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,6 +19,12 @@ from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
 _EVENT_PREFIX = "labvoice-event "  # labvoice.agent.app.EVENT_PREFIX; importing it costs 3 s
+AGENT_PROGRAM = "labvoice.agent"
+# livekit-agents 1.8.9, ipc/supervised_proc.py and ipc/job_thread_executor.py
+_PREPARING = re.compile("initializing (process|job runner)")
+_PREPARED = re.compile("(process|job runner) initialized|error initializing process")
+_LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
+_REST_S = 15.0
 _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
 
 
@@ -71,12 +77,19 @@ class Worker:
         self.process = process
         self.url = url
         self.agent_name = settings.agent_name
-        self._idle_processes = settings.idle_processes
+        self._preparing = 0
         self._events: list[dict[str, Any]] = []
         self._log_position = 0
 
     @classmethod
-    async def start(cls, settings: Settings, *, state_dir: Path, name: str = "worker") -> Worker:
+    async def start(
+        cls,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        name: str = "worker",
+        program: str = AGENT_PROGRAM,
+    ) -> Worker:
         """Starts a worker and waits until the LiveKit server has registered it.
 
         livekit-agents registers only after its idle processes have loaded their models, so a
@@ -86,6 +99,7 @@ class Worker:
             settings: Must name the LiveKit server, its key and secret, and the model.
             state_dir: Folder for its log.
             name: What to call it in errors.
+            program: Module to run; takes `--port` and `--agent-name`, and reports events.
 
         Raises:
             ProcessError: It ended or was not registered in time; with its last log lines.
@@ -95,7 +109,14 @@ class Worker:
         before = log_path.stat().st_size if log_path.exists() else 0
         process = await ManagedProcess.start(
             name,
-            [sys.executable, "-m", "labvoice.agent", "--port", str(port)],
+            [
+                sys.executable,
+                "-m",
+                program,
+                f"--port={port}",
+                # By argument: an empty name, for every room, would not survive the environment.
+                f"--agent-name={settings.agent_name}",
+            ],
             log_path=log_path,
             env=worker_environment(settings),
         )
@@ -129,6 +150,10 @@ class Worker:
         complete = data[: data.rfind(b"\n") + 1]
         self._log_position += len(complete)
         for line in complete.decode(errors="replace").splitlines():
+            if _PREPARING.search(line):
+                self._preparing += 1
+            elif _PREPARED.search(line):
+                self._preparing -= 1
             _, found, text = line.partition(_EVENT_PREFIX)
             if found:
                 self._events.append(json.loads(text))
@@ -154,12 +179,17 @@ class Worker:
         )
 
     async def settled(self) -> bool:
-        """Whether no job runs and as many warm processes wait as were asked for."""
+        """Whether no job runs and no process is being prepared for the next one."""
         status = await self.status()
         if status is None or status.active_jobs:
             return False
-        kinds = collections.Counter(event["event"] for event in self.events())
-        return kinds["prewarmed"] - kinds["started"] >= self._idle_processes
+        self.events()
+        return self._preparing <= 0
+
+    async def would_take_a_job(self) -> bool:
+        """Whether its load is below the threshold that livekit-agents has by default."""
+        status = await self.status()
+        return status is not None and status.load < _LIVEKIT_LOAD_THRESHOLD
 
     async def stop(self) -> None:
         """Stops the worker and its job processes."""
@@ -176,8 +206,21 @@ class Pool:
     def __init__(self) -> None:
         self.workers: list[Worker] = []
 
-    async def add(self, settings: Settings, *, state_dir: Path, count: int = 1) -> None:
+    async def add(
+        self,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        count: int = 1,
+        program: str = AGENT_PROGRAM,
+    ) -> None:
         """Starts so many workers; all of them or, on an error, none.
+
+        Args:
+            settings: As for :meth:`Worker.start`.
+            state_dir: As for :meth:`Worker.start`.
+            count: How many.
+            program: As for :meth:`Worker.start`.
 
         Raises:
             ProcessError: As :meth:`Worker.start`.
@@ -185,7 +228,12 @@ class Pool:
         first = len(self.workers)
         started = await asyncio.gather(
             *(
-                Worker.start(settings, state_dir=state_dir, name=f"worker-{first + number + 1}")
+                Worker.start(
+                    settings,
+                    state_dir=state_dir,
+                    name=f"worker-{first + number + 1}",
+                    program=program,
+                )
                 for number in range(count)
             ),
             return_exceptions=True,
@@ -217,6 +265,13 @@ class Pool:
                     "a job still runs, or its replacement is still loading models",
                     "the worker's log shows which job did not end",
                 )
+            await asyncio.sleep(0.1)
+        # A worker whose load is the machine's, as the stock one's, may have to wait for others.
+        # On a machine that never rests the trial goes on and shows what that does.
+        until = min(until, time.monotonic() + _REST_S)
+        while not all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers))):
+            if time.monotonic() > until:
+                break
             await asyncio.sleep(0.1)
 
     async def stop(self) -> None:

@@ -1,0 +1,87 @@
+"""Arms: the configurations that a run measures side by side."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from labvoice.dispatch import Strategy
+from labvoice.errors import UsageError
+from labvoice.stack.workers import AGENT_PROGRAM
+
+_SEED: Final = 20261
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of a run.
+
+    Attributes:
+        name: As given to `--arms`; the first arm is the base of the ratios.
+        strategy: When the agent is dispatched.
+        agent_name: Name of the agent; the lab's own when None. An arm with a name of its own
+            gets a worker of its own under that name.
+        program: Module that this worker runs.
+        settings: Settings by field name that this worker alone gets.
+        columns: Further columns in the frame, such as what sets the arm apart.
+    """
+
+    name: str
+    strategy: Strategy = "sequential"
+    agent_name: str | None = None
+    program: str = AGENT_PROGRAM
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+DEFAULT: Final = Arm("default")
+
+CONNECT_ARMS: Final = (
+    Arm(
+        "stock",
+        agent_name="stock-agent",
+        program="labvoice.bench.stock_agent",
+        columns={"executor": "process", "min_endpointing_delay_s": None},
+    ),
+    Arm("sequential"),
+    Arm("concurrent", "concurrent"),
+    Arm("token", "token"),
+    Arm("ahead", "ahead"),
+    Arm("automatic", "automatic", agent_name=""),
+    Arm("process", agent_name="process-agent", settings={"executor": "process"}),
+    Arm("thread", agent_name="thread-agent", settings={"executor": "thread"}),
+)
+"""What `labvoice bench connect --arms` knows."""
+
+
+def choose(names: str | Sequence[str], known: Sequence[Arm]) -> list[Arm]:
+    """Returns the arms of these names, in the order given.
+
+    Args:
+        names: A list, or one text with commas; empty for the only arm of a plain run.
+        known: What there is to choose from.
+
+    Raises:
+        UsageError: A name is unknown or given twice.
+    """
+    wanted = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    wanted = [name for name in wanted if name]
+    by_name = {arm.name: arm for arm in known}
+    for name in wanted:
+        if name not in by_name:
+            raise UsageError(f"there is no arm {name!r}", f"choose from {', '.join(by_name)}")
+    if len(set(wanted)) < len(wanted):
+        raise UsageError(f"an arm is named twice: {', '.join(wanted)}", "name each arm once")
+    return [by_name[name] for name in wanted] or [DEFAULT]
+
+
+def interleave(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
+    """Yields (round, arm): every arm once a round, each round in an order of its own.
+
+    The order is the same in every run, and no arm profits from always following the same other.
+    """
+    shuffle = random.Random(_SEED)  # noqa: S311  # an order, no secret
+    for number in range(rounds):
+        yield from ((number, arm) for arm in shuffle.sample(arms, len(arms)))
