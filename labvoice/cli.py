@@ -141,7 +141,7 @@ async def _demo(
             trials, out=out / f"{stamp}-connect.jsonl", command=_command(), progress=_say
         )
         turns = await lab.bench.turns(
-            calls, out=out / f"{stamp}-turns.jsonl", command=_command(), progress=_say
+            calls, turns=2, out=out / f"{stamp}-turns.jsonl", command=_command(), progress=_say
         )
         runs = [connect, turns]
         if letta:
@@ -199,7 +199,7 @@ def bench_connect(
 @bench_app.command("turns")
 def bench_turns(
     trials: TrialsOption = 20,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 2,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     llm: LlmOption = None,
     out: OutOption = None,

@@ -105,7 +105,7 @@ class Bench:
         self,
         trials: int = 5,
         *,
-        turns: int = 2,
+        turns: int = 1,
         warmup: int = 1,
         utterances: Sequence[Utterance] | None = None,
         out: Path | None = None,

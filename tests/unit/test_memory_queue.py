@@ -20,7 +20,7 @@ from labvoice.letta import AgentMissingError, new_client
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
