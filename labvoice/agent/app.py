@@ -318,6 +318,14 @@ async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]
         yield frame
 
 
+def report_registration(server: AgentServer, agent_name: str) -> None:
+    """Has the worker tell when it is registered, and under which name."""
+    server.on(
+        "worker_registered",
+        lambda worker_id, _: report_event("registered", worker_id=worker_id, agent_name=agent_name),
+    )
+
+
 def make_server(settings: Settings, *, port: int) -> AgentServer:
     """Builds the worker: its name, its load from active jobs, its executor.
 
@@ -351,10 +359,5 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         agent_name=settings.agent_name,
         on_request=lambda request: on_request(server, request),
     )
-    server.on(
-        "worker_registered",
-        lambda worker_id, _: report_event(
-            "registered", worker_id=worker_id, agent_name=settings.agent_name
-        ),
-    )
+    report_registration(server, settings.agent_name)
     return server

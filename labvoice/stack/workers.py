@@ -107,7 +107,6 @@ class Worker:
         port = free_port()
         log_path = state_dir / f"{name}.log"
         before = log_path.stat().st_size if log_path.exists() else 0
-        worker_name = settings.agent_name  # empty, for every room, it would not survive `env`
         process = await ManagedProcess.start(
             name,
             [
