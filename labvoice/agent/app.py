@@ -218,6 +218,20 @@ def make_session(models: Models, settings: Settings) -> AgentSession[None]:
 
 
 async def entrypoint(context: JobContext) -> None:
+    """Runs one call; an error in it is told to the stack before LiveKit logs it.
+
+    Raises:
+        Exception: Whatever the call raised.
+    """
+    try:
+        await _serve(context)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        raise
+
+
+async def _serve(context: JobContext) -> None:
     """Publishes the agent's audio first, so that the others see it, and starts the session after.
 
     A participant that publishes nothing is announced to the others only at the room's next

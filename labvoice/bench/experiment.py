@@ -180,7 +180,6 @@ class Bench:
             path, kind="burst", loop="open", config=config, arms=table, host_facts=facts
         ) as run:
             for number, arm in enumerate(chosen):
-                await self._source.settle()
                 await burst(run, self._source, arm, number * rooms, rooms, progress)
         return Run.load(path)
 
