@@ -212,6 +212,40 @@ def bench_turns(
     _run(_bench("turns", llm, json_path, trials=trials, turns=turns, warmup=warmup, out=out))
 
 
+@bench_app.command("burst")
+def bench_burst(
+    rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms that ask at once.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
+    arms: ArmsOption = "plain,confirmed",
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Dispatches to many rooms at once: each must get one agent, and none two.
+
+    The arm plain is the server's CreateDispatch alone; its losses are what is compared with.
+
+    Example: labvoice bench burst --rooms 50
+    """
+    from labvoice.bench.arms import choose
+    from labvoice.bench.burst import BURST_ARMS
+
+    choose(arms, BURST_ARMS)
+    _run(_burst(json_path, rooms=rooms, workers=workers, arms=arms, out=out))
+
+
+async def _burst(json_path: Path | None, **options: Any) -> int:
+    from labvoice.lab import Lab
+
+    async with Lab(progress=_say, workers=0, llm="paced") as lab:
+        run = await lab.bench.burst(command=_command(), progress=_say, **options)
+    _print_run(run)
+    result = run.to_json()
+    _write_json(json_path, result)
+    # The plain arm is there to lose; it is the confirmed one that is judged.
+    confirmed = result.get("arms", {}).get("confirmed", result)
+    return 1 if confirmed["failed"] else 0
+
+
 async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: Any) -> int:
     from labvoice.lab import Lab
 

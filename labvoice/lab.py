@@ -183,7 +183,9 @@ class Lab:
             }
         self.settings = self.settings.model_copy(update=update)
         self._dispatcher = await self._stack.enter_async_context(
-            Dispatcher(server.url, server.api_key, server.api_secret, self.pool.statuses)
+            Dispatcher(
+                server.url, server.api_key, server.api_secret, self.pool.statuses, server.log
+            )
         )
         self._stack.push_async_callback(self.pool.stop)
         if self._worker_count:

@@ -211,6 +211,20 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
 
 
 async def entrypoint(context: JobContext) -> None:
+    """Runs one call; an error in it is told to the stack before LiveKit logs it.
+
+    Raises:
+        Exception: Whatever the call raised.
+    """
+    try:
+        await _serve(context)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        raise
+
+
+async def _serve(context: JobContext) -> None:
     """Publishes the agent's audio first, so that the others see it, and starts the session after.
 
     A participant that publishes nothing is announced to the others only at the room's next
@@ -333,6 +347,14 @@ async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]
         yield frame
 
 
+def report_registration(server: AgentServer, agent_name: str) -> None:
+    """Has the worker tell when it is registered, and under which name."""
+    server.on(
+        "worker_registered",
+        lambda worker_id, _: report_event("registered", worker_id=worker_id, agent_name=agent_name),
+    )
+
+
 def make_server(settings: Settings, *, port: int) -> AgentServer:
     """Builds the worker: its name, its load from active jobs, its executor.
 
@@ -366,10 +388,5 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         agent_name=settings.agent_name,
         on_request=lambda request: on_request(server, request),
     )
-    server.on(
-        "worker_registered",
-        lambda worker_id, _: report_event(
-            "registered", worker_id=worker_id, agent_name=settings.agent_name
-        ),
-    )
+    report_registration(server, settings.agent_name)
     return server

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from labvoice.bench import host
 from labvoice.bench.arms import CONNECT_ARMS, DEFAULT, Arm, choose, interleave
+from labvoice.bench.burst import BURST_ARMS, burst
 from labvoice.bench.run import Run, RunWriter
 from labvoice.caller.call import Call, Turn
 from labvoice.caller.voice import (
@@ -19,7 +20,7 @@ from labvoice.caller.voice import (
     human_utterances,
     synthesize_all,
 )
-from labvoice.dispatch import Strategy
+from labvoice.dispatch import Dispatcher, Strategy
 from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.workers import Pool
@@ -34,6 +35,10 @@ class CallSource(Protocol):
     @property
     def server_version(self) -> str | None:
         """Version of the LiveKit server, where it is known."""
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Dispatches through the lab's server."""
 
     @property
     def pool(self) -> Pool:
@@ -137,6 +142,47 @@ class Bench:
             "turns", trials, warmup, out, command, progress, [DEFAULT], utterances, turns
         )
 
+    async def burst(
+        self,
+        rooms: int = 50,
+        *,
+        workers: int = 2,
+        arms: str | Sequence[str] = "plain,confirmed",
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures bursts: many rooms ask for an agent at once; each must get exactly one.
+
+        The agents join and do nothing, for it is the dispatch that is measured.
+
+        Args:
+            rooms: How many, for each arm.
+            workers: How many workers share them.
+            arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+        """
+        if rooms < 1 or workers < 1:
+            raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
+        chosen = choose(arms, BURST_ARMS)
+        await self._start_workers(chosen, progress, workers)
+        facts = await asyncio.to_thread(host.facts, self._source.server_version)
+        path = out or _run_path("burst")
+        config = {"command": command, "rooms": rooms, "workers": workers}
+        table = {arm.name: dict(arm.columns) for arm in chosen}
+        with RunWriter(
+            path, kind="burst", loop="open", config=config, arms=table, host_facts=facts
+        ) as run:
+            for number, arm in enumerate(chosen):
+                await burst(run, self._source, arm, number * rooms, rooms, progress)
+        return Run.load(path)
+
     def record(self, call: Call, out: Path | None = None) -> Run:
         """Writes a call that is over, or under way, as a run of one trial, and loads it.
 
@@ -200,14 +246,16 @@ class Bench:
                 progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
         return Run.load(path)
 
-    async def _start_workers(self, arms: Sequence[Arm], progress: Callable[[str], None]) -> None:
+    async def _start_workers(
+        self, arms: Sequence[Arm], progress: Callable[[str], None], count: int = 1
+    ) -> None:
         """Starts the workers of those arms that need one of their own and have none yet."""
         for arm in arms:
             running = {worker.agent_name for worker in self._source.pool.workers}
             if arm.agent_name is not None and arm.agent_name not in running:
                 progress(f"worker of {arm.name}: starting")
                 await self._source.add_workers(
-                    agent_name=arm.agent_name, program=arm.program, **arm.settings
+                    count, agent_name=arm.agent_name, program=arm.program, **arm.settings
                 )
 
     async def _trial(

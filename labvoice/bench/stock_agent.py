@@ -7,18 +7,15 @@ as `python -m labvoice.bench.stock_agent --port PORT --agent-name NAME`.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
-import signal
 import sys
 
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext
 from livekit.plugins import silero
 
 from labvoice.agent import speech
-from labvoice.agent.app import load_llm, report_event
-from labvoice.settings import load_settings
+from labvoice.agent.app import load_llm, report_registration
+from labvoice.agent.worker import run_worker
+from labvoice.settings import Settings, load_settings
 
 
 async def entrypoint(context: JobContext) -> None:
@@ -37,30 +34,13 @@ async def entrypoint(context: JobContext) -> None:
     session.say(settings.greeting)
 
 
-async def _run(port: int, agent_name: str) -> None:
+def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
+    """Builds the worker; the address of its status and the signs of life are the bench's."""
     server = AgentServer(host="127.0.0.1", port=port)
-    server.rtc_session(entrypoint, agent_name=agent_name)
-    server.on(
-        "worker_registered",
-        lambda worker_id, _: report_event("registered", worker_id=worker_id, agent_name=agent_name),
-    )
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.aclose()))
-    await server.run()
-
-
-def main() -> None:
-    """Parses the arguments and runs the worker until a signal comes."""
-    parser = argparse.ArgumentParser(prog="python -m labvoice.bench.stock_agent")
-    parser.add_argument("--port", type=int, required=True, help="health and status on loopback")
-    parser.add_argument("--agent-name", required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format="%(levelname)s %(name)s %(message)s"
-    )
-    asyncio.run(_run(arguments.port, arguments.agent_name))
+    server.rtc_session(entrypoint, agent_name=settings.agent_name)
+    report_registration(server, settings.agent_name)
+    return server
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_worker(make_stock_server))

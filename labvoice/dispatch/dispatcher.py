@@ -17,7 +17,7 @@ from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
-from labvoice.dispatch.diagnosis import Evidence, diagnose
+from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.errors import (
     CredentialsError,
     DuplicateAgentError,
@@ -32,8 +32,10 @@ from labvoice.job import (
     check_name,
     standing,
 )
+from labvoice.stack.livekit_log import LiveKitLog
 
 _POLL_S = 0.05
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 1.0
 _LONGEST_POLL_S = 0.3
 _REMOVAL_S = 2.0
 _ATTEMPT_S = 3.5
@@ -85,11 +87,18 @@ class Dispatcher:
         api_secret: Its secret.
         evidence: Asks the workers for their state when a dispatch fails; None when no worker
             can be asked.
+        log: The server's log, where the server is ours: it tells at once what was lost.
     """
 
     def __init__(
-        self, url: str, api_key: str, api_secret: SecretStr, evidence: Evidence | None = None
+        self,
+        url: str,
+        api_key: str,
+        api_secret: SecretStr,
+        evidence: Evidence | None = None,
+        log: LiveKitLog | None = None,
     ) -> None:
+        self._log = log
         self._url = url
         self._key = api_key
         self._secret = api_secret
@@ -167,20 +176,32 @@ class Dispatcher:
             found = bool(agents or _under_way(ours))
             job: JobState | None = None
             ids: list[str] = []
+            since_s = time.time()
+            pause_s = _FIRST_PAUSE_S
             while not agents and time.monotonic() < until:
                 mark("dispatch_requested")
+                asked_s = time.time()
                 claim, own = await self._claim(room, agent_name, metadata, ours)
                 if own:
                     ids.append(own)
                 mark("dispatch_acknowledged")
                 attempt_until = min(until, time.monotonic() + _ATTEMPT_S)
-                agents = await self._wait(room, agent_name, attempt_until)
-                if not agents and (job := await self._job(room, claim)):
-                    agents = await self._wait(room, agent_name, until)
-                if not agents:
-                    # A slow agent of this dispatch must not turn up beside the next one's.
-                    await self._withdraw(room, claim)
-                    agents, ours = await self._state(room, agent_name)
+                agents = await self._wait(room, agent_name, attempt_until, asked_s)
+                lost = self._lost(room, agent_name, asked_s)
+                if not agents and not lost:
+                    job = await self._job(room, claim)
+                    if job is not None or self._assigned(room, agent_name, asked_s):
+                        agents = await self._wait(room, agent_name, until, asked_s)
+                if agents:
+                    break
+                # A slow agent of this dispatch must not turn up beside the next one's.
+                await self._withdraw(room, claim)
+                if lost:
+                    await asyncio.sleep(min(pause_s, max(0.0, until - time.monotonic())))
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                agents, ours = await self._state(room, agent_name)
+                if self._job_ended(room, agent_name, asked_s):
+                    break
             if agents:
                 agent = await self._keep_first(room, agent_name, agents)
                 return Dispatch(
@@ -202,6 +223,7 @@ class Dispatcher:
             job=job,
             timeout_s=timeout_s,
             workers=await self._evidence() if self._evidence else None,
+            server=self._server_evidence(room, agent_name, since_s),
         )
 
     async def _claim(
@@ -237,15 +259,47 @@ class Dispatcher:
             return ours[0].id, made.id
         return made.id, made.id
 
-    async def _wait(self, room: str, agent_name: str, until: float) -> list[ParticipantInfo]:
-        """Returns the agents as soon as there is one; none when it is not there in time."""
+    async def _wait(
+        self, room: str, agent_name: str, until: float, asked_s: float
+    ) -> list[ParticipantInfo]:
+        """Returns the agents as soon as there is one; none in time, or none to be expected."""
         pause_s = _POLL_S
         while time.monotonic() < until:
             await asyncio.sleep(pause_s)
-            if agents := await self._agents(room, agent_name):
-                return agents
+            if await self._agents(room, agent_name):
+                agents, _ = await self._state(room, agent_name)
+                if agents:
+                    return agents
+            if self._lost(room, agent_name, asked_s) or self._job_ended(room, agent_name, asked_s):
+                return []
             pause_s = min(pause_s * 1.2, _LONGEST_POLL_S)
         return []
+
+    # -- what the log of a server of ours tells sooner than a timeout ---------------------
+
+    def _lost(self, room: str, agent_name: str, since_s: float) -> bool:
+        return self._log is not None and self._log.lost(room, agent_name, since_s) is not None
+
+    def _assigned(self, room: str, agent_name: str, since_s: float) -> bool:
+        return self._log is not None and self._log.job(room, agent_name, since_s) is not None
+
+    def _job_ended(self, room: str, agent_name: str, since_s: float) -> bool:
+        job = self._log.job(room, agent_name, since_s) if self._log is not None else None
+        return job is not None and bool(job.ended)
+
+    def _server_evidence(self, room: str, agent_name: str, since_s: float) -> ServerEvidence | None:
+        if self._log is None:
+            return None
+        lost = self._log.lost(room, agent_name, since_s)
+        failed = self._log.failed_requests(agent_name, since_s)
+        said = lost or (failed[-1] if failed else None)
+        return ServerEvidence(
+            sorted(set(self._log.workers().values())),
+            self._log.job(room, agent_name, since_s),
+            str(said or ""),
+        )
+
+    # -- the room -------------------------------------------------------------------------
 
     async def _keep_first(
         self, room: str, agent_name: str, agents: Sequence[ParticipantInfo]
@@ -265,10 +319,7 @@ class Dispatcher:
         until = time.monotonic() + _REMOVAL_S
         while len(agents) > 1:
             for agent in agents[1:]:
-                with contextlib.suppress(api.TwirpError):  # it may be gone already
-                    await self.api.room.remove_participant(
-                        api.RoomParticipantIdentity(room=room, identity=agent.identity)
-                    )
+                await self._remove(room, agent)
             if time.monotonic() > until:
                 raise DuplicateAgentError(
                     f"{len(agents)} agents named {agent_name!r} are in room {room!r}: "
@@ -285,10 +336,23 @@ class Dispatcher:
     async def _state(
         self, room: str, agent_name: str
     ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
+        """Returns the agents and the dispatches of that name.
+
+        An agent whose dispatch was withdrawn does not count, and is removed: the server is
+        about to end it.
+        """
         agents, listed = await asyncio.gather(
             self._agents(room, agent_name), self.api.agent_dispatch.list_dispatch(room)
         )
-        return agents, standing(listed, agent_name)
+        ours = standing(listed, agent_name)
+        ids = {"", *(each.id for each in ours)}
+        staying = []
+        for agent in agents:
+            if agent.attributes.get(ATTRIBUTE_DISPATCH_ID, "") in ids:
+                staying.append(agent)
+            else:
+                await self._remove(room, agent)
+        return staying, ours
 
     async def _agents(self, room: str, agent_name: str) -> list[ParticipantInfo]:
         """Returns the agents of that name in the room, the one that joined first in front."""
@@ -306,6 +370,12 @@ class Dispatcher:
         found = await self.api.agent_dispatch.get_dispatch(dispatch_id, room)
         jobs = found.state.jobs if found is not None else []
         return jobs[-1].state if jobs else None  # the server may restart a failed job
+
+    async def _remove(self, room: str, agent: ParticipantInfo) -> None:
+        with contextlib.suppress(api.TwirpError):  # it may be gone already
+            await self.api.room.remove_participant(
+                api.RoomParticipantIdentity(room=room, identity=agent.identity)
+            )
 
     async def _withdraw(self, room: str, dispatch_id: str) -> None:
         """Deletes a dispatch; its job, if it has one, is ended by the server."""

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from labvoice.errors import CredentialsError, ServerUnreachableError
 from labvoice.settings import Settings
 from labvoice.stack.livekit_binary import Progress, find_or_build
+from labvoice.stack.livekit_log import LiveKitLog
 from labvoice.stack.processes import ManagedProcess, free_port, require_free_port
 
 _LOOPBACK: Final = "127.0.0.1"
@@ -38,6 +39,7 @@ class LiveKitServer:
         process: Our child process; None when the server is somebody else's.
         version: The server's version; None when it is somebody else's.
         metrics_url: Where our own server serves Prometheus metrics; None for somebody else's.
+        log: Our own server's log; None for somebody else's.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class LiveKitServer:
         self.process = process
         self.version = version
         self.metrics_url = metrics_url
+        self.log = LiveKitLog(process.log_path) if process is not None else None
 
     @classmethod
     async def start(

@@ -38,6 +38,9 @@ class WorkerStatus:
         active_jobs: Jobs that run now.
         load: 0 to 1; at 1 it takes no more.
         rejections: Reasons of refused requests, by dispatch id.
+        endings: Why the last agent of a room left, by room.
+        failure: Why its last job process could not start, with the log's last lines.
+        load_threshold: At this load it takes no more jobs.
     """
 
     worker_id: str
@@ -45,6 +48,9 @@ class WorkerStatus:
     active_jobs: int
     load: float
     rejections: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, str] = field(default_factory=dict)
+    failure: str = ""
+    load_threshold: float = 0.99  # labvoice.agent.app.LOAD_THRESHOLD
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -176,7 +182,15 @@ class Worker:
             int(info.get("active_jobs", 0)),
             float(info.get("worker_load", 0.0)),
             {e["dispatch_id"]: e["reason"] for e in events if e["event"] == "rejected"},
+            {e["room"]: e["reason"] for e in events if e["event"] == "ended"},
+            self._failure(),
         )
+
+    def _failure(self) -> str:
+        tries = [e for e in self.events() if e["event"] in ("prewarmed", "failed")]
+        if not tries or tries[-1]["event"] == "prewarmed":
+            return ""
+        return f"{tries[-1]['reason']}\n\nlast log lines:\n{self.process.log_tail()}"
 
     async def settled(self) -> bool:
         """Whether no job runs and no process is being prepared for the next one."""

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 import pytest
 from livekit.protocol.agent import JobState, JobStatus
 
-from labvoice.dispatch.diagnosis import diagnose
+from labvoice.dispatch.diagnosis import ServerEvidence, diagnose
 from labvoice.errors import DispatchError
+from labvoice.stack.livekit_log import LoggedJob
 from labvoice.stack.workers import WorkerStatus
 
 
-def cause(workers: Sequence[WorkerStatus] | None, job: JobState | None = None) -> DispatchError:
+def cause(
+    workers: Sequence[WorkerStatus] | None,
+    job: JobState | None = None,
+    server: ServerEvidence | None = None,
+) -> DispatchError:
     return diagnose(
         agent_name="letta-voice-agent",
         room="r",
@@ -20,6 +25,7 @@ def cause(workers: Sequence[WorkerStatus] | None, job: JobState | None = None) -
         job=job,
         timeout_s=5,
         workers=workers,
+        server=server,
     )
 
 
@@ -35,7 +41,7 @@ REFUSING = WorkerStatus("AW_1", "letta-voice-agent", 0, 0.0, {"AD_1": "no such L
         (None, None, "no_worker", "no worker took"),
         ([], None, "no_worker", "no worker is registered"),
         ([OTHER], None, "name_mismatch", "letta-voice-agnet"),
-        ([FULL], None, "worker_full", "4 jobs, load 1.00"),
+        ([FULL], None, "worker_full", "4 jobs, load 1.00 of 0.99"),
         ([REFUSING], None, "rejected", "no such Letta agent"),
         ([IDLE], None, "no_worker", "registered and not full"),
         ([IDLE], JobState(status=JobStatus.JS_RUNNING), "join_timeout", "took the job"),
@@ -60,3 +66,42 @@ def test_a_near_name_is_suggested() -> None:
 def test_one_worker_with_room_makes_the_pool_not_full() -> None:
     """The pool is full only when every worker of the name is."""
     assert cause([FULL, IDLE]).outcome == "no_worker"
+
+
+NAME = "letta-voice-agent"
+LEFT = WorkerStatus("AW_1", NAME, 0, 0.0, endings={"r": "ValueError: no such voice"})
+BROKEN = WorkerStatus("AW_1", NAME, 0, 0.0, failure="weights are gone\n\nlast log lines:\nERROR")
+
+
+@pytest.mark.parametrize(
+    ("workers", "server", "outcome", "words"),
+    [
+        ([], ServerEvidence(["elsewhere"]), "name_mismatch", "'elsewhere'"),
+        ([], ServerEvidence(), "no_worker", "no worker is registered"),
+        (None, ServerEvidence([NAME], lost="no servers available"), "worker_full", "no servers"),
+        ([IDLE], ServerEvidence([NAME], LoggedJob("AJ_1", "AW_1")), "join_timeout", "took the job"),
+        (
+            [IDLE],
+            ServerEvidence([NAME], LoggedJob("AJ_1", "AW_1", "JS_FAILED boom")),
+            "agent_lost",
+            "JS_FAILED boom",
+        ),
+        ([LEFT], None, "agent_lost", "joined room 'r' and left: ValueError: no such voice"),
+        ([BROKEN], None, "join_timeout", "weights are gone"),
+    ],
+)
+def test_more_evidence_names_the_cause_more_closely(
+    workers: Sequence[WorkerStatus] | None,
+    server: ServerEvidence | None,
+    outcome: str,
+    words: str,
+) -> None:
+    """The server's log, a job that left and a process that did not start have their words."""
+    error = cause(workers, server=server)
+    assert error.outcome == outcome
+    assert words in error.observed
+
+
+def test_a_refusal_counts_more_than_the_job_that_it_ended() -> None:
+    """A refused job shows as one that ended well; the refusal is the cause."""
+    assert cause([REFUSING], JobState(status=JobStatus.JS_SUCCESS)).outcome == "rejected"

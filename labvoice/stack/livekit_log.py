@@ -1,0 +1,166 @@
+"""What our own LiveKit server says of workers and jobs in its log, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+_KEPT: Final = 4000
+
+# LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go
+_REGISTERED: Final = "worker registered"
+_CLOSING: Final = "closing worker"
+_NO_WORKER: Final = "not dispatching agent job since no worker is available"
+_NO_CAPACITY: Final = "no worker available to handle job"
+_REQUEST_FAILED: Final = "failed to send job request"
+_ASSIGN_FAILED: Final = "failed to assign job to worker"
+_ASSIGNED: Final = "assigned job to worker"
+_ENDED: Final = "job ended"
+_MESSAGES: Final = (
+    _REGISTERED,
+    _CLOSING,
+    _NO_WORKER,
+    _NO_CAPACITY,
+    _REQUEST_FAILED,
+    _ASSIGN_FAILED,
+    _ASSIGNED,
+    _ENDED,
+)
+_LINE = re.compile(rf"^(\S+)\t.*\t({'|'.join(_MESSAGES)})\t(\{{.*\}})$")
+
+
+@dataclass(frozen=True)
+class LogEvent:
+    """One line of interest.
+
+    Attributes:
+        at_s: When, on this machine's wall clock, in seconds.
+        message: The server's words.
+        fields: What it tells with them.
+    """
+
+    at_s: float
+    message: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        error = self.fields.get("error")
+        return f"{self.message}: {error}" if error else self.message
+
+
+@dataclass(frozen=True)
+class LoggedJob:
+    """A job that the server gave to a worker.
+
+    Attributes:
+        job_id: Its id.
+        worker_id: Of the worker that took it.
+        ended: How it ended, in words; empty while it runs.
+    """
+
+    job_id: str
+    worker_id: str
+    ended: str = ""
+
+
+class LiveKitLog:
+    """Reads the log as it grows.
+
+    Args:
+        path: The log of a server that this lab has started.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._events: deque[LogEvent] = deque(maxlen=_KEPT)
+        self._workers: dict[str, str] = {}
+
+    def workers(self) -> dict[str, str]:
+        """Agent names of the registered workers, wherever they run, by worker id."""
+        self._read()
+        return dict(self._workers)
+
+    def lost(self, room: str, agent_name: str, since_s: float) -> LogEvent | None:
+        """Returns the line by which the server gave up on a dispatch to this room, if it did."""
+        return self._last((_NO_WORKER, _NO_CAPACITY), room, agent_name, since_s)
+
+    def failed_requests(self, agent_name: str, since_s: float) -> list[LogEvent]:
+        """Returns the lines on job requests that failed; the server does not say for which room."""
+        self._read()
+        return [
+            event
+            for event in self._events
+            if event.message == _REQUEST_FAILED
+            and event.at_s >= since_s
+            and event.fields.get("agentName") == agent_name
+        ]
+
+    def job(self, room: str, agent_name: str, since_s: float) -> LoggedJob | None:
+        """Returns the job that was assigned last, if any was."""
+        assigned = self._last((_ASSIGNED,), room, agent_name, since_s)
+        if assigned is None:
+            return None
+        job_id = str(assigned.fields.get("jobID"))
+        ended = next(
+            (
+                f"{event.fields.get('status')} {event.fields.get('error', '')}".strip()
+                for event in self._events
+                if event.message == _ENDED and event.fields.get("jobID") == job_id
+            ),
+            "",
+        )
+        return LoggedJob(job_id, str(assigned.fields.get("workerID")), ended)
+
+    def _last(
+        self, messages: tuple[str, ...], room: str, agent_name: str, since_s: float
+    ) -> LogEvent | None:
+        self._read()
+        for event in reversed(self._events):
+            if event.at_s < since_s:
+                return None
+            if (
+                event.message in messages
+                and event.fields.get("room") == room
+                and event.fields.get("agentName", "") == agent_name
+            ):
+                return event
+        return None
+
+    def _read(self) -> None:
+        try:
+            with self._path.open("rb") as log:
+                log.seek(self._position)
+                data = log.read()
+        except OSError:
+            return  # the server's folder is gone: it has been stopped
+        complete = data[: data.rfind(b"\n") + 1]
+        self._position += len(complete)
+        for line in complete.decode(errors="replace").splitlines():
+            if event := parse(line):
+                self._take(event)
+
+    def _take(self, event: LogEvent) -> None:
+        self._events.append(event)
+        worker_id = str(event.fields.get("workerID"))
+        if event.message == _REGISTERED:
+            self._workers[worker_id] = str(event.fields.get("agentName", ""))
+        elif event.message == _CLOSING:
+            self._workers.pop(worker_id, None)
+
+
+def parse(line: str) -> LogEvent | None:
+    """Reads one line of the log; None for one that says nothing of workers and jobs."""
+    found = _LINE.match(line)
+    if found is None:
+        return None
+    at, message, text = found.groups()
+    try:
+        return LogEvent(datetime.fromisoformat(at).timestamp(), message, json.loads(text))
+    except ValueError:
+        return None
