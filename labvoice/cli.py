@@ -236,9 +236,9 @@ def bench_burst(
 async def _burst(json_path: Path | None, **options: Any) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, workers=0, llm="paced") as lab:
+    async with Lab(progress=_say, workers=0, llm="paced", letta=False) as lab:
         run = await lab.bench.burst(command=_command(), progress=_say, **options)
-    _print_run(run)
+    _say(repr(run))
     result = run.to_json()
     _write_json(json_path, result)
     # The plain arm is there to lose; it is the confirmed one that is judged.
