@@ -157,22 +157,17 @@ def prewarm(process: JobProcess) -> None:
 
 async def on_request(server: AgentServer, request: JobRequest) -> None:
     """Accepts a job with a name and an identity, or refuses it and says why."""
-    reason = ""
+    job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
         check_name(request.room.name)
         parse_metadata(request.job.metadata)
     except LabvoiceError as error:
-        reason = error.observed
-    else:
-        assert server._api is not None  # no public name (livekit-agents 1.8.9); made by run()
-        reason = await why_not(server._api, request.job)
-    if reason:
-        report_event(
-            "rejected",
-            reason=reason,
-            room=request.room.name,
-            dispatch_id=request.job.dispatch_id,
-        )
+        report_event("rejected", reason=error.observed, **job)
+        await request.reject()
+        return
+    assert server._api is not None  # no public name (livekit-agents 1.8.9); made by run()
+    if reason := await why_not(server._api, request.job):
+        report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
     await request.accept(

@@ -87,7 +87,11 @@ class LiveKitLog:
         return dict(self._workers)
 
     def lost(self, room: str, agent_name: str, since_s: float) -> LogEvent | None:
-        """Returns the line by which the server gave up on a dispatch to this room, if it did."""
+        """Returns the line by which the server gave up on a dispatch to this room, if it did.
+
+        A dispatch also asks for workers of the job types JT_PUBLISHER and JT_PARTICIPANT, of
+        which there are none here: that those find nobody is no loss.
+        """
         return self._last((_NO_WORKER, _NO_CAPACITY), room, agent_name, since_s)
 
     def failed_requests(self, agent_name: str, since_s: float) -> list[LogEvent]:
@@ -128,6 +132,7 @@ class LiveKitLog:
                 event.message in messages
                 and event.fields.get("room") == room
                 and event.fields.get("agentName", "") == agent_name
+                and event.fields.get("jobType") == "JT_ROOM"
             ):
                 return event
         return None

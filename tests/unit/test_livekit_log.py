@@ -63,16 +63,11 @@ def test_workers_come_and_go(path: Path) -> None:
 
 def test_a_lost_request_is_found_by_room_name_and_time(path: Path) -> None:
     """Another room's loss, another agent's, and an older one are not this dispatch's."""
-    write(
-        path,
-        line(
-            "not dispatching agent job since no worker is available",
-            agentName="a",
-            jobType="JT_ROOM",
-            room="r",
-        ),
-    )
+    message = "not dispatching agent job since no worker is available"
+    write(path, line(message, agentName="a", jobType="JT_ROOM", room="r"))
+    write(path, line(message, agentName="a", jobType="JT_PARTICIPANT", room="caller-only"))
     log = LiveKitLog(path)
+    assert log.lost("caller-only", "a", AT_S - 1) is None
     assert log.lost("r", "a", AT_S - 1) is not None
     assert log.lost("r", "a", AT_S + 1) is None
     assert log.lost("other", "a", AT_S - 1) is None
@@ -84,7 +79,14 @@ def test_a_job_is_followed_to_its_end(path: Path) -> None:
     log = LiveKitLog(path)
     write(
         path,
-        line("assigned job to worker", jobID="AJ_1", agentName="a", room="r", workerID="AW_1"),
+        line(
+            "assigned job to worker",
+            jobID="AJ_1",
+            agentName="a",
+            jobType="JT_ROOM",
+            room="r",
+            workerID="AW_1",
+        ),
     )
     job = log.job("r", "a", AT_S - 1)
     assert job is not None

@@ -1,0 +1,133 @@
+"""One agent in the room, whatever happens: many callers, late workers, slow workers, repetition."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from livekit import api
+
+from labvoice.dispatch import Dispatcher
+from labvoice.errors import DispatchError
+from labvoice.lab import Lab
+from tests.stack.test_cli import labvoice, server_of
+from tests.stack.test_dispatch import agents_in
+
+LIGHT = "light-agent"
+LATE_S = 6.0  # a job shows up to 5 s after its assignment; only then a withdrawn dispatch ends it
+
+
+async def add_light_worker(lab: Lab, agent_name: str = LIGHT) -> None:
+    await lab.add_workers(agent_name=agent_name, program="labvoice.agent.light")
+
+
+@pytest.fixture(scope="module")
+async def light() -> AsyncIterator[Lab]:
+    """A lab whose one worker's agents join and do nothing."""
+    async with Lab(llm="paced", workers=0) as lab:
+        await add_light_worker(lab)
+        yield lab
+
+
+async def test_callers_in_several_processes_get_the_same_agent(light: Lab, tmp_path: Path) -> None:
+    """Three command lines at once name one agent, and one is in the room."""
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    results = await asyncio.gather(
+        *(
+            labvoice(
+                *("dispatch", "many", "--agent-name", LIGHT, "--json", str(file)),
+                cwd=tmp_path,
+                env=server_of(light),
+            )
+            for file in files
+        )
+    )
+    assert [code for code, _ in results] == [0, 0, 0], results
+    agents = {json.loads(file.read_text(encoding="utf-8"))["agent_identity"] for file in files}
+    assert len(agents) == 1
+    await asyncio.sleep(LATE_S)
+    assert await agents_in(light, "many") == list(agents)
+
+
+async def test_callers_in_the_same_moment_get_the_same_agent(light: Lab) -> None:
+    """Twelve callers who do not know of each other: one agent, one dispatch left."""
+    settings = light.settings
+    assert settings.livekit_url
+    assert settings.livekit_api_key
+    assert settings.livekit_api_secret
+    address = (settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret)
+
+    async def ask() -> str:
+        async with Dispatcher(*address) as dispatcher:
+            return (await dispatcher.dispatch("crowd", LIGHT, timeout_s=20)).agent_identity
+
+    agents = set(await asyncio.gather(*(ask() for _ in range(12))))
+    assert len(agents) == 1
+    await asyncio.sleep(LATE_S)
+    assert await agents_in(light, "crowd") == list(agents)
+    listed = await light.dispatcher.api.agent_dispatch.list_dispatch("crowd")
+    assert len([each for each in listed if each.agent_name == LIGHT]) == 1
+
+
+async def test_plain_dispatches_in_the_same_moment_make_one_agent(light: Lab) -> None:
+    """The worker itself refuses the second of two dispatches that nobody coordinated."""
+    request = api.CreateAgentDispatchRequest(agent_name=LIGHT, room="plain")
+    await light.dispatcher.api.agent_dispatch.create_dispatch(request)
+    await light.dispatcher.api.agent_dispatch.create_dispatch(request)
+    await asyncio.sleep(LATE_S)
+    assert len(await agents_in(light, "plain")) == 1
+
+
+async def test_a_worker_that_is_about_to_register_is_waited_for(light: Lab) -> None:
+    """A dispatch made before its worker is there ends with the agent in the room."""
+    dispatching = asyncio.create_task(
+        light.dispatcher.dispatch("early", "late-agent", timeout_s=60)
+    )
+    await asyncio.sleep(1)
+    assert not dispatching.done()
+    await add_light_worker(light, "late-agent")
+    done = await dispatching
+    assert done.attempts > 1
+    await asyncio.sleep(LATE_S)
+    assert await agents_in(light, "early") == [done.agent_identity]
+
+
+async def test_a_slow_first_agent_makes_no_second_one(light: Lab) -> None:
+    """A worker that stands still past the retry and then goes on brings one agent, not two."""
+    root = psutil.Process(light.pool.workers[0].process.pid)
+    processes = [root, *root.children(recursive=True)]
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        dispatching = asyncio.create_task(light.dispatcher.dispatch("slow", LIGHT, timeout_s=40))
+        await asyncio.sleep(5)
+        assert not dispatching.done()
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+    done = await dispatching
+    await asyncio.sleep(LATE_S)
+    assert await agents_in(light, "slow") == [done.agent_identity]
+
+
+async def test_a_failed_dispatch_leaves_nothing_that_could_come_later(light: Lab) -> None:
+    """After a failure was told, a worker that registers does not bring the agent after all."""
+    with pytest.raises(DispatchError, match="registered"):
+        await light.dispatcher.dispatch("given-up", "zzz", timeout_s=1)
+    await add_light_worker(light, "zzz")
+    await asyncio.sleep(1)
+    assert await agents_in(light, "given-up") == []
+
+
+async def test_a_burst_gives_every_room_its_agent(light: Lab, tmp_path: Path) -> None:
+    """Ten rooms at once: each has one agent, and the run says so for both arms."""
+    run = await light.bench.burst(10, workers=1, out=tmp_path / "burst.jsonl")
+    arms = run.to_json()["arms"]
+    assert set(arms) == {"plain", "confirmed"}
+    assert arms["confirmed"]["outcomes"] == {"ok": 10}
+    assert arms["plain"]["n"] == 10
