@@ -55,6 +55,12 @@ class LettaApi:
         """Closes its connections."""
         await self._client.close()
 
+    async def __aenter__(self) -> LettaApi:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def check(self) -> None:
         """Checks that a Letta server answers and accepts the key.
 
