@@ -129,12 +129,12 @@ class CallMemory:
 
     async def facts(self) -> dict[str, Any]:
         """How the memory stands, for the caller: state, error, and the turns of all calls."""
-        waiting, _, lost, _ = (
+        waiting, _, lost, error = (
             await self._store.counts() if self._store is not None else (0, None, 0, None)
         )
         return {
             "state": self.state,
-            "error": self.error,
+            "error": self.error or error or "",
             "updates": self.updates,
             "memory_load_s": self.memory_load_s,
             "waiting_turns": waiting,
