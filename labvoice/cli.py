@@ -375,6 +375,7 @@ async def _dispatch(
 ) -> int:
     from labvoice.dispatch import Dispatcher
     from labvoice.job import JobMetadata
+    from labvoice.stack.letta_api import LettaApi
 
     settings = load_settings()
     if not settings.livekit_url:
@@ -384,6 +385,9 @@ async def _dispatch(
         )
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
+    if letta_agent and settings.letta_base_url:
+        async with LettaApi(settings.letta_base_url, settings.letta_api_key) as letta:
+            letta_agent = await letta.resolve(letta_agent)
     async with Dispatcher(
         settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
     ) as dispatcher:

@@ -125,6 +125,11 @@ async def all_agents(client: AsyncLetta, **query: Any) -> list[AgentState]:
         ]
 
 
+def is_agent_id(agent: str) -> bool:
+    """Whether this is an agent's id, and not a name."""
+    return _AGENT_ID.fullmatch(agent) is not None
+
+
 async def resolve(client: AsyncLetta, agent: str) -> str:
     """Returns the id of the agent with this id or name.
 
@@ -132,7 +137,7 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
         UsageError: There is none, or there are several of that name.
         ServerUnreachableError: The server does not answer.
     """
-    if _AGENT_ID.fullmatch(agent):
+    if is_agent_id(agent):
         with in_words(client, f"the agent {agent}"):
             return (await client.agents.retrieve(agent)).id
     everyone = await all_agents(client)

@@ -38,7 +38,8 @@ from livekit.agents import (
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
-from labvoice.agent.hybrid import INSTRUCTIONS, CallMemory, LabAgent
+from labvoice.agent.call_memory import CallMemory
+from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
 from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
@@ -261,7 +262,7 @@ async def _serve(context: JobContext) -> None:
 
     async def answer_marks(_: rtc.RpcInvocationData) -> str:
         figures = {message_id: dict(stages) for message_id, stages in agent.figures.items()}
-        for message_id, sync_s in (await memory.synced()).items():
+        for message_id, sync_s in (await agent.synced()).items():
             figures.setdefault(message_id, {})["memory_sync"] = sync_s
         return json.dumps(
             {
@@ -271,11 +272,7 @@ async def _serve(context: JobContext) -> None:
                 "worker_id": context.worker_id,
                 "pid": os.getpid(),
                 "figures": figures,
-                "memory": {
-                    "state": memory.state,
-                    "memory_load_s": memory.memory_load_s,
-                    "waiting_turns": await memory.waiting(),
-                },
+                "memory": await memory.facts(),
             }
         )
 
@@ -309,6 +306,7 @@ async def _serve(context: JobContext) -> None:
         publishing.cancel()
         showing.cancel()
         await output.aclose()
+        agent.on_close()
         await memory.aclose()
 
     def leave(reason: str) -> None:

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 INTERVAL_S: Final = 2.0
 """How often a running session looks for changed blocks, in seconds."""
 _LONGEST_INTERVAL_S: Final = 15.0
-_TIMEOUT_S: Final = 10.0
+_TIMEOUT_S: Final = 30.0  # nobody waits for it
 _MOST_BLOCKS: Final = 100
 
 

@@ -12,22 +12,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from letta_client import AsyncLetta
 
+from labvoice.agent.circuit import Circuit, CircuitBreaker
 from labvoice.agent.turn_store import Turn, TurnStore
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
-from labvoice.letta import NotReachedError, ServerFailedError, in_words, is_local
+from labvoice.letta import (
+    NotReachedError,
+    ServerFailedError,
+    in_words,
+    is_agent_id,
+    is_local,
+    resolve,
+)
 from labvoice.memory_text import turn_text
 
 _log = logging.getLogger(__name__)
@@ -40,8 +47,6 @@ _MAX_STEPS: Final = 4
 _HISTORY: Final = 50
 _ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
 _UNDER_WAY: Final = {"created", "running"}
-
-Circuit = Literal["closed", "open", "half-open"]
 
 
 @dataclass(frozen=True)
@@ -78,60 +83,6 @@ class Backlog:
     lost: int
     circuit: Circuit
     error: str | None
-
-
-class CircuitBreaker:
-    """Keeps a failing server from being asked too often.
-
-    Each failure puts the next attempt off, twice as long as the one before, with jitter. While
-    failures last, one attempt at a time is made.
-
-    Args:
-        first_s: Longest pause after the first failure, in seconds.
-        longest_s: Longest pause of all, in seconds.
-        threshold: Failures in a row at which the circuit counts as open.
-    """
-
-    def __init__(
-        self, *, first_s: float = 0.5, longest_s: float = 30.0, threshold: int = 3
-    ) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._threshold = threshold
-        self._failures = 0
-        self._retry_at_s = 0.0
-        self._one_at_a_time = asyncio.Lock()
-
-    @property
-    def state(self) -> Circuit:
-        """Whether attempts are made freely, put off, or tried one by one."""
-        if self._failures < self._threshold:
-            return "closed"
-        return "open" if time.monotonic() < self._retry_at_s else "half-open"
-
-    @asynccontextmanager
-    async def attempt(self) -> AsyncIterator[None]:
-        """Waits until an attempt may be made, and learns from a `LabvoiceError` out of it."""
-        if self._failures:
-            async with self._one_at_a_time:
-                await asyncio.sleep(max(0.0, self._retry_at_s - time.monotonic()))
-                async with self._watched():
-                    yield
-        else:
-            async with self._watched():
-                yield
-
-    @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (ServerUnreachableError, CredentialsError):
-            self._failures += 1
-            pause_s = min(self._longest_s, self._first_s * 2 ** min(self._failures - 1, 16))
-            self._retry_at_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
-            raise
-        else:
-            self._failures = 0
 
 
 class _UnderWayError(LabvoiceError):
@@ -184,21 +135,29 @@ class MemoryQueue:
             self._task = asyncio.create_task(self._run(), name="memory queue")
 
     async def put(
-        self, letta_agent_id: str, room: str, turn_id: str, user_text: str, agent_text: str
+        self,
+        letta_agent_id: str,
+        room: str,
+        turn_id: str,
+        user_text: str,
+        agent_text: str,
+        *,
+        sent: int = 0,
     ) -> bool:
         """Takes a finished turn; it is on disk when this returns.
 
         Args:
-            letta_agent_id: Whose memory it belongs to.
+            letta_agent_id: Whose memory it belongs to; a name will do.
             room: Where it was spoken.
             turn_id: Its id; a second turn of the same id is ignored.
             user_text: What the user said.
             agent_text: What the agent answered.
+            sent: How often Letta was told of it already, to an unknown effect.
 
         Returns:
             Whether it was new.
         """
-        new = await self._store.put(letta_agent_id, room, turn_id, user_text, agent_text)
+        new = await self._store.put(letta_agent_id, room, turn_id, user_text, agent_text, sent)
         self._wake.set()
         return new
 
@@ -275,6 +234,10 @@ class MemoryQueue:
         """Tries once to bring a turn to Letta; what it then is stands in the store."""
         try:
             async with self._breaker.attempt():
+                if not is_agent_id(turn.agent_id):
+                    agent_id = await resolve(self._client, turn.agent_id)
+                    await self._store.rename(turn.agent_id, agent_id)
+                    return
                 if not turn.sent or not await self._arrived(turn):
                     await self._send(turn)
         except _UnderWayError:

@@ -46,7 +46,7 @@ class Turn:
     Attributes:
         seq: Its place in the order of all turns.
         turn_id: Its id; also the `otid` of the message that tells Letta of it.
-        agent_id: The Letta agent whose memory it belongs to.
+        agent_id: The Letta agent whose memory it belongs to; its name until the id is known.
         room: Where it was spoken.
         user_text: What the user said.
         agent_text: What the agent answered.
@@ -79,16 +79,22 @@ class TurnStore:
         self._connection: sqlite3.Connection | None = None
 
     async def put(
-        self, agent_id: str, room: str, turn_id: str, user_text: str, agent_text: str
+        self,
+        agent_id: str,
+        room: str,
+        turn_id: str,
+        user_text: str,
+        agent_text: str,
+        sent: int = 0,
     ) -> bool:
         """Adds a turn unless one of this id is there; returns whether it was new."""
         return await self._do(
             lambda db: (
                 db.execute(
                     "insert or ignore into turns "
-                    "(turn_id, agent_id, room, user_text, agent_text, put_at) "
-                    "values (?, ?, ?, ?, ?, ?)",
-                    (turn_id, agent_id, room, user_text, agent_text, time.time()),
+                    "(turn_id, agent_id, room, user_text, agent_text, put_at, sent) "
+                    "values (?, ?, ?, ?, ?, ?, ?)",
+                    (turn_id, agent_id, room, user_text, agent_text, time.time(), sent),
                 ).rowcount
                 == 1
             )
@@ -100,6 +106,11 @@ class TurnStore:
             "select agent_id from turns where state = 'waiting' group by agent_id order by min(seq)"
         )
         return [row[0] for row in await self._do(lambda db: db.execute(query).fetchall())]
+
+    async def rename(self, name: str, agent_id: str) -> None:
+        """Gives the turns that were put under an agent's name to its id."""
+        statement = "update turns set agent_id = ? where agent_id = ? and state = 'waiting'"
+        await self._do(lambda db: db.execute(statement, (agent_id, name)))
 
     async def next(self, agent_id: str) -> Turn | None:
         """Returns an agent's first waiting turn."""

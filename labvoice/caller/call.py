@@ -166,7 +166,8 @@ class Call:
         dispatch: The confirmed dispatch; None before.
         offset: The agent's clock against the caller's; None before it was measured.
         worker: What the agent told of its job: job_id, worker_id, pid.
-        memory: How the agent's memory stands: state, memory_load_s, waiting_turns.
+        memory: How the agent's memory stands: state, error, updates, memory_load_s,
+            waiting_turns, lost_turns.
         greeting: What the agent said first.
         notice: What did not go as the strategy meant it, in words; empty where it did.
     """

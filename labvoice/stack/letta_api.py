@@ -38,7 +38,8 @@ class LettaApi:
     Args:
         base_url: The server's address.
         api_key: Its key.
-        model: Handle of the model that new agents get; None: the server's first one.
+        model: Handle or name of the model that new agents get where the server offers it;
+            otherwise they get the server's first one.
 
     Attributes:
         model: As given.
@@ -54,6 +55,12 @@ class LettaApi:
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.close()
+
+    async def __aenter__(self) -> LettaApi:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def check(self) -> None:
         """Checks that a Letta server answers and accepts the key.
@@ -125,7 +132,7 @@ class LettaApi:
             agent = await self._client.agents.create(
                 name=name,
                 agent_type="letta_v1_agent",
-                model=model or self.model or await self._first_model(),
+                model=model or await self._model_handle(),
                 context_window_limit=CONTEXT_TOKENS,
                 model_settings={
                     "provider_type": "openai",
@@ -263,14 +270,15 @@ class LettaApi:
                 ) from None
         return "vllm" if all("max_model_len" in entry for entry in models) else "openai"
 
-    async def _first_model(self) -> str:
-        models = [model.handle for model in await self._client.models.list() if model.handle]
-        if not models:
+    async def _model_handle(self) -> str:
+        offered = {m.handle: m.model for m in await self._client.models.list() if m.handle}
+        if not offered:
             raise UsageError(
                 f"the Letta server at {self._base_url} knows no model",
                 "give it one, or name one with LABVOICE_LLM_MODEL",
             )
-        return models[0]
+        wanted = (handle for handle, name in offered.items() if self.model in (handle, name))
+        return next(wanted, next(iter(offered)))
 
     async def _all(self, **query: Any) -> list[AgentState]:
         return await all_agents(self._client, **query)

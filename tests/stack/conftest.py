@@ -8,6 +8,8 @@ import pytest
 
 from labvoice.caller.voice import Utterance, human_utterances
 from labvoice.lab import Lab
+from labvoice.settings import load_settings
+from tests.stack.real_letta import Running
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,13 @@ async def lab() -> AsyncIterator[Lab]:
 def recorded(lab: Lab) -> list[Utterance]:
     """Clauses spoken by a human."""
     return human_utterances(lab.settings)
+
+
+@pytest.fixture(scope="session")
+async def letta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """One Letta server for all tests; its environment comes from the user's cache."""
+    folder = tmp_path_factory.mktemp("letta")
+    running = Running(load_settings(llm="small", data_dir=folder / "data"), folder / "state")
+    await running.start()
+    yield running
+    await running.server.stop()

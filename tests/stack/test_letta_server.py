@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 import pytest
-from letta_client import AsyncLetta
 from pydantic import SecretStr
 
+from labvoice.agent.circuit import CircuitBreaker
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
-from labvoice.agent.memory_queue import CircuitBreaker, MemoryQueue
+from labvoice.agent.memory_queue import MemoryQueue
 from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
 from labvoice.letta import new_client
-from labvoice.settings import Settings, load_settings
+from labvoice.settings import load_settings
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.processes import free_port
-
-
-class Running:
-    """A Letta server that can be stopped and started again on the same data."""
-
-    def __init__(self, settings: Settings, state_dir: Path) -> None:
-        self.settings = settings
-        self.state_dir = state_dir
-        self.server: LettaServer
-
-    async def start(self) -> None:
-        """Starts a server on the data and waits for it."""
-        self.server = await LettaServer.start(self.settings, self.state_dir)
-        await self.server.until_up()
-
-    def client(self) -> AsyncLetta:
-        """A client of its own, as somebody else would make one."""
-        assert self.server.api_key is not None
-        return AsyncLetta(
-            base_url=self.server.base_url, api_key=self.server.api_key.get_secret_value()
-        )
-
-    async def tell(self, agent_id: str, text: str) -> list[str]:
-        """Sends a message as any Letta client would; returns the kinds of what came back."""
-        async with self.client() as client:
-            answer = await client.agents.messages.create(
-                agent_id, messages=[{"role": "user", "content": text}], max_steps=4
-            )
-        return [message.message_type or "" for message in answer.messages]
-
-    def family(self) -> list[psutil.Process]:
-        """Every process of the server."""
-        roots = [psutil.Process(process.pid) for process in self.server.processes]
-        return [p for root in roots for p in (root, *root.children(recursive=True))]
-
-
-@pytest.fixture(scope="session")
-async def letta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    """One server for all tests; its environment comes from the user's cache."""
-    folder = tmp_path_factory.mktemp("letta")
-    running = Running(load_settings(llm="small", data_dir=folder / "data"), folder / "state")
-    await running.start()
-    yield running
-    await running.server.stop()
+from tests.stack.real_letta import Running, told_turns
 
 
 async def test_an_agent_files_a_told_fact_with_lettas_tool(letta: Running) -> None:
@@ -197,14 +153,6 @@ async def test_finished_turns_reach_the_memory(letta: Running, tmp_path: Path) -
     assert await told_turns(client, agent) == ["turn-0", "turn-1", "turn-2"]
     await queue.close()
     await client.close()
-
-
-async def told_turns(client: AsyncLetta, agent: str) -> list[str | None]:
-    """The turns in an agent's own history, as Letta keeps it."""
-    page = await client.agents.messages.list(
-        agent, order="desc", limit=50, include_return_message_types=["user_message"]
-    )
-    return [message.otid for message in page.items if message.message_type == "user_message"]
 
 
 @pytest.mark.parametrize("part", ["Letta server", "PostgreSQL", "memory clerk"])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from labvoice.memory_text import user_part
+from tests.serving import serving as serving_app
 
 
 class FakeLetta:
@@ -26,6 +25,7 @@ class FakeLetta:
         faults: What to do with the next messages, one word each: `500` (refuse), `500-after`
             (store, then refuse), `garbage-after` (store, answer nonsense), `hang` (store after
             `hang_s`, long after the client has gone), `404`, `401`.
+        names: Ids of agents by name.
         down: Whether every request is refused with HTTP 503.
         most_at_once: The most messages that one agent was told at the same time.
     """
@@ -35,6 +35,7 @@ class FakeLetta:
         self.told: dict[str, list[str]] = {}
         self.blocks: dict[str, dict[str, str]] = {}
         self.faults: list[str] = []
+        self.names: dict[str, str] = {}
         self.down = False
         self.delay_s = 0.0
         self.hang_s = 1.0
@@ -46,12 +47,22 @@ class FakeLetta:
         self._late: set[asyncio.Task[None]] = set()
         self.app = Starlette(
             routes=[
+                Route("/v1/agents/", self._list_agents),
                 Route("/v1/agents/{agent}/messages", self._tell, methods=["POST"]),
                 Route("/v1/agents/{agent}/messages", self._history),
                 Route("/v1/agents/{agent}/core-memory/blocks", self._list_blocks),
                 Route("/v1/runs/", self._list_runs),
             ]
         )
+
+    def has(self, agent: str, otid: str) -> None:
+        """Puts a message into an agent's history, as if a stream had told it."""
+        self._otids.setdefault(agent, []).append(otid)
+
+    async def _list_agents(self, request: Request) -> Response:
+        if "after" in request.query_params:
+            return JSONResponse([])
+        return JSONResponse([{"id": id_, "name": name} for name, id_ in self.names.items()])
 
     async def _tell(self, request: Request) -> Response:
         self.requests += 1
@@ -121,23 +132,5 @@ class FakeLetta:
 @asynccontextmanager
 async def serving(fake: FakeLetta) -> AsyncIterator[FakeLetta]:
     """Serves it on its port."""
-    config = uvicorn.Config(
-        fake.app,
-        host="127.0.0.1",
-        port=int(fake.base_url.rpartition(":")[2]),
-        log_level="error",
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
-    # The test run's own signal handlers stay.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
+    async with serving_app(fake.app, int(fake.base_url.rpartition(":")[2])):
         yield fake
-    finally:
-        server.should_exit = True
-        await task

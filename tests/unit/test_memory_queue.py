@@ -13,14 +13,21 @@ from typing import Any
 import pytest
 from letta_client import AsyncLetta
 
+from labvoice.agent.circuit import CircuitBreaker
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
-from labvoice.agent.memory_queue import CircuitBreaker, MemoryQueue, WrittenTurn
+from labvoice.agent.memory_queue import MemoryQueue, WrittenTurn
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.letta import AgentMissingError, new_client
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 
+<<<<<<< HEAD
 TIMEOUT_S = 60.0
+=======
+TIMEOUT_S = 20.0
+A = "agent-00000000-0000-4000-8000-00000000000a"
+B = "agent-00000000-0000-4000-8000-00000000000b"
+>>>>>>> 336d7df (Memory in real calls is tested; turns put under a name, letta-mode turns and last words are never lost; a run is cancelled by its id)
 
 
 @pytest.fixture
@@ -65,13 +72,38 @@ async def test_turns_arrive_in_order_and_each_once(
     async with open_queue(tmp_path, client, on_written=written.append) as queue:
         queue.start()
         for number in range(5):
-            await put(queue, "a", f"{number}")
-            await put(queue, "b", f"{number}")
+            await put(queue, A, f"{number}")
+            await put(queue, B, f"{number}")
         assert await queue.drain(TIMEOUT_S)
-        assert letta.told == {agent: list("01234") for agent in "ab"}
+        assert letta.told == {agent: list("01234") for agent in (A, B)}
         assert letta.most_at_once == 1
-        assert {turn.turn_id for turn in written} == {f"{a}-{n}" for a in "ab" for n in range(5)}
+        assert {turn.turn_id for turn in written} == {f"{a}-{n}" for a in (A, B) for n in range(5)}
         assert all(turn.memory_sync_s > 0 for turn in written)
+
+
+async def test_turns_put_under_a_name_go_to_the_agent_of_that_name(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """A call that began without Letta knew only its agent's name; nothing of it is lost."""
+    letta.names["Anna"] = A
+    async with open_queue(tmp_path, client) as queue:
+        await put(queue, "Anna", "one", "two")
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {A: ["one", "two"]}
+
+
+async def test_a_turn_that_letta_has_already_is_not_sent(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """A turn of letta mode is looked for first, and sent only when its run kept nothing."""
+    async with open_queue(tmp_path, client) as queue:
+        for turn in ("kept", "cancelled"):
+            await queue.put(A, "room", turn, turn, "I see.", sent=1)
+        letta.has(A, "kept")
+        queue.start()
+        assert await queue.drain(TIMEOUT_S)
+    assert letta.told == {A: ["cancelled"]}
 
 
 async def test_the_same_turn_counts_once(
@@ -79,13 +111,13 @@ async def test_the_same_turn_counts_once(
 ) -> None:
     """Putting a turn again does nothing, before and after it was written."""
     async with open_queue(tmp_path, client) as queue:
-        assert await queue.put("a", "room", "t1", "hello", "hi")
-        assert not await queue.put("a", "room", "t1", "hello", "hi")
+        assert await queue.put(A, "room", "t1", "hello", "hi")
+        assert not await queue.put(A, "room", "t1", "hello", "hi")
         queue.start()
         assert await queue.drain(TIMEOUT_S)
-        assert not await queue.put("a", "room", "t1", "hello", "hi")
+        assert not await queue.put(A, "room", "t1", "hello", "hi")
         assert await queue.drain(TIMEOUT_S)
-    assert letta.told == {"a": ["hello"]}
+    assert letta.told == {A: ["hello"]}
 
 
 @pytest.mark.parametrize(
@@ -105,9 +137,9 @@ async def test_failures_lose_and_double_nothing(
     letta.faults = faults
     async with open_queue(tmp_path, client) as queue:
         queue.start()
-        await put(queue, "a", "one", "two", "three")
+        await put(queue, A, "one", "two", "three")
         assert await queue.drain(TIMEOUT_S)
-    assert letta.told == {"a": ["one", "two", "three"]}
+    assert letta.told == {A: ["one", "two", "three"]}
 
 
 async def test_a_late_answer_is_waited_for(
@@ -117,9 +149,9 @@ async def test_a_late_answer_is_waited_for(
     letta.faults = ["hang"]
     async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
         queue.start()
-        await put(queue, "a", "one", "two")
+        await put(queue, A, "one", "two")
         assert await queue.drain(TIMEOUT_S)
-    assert letta.told == {"a": ["one", "two"]}
+    assert letta.told == {A: ["one", "two"]}
     assert letta.requests == 2
 
 
@@ -128,7 +160,7 @@ async def test_a_server_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
     fake = FakeLetta(free_port())
     async with new_client(fake.base_url, None) as client, open_queue(tmp_path, client) as queue:
         queue.start()
-        await put(queue, "a", "one", "two")
+        await put(queue, A, "one", "two")
 
         async def circuit_opened() -> bool:
             return (await queue.backlog()).circuit != "closed"
@@ -142,7 +174,7 @@ async def test_a_server_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
         async with serving(fake):
             assert await queue.drain(TIMEOUT_S)
             assert (await queue.backlog()).circuit == "closed"
-    assert fake.told == {"a": ["one", "two"]}
+    assert fake.told == {A: ["one", "two"]}
 
 
 async def test_a_failing_server_is_not_hammered(
@@ -153,7 +185,7 @@ async def test_a_failing_server_is_not_hammered(
     breaker = CircuitBreaker(first_s=0.2, longest_s=3600.0)
     queue = MemoryQueue(tmp_path / "turns.sqlite", client, breaker=breaker)
     queue.start()
-    await put(queue, "a", "one")
+    await put(queue, A, "one")
 
     async def opened() -> bool:
         return (await queue.backlog()).circuit == "open"
@@ -173,15 +205,15 @@ async def test_a_deleted_agent_stops_nobody_else(
     """A turn for an agent that is gone is set apart and counted; others are written."""
     letta.faults = ["404"]
     async with open_queue(tmp_path, client) as queue:
-        await put(queue, "gone", "one")
-        await put(queue, "a", "one")
+        await put(queue, B, "one")
+        await put(queue, A, "one")
         queue.start()
         assert await queue.drain(TIMEOUT_S)
         backlog = await queue.backlog()
     assert (backlog.count, backlog.lost) == (0, 1)
     assert backlog.error is not None
     assert "404" in backlog.error
-    assert letta.told == {"a": ["one"]}
+    assert letta.told == {A: ["one"]}
 
 
 async def test_a_restart_goes_on_where_it_was_cut_off(
@@ -191,7 +223,7 @@ async def test_a_restart_goes_on_where_it_was_cut_off(
     letta.faults = ["hang"]
     async with open_queue(tmp_path, client) as queue:
         queue.start()
-        await put(queue, "a", "one", "two")
+        await put(queue, A, "one", "two")
 
         async def sent() -> bool:
             return letta.requests == 1
@@ -201,7 +233,7 @@ async def test_a_restart_goes_on_where_it_was_cut_off(
         assert (await queue.backlog()).count == 2
         queue.start()
         assert await queue.drain(TIMEOUT_S)
-    assert letta.told == {"a": ["one", "two"]}
+    assert letta.told == {A: ["one", "two"]}
 
 
 _WRITER = """
@@ -212,7 +244,7 @@ from labvoice.letta import new_client
 
 async def work():
     queue = MemoryQueue(Path(sys.argv[1]), new_client(sys.argv[2], None), lease_s=1.0)
-    await queue.put("a", "room", "first", "from the dead", "I see.")
+    await queue.put(sys.argv[3], "room", "first", "from the dead", "I see.")
     queue.start()
     await asyncio.sleep(3600)
 
@@ -226,7 +258,7 @@ async def test_a_killed_worker_loses_nothing(
     """A process killed in the middle of a send leaves a lease that expires; another goes on."""
     letta.faults = ["hang"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _WRITER, str(tmp_path / "turns.sqlite"), letta.base_url
+        sys.executable, "-c", _WRITER, str(tmp_path / "turns.sqlite"), letta.base_url, A
     )
 
     async def sent() -> bool:
@@ -237,9 +269,9 @@ async def test_a_killed_worker_loses_nothing(
     await process.wait()
     async with open_queue(tmp_path, client) as queue:
         queue.start()
-        await put(queue, "a", "from the living")
+        await put(queue, A, "from the living")
         assert await queue.drain(TIMEOUT_S)
-    assert letta.told == {"a": ["from the dead", "from the living"]}
+    assert letta.told == {A: ["from the dead", "from the living"]}
 
 
 async def test_two_processes_never_write_to_one_agent_at_once(
@@ -251,10 +283,10 @@ async def test_two_processes_never_write_to_one_agent_at_once(
         one.start()
         other.start()
         for number in range(10):
-            await put(one if number % 2 else other, "a", f"{number}")
+            await put(one if number % 2 else other, A, f"{number}")
         assert await one.drain(TIMEOUT_S)
         assert await other.drain(TIMEOUT_S)
-    assert letta.told == {"a": [str(number) for number in range(10)]}
+    assert letta.told == {A: [str(number) for number in range(10)]}
     assert letta.most_at_once == 1
 
 
@@ -263,7 +295,7 @@ async def test_only_the_user_can_read_the_turns(
 ) -> None:
     """The file is closed to others, and forgets the words of a written turn."""
     async with open_queue(tmp_path, client) as queue:
-        await put(queue, "a", "a secret of mine")
+        await put(queue, A, "a secret of mine")
         files = list(tmp_path.glob("turns.sqlite*"))
         assert files
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
@@ -277,33 +309,33 @@ async def test_only_the_user_can_read_the_turns(
 
 async def test_memory_is_loaded_as_prompt_text(letta: FakeLetta, client: AsyncLetta) -> None:
     """Blocks come in the server's order; empty ones are left out of the text."""
-    letta.blocks["a"] = {"persona": "I am kind.", "human": "\nHas a dog.", "notes": ""}
-    memory = await load_memory(client, "a", 5.0)
+    letta.blocks[A] = {"persona": "I am kind.", "human": "\nHas a dog.", "notes": ""}
+    memory = await load_memory(client, A, 5.0)
     assert memory.text == "<persona>\nI am kind.\n</persona>\n\n<human>\nHas a dog.\n</human>"
     assert memory.memory_load_s > 0
 
 
 async def test_memory_that_does_not_come_is_named(letta: FakeLetta, client: AsyncLetta) -> None:
     """Slow, failing and missing are three different errors."""
-    letta.blocks["a"] = {"human": ""}
+    letta.blocks[A] = {"human": ""}
     with pytest.raises(AgentMissingError):
         await load_memory(client, "nobody", 5.0)
     letta.delay_s = 1.0
     with pytest.raises(StageTimeoutError, match="memory_load"):
-        await load_memory(client, "a", 0.05)
+        await load_memory(client, A, 0.05)
     letta.down = True
     with pytest.raises(ServerUnreachableError, match="503"):
-        await load_memory(client, "a", 5.0)
+        await load_memory(client, A, 5.0)
 
 
 async def test_a_session_takes_up_what_changed(letta: FakeLetta, client: AsyncLetta) -> None:
     """Changes are told once each; a failure and its end are told, and end nothing."""
-    letta.blocks["a"] = {"human": "Has a dog."}
-    known = await load_memory(client, "a", 5.0)
+    letta.blocks[A] = {"human": "Has a dog."}
+    known = await load_memory(client, A, 5.0)
     seen: list[MemorySnapshot] = []
     errors: list[LabvoiceError | None] = []
     following = asyncio.create_task(
-        watch(client, "a", seen.append, known=known, on_error=errors.append, interval_s=0.02)
+        watch(client, A, seen.append, known=known, on_error=errors.append, interval_s=0.02)
     )
 
     async def told(count: int) -> None:
@@ -312,11 +344,11 @@ async def test_a_session_takes_up_what_changed(letta: FakeLetta, client: AsyncLe
 
         await until(enough)
 
-    letta.blocks["a"]["human"] = "Has a dog and a cat."
+    letta.blocks[A]["human"] = "Has a dog and a cat."
     await told(1)
     letta.down = True
     await told(2)
-    letta.blocks["a"]["human"] = "Has a cat."
+    letta.blocks[A]["human"] = "Has a cat."
     letta.down = False
     await told(4)
     following.cancel()

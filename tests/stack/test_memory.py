@@ -1,0 +1,210 @@
+"""Memory in real calls: told by voice, kept by the real Letta, known in the next call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from letta_client import AsyncLetta
+
+from labvoice.caller.call import Call
+from labvoice.errors import UsageError
+from labvoice.lab import Lab
+from labvoice.letta import new_client
+from labvoice.settings import Mode, load_settings
+from tests.serving import serving
+from tests.stack.real_letta import Running
+from tests.stack.recording_model import MODEL, REPLY, RecordingModel
+from tests.stack.test_cli import labvoice, server_of
+
+TOLD = {
+    "My dog is called Rex.": "The user's dog is called Rex.",
+    "I live in Oslo.": "The user lives in Oslo.",
+    "I like jazz.": "The user likes jazz.",
+}
+
+
+@pytest.fixture(scope="module")
+async def model() -> AsyncIterator[RecordingModel]:
+    """The fast model behind the agent; it keeps what it was prompted with."""
+    recording = RecordingModel()
+    async with serving(recording.app, recording.port):
+        yield recording
+
+
+@pytest.fixture(scope="module")
+async def talking(
+    letta: Running, model: RecordingModel, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """A lab with one worker, that uses the real Letta by its address."""
+    settings = load_settings(
+        llm="openai",
+        openai_base_url=model.base_url,
+        llm_model=MODEL,
+        letta_base_url=letta.server.base_url,
+        letta_api_key=letta.server.api_key,
+        data_dir=tmp_path_factory.mktemp("talking"),
+    )
+    async with Lab(settings=settings) as lab:
+        yield lab
+
+
+async def tell(lab: Lab, call: Call, text: str) -> None:
+    """Says something by voice and checks that it is answered."""
+    await call.say(await lab.utterance(text))
+    turn = await call.hear()
+    assert turn.outcome == "ok"
+    assert turn.reply == REPLY
+
+
+async def connected(lab: Lab, agent: str, mode: Mode | None = None) -> Call:
+    """A call with an agent's memory, its greeting heard and its memory loaded."""
+    call = await lab.call(letta_agent=agent, mode=mode)
+    await call.hear_greeting()
+    await call.until_memory()
+    return call
+
+
+async def known(lab: Lab, agent: str) -> list[str]:
+    """What an agent knows of its user, line by line."""
+    return (await lab.letta.blocks(agent))["human"].strip().splitlines()
+
+
+async def history(lab: Lab, agent: str) -> list[str]:
+    """What the user said to an agent, as Letta keeps it, oldest first."""
+    assert lab.settings.letta_base_url
+    client: AsyncLetta
+    async with new_client(lab.letta_server.base_url, lab.letta_server.api_key) as client:
+        page = await client.agents.messages.list(
+            await lab.letta.resolve(agent),
+            order="desc",
+            limit=50,
+            include_return_message_types=["user_message"],
+        )
+        return [str(m.content) for m in page.items if m.message_type == "user_message"]
+
+
+async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Told, hung up, everything stopped; started again on the same data, the agent answers it."""
+    settings = load_settings(llm="small", data_dir=tmp_path)
+    async with Lab(settings=settings) as lab:
+        await lab.letta_server.until_up()
+        await lab.letta.create("Companion", persona="I am a friendly companion.")
+        call = await connected(lab, "Companion")
+        await call.say(await lab.utterance("My dog is called Rex."))
+        await call.hear()
+        await lab.end_call(call)  # what is not in Letta by now waits on disk
+
+    async with Lab(settings=settings) as lab:
+        await lab.letta_server.until_up()
+        call = await connected(lab, "Companion")
+        async with asyncio.timeout(60):
+            while not await known(lab, "Companion"):
+                await asyncio.sleep(0.2)
+        await call.until_synced()
+        await call.say(await lab.utterance("What is the name of my dog?"))
+        turn = await call.hear()
+        await call.until_synced()
+        await lab.end_call(call)
+        assert await known(lab, "Companion") == ["The user's dog is called Rex."]
+        told = await history(lab, "Companion")
+    assert "Rex" in turn.reply
+    assert len(told) == 2
+
+
+async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
+    """At once, in two rooms, each agent learns what it was told and nothing of the other."""
+    agents = [await talking.letta.create(f"Apart by voice {n}") for n in range(2)]
+    calls = [await connected(talking, agent) for agent in agents]
+    await asyncio.gather(
+        *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
+    )
+    await asyncio.gather(*(call.until_synced() for call in calls))
+    for call in calls:
+        await talking.end_call(call)
+    facts = [TOLD[text] for text in list(TOLD)[:2]]
+    assert [await known(talking, agent) for agent in agents] == [[fact] for fact in facts]
+
+
+async def test_one_agent_in_two_rooms_at_once(talking: Lab, model: RecordingModel) -> None:
+    """Both talk; the turns are written in the order in which they end; both take them up."""
+    agent = await talking.letta.create("In two rooms")
+    first, second = [await connected(talking, agent) for _ in range(2)]
+    order = []
+    for call, text in zip((first, second, first), TOLD, strict=True):
+        await tell(talking, call, text)
+        order.append(text)
+    await asyncio.gather(first.until_synced(), second.until_synced())
+    assert await known(talking, agent) == list(TOLD.values())
+    for call in (first, second):
+        await taken_up(call, 4)
+    assert [next(t for t in order if t in m) for m in await history(talking, agent)] == order
+    for call in (first, second):
+        await tell(talking, call, "Thank you.")
+        assert all(fact in model.prompts[-1] for fact in TOLD.values())
+        await talking.end_call(call)
+
+
+async def taken_up(call: Call, times: int) -> None:
+    """Waits until the session has taken the memory up so often."""
+    async with asyncio.timeout(30):
+        await call.until_memory()
+        while call.memory["updates"] < times:
+            await asyncio.sleep(0.1)
+            await call.until_memory()
+
+
+async def test_a_block_changed_during_a_call_is_taken_up(
+    talking: Lab, model: RecordingModel
+) -> None:
+    """What somebody writes into a block while a call runs reaches the running session."""
+    agent = await talking.letta.create("Changed by hand")
+    call = await connected(talking, agent)
+    await talking.letta.set_block(agent, "human", "The user collects stamps.")
+    await taken_up(call, 2)
+    await tell(talking, call, "Thank you.")
+    assert "The user collects stamps." in model.prompts[-1]
+    await talking.end_call(call)
+
+
+async def test_the_agent_is_chosen_by_id_or_name(
+    talking: Lab, model: RecordingModel, tmp_path: Path
+) -> None:
+    """By name as by id; a name that nobody has is answered with the one that comes close."""
+    agent = await talking.letta.create("Night watch", human="The user is called Anna.")
+    for chosen in ("Night watch", agent):
+        call = await connected(talking, chosen)
+        await tell(talking, call, "Thank you.")
+        assert "The user is called Anna." in model.prompts[-1]
+        await talking.end_call(call)
+    with pytest.raises(UsageError, match="did you mean `Night watch`"):
+        await talking.call(letta_agent="Nigth watch")
+    letta = talking.letta_server
+    assert letta.api_key is not None
+    env = {
+        **server_of(talking),
+        "LETTA_BASE_URL": letta.base_url,
+        "LETTA_API_KEY": letta.api_key.get_secret_value(),
+    }
+    code, words = await labvoice(
+        "dispatch", "by-name", "--letta-agent", "Nigth watch", cwd=tmp_path, env=env
+    )
+    assert code != 0
+    assert "did you mean `Night watch`" in words
+    code, words = await labvoice(
+        "dispatch", "by-name", "--letta-agent", "Night watch", cwd=tmp_path, env=env
+    )
+    assert code == 0, words
+
+
+async def test_direct_mode_has_no_memory(talking: Lab) -> None:
+    """In direct mode nothing is loaded and nothing is written, whatever agent was named."""
+    agent = await talking.letta.create("Left alone")
+    call = await talking.call(letta_agent=agent, mode="direct")
+    await call.hear_greeting()
+    await tell(talking, call, "My dog is called Rex.")
+    assert call.memory["state"] == "off"
+    await talking.end_call(call)
+    assert await history(talking, agent) == []
