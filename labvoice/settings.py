@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -12,7 +12,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "openai"]
+<<<<<<< HEAD
 Mode = Literal["hybrid", "letta", "direct"]
+=======
+_SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
+>>>>>>> 201c9d4 (HTTP service: routes, models, keys, guard and metrics over one backend, with a stub of it)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 
 
@@ -108,14 +112,14 @@ class Settings(BaseSettings):
         return "openai" if self.openai_base_url or self.openai_api_key else "small"
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Reads the settings; `overrides` (field names) win over the environment.
+def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
+    """Reads settings of one kind; `overrides` (field names) win over the environment.
 
     Raises:
-        SettingsError: A value is malformed, or a LiveKit URL came without its key.
+        SettingsError: A value is malformed.
     """
     try:
-        settings = Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         # `input` is left out: it may be a secret.
         problems = "; ".join(
@@ -125,6 +129,15 @@ def load_settings(**overrides: Any) -> Settings:
             f"a setting is malformed: {problems}",
             "correct the environment variable or the line in `.env`",
         ) from None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the settings; `overrides` (field names) win over the environment.
+
+    Raises:
+        SettingsError: A value is malformed, or a LiveKit URL came without its key.
+    """
+    settings = read_settings(Settings, **overrides)
     if settings.livekit_url and not (settings.livekit_api_key and settings.livekit_api_secret):
         raise SettingsError(
             "LIVEKIT_URL is set but LIVEKIT_API_KEY or LIVEKIT_API_SECRET is not",
