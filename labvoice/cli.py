@@ -332,6 +332,30 @@ async def _dispatch(
 
 
 @app.command()
+def up(
+    workers: Annotated[int, typer.Option("--workers", min=0, help="How many workers.")] = 1,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="HTTP port.")] = 9000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --host be another than loopback.")
+    ] = False,
+    llm: LlmOption = None,
+) -> None:
+    """The stack and the HTTP service, in the foreground; Ctrl-C ends all of it.
+
+    Example: labvoice up --workers 2 --port 9000
+    """
+    _run(_up(workers, port, host, allow_remote, llm))
+
+
+async def _up(workers: int, port: int, host: str, allow_remote: bool, llm: Llm | None) -> int:
+    from labvoice.web.up import serve_lab
+
+    await serve_lab(workers, host, port, allow_remote=allow_remote, llm=llm, progress=_say)
+    return 1
+
+
+@app.command()
 def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
     """One worker, anywhere, against LIVEKIT_URL; Ctrl-C ends it.
 

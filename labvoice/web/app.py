@@ -369,4 +369,4 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
         return refuse(422, error_body("invalid", "; ".join(problems), "`/docs` tells the form"))
 
-    return Guard(app, settings, counted)
+    return Guard(app, settings, counted, MAX_BODY_BYTES)

@@ -42,9 +42,13 @@ class Guard:
         app: What answers.
         settings: Allowed hosts and origins.
         metrics: What counts requests.
+        max_body: Bytes that a body may announce.
     """
 
-    def __init__(self, app: ASGIApp, settings: WebSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: WebSettings, metrics: Metrics, max_body: int
+    ) -> None:
+        self._max_body = max_body
         self._app = app
         self._hosts = settings.hosts
         self._origins = settings.origins
@@ -138,6 +142,15 @@ class Guard:
                 "add the name to LABVOICE_ALLOWED_HOSTS",
             )
             await JSONResponse(body, 421)(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._max_body:  # unannounced: while it is read
+            body = error_body(
+                "too_large",
+                f"the body is longer than {self._max_body} bytes",
+                "send less at once",
+            )
+            await JSONResponse(body, 413)(scope, receive, send)
             return
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         await (self._cors if origin in self._origins else self._app)(scope, receive, send)

@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -27,6 +28,8 @@ _STAGE_BUCKETS_S: Final = (
 )  # fmt: skip
 _HTTP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 _LOOK_LIFETIME_S: Final = 2.0
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
 
 
 class Metrics:

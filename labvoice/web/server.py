@@ -27,6 +27,31 @@ _MAX_HEAD_BYTES: Final = 16 * 1024
 _START_TIMEOUT_S: Final = 10.0
 
 
+def bind_port(host: str, port: int) -> socket.socket:
+    """Returns a socket that holds an address and does not listen yet.
+
+    Args:
+        host: Address of this machine.
+        port: TCP port; 0 for a free one.
+
+    Raises:
+        PortInUseError: The port belongs to another process, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise PortInUseError(
+            f"port {port} on {host}, wanted for the HTTP service, cannot be used: {error.strerror}",
+            f"stop what listens there (`ss -ltnp 'sport = :{port}'`) or choose another "
+            "with `--port`",
+        ) from None
+    return sock
+
+
 class TimedProtocol(H11Protocol):
     """Closes connections whose requests trickle in."""
 
@@ -73,19 +98,15 @@ class HttpServer:
 
     Args:
         app: What it serves.
-        host: Address to listen on.
-        port: TCP port; 0 for a free one.
+        sock: Bound to the address to listen on, as by :func:`bind_port`.
 
     Attributes:
         port: The port in use.
-
-    Raises:
-        PortInUseError: On entering, when the port cannot be had.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str = "127.0.0.1", port: int) -> None:
-        self.port = port
-        self._host = host
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+        self.port: int = sock.getsockname()[1]
+        self._socket = sock
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -106,9 +127,7 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        listener = self._listen()
-        self.port = listener.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve([listener]), name="http server")
+        self._task = asyncio.create_task(self._server.serve([self._socket]), name="http server")
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 # uvicorn tells its start by an attribute only.
@@ -124,23 +143,6 @@ class HttpServer:
         assert self._task is not None
         self._server.should_exit = True
         await self._task
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self._host, self.port))
-            listener.listen(2048)
-        except OSError as error:
-            listener.close()
-            raise PortInUseError(
-                f"port {self.port} on {self._host}, wanted for the HTTP service, cannot be used: "
-                f"{error.strerror}",
-                f"stop what listens there (`ss -ltnp 'sport = :{self.port}'`) or choose another "
-                "with `--port`",
-            ) from None
-        return listener
 
     async def wait(self) -> None:
         """Waits until the server ends by itself, which it does only on a fault."""

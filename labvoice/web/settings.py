@@ -39,6 +39,12 @@ class WebSettings(BaseSettings):
         """The allowed origins."""
         return frozenset(origin.rstrip("/") for origin in _split(self.cors_origins))
 
+    def secrets(self) -> list[SecretStr]:
+        """Every key that is set, each by itself."""
+        more = self.api_keys.get_secret_value().split() if self.api_keys else []
+        keys = [SecretStr(entry.rpartition(":")[2]) for entry in more]
+        return [self.api_key, *keys] if self.api_key else keys
+
 
 def _split(text: str) -> list[str]:
     return [part.strip().lower() for part in text.split(",") if part.strip()]

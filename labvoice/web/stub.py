@@ -28,7 +28,7 @@ from labvoice.web.errors import HttpError
 from labvoice.web.logs import set_up_logs
 from labvoice.web.models import AgentsAnswer, Check, CleanAnswer, RoomFacts, TokenAnswer
 from labvoice.web.security import Keyring
-from labvoice.web.server import HttpServer
+from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
 
 AGENT_NAME: Final = "stub-agent"
@@ -150,7 +150,7 @@ async def serve(port: int, ledger: Path) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with HttpServer(app, port=port):
+    async with HttpServer(app, bind_port("127.0.0.1", port)):
         await stopped.wait()
 
 
