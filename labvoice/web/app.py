@@ -369,4 +369,10 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
         return refuse(422, error_body("invalid", "; ".join(problems), "`/docs` tells the form"))
 
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, _: Exception) -> JSONResponse:
+        request_id = request.state.facts["request_id"]
+        hint = f"the service's log has it under request id {request_id}"
+        return refuse(500, error_body("internal", "the service met a fault of its own", hint))
+
     return Guard(app, settings, counted, MAX_BODY_BYTES)

@@ -102,13 +102,8 @@ class Guard:
                 facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"
             try:
                 await self._answer(scope, receive, harden, headers)
-            except Exception:  # the last place where a fault of ours can be told
+            except Exception:  # already answered; here it meets its request id
                 logger.exception("fault", extra={"facts": facts})
-                if not status:
-                    body = error_body(
-                        "internal", "the service met a fault of its own", f"its log: {request_id}"
-                    )
-                    await JSONResponse(body, 500)(scope, receive, harden)
             route = getattr(scope.get("route"), "path", "unmatched")
             span.update_name(f"{scope['method']} {route}")
             for name in ("room", "dispatch_id", "job_id", "agent_name", "outcome"):
