@@ -12,11 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "openai"]
-<<<<<<< HEAD
 Mode = Literal["hybrid", "letta", "direct"]
-=======
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
->>>>>>> 201c9d4 (HTTP service: routes, models, keys, guard and metrics over one backend, with a stub of it)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 
 

@@ -17,7 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.job import JobMetadata
 from labvoice.traces import current_traceparent
 from labvoice.web import models as m
 from labvoice.web import pages
@@ -98,14 +97,8 @@ async def dispatch_agent(
     agent_name = body.agent_name or service.backend.agent_name
     facts = request.state.facts
     facts |= {"room": body.room, "agent_name": agent_name}
-    traceparent = current_traceparent()
-    metadata = (
-        JobMetadata(letta_agent_id=body.letta_agent_id, traceparent=traceparent)
-        if body.letta_agent_id or traceparent
-        else None
-    )
     try:
-        done = await service.backend.dispatch(body.room, agent_name, metadata, body.timeout_s)
+        done = await service.backend.dispatch(body, current_traceparent())
     except LabvoiceError as error:
         outcome = error.outcome if isinstance(error, DispatchError) else "error"
         facts["outcome"] = outcome
@@ -121,6 +114,7 @@ async def dispatch_agent(
             agent_name=agent_name,
             outcome=outcome,
             marks={},
+            clock=m.Clock(answered_s=time.monotonic() - arrived_s),
             error=m.ErrorFacts(**body_of(error)["error"]),
         )
         return JSONResponse(failure.model_dump(), status_of(error))  # type: ignore[return-value]
@@ -140,6 +134,7 @@ async def dispatch_agent(
         success=True,
         message=f"{agent_name!r} is in room {body.room!r}",
         outcome="ok",
+        clock=m.Clock(answered_s=time.monotonic() - arrived_s),
         **facts_of_dispatch,
     )
 

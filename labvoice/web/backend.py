@@ -6,13 +6,14 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 from pydantic import SecretStr
 
+from labvoice.agent.turn_store import TurnStore
 from labvoice.caller.call import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch
 from labvoice.errors import LabvoiceError, StageTimeoutError
@@ -24,6 +25,7 @@ from labvoice.web.models import (
     AgentsAnswer,
     Check,
     CleanAnswer,
+    DispatchRequest,
     LettaAgent,
     RoomDispatch,
     RoomFacts,
@@ -34,13 +36,6 @@ from labvoice.web.models import (
 _ROOMS_AT_ONCE: Final = 8
 _CHECK_TIMEOUT_S: Final = 3.0
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
-
-
-class LettaDirectory(Protocol):
-    """What the service needs of Letta."""
-
-    async def agents(self) -> Any:
-        """Returns a frame with a row for each agent: `id`, `name`, `model`."""
 
 
 @dataclass
@@ -67,10 +62,8 @@ class Backend(Protocol):
     def media_url(self) -> str:
         """Address of the LiveKit server, for the page's policy."""
 
-    async def dispatch(
-        self, room: str, agent_name: str, metadata: JobMetadata | None, timeout_s: float
-    ) -> Dispatch:
-        """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
+    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+        """Puts exactly one agent into a room; the trace goes on in its job."""
 
     def token(self, room: str | None, identity: str | None) -> TokenAnswer:
         """Returns a token for one room and one identity; names are made up where None."""
@@ -93,7 +86,7 @@ class Backend(Protocol):
     async def checks(self) -> list[Check]:
         """Checks every dependency."""
 
-    def counts(self) -> Counts:
+    async def counts(self) -> Counts:
         """Returns what other parts have counted."""
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
@@ -105,12 +98,12 @@ class LabBackend:
 
     Args:
         lab: The lab.
-        letta: Its Letta server; None when it runs without.
     """
 
-    def __init__(self, lab: Lab, letta: LettaDirectory | None = None) -> None:
+    def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._letta = letta
+        turns = lab.settings.letta_turns_path
+        self._turns = TurnStore(turns) if turns else None
         settings = lab.settings
         assert settings.livekit_url
         assert settings.livekit_api_key
@@ -128,12 +121,16 @@ class LabBackend:
         """Address of the LiveKit server."""
         return self._url
 
-    async def dispatch(
-        self, room: str, agent_name: str, metadata: JobMetadata | None, timeout_s: float
-    ) -> Dispatch:
+    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
+        metadata = await self._lab._metadata(wish.letta_agent_id, None)
+        if traceparent:
+            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
         return await self._lab.dispatcher.dispatch(
-            room, agent_name, metadata=metadata, timeout_s=timeout_s
+            wish.room,
+            wish.agent_name or self.agent_name,
+            metadata=metadata,
+            timeout_s=wish.timeout_s,
         )
 
     def token(self, room: str | None, identity: str | None) -> TokenAnswer:
@@ -150,14 +147,14 @@ class LabBackend:
 
     async def agents(self) -> AgentsAnswer:
         """Lists the Letta agents; an empty list with a reason when there is no Letta."""
-        if self._letta is None:
-            return AgentsAnswer(agents=[], reason="this lab runs without Letta")
         try:
-            frame = await self._letta.agents()
+            frame = await self._lab.letta.agents()
         except LabvoiceError as error:
             return AgentsAnswer(agents=[], reason=error.observed)
-        rows = frame[["id", "name", "model"]].to_dict("records")
-        return AgentsAnswer(agents=[LettaAgent(**row) for row in rows])
+        columns = zip(frame["id"], frame["name"], frame["model"], strict=True)
+        return AgentsAnswer(
+            agents=[LettaAgent(id=id_, name=name, model=model) for id_, name, model in columns]
+        )
 
     async def rooms(self) -> list[RoomFacts]:
         """Lists the rooms, who is in them, and what is dispatched to them."""
@@ -250,7 +247,7 @@ class LabBackend:
             "workers": self._check_workers,
             "model": self._check_model,
         }
-        if self._letta is not None:
+        if self._lab.settings.letta_base_url:
             looks["letta"] = self._check_letta
         return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
 
@@ -280,12 +277,20 @@ class LabBackend:
         return "runs" if self._lab.settings.resolved_llm != "openai" else "external, not asked"
 
     async def _check_letta(self) -> str:
-        assert self._letta is not None
-        return f"answers; {len(await self._letta.agents())} agents"
+        server = self._lab.letta_server
+        if server.state not in ("up", "external"):
+            raise LabvoiceError(
+                f"the Letta server's state is {server.state!r}; calls go on without memory",
+                "wait while it starts; its log tells why it failed",
+            )
+        await server.api.check()
+        return "answers"
 
-    def counts(self) -> Counts:
+    async def counts(self) -> Counts:
         """Returns what other parts have counted."""
-        return Counts()
+        if self._turns is None:
+            return Counts()
+        return Counts(memory_backlog=(await self._turns.counts())[0])
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good.

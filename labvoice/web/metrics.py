@@ -174,7 +174,7 @@ class Metrics:
             self._agents.labels(state).set(states[state])
         self._rooms.set(len(rooms))
         self._callers.set(sum(person.kind != "agent" for person in people))
-        counts = backend.counts()
+        counts = await backend.counts()
         for outcome, number in counts.failovers.items():
             self._failovers.labels(outcome).set(number)
         self._backlog.set(counts.memory_backlog or 0)

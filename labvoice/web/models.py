@@ -99,6 +99,13 @@ class DispatchRequest(Body):
     timeout_s: float = Field(10.0, ge=1, le=30, description="How long to wait for the agent.")
 
 
+class Clock(BaseModel):
+    """When the service had the request and its answer, on the clock of the answer's marks."""
+
+    received_s: float = 0.0
+    answered_s: float
+
+
 class DispatchAnswer(BaseModel):
     """Exactly one live agent of that name is in the room, or why not."""
 
@@ -110,6 +117,7 @@ class DispatchAnswer(BaseModel):
     agent_name: str
     outcome: Outcome
     marks: dict[str, float] = Field(description="Seconds since the request reached the service.")
+    clock: Clock
     job_id: str = ""
     worker_id: str = ""
     agent_identity: str = ""

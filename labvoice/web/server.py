@@ -66,13 +66,19 @@ class TimedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Some of a request arrived; with the last of it the time stops."""
         super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """An answer left; part of the next request may be here already."""
+        super().on_response_complete()
+        self._watch()
+
+    def _watch(self) -> None:
         state = self.conn.their_state
-        whole = state not in (h11.IDLE, h11.SEND_BODY) or (
-            state is h11.IDLE and not self.conn.trailing_data[0]
-        )
-        if whole:
+        begun = state is h11.IDLE and self.conn.trailing_data[0]
+        if state is not h11.SEND_BODY and not begun:
             self._stop_reading()
-        elif self._reading is None:
+        elif self._reading is None and not self.transport.is_closing():
             self._reading = self.loop.call_later(self.read_s, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

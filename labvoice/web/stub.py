@@ -19,14 +19,20 @@ from pydantic import SecretStr
 from labvoice.caller.call import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch
 from labvoice.errors import NameMismatchError
-from labvoice.job import JobMetadata
 from labvoice.settings import read_settings
 from labvoice.stack.workers import WorkerStatus
 from labvoice.web.app import create_app
 from labvoice.web.backend import Counts, verified_event
 from labvoice.web.errors import HttpError
 from labvoice.web.logs import set_up_logs
-from labvoice.web.models import AgentsAnswer, Check, CleanAnswer, RoomFacts, TokenAnswer
+from labvoice.web.models import (
+    AgentsAnswer,
+    Check,
+    CleanAnswer,
+    DispatchRequest,
+    RoomFacts,
+    TokenAnswer,
+)
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
@@ -57,10 +63,9 @@ class StubBackend:
         known = ledger.read_text(encoding="utf-8").split() if ledger and ledger.exists() else []
         self._rooms: dict[str, str] = dict(line.split("=") for line in known)
 
-    async def dispatch(
-        self, room: str, agent_name: str, metadata: JobMetadata | None, timeout_s: float
-    ) -> Dispatch:
+    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts an agent into the ledger, once for each room."""
+        room, agent_name = wish.room, wish.agent_name or AGENT_NAME
         requested_s = time.monotonic()
         await asyncio.sleep(DISPATCH_S)
         if agent_name != AGENT_NAME:
@@ -133,7 +138,7 @@ class StubBackend:
         """All is well."""
         return [Check(name="stub", ok=True, message="nothing to go wrong")]
 
-    def counts(self) -> Counts:
+    async def counts(self) -> Counts:
         """Nothing is counted."""
         return Counts()
 
