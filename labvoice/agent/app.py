@@ -38,6 +38,7 @@ from livekit.agents import (
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
+from labvoice.agent import traces
 from labvoice.agent.hybrid import INSTRUCTIONS, CallMemory, LabAgent
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
@@ -146,6 +147,7 @@ def load_models() -> Models:
 def prewarm(process: JobProcess) -> None:
     """Loads the models into an idle job process."""
     try:
+        traces.set_up()
         load_models()
     except Exception as error:
         report_event("failed", reason=str(error))
@@ -218,6 +220,7 @@ async def entrypoint(context: JobContext) -> None:
     }
     settings, models = load_settings(), load_models()
     metadata = parse_metadata(context.job.metadata)
+    traces.follow(context, metadata.traceparent)
     mode = metadata.mode or settings.mode
     session = make_session(models, settings, mode)
     state_changed = asyncio.Event()

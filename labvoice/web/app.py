@@ -165,6 +165,12 @@ async def token(
     return answer
 
 
+@router.get("/api/lab", tags=["lab"], responses=_errors(*_KEYED))
+async def lab(service: TheService, _: Reading) -> m.LabAnswer:
+    """Says which agent is dispatched by default. Needs the permission `read`."""
+    return m.LabAnswer(agent_name=service.backend.agent_name, livekit_url=service.backend.media_url)
+
+
 @router.get("/api/agents", tags=["lab"], responses=_errors(*_KEYED, *_SERVER))
 async def agents(service: TheService, _: Reading) -> m.AgentsAnswer:
     """Lists the Letta agents, or says why there are none. Needs the permission `read`."""
@@ -305,7 +311,9 @@ async def readyz(response: Response, service: TheService) -> m.ReadyAnswer:
 
 
 def _readiness(checks: list[m.Check]) -> m.ReadyAnswer:
-    return m.ReadyAnswer(ready=all(check.ok for check in checks), checks=checks)
+    return m.ReadyAnswer(
+        ready=all(check.ok or not check.required for check in checks), checks=checks
+    )
 
 
 @router.get(

@@ -151,6 +151,13 @@ class TokenAnswer(BaseModel):
     expires_in_s: int
 
 
+class LabAnswer(BaseModel):
+    """What the lab is set to."""
+
+    agent_name: str = Field(description="Dispatched when none is asked for.")
+    livekit_url: str
+
+
 class LettaAgent(BaseModel):
     """A Letta agent that a call may use the memory of."""
 
@@ -283,6 +290,7 @@ class Check(BaseModel):
     ok: bool
     message: str
     hint: str = ""
+    required: bool = Field(True, description="Whether no call can be made without it.")
 
 
 class ReadyAnswer(BaseModel):

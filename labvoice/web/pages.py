@@ -19,11 +19,13 @@ _SWAGGER: Final = Path(fastapi_offline.__file__).parent / "static"
 
 def add_pages(app: FastAPI, backend: Backend) -> None:
     """Adds the pages to the application; they hold nothing that needs a key."""
-    # The page speaks to this service and to the LiveKit server, and loads nothing else.
+    # The page speaks to this service and to the LiveKit server, and loads nothing else. The
+    # call's program brings its styles in a style element, and its meter as a worklet in a blob.
     media = backend.media_url.rstrip("/")
     media_http = "http" + media.removeprefix("ws")
     page_policy = (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "default-src 'none'; script-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; "
         f"connect-src 'self' {media} {media_http}; media-src 'self' blob: mediastream:; "
         "worker-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )

@@ -16,7 +16,6 @@ from typing import Final
 from livekit.protocol.webhook import WebhookEvent
 from pydantic import SecretStr
 
-from labvoice.caller.call import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch
 from labvoice.errors import NameMismatchError
 from labvoice.settings import read_settings
@@ -91,6 +90,9 @@ class StubBackend:
 
     def token(self, room: str | None, identity: str | None) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
+        # Importing the caller takes seconds, which a restart under load has not got.
+        from labvoice.caller.call import TOKEN_LIFETIME, caller_token
+
         room, identity = room or "stub-room", identity or "stub-user"
         return TokenAnswer(
             token=caller_token(self.api_key, self.api_secret, room, identity),
