@@ -246,6 +246,50 @@ async def _burst(json_path: Path | None, **options: Any) -> int:
     return 1 if confirmed["failed"] else 0
 
 
+@bench_app.command("http")
+def bench_http(
+    rate_hz: Annotated[float, typer.Option("--rate", min=1, help="Dispatches a second.")] = 200,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="For how long.")] = 30,
+    idle: Annotated[int, typer.Option("--idle", min=0, help="Silent clients meanwhile.")] = 1000,
+    restart_s: Annotated[
+        float, typer.Option("--restart", min=0, help="Seconds of load around a restart.")
+    ] = 10,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures the HTTP service's own part under load, with a stub in the lab's place.
+
+    Example: labvoice bench http --rate 200 --seconds 30
+    """
+    _run(_bench_http(rate_hz, seconds, idle, restart_s, out, json_path))
+
+
+async def _bench_http(
+    rate_hz: float,
+    seconds: float,
+    idle: int,
+    restart_s: float,
+    out: Path | None,
+    json_path: Path | None,
+) -> int:
+    from labvoice.web.load import measure_load
+
+    run, facts = await measure_load(
+        rate_hz=rate_hz,
+        seconds=seconds,
+        idle=idle,
+        restart_s=restart_s,
+        out=out or Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-http.jsonl",
+        command=_command(),
+        progress=_say,
+    )
+    _say(repr(run))
+    _say(str(facts))
+    result = run.to_json()
+    _write_json(json_path, {**result, "service": vars(facts)})
+    return 1 if result["failed"] or facts.lost or facts.doubled else 0
+
+
 async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: Any) -> int:
     from labvoice.lab import Lab
 
@@ -402,6 +446,50 @@ async def _dispatch(
         _say(f"{name}: {value}")
     _write_json(json_path, result)
     return 0
+
+
+@app.command()
+def up(
+    workers: Annotated[int, typer.Option("--workers", min=0, help="How many workers.")] = 1,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="HTTP port.")] = 9000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --host be another than loopback.")
+    ] = False,
+    llm: LlmOption = None,
+    letta: LettaOption = True,
+    fresh: FreshOption = False,
+) -> None:
+    """The stack and the HTTP service, in the foreground; Ctrl-C ends all of it.
+
+    Example: labvoice up --workers 2 --port 9000
+    """
+    _run(_up(workers, port, host, allow_remote, llm, letta, fresh))
+
+
+async def _up(
+    workers: int,
+    port: int,
+    host: str,
+    allow_remote: bool,
+    llm: Llm | None,
+    letta: bool,
+    fresh: bool,
+) -> int:
+    from labvoice.lab import Lab
+    from labvoice.web.up import prepare
+
+    service = prepare(host, port, allow_remote=allow_remote)
+    async with Lab(
+        workers=workers,
+        letta=letta,
+        fresh=fresh,
+        progress=_say,
+        webhook_url=service.webhook_url,
+        llm=llm,
+    ) as lab:
+        await service.serve(lab, _say)
+    return 1
 
 
 @app.command()

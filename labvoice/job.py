@@ -56,6 +56,8 @@ class JobMetadata(BaseModel):
     """Id or name of the Letta agent whose memory the call uses."""
     mode: Mode | None = None
     """How this call uses Letta; the worker's setting when not given."""
+    traceparent: str | None = Field(None, pattern=r"^[0-9a-f-]{55}$")
+    """W3C trace that the job's spans belong to."""
 
 
 def parse_metadata(text: str) -> JobMetadata:

@@ -92,6 +92,7 @@ class Lab:
         fresh: Start the embedded Letta with an empty database that is deleted at the end.
         settings: All settings; read from the environment and `.env` when not given.
         progress: Told what is being done, a line each.
+        webhook_url: Where the LiveKit server, if it is ours, sends its webhooks.
         overrides: Single settings by field name, such as `llm="paced"`.
 
     Attributes:
@@ -109,6 +110,7 @@ class Lab:
         fresh: bool = False,
         settings: Settings | None = None,
         progress: Progress = lambda _: None,
+        webhook_url: str | None = None,
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
@@ -120,6 +122,7 @@ class Lab:
         self._worker_count = workers
         self._wants_letta, self._fresh = letta, fresh
         self._progress = progress
+        self._webhook_url = webhook_url
         self._stack = AsyncExitStack()
         self._server: LiveKitServer | None = None
         self._model: ModelServer | None = None
@@ -149,7 +152,10 @@ class Lab:
     async def _start_parts(self, state_dir: Path) -> None:
         async with self._timed("LiveKit server"):
             self._server = await LiveKitServer.start(
-                self.settings, state_dir=state_dir, progress=self._progress
+                self.settings,
+                state_dir=state_dir,
+                progress=self._progress,
+                webhook_url=self._webhook_url,
             )
             self._stack.push_async_callback(self._server.stop)
         server = self._server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -13,6 +13,7 @@ from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "openai"]
 Mode = Literal["hybrid", "letta", "direct"]
+_SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 
 
@@ -110,14 +111,14 @@ class Settings(BaseSettings):
         return "openai" if self.openai_base_url or self.openai_api_key else "small"
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Reads the settings; `overrides` (field names) win over the environment.
+def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
+    """Reads settings of one kind; `overrides` (field names) win over the environment.
 
     Raises:
-        SettingsError: A value is malformed, or a LiveKit URL came without its key.
+        SettingsError: A value is malformed.
     """
     try:
-        settings = Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         # `input` is left out: it may be a secret.
         problems = "; ".join(
@@ -127,6 +128,15 @@ def load_settings(**overrides: Any) -> Settings:
             f"a setting is malformed: {problems}",
             "correct the environment variable or the line in `.env`",
         ) from None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the settings; `overrides` (field names) win over the environment.
+
+    Raises:
+        SettingsError: A value is malformed, or a LiveKit URL came without its key.
+    """
+    settings = read_settings(Settings, **overrides)
     if settings.livekit_url and not (settings.livekit_api_key and settings.livekit_api_secret):
         raise SettingsError(
             "LIVEKIT_URL is set but LIVEKIT_API_KEY or LIVEKIT_API_SECRET is not",

@@ -38,6 +38,7 @@ from livekit.agents import (
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import deepgram, openai, silero
 
+from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
@@ -149,6 +150,7 @@ def load_models() -> Models:
 def prewarm(process: JobProcess) -> None:
     """Loads the models into an idle job process."""
     try:
+        traces.set_up()
         load_models()
     except Exception as error:
         report_event("failed", reason=str(error))
@@ -238,6 +240,7 @@ async def _serve(context: JobContext) -> None:
     # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
     asking = asyncio.create_task(why_not(context.api, context.job))
     metadata = parse_metadata(context.job.metadata)
+    traces.follow(context, metadata.traceparent)
     mode = metadata.mode or settings.mode
     session = make_session(models, settings, mode)
     state_changed = asyncio.Event()

@@ -69,6 +69,7 @@ class LiveKitServer:
         state_dir: Path,
         port: int | None = None,
         progress: Progress = lambda _: None,
+        webhook_url: str | None = None,
     ) -> LiveKitServer:
         """Uses the server that the settings name, or starts one.
 
@@ -80,6 +81,7 @@ class LiveKitServer:
             state_dir: Takes the server's log.
             port: TCP port for our own server; a free one when not given.
             progress: Told every few seconds what a build is doing.
+            webhook_url: Where our own server reports rooms and participants, signed.
 
         Raises:
             ServerUnreachableError: The server that the settings name does not answer.
@@ -110,6 +112,8 @@ class LiveKitServer:
             keys={api_key: api_secret.get_secret_value()},
             debug=settings.log_level == "DEBUG",
         )
+        if webhook_url:
+            config["webhook"] = {"api_key": api_key, "urls": [webhook_url]}
         process = await ManagedProcess.start(
             "LiveKit server",
             [program.path],

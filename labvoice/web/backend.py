@@ -1,0 +1,95 @@
+"""What the HTTP service asks of what stands behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from livekit import api
+from livekit.protocol.webhook import WebhookEvent
+from pydantic import SecretStr
+
+from labvoice.dispatch import Dispatch
+from labvoice.stack.workers import WorkerStatus
+from labvoice.web.errors import HttpError
+from labvoice.web.models import (
+    AgentsAnswer,
+    Check,
+    CleanAnswer,
+    DispatchRequest,
+    RoomFacts,
+    TokenAnswer,
+)
+
+
+@dataclass
+class Counts:
+    """What other parts of a lab have counted since their start.
+
+    Attributes:
+        failovers: Agents replaced, by outcome.
+        memory_backlog: Turns that wait to be written to Letta; None when nobody counts them.
+    """
+
+    failovers: dict[str, int] = field(default_factory=dict)
+    memory_backlog: int | None = None
+
+
+class Backend(Protocol):
+    """What the HTTP service asks; a lab's is :class:`labvoice.web.lab_backend.LabBackend`."""
+
+    @property
+    def agent_name(self) -> str:
+        """Name that is dispatched when none is asked for."""
+
+    @property
+    def media_url(self) -> str:
+        """Address of the LiveKit server, for the page's policy."""
+
+    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+        """Puts exactly one agent into a room; the trace goes on in its job."""
+
+    def token(self, room: str | None, identity: str | None) -> TokenAnswer:
+        """Returns a token for one room and one identity; names are made up where None."""
+
+    async def agents(self) -> AgentsAnswer:
+        """Lists the Letta agents."""
+
+    async def rooms(self) -> list[RoomFacts]:
+        """Lists the rooms, who is in them, and what is dispatched to them."""
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Asks the workers."""
+
+    async def clean(self, room: str) -> CleanAnswer:
+        """Removes agents and dispatches from a room, and the room when no human is in it."""
+
+    async def delete_dispatch(self, dispatch_id: str) -> str:
+        """Deletes a dispatch; returns its room."""
+
+    async def checks(self) -> list[Check]:
+        """Checks every dependency."""
+
+    async def counts(self) -> Counts:
+        """Returns what other parts have counted."""
+
+    def verify_webhook(self, body: str, token: str) -> WebhookEvent:
+        """Returns the event when LiveKit's signature is good."""
+
+
+def verified_event(body: str, token: str, key: str, secret: SecretStr) -> WebhookEvent:
+    """Returns the event of a webhook that was signed with a LiveKit key.
+
+    Raises:
+        HttpError: 401 when it was not, or the body is not what was signed.
+    """
+    receiver = api.WebhookReceiver(api.TokenVerifier(key, secret.get_secret_value()))
+    try:
+        return receiver.receive(body, token)
+    except Exception:  # whatever the library meets in what a stranger sent
+        raise HttpError(
+            401,
+            "bad_signature",
+            "the webhook is not signed with this lab's LiveKit key",
+            "name the same `api_key` in the LiveKit server's `webhook` configuration",
+        ) from None

@@ -1,0 +1,109 @@
+"""Errors over HTTP: each is `{"error": {"code", "message", "hint"}}` under a fitting status."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from labvoice.errors import (
+    CredentialsError,
+    DispatchError,
+    LabvoiceError,
+    ServerUnreachableError,
+    StageTimeoutError,
+    UsageError,
+)
+
+_DISPATCH_STATUS: Final = {
+    "no_worker": 503,
+    "worker_full": 503,
+    "name_mismatch": 404,
+    "rejected": 422,
+    "join_timeout": 504,
+    "duplicate_agent": 409,
+    "agent_lost": 502,
+}
+_STATUS: Final = (
+    (UsageError, 422),
+    (ServerUnreachableError, 502),
+    (CredentialsError, 502),
+    (StageTimeoutError, 504),
+)
+_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
+
+
+class HttpError(LabvoiceError):
+    """A request that is answered with an error of the service's own.
+
+    Args:
+        status: HTTP status.
+        code: For programs.
+        observed: What was observed, one sentence.
+        hint: The next thing to do.
+        headers: Further headers of the answer.
+
+    Attributes:
+        status: As given.
+        code: As given.
+        headers: As given.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        observed: str,
+        hint: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.headers = headers or {}
+        super().__init__(observed, hint)
+
+
+def status_of(error: LabvoiceError) -> int:
+    """Returns the HTTP status that fits an error."""
+    if isinstance(error, HttpError):
+        return error.status
+    if isinstance(error, DispatchError):
+        return _DISPATCH_STATUS.get(error.outcome, 502)
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def code_of(error: LabvoiceError) -> str:
+    """Returns the error's code: `no_worker` for a `NoWorkerError`."""
+    if isinstance(error, HttpError):
+        return error.code
+    name = type(error).__name__.removesuffix("Error")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, str]]:
+    """Returns the body of an error's answer.
+
+    Only the first paragraph is told: what follows may be lines of a log.
+    """
+    fields = {"code": code, "message": message.partition("\n\n")[0], "hint": hint}
+    return {"error": {name: _encodable(text) for name, text in fields.items()}}
+
+
+def body_of(error: LabvoiceError) -> dict[str, dict[str, str]]:
+    """Returns the body that tells of an error."""
+    return error_body(code_of(error), error.observed, error.hint)
+
+
+def code_of_status(status: int) -> str:
+    """Returns the code of an error that the framework found."""
+    return _CODES.get(status, "error")
+
+
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates, which JSON input may hold and UTF-8 output may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")

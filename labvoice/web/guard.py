@@ -1,0 +1,156 @@
+"""Around every request: its host is checked, its answer hardened, its course logged and counted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Any, Final
+
+from opentelemetry import propagate, trace
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from labvoice.web.errors import error_body
+from labvoice.web.logs import log_event
+from labvoice.web.metrics import Metrics
+from labvoice.web.settings import WebSettings
+
+logger = logging.getLogger("labvoice.web")
+tracer = trace.get_tracer("labvoice.web")
+
+_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+_QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Guard:
+    """The outermost part of the application.
+
+    Args:
+        app: What answers.
+        settings: Allowed hosts and origins.
+        metrics: What counts requests.
+        max_body: Bytes that a body may announce.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: WebSettings, metrics: Metrics, max_body: int
+    ) -> None:
+        self._max_body = max_body
+        self._app = app
+        self._hosts = settings.hosts
+        self._origins = settings.origins
+        self._metrics = metrics
+        # Only for listed origins: Starlette answers the others' preflights in plain text.
+        self._cors = CORSMiddleware(
+            app,
+            allow_origins=sorted(self._origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Traceparent"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = dict(scope["headers"])
+        request_id = secrets.token_hex(8)
+        facts: dict[str, Any] = {"request_id": request_id}
+        scope.setdefault("state", {})["facts"] = facts
+        started_s = time.monotonic()
+        status = 0
+
+        async def harden(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (name.encode(), value.encode())
+                        for name, value in {**_HEADERS, "x-request-id": request_id}.items()
+                        if name.encode() not in present
+                    ),
+                ]
+            await send(message)
+
+        carrier = {"traceparent": headers.get(b"traceparent", b"").decode("latin-1")}
+        with tracer.start_as_current_span(
+            f"{scope['method']} {scope['path']}",
+            context=propagate.extract(carrier),
+            kind=trace.SpanKind.SERVER,
+        ) as span:
+            if span.get_span_context().is_valid:
+                facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"
+            try:
+                await self._answer(scope, receive, harden, headers)
+            except Exception:  # already answered; here it meets its request id
+                logger.exception("fault", extra={"facts": facts})
+            route = getattr(scope.get("route"), "path", "unmatched")
+            span.update_name(f"{scope['method']} {route}")
+            for name in ("room", "dispatch_id", "job_id", "agent_name", "outcome"):
+                if value := facts.get(name):
+                    span.set_attribute(f"labvoice.{name}", value)
+            span.set_attribute("http.response.status_code", status)
+        seconds = time.monotonic() - started_s
+        self._metrics.requests.labels(_method(scope["method"]), route, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        log_event(
+            logger,
+            logging.DEBUG if route in _QUIET and status == 200 else logging.INFO,
+            "request",
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=round(seconds, 6),
+            client=scope["client"][0] if scope.get("client") else None,
+            **facts,
+        )
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]
+    ) -> None:
+        host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+        if host is None or host[1].lower() not in self._hosts:
+            # A page that rebound its own name to this machine is told nothing.
+            body = error_body(
+                "wrong_host",
+                "this service is not asked under that host name",
+                "add the name to LABVOICE_ALLOWED_HOSTS",
+            )
+            await JSONResponse(body, 421)(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._max_body:  # unannounced: while it is read
+            body = error_body(
+                "too_large",
+                f"the body is longer than {self._max_body} bytes",
+                "send less at once",
+            )
+            await JSONResponse(body, 413)(scope, receive, send)
+            return
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        await (self._cors if origin in self._origins else self._app)(scope, receive, send)
+
+
+def _method(method: str) -> str:
+    """Bounds the label: a client may send any word as its method."""
+    return method if method in {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"} else "?"

@@ -1,0 +1,276 @@
+"""A lab behind the HTTP service: its dispatcher, tokens, rooms, workers and Letta agents."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from livekit import api
+from livekit.protocol.models import ParticipantInfo
+from livekit.protocol.webhook import WebhookEvent
+
+from labvoice.agent.turn_store import TurnStore
+from labvoice.caller.call import TOKEN_LIFETIME, caller_token
+from labvoice.dispatch import Dispatch
+from labvoice.errors import LabvoiceError, StageTimeoutError
+from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
+from labvoice.lab import Lab
+from labvoice.stack.workers import WorkerStatus
+from labvoice.web.backend import Counts, verified_event
+from labvoice.web.errors import HttpError
+from labvoice.web.models import (
+    AgentsAnswer,
+    Check,
+    CleanAnswer,
+    DispatchRequest,
+    LettaAgent,
+    RoomDispatch,
+    RoomFacts,
+    RoomParticipant,
+    TokenAnswer,
+)
+
+_ROOMS_AT_ONCE: Final = 8
+_CHECK_TIMEOUT_S: Final = 3.0
+_STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
+
+
+class LabBackend:
+    """Serves a running lab.
+
+    Args:
+        lab: The lab.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        turns = lab.settings.letta_turns_path
+        self._turns = TurnStore(turns) if turns else None
+        settings = lab.settings
+        assert settings.livekit_url
+        assert settings.livekit_api_key
+        assert settings.livekit_api_secret
+        self._url = settings.livekit_url
+        self._key, self._secret = settings.livekit_api_key, settings.livekit_api_secret
+
+    @property
+    def agent_name(self) -> str:
+        """Name that is dispatched when none is asked for."""
+        return self._lab.settings.agent_name
+
+    @property
+    def media_url(self) -> str:
+        """Address of the LiveKit server."""
+        return self._url
+
+    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+        """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
+        metadata = await self._lab._metadata(wish.letta_agent_id, None)
+        if traceparent:
+            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
+        return await self._lab.dispatcher.dispatch(
+            wish.room,
+            wish.agent_name or self.agent_name,
+            metadata=metadata,
+            timeout_s=wish.timeout_s,
+        )
+
+    def token(self, room: str | None, identity: str | None) -> TokenAnswer:
+        """Returns a token for one room and one identity."""
+        room = room or f"web-{secrets.token_hex(4)}"
+        identity = identity or f"user-{secrets.token_hex(4)}"
+        return TokenAnswer(
+            token=caller_token(self._key, self._secret, room, identity),
+            url=self._url,
+            room=room,
+            identity=identity,
+            expires_in_s=int(TOKEN_LIFETIME.total_seconds()),
+        )
+
+    async def agents(self) -> AgentsAnswer:
+        """Lists the Letta agents; an empty list with a reason when there is no Letta."""
+        try:
+            frame = await self._lab.letta.agents()
+        except LabvoiceError as error:
+            return AgentsAnswer(agents=[], reason=error.observed)
+        columns = zip(frame["id"], frame["name"], frame["model"], strict=True)
+        return AgentsAnswer(
+            agents=[LettaAgent(id=id_, name=name, model=model) for id_, name, model in columns]
+        )
+
+    async def rooms(self) -> list[RoomFacts]:
+        """Lists the rooms, who is in them, and what is dispatched to them."""
+        slots = asyncio.Semaphore(_ROOMS_AT_ONCE)
+
+        async def look(name: str, created_at_s: int) -> RoomFacts:
+            async with slots:
+                participants, dispatches = await asyncio.gather(
+                    self._participants(name), self._dispatches(name)
+                )
+            return RoomFacts(
+                name=name,
+                created_at_s=created_at_s,
+                participants=[_participant(p) for p in participants],
+                dispatches=[RoomDispatch(id=d.id, agent_name=d.agent_name) for d in dispatches],
+            )
+
+        async with self._lab.dispatcher._server_errors():
+            listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+            return list(
+                await asyncio.gather(
+                    *(look(room.name, room.creation_time) for room in listed.rooms)
+                )
+            )
+
+    async def _participants(self, room: str) -> list[ParticipantInfo]:
+        request = api.ListParticipantsRequest(room=room)
+        return list((await self._lab.dispatcher.api.room.list_participants(request)).participants)
+
+    async def _dispatches(self, room: str) -> list[api.AgentDispatch]:
+        return list(await self._lab.dispatcher.api.agent_dispatch.list_dispatch(room))
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Asks the workers."""
+        return await self._lab.pool.statuses()
+
+    async def clean(self, room: str) -> CleanAnswer:
+        """Removes agents and dispatches from a room, and the room when no human is in it.
+
+        Raises:
+            HttpError: 404 when there is no such room.
+        """
+        server = self._lab.dispatcher.api
+        async with self._lab.dispatcher._server_errors():
+            found = await server.room.list_rooms(api.ListRoomsRequest(names=[room]))
+            if not found.rooms:
+                raise HttpError(404, "no_such_room", f"there is no room {room!r}")
+            dispatches = [dispatch.id for dispatch in await self._dispatches(room)]
+            for dispatch_id in dispatches:
+                await server.agent_dispatch.delete_dispatch(dispatch_id, room)
+            agents, humans = [], 0
+            for participant in await self._participants(room):
+                if participant.kind != ParticipantInfo.Kind.AGENT:
+                    humans += 1
+                    continue
+                agents.append(participant.identity)
+                await _unless_gone(
+                    server.room.remove_participant(
+                        api.RoomParticipantIdentity(room=room, identity=participant.identity)
+                    )
+                )
+            if not humans:
+                await _unless_gone(server.room.delete_room(api.DeleteRoomRequest(room=room)))
+        return CleanAnswer(
+            room=room,
+            agents_removed=agents,
+            dispatches_deleted=dispatches,
+            room_deleted=not humans,
+        )
+
+    async def delete_dispatch(self, dispatch_id: str) -> str:
+        """Deletes a dispatch, which ends its agent; returns its room.
+
+        Raises:
+            HttpError: 404 when no room has it.
+        """
+        for room in await self.rooms():
+            if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
+                async with self._lab.dispatcher._server_errors():
+                    await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
+                        dispatch_id, room.name
+                    )
+                return room.name
+        raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
+
+    async def checks(self) -> list[Check]:
+        """Checks the LiveKit server, the workers, the model and Letta, each within 3 s."""
+        looks: dict[str, Callable[[], Awaitable[str]]] = {
+            "livekit": self._check_livekit,
+            "workers": self._check_workers,
+            "model": self._check_model,
+        }
+        if self._lab.settings.letta_base_url:
+            looks["letta"] = self._check_letta
+        return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
+
+    async def _check_livekit(self) -> str:
+        async with self._lab.dispatcher._server_errors():
+            listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+        return f"answers and accepts the key; {len(listed.rooms)} rooms"
+
+    async def _check_workers(self) -> str:
+        workers = [w for w in await self.workers() if w.agent_name == self.agent_name]
+        if not workers:
+            raise LabvoiceError(
+                f"no worker of this lab answers as {self.agent_name!r}",
+                f"start one with `labvoice worker --agent-name {self.agent_name}`",
+            )
+        free = sum(worker.load < 1 for worker in workers)
+        if not free:
+            raise LabvoiceError(
+                f"all {len(workers)} workers are full", "start another worker, or end some calls"
+            )
+        return f"{free} of {len(workers)} take calls"
+
+    async def _check_model(self) -> str:
+        for part in self._lab.parts():
+            if part.name.startswith("model") and part.state not in ("up", "external"):
+                raise LabvoiceError(f"the model server has {part.state}", "restart the lab")
+        return "runs" if self._lab.settings.resolved_llm != "openai" else "external, not asked"
+
+    async def _check_letta(self) -> str:
+        server = self._lab.letta_server
+        if server.state not in ("up", "external"):
+            raise LabvoiceError(
+                f"the Letta server's state is {server.state!r}; calls go on without memory",
+                "wait while it starts; its log tells why it failed",
+            )
+        await server.api.check()
+        return "answers"
+
+    async def counts(self) -> Counts:
+        """Returns what other parts have counted."""
+        if self._turns is None:
+            return Counts()
+        return Counts(memory_backlog=(await self._turns.counts())[0])
+
+    def verify_webhook(self, body: str, token: str) -> WebhookEvent:
+        """Returns the event when LiveKit's signature is good.
+
+        Raises:
+            HttpError: 401 when it is not, or the body is not what was signed.
+        """
+        return verified_event(body, token, self._key, self._secret)
+
+
+async def _unless_gone(request: Awaitable[object]) -> None:
+    """Waits for a removal; that it is gone already is as good."""
+    try:
+        await request
+    except api.TwirpError as error:
+        if error.code != "not_found":
+            raise
+
+
+async def _check(name: str, look: Callable[[], Awaitable[str]]) -> Check:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            return Check(name=name, ok=True, message=await look())
+    except TimeoutError:
+        error: LabvoiceError = StageTimeoutError("the answer", _CHECK_TIMEOUT_S, "silence")
+    except LabvoiceError as caught:
+        error = caught
+    # A call goes on without memory.
+    required = name != "letta"
+    return Check(name=name, ok=False, message=error.observed, hint=error.hint, required=required)
+
+
+def _participant(participant: ParticipantInfo) -> RoomParticipant:
+    return RoomParticipant(
+        identity=participant.identity,
+        kind=ParticipantInfo.Kind.Name(participant.kind).lower(),
+        state=participant.attributes.get(_STATE_ATTRIBUTE, ""),
+        dispatch_id=participant.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
+    )

@@ -1,0 +1,180 @@
+"""What the service tells Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter as Tally
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from labvoice.errors import LabvoiceError
+from labvoice.stages import OUTCOMES
+from labvoice.web.backend import Backend
+from labvoice.web.models import Check
+
+_STAGE_BUCKETS_S: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20,
+)  # fmt: skip
+_HTTP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
+_LOOK_LIFETIME_S: Final = 2.0
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
+
+
+class Metrics:
+    """The service's metrics, in a registry of its own.
+
+    Attributes:
+        registry: Where they are.
+        dispatches: Dispatches by outcome.
+        stages: Durations by stage, from dispatches made here and calls reported by pages.
+        requests: Requests by method, route and status.
+        request_seconds: Their durations by route.
+        tokens: Access tokens issued.
+        refused: Requests refused, by the code of their error.
+        webhooks: Verified webhooks, by event.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.dispatches = Counter(
+            "labvoice_dispatches", "Dispatches by outcome.", ["outcome"], registry=self.registry
+        )
+        for outcome in OUTCOMES:
+            self.dispatches.labels(outcome)  # a rate over a series that is not there is nothing
+        self.stages = Histogram(
+            "labvoice_stage_seconds",
+            "Durations by stage: of dispatches made here, and of calls that pages report.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "labvoice_http_requests",
+            "HTTP requests.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "labvoice_http_request_seconds",
+            "Durations of HTTP requests.",
+            ["route"],
+            buckets=_HTTP_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "labvoice_tokens_issued", "Access tokens issued.", registry=self.registry
+        )
+        self.refused = Counter(
+            "labvoice_refused_requests",
+            "Requests refused, by error code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.webhooks = Counter(
+            "labvoice_webhooks",
+            "Verified LiveKit webhooks, by event.",
+            ["event"],
+            registry=self.registry,
+        )
+        self._failovers = Gauge(
+            "labvoice_failovers",
+            "Agents replaced since the start.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._backlog = Gauge(
+            "labvoice_memory_backlog",
+            "Turns that wait to be written to Letta.",
+            registry=self.registry,
+        )
+        self._rooms = Gauge(
+            "labvoice_rooms", "Rooms of the LiveKit server.", registry=self.registry
+        )
+        self._callers = Gauge(
+            "labvoice_callers", "Participants that are no agents.", registry=self.registry
+        )
+        self._agents = Gauge(
+            "labvoice_agents", "Agents in rooms, by state.", ["state"], registry=self.registry
+        )
+        self._workers = Gauge(
+            "labvoice_workers",
+            "Workers that answer, by agent name.",
+            ["agent_name"],
+            registry=self.registry,
+        )
+        self._jobs = Gauge(
+            "labvoice_worker_active_jobs",
+            "Jobs that a worker runs.",
+            ["worker_id"],
+            registry=self.registry,
+        )
+        self._load = Gauge(
+            "labvoice_worker_load",
+            "Load of a worker, 0 to 1.",
+            ["worker_id"],
+            registry=self.registry,
+        )
+        self._ready = Gauge(
+            "labvoice_dependency_up",
+            "Whether a dependency works.",
+            ["dependency"],
+            registry=self.registry,
+        )
+        self._looked_s = float("-inf")
+        self._looking = asyncio.Lock()
+        self._checks: list[Check] = []
+
+    async def checks(self, backend: Backend) -> list[Check]:
+        """Returns the state of every dependency, at most two seconds old."""
+        async with self._looking:
+            if time.monotonic() - self._looked_s > _LOOK_LIFETIME_S:
+                await self._look(backend)
+                self._looked_s = time.monotonic()
+            return self._checks
+
+    async def scrape(self, backend: Backend) -> bytes:
+        """Returns the text of a scrape; what the backend tells is at most two seconds old."""
+        await self.checks(backend)
+        return generate_latest(self.registry)
+
+    async def _look(self, backend: Backend) -> None:
+        checks, workers = await asyncio.gather(backend.checks(), backend.workers())
+        self._checks = checks
+        self._ready.clear()
+        for check in checks:
+            self._ready.labels(check.name).set(check.ok)
+        for gauge in (self._workers, self._jobs, self._load, self._agents):
+            gauge.clear()
+        for name, number in Tally(worker.agent_name for worker in workers).items():
+            self._workers.labels(name).set(number)
+        for worker in workers:
+            self._jobs.labels(worker.worker_id).set(worker.active_jobs)
+            self._load.labels(worker.worker_id).set(worker.load)
+        try:
+            rooms = await backend.rooms()
+        except LabvoiceError:
+            rooms = []  # `labvoice_dependency_up` tells why
+        people = [person for room in rooms for person in room.participants]
+        states = Tally(person.state or "unknown" for person in people if person.kind == "agent")
+        for state in {"initializing", "listening", "thinking", "speaking", *states}:
+            self._agents.labels(state).set(states[state])
+        self._rooms.set(len(rooms))
+        self._callers.set(sum(person.kind != "agent" for person in people))
+        counts = await backend.counts()
+        for outcome, number in counts.failovers.items():
+            self._failovers.labels(outcome).set(number)
+        self._backlog.set(counts.memory_backlog or 0)

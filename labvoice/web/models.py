@@ -1,0 +1,306 @@
+"""The bodies of requests and answers, and so the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+
+from labvoice.job import check_name
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CALLER_CONNECTION_MARKS,
+    OUTCOMES,
+    TURN_MARKS,
+    WORKER_CONNECTION_MARKS,
+)
+
+MAX_TURNS: Final = 500
+"""Turns of one call that are taken."""
+
+_NAME_WORDS: Final = "Letters, digits, inner spaces and . _ : @ + -, beginning with a letter."
+RoomName = Annotated[
+    str, Field(min_length=1, max_length=128, description=_NAME_WORDS), AfterValidator(check_name)
+]
+AgentName = Annotated[
+    str,
+    Field(min_length=1, max_length=128, description=_NAME_WORDS),
+    AfterValidator(lambda name: check_name(name, "agent name")),
+]
+
+
+def _check_identity(name: str) -> str:
+    if name.startswith("agent-"):
+        raise ValueError("must not begin with 'agent-', which agents are known by")
+    return check_name(name, "participant identity")
+
+
+Identity = Annotated[
+    str,
+    Field(min_length=1, max_length=128, description=f"{_NAME_WORDS} Not `agent-…`."),
+    AfterValidator(_check_identity),
+]
+LettaAgentId = Annotated[str, Field(min_length=1, max_length=128)]
+DispatchId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+CallId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+Strategy = Literal["sequential", "concurrent", "token", "ahead"]
+Permission = Literal["dispatch", "token", "read", "admin"]
+if TYPE_CHECKING:
+    Outcome = str
+else:
+    Outcome = Literal[OUTCOMES]
+
+
+def _known(names: tuple[str, ...]) -> AfterValidator:
+    def check(values: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(values) - set(names)):
+            raise ValueError(f"unknown: {', '.join(map(ascii, unknown[:3]))}")
+        return values
+
+    return AfterValidator(check)
+
+
+_Seconds = Annotated[FiniteFloat, Field(ge=-3600, le=86400)]
+_ConnectionMarks = Annotated[
+    dict[str, _Seconds], _known((*CALLER_CONNECTION_MARKS, *WORKER_CONNECTION_MARKS))
+]
+_TurnMarks = Annotated[dict[str, _Seconds], _known(TURN_MARKS)]
+_TurnMetrics = Annotated[dict[str, _Seconds], _known(AGENT_TURN_STAGES)]
+
+
+class Body(BaseModel):
+    """A request's body; unknown keys are refused, so that a typo is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="For programs, such as `no_worker`.")
+    message: str = Field(description="What was observed, one sentence.")
+    hint: str = Field(description="The next thing to do; may be empty.")
+
+
+class ErrorAnswer(BaseModel):
+    """Every error looks so."""
+
+    error: ErrorFacts
+
+
+class DispatchRequest(Body):
+    """Which agent is wanted in which room."""
+
+    room: RoomName
+    agent_name: AgentName | None = Field(None, description="The lab's own when left out.")
+    letta_agent_id: LettaAgentId | None = Field(
+        None, description="Id or name of the Letta agent whose memory the call uses."
+    )
+    timeout_s: float = Field(10.0, ge=1, le=30, description="How long to wait for the agent.")
+
+
+class Clock(BaseModel):
+    """When the service had the request and its answer, on the clock of the answer's marks."""
+
+    received_s: float = 0.0
+    answered_s: float
+
+
+class DispatchAnswer(BaseModel):
+    """Exactly one live agent of that name is in the room, or why not."""
+
+    success: bool
+    room: str
+    message: str
+    dispatch_id: str = Field(description="Empty where none was made.")
+    room_existed: bool
+    agent_name: str
+    outcome: Outcome
+    marks: dict[str, float] = Field(description="Seconds since the request reached the service.")
+    clock: Clock
+    job_id: str = ""
+    worker_id: str = ""
+    agent_identity: str = ""
+    attempts: int = Field(0, description="Dispatches made; 0 when the agent was there already.")
+
+
+class DispatchFailure(DispatchAnswer):
+    """A dispatch that failed: the same fields, and the error."""
+
+    error: ErrorFacts
+
+
+class TokenRequest(Body):
+    """For whom a token is wanted; names are made up where none are given."""
+
+    room: RoomName | None = None
+    identity: Identity | None = None
+    letta_agent_id: LettaAgentId | None = None
+    strategy: Strategy | None = Field(
+        None, description="`token` names the agent in the token; others leave it out."
+    )
+
+
+class TokenAnswer(BaseModel):
+    """A LiveKit access token for one room and one identity."""
+
+    token: str
+    url: str = Field(description="Address of the LiveKit server, `ws://…` or `wss://…`.")
+    room: str
+    identity: str
+    expires_in_s: int
+
+
+class LabAnswer(BaseModel):
+    """What the lab is set to."""
+
+    agent_name: str = Field(description="Dispatched when none is asked for.")
+    livekit_url: str
+
+
+class LettaAgent(BaseModel):
+    """A Letta agent that a call may use the memory of."""
+
+    id: str
+    name: str
+    model: str | None = None
+
+
+class AgentsAnswer(BaseModel):
+    """All Letta agents."""
+
+    agents: list[LettaAgent]
+    reason: str = Field("", description="Why the list is empty, when there is no Letta.")
+
+
+class RoomParticipant(BaseModel):
+    """Somebody in a room."""
+
+    identity: str
+    kind: str = Field(description="`standard`, `agent`, ….")
+    state: str = Field(description="Of an agent: `initializing`, `listening`, `thinking`, ….")
+    dispatch_id: str
+
+
+class RoomDispatch(BaseModel):
+    """A dispatch that the server knows for a room."""
+
+    id: str
+    agent_name: str
+
+
+class RoomFacts(BaseModel):
+    """A room, who is in it, and what is dispatched to it."""
+
+    name: str
+    created_at_s: float = Field(description="Seconds since 1970.")
+    participants: list[RoomParticipant]
+    dispatches: list[RoomDispatch]
+
+
+class RoomsAnswer(BaseModel):
+    """All rooms of the server."""
+
+    rooms: list[RoomFacts]
+
+
+class WorkerFacts(BaseModel):
+    """A worker and how busy it is."""
+
+    worker_id: str
+    agent_name: str
+    active_jobs: int
+    load: float = Field(description="0 to 1; at 1 it takes no more.")
+
+
+class WorkersAnswer(BaseModel):
+    """The workers that answer."""
+
+    workers: list[WorkerFacts]
+
+
+class CleanAnswer(BaseModel):
+    """What was removed from a room; no human ever is."""
+
+    room: str
+    agents_removed: list[str]
+    dispatches_deleted: list[str]
+    room_deleted: bool
+
+
+class DeletedAnswer(BaseModel):
+    """A dispatch that was deleted, and so its agent."""
+
+    dispatch_id: str
+    room: str
+
+
+class CallTurn(Body):
+    """One turn as the page measured it."""
+
+    number: int = Field(ge=0, lt=MAX_TURNS)
+    marks: _TurnMarks = Field({}, description="Seconds since the call's click.")
+    metrics: _TurnMetrics = Field({}, description="LiveKit's own figures, in seconds.")
+    outcome: Outcome = "ok"
+
+
+class CallReport(Body):
+    """What a page measured of its call so far; no words that were said."""
+
+    room: RoomName
+    strategy: Strategy | None = None
+    dispatch_id: DispatchId | None = None
+    outcome: Outcome = "ok"
+    marks: _ConnectionMarks = Field({}, description="Seconds since `click`, which is 0.")
+    turns: list[CallTurn] = Field([], max_length=MAX_TURNS)
+
+
+class CallAnswer(CallReport):
+    """A call, all that was reported of it put together."""
+
+    id: str
+    stages: dict[str, float] = Field(description="Headline stages of the connection, in seconds.")
+
+
+class WebhookAnswer(BaseModel):
+    """A webhook was verified and taken."""
+
+    event: str
+    seen_before: bool
+
+
+class SessionRequest(Body):
+    """A key to exchange for a cookie."""
+
+    key: str = Field(min_length=1, max_length=512)
+
+
+class SessionAnswer(BaseModel):
+    """Who is asking, and what it may do."""
+
+    name: str
+    permissions: list[Permission]
+    expires_in_s: int
+
+
+class Check(BaseModel):
+    """One thing that was checked."""
+
+    name: str
+    ok: bool
+    message: str
+    hint: str = ""
+    required: bool = Field(True, description="Whether no call can be made without it.")
+
+
+class ReadyAnswer(BaseModel):
+    """Whether a call could be made now, dependency by dependency."""
+
+    ready: bool
+    checks: list[Check]
+
+
+class HealthAnswer(BaseModel):
+    """The service itself lives."""
+
+    status: Literal["ok"] = "ok"

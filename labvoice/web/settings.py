@@ -1,0 +1,50 @@
+"""What the user may set of the HTTP service; no worker process gets to know any of it."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WebSettings(BaseSettings):
+    """Settings of the HTTP service, read from the environment and from `.env`.
+
+    Nothing needs to be set: without a key, one is made at each start.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    api_key: SecretStr | None = Field(None, validation_alias="LABVOICE_API_KEY")
+    """The key that may do everything; unset: one is made at start and printed once."""
+    api_keys: SecretStr | None = Field(None, validation_alias="LABVOICE_API_KEYS")
+    """Further keys that may do less, separated by blanks: `front:dispatch+token:KEY
+    dashboards:read:KEY`."""
+    allowed_hosts: str = Field("", validation_alias="LABVOICE_ALLOWED_HOSTS")
+    """Host names, separated by commas, under which the service may be asked besides
+    `localhost` and loopback addresses."""
+    cors_origins: str = Field("", validation_alias="LABVOICE_CORS_ORIGINS")
+    """Origins, separated by commas, whose pages may ask the service with a key."""
+    rate_limit_hz: float = Field(50.0, validation_alias="LABVOICE_RATE_LIMIT", gt=0, le=100_000)
+    """Requests per second that one key may make from one address; twice as many at once."""
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The allowed host names, loopback's included."""
+        return frozenset({"localhost", "127.0.0.1", "[::1]", *_split(self.allowed_hosts)})
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The allowed origins."""
+        return frozenset(origin.rstrip("/") for origin in _split(self.cors_origins))
+
+    def secrets(self) -> list[SecretStr]:
+        """Every key that is set, each by itself."""
+        more = self.api_keys.get_secret_value().split() if self.api_keys else []
+        keys = [SecretStr(entry.rpartition(":")[2]) for entry in more]
+        return [self.api_key, *keys] if self.api_key else keys
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip().lower() for part in text.split(",") if part.strip()]

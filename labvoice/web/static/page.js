@@ -1,0 +1,179 @@
+// The page around a call: exchanges the key for a cookie, shows the chain's lights, and gives
+// the call a backend that asks this service.
+
+const $ = (id) => document.getElementById(id);
+let traceparent = null; // of the current call; its dispatch continues the trace
+
+function hex(bytes) {
+  return [...crypto.getRandomValues(new Uint8Array(bytes))]
+    .map((byte) => byte.toString(16).padStart(2, "0"))
+    .join("");
+}
+
+let BackendError = class extends Error {
+  constructor(message, hint = "", outcome = "error") {
+    super(message);
+    Object.assign(this, { hint, outcome });
+  }
+}; // until the call's program brings its own
+
+// The names of labvoice/stages.py that a call reports; the service refuses others.
+const CONNECTION_MARKS = new Set(
+  ("click token_issued room_connected mic_published dispatch_requested dispatch_acknowledged " +
+    "job_received job_accepted job_assigned process_assigned entrypoint_started agent_connected " +
+    "agent_track_published session_started agent_visible agent_audio_subscribed agent_listening " +
+    "greeting_heard").split(" "),
+);
+const TURN_MARKS = new Set(["user_speech_start", "user_speech_end", "reply_heard"]);
+const TURN_METRICS = new Set(
+  ("end_of_turn_delay transcription_delay on_user_turn_completed_delay llm_node_ttft " +
+    "llm_node_ttfs tts_node_ttfb playback_latency e2e_latency").split(" "),
+);
+const STRATEGIES = [
+  { name: "concurrent", title: "dispatch while connecting", when: "during" },
+  { name: "sequential", title: "connect, then dispatch", when: "after" },
+];
+
+async function ask(method, path, body) {
+  const headers = { Accept: "application/json" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (traceparent) headers.traceparent = traceparent;
+  const text = body === undefined ? undefined : JSON.stringify(body);
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers, body: text, credentials: "same-origin" });
+  } catch {
+    throw new BackendError("the service does not answer", "is `labvoice up` still running?");
+  }
+  const result = await answer.json();
+  if (result.error && !("success" in result)) {
+    const error = new BackendError(result.error.message, result.error.hint, result.error.code);
+    throw Object.assign(error, { status: answer.status });
+  }
+  return result;
+}
+
+const known = (values, names, change) =>
+  Object.fromEntries(
+    Object.entries(values)
+      .filter(([name]) => names.has(name))
+      .map(([name, value]) => [name, change(value)]),
+  );
+
+/** What was measured of a call, from its click, without the words that were said. */
+function report(record) {
+  const click = record.marks.click?.t_s ?? 0;
+  return {
+    room: record.room,
+    strategy: record.strategy || null,
+    outcome: record.outcome,
+    marks: known(record.marks, CONNECTION_MARKS, (mark) => mark.t_s - click),
+    turns: record.turns.map((turn) => ({
+      number: turn.number,
+      outcome: turn.outcome,
+      marks: known(turn.marks, TURN_MARKS, (at_s) => at_s - click),
+      metrics: known(turn.metrics, TURN_METRICS, (seconds) => seconds),
+    })),
+  };
+}
+
+const backend = {
+  token(wish) {
+    traceparent = `00-${hex(16)}-${hex(8)}-01`;
+    return ask("POST", "/api/token", wish);
+  },
+  async dispatch({ room, letta_agent_id }) {
+    const answer = await ask("POST", "/api/dispatch-agent", { room, letta_agent_id });
+    return { ...answer, hint: answer.error?.hint };
+  },
+  async agents() {
+    const { agents, reason } = await ask("GET", "/api/agents");
+    return reason ? null : agents;
+  },
+  async diagnose() {
+    const { checks } = await ask("POST", "/api/diagnose", {});
+    return checks.map(({ name, ok, message, hint }) => ({ name, ok, detail: message, hint }));
+  },
+  async record(callId, record) {
+    if (record.room) await ask("POST", `/api/calls/${encodeURIComponent(callId)}`, report(record));
+  },
+};
+
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
+async function showChain() {
+  let checks = [];
+  try {
+    const answer = await fetch("/readyz");
+    checks = [{ name: "service", ok: true, message: "answers" }, ...(await answer.json()).checks];
+  } catch {
+    checks = [{ name: "service", ok: false, message: "does not answer", hint: "" }];
+  }
+  $("lights").replaceChildren(
+    ...checks.map((check) => {
+      const item = document.createElement("li");
+      const light = document.createElement("span");
+      light.className = `light ${check.ok ? "ok" : "bad"}`;
+      light.setAttribute("aria-hidden", "true");
+      const words = check.ok ? check.message : [check.message, check.hint].filter(Boolean).join("; ");
+      item.append(light, `${check.name}: ${check.ok ? "ok" : "trouble"}, ${words}`);
+      return item;
+    }),
+  );
+}
+
+async function open() {
+  notice("");
+  $("key-form").hidden = true;
+  $("chain").hidden = $("call").hidden = false;
+  $("refresh").addEventListener("click", showChain);
+  await showChain();
+  setInterval(() => document.hidden || showChain(), 10000);
+  let program;
+  try {
+    program = await import("/static/widgets/call.js");
+  } catch {
+    notice("The call's program (call.js) is not part of this installation.");
+    return;
+  }
+  BackendError = program.BackendError;
+  const agentName = (await ask("GET", "/api/lab")).agent_name;
+  program.mountCall($("call"), { backend, strategies: STRATEGIES, agentName });
+}
+
+async function signIn(key) {
+  await ask("POST", "/api/session", { key });
+}
+
+async function start() {
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  // The key leaves the address bar and the history at once; it was never sent in a URL.
+  if (key) history.replaceState(null, "", location.pathname);
+  try {
+    if (key) await signIn(key);
+    await ask("GET", "/api/session");
+  } catch (error) {
+    notice(error.status === 401 ? "This page needs a key." : error.message);
+    $("key-form").hidden = false;
+    $("key").focus();
+    return;
+  }
+  await open();
+}
+
+$("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    await signIn($("key").value);
+  } catch (error) {
+    notice(error.message);
+    return;
+  }
+  $("key").value = "";
+  await open();
+});
+
+start();

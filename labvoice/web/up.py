@@ -1,0 +1,120 @@
+"""`labvoice up`: the HTTP service over a lab, until somebody ends it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Never
+
+from pydantic import SecretStr
+
+from labvoice.errors import ProcessError, UsageError
+from labvoice.lab import Lab
+from labvoice.settings import Settings, read_settings
+from labvoice.traces import set_up_traces
+from labvoice.web.app import create_app
+from labvoice.web.lab_backend import LabBackend
+from labvoice.web.logs import set_up_logs
+from labvoice.web.security import MIN_REMOTE_KEY_LENGTH, Keyring
+from labvoice.web.server import HttpServer, bind_port
+from labvoice.web.settings import WebSettings
+
+_KEY_VARIABLES: Final = ("LABVOICE_API_KEY", "LABVOICE_API_KEYS")
+
+
+@dataclass
+class PreparedService:
+    """A service whose keys and port are good; made by :func:`prepare`.
+
+    Attributes:
+        webhook_url: Where a LiveKit server on this machine reports to.
+    """
+
+    _settings: WebSettings
+    _keyring: Keyring
+    _socket: socket.socket
+    _host: str
+    webhook_url: str
+
+    async def serve(self, lab: Lab, progress: Callable[[str], None]) -> Never:
+        """Serves a running lab until it is cancelled, and answers what was accepted.
+
+        Args:
+            lab: The lab.
+            progress: Told the page's address with its key, once.
+
+        Raises:
+            ProcessError: The HTTP server ended by itself.
+        """
+        made = self._keyring.made_key
+        set_up_logs(sys.stderr, [*self._settings.secrets(), made, *_secrets(lab.settings)])
+        traces = set_up_traces("labvoice-service")
+        app = create_app(LabBackend(lab), self._settings, self._keyring)
+        try:
+            async with HttpServer(app, self._socket) as server:
+                host = f"[{self._host}]" if ":" in self._host else self._host
+                url = f"http://{host}:{server.port}"
+                progress(repr(lab))
+                # In the fragment, which browsers send to nobody.
+                progress(f"page: {url}/debug{f'#key={made.get_secret_value()}' if made else ''}")
+                if made is None:
+                    progress("key:  the one in LABVOICE_API_KEY")
+                progress(f"API:  {url}/docs")
+                if not is_loopback(self._host):
+                    progress(
+                        f"warning: the service listens on {self._host}: whoever reaches it may "
+                        "try keys, and nothing is encrypted; put a proxy with TLS before it, and "
+                        "its name into LABVOICE_ALLOWED_HOSTS"
+                    )
+                progress("Ctrl-C ends all of it")
+                await server.wait()
+                raise ProcessError("the HTTP server ended by itself", "its log above tells why")
+        finally:
+            if traces is not None:
+                traces.shutdown()
+
+
+def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedService:
+    """Checks and takes what the service needs, before anything heavy is started.
+
+    Args:
+        host: Address to listen on.
+        port: TCP port to listen on.
+        allow_remote: Whether `host` may be another than loopback.
+
+    Raises:
+        UsageError: `host` is not loopback and `allow_remote` is not given.
+        SettingsError: A key is malformed or too short for where the service listens.
+        PortInUseError: The port is taken.
+    """
+    remote = not is_loopback(host)
+    if remote and not allow_remote:
+        raise UsageError(
+            f"{host} is not a loopback address: other machines could reach the service",
+            f"add `--allow-remote` if that is meant; every key then needs "
+            f"{MIN_REMOTE_KEY_LENGTH} characters",
+        )
+    settings = read_settings(WebSettings)
+    keyring = Keyring(settings, remote=remote)
+    for name in _KEY_VARIABLES:
+        os.environ.pop(name, None)  # the stack's processes have no use for them
+    sock = bind_port(host, port)
+    webhook_url = f"http://127.0.0.1:{sock.getsockname()[1]}/api/webhook"
+    return PreparedService(settings, keyring, sock, host, webhook_url)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _secrets(settings: Settings) -> list[SecretStr]:
+    values = (getattr(settings, name) for name in Settings.model_fields)
+    return [value for value in values if isinstance(value, SecretStr)]

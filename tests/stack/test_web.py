@@ -1,0 +1,169 @@
+"""The HTTP service over a real lab: real agents, real webhooks, real restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from livekit import api, rtc
+from pydantic import SecretStr
+
+from labvoice.lab import Lab
+from labvoice.web.app import create_app
+from labvoice.web.lab_backend import LabBackend
+from labvoice.web.security import Keyring
+from labvoice.web.server import HttpServer, bind_port
+from labvoice.web.settings import WebSettings
+
+KEY = "stack-test-key-0123456789"
+
+
+@pytest.fixture(scope="session")
+async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the key of a service over the session's lab."""
+    settings = WebSettings(api_key=SecretStr(KEY))
+    app = create_app(LabBackend(lab), settings, Keyring(settings))
+    async with (
+        HttpServer(app, bind_port("127.0.0.1", 0)) as server,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{server.port}",
+            headers={"Authorization": f"Bearer {KEY}"},
+            trust_env=False,
+            timeout=30,
+        ) as asking,
+    ):
+        yield asking
+
+
+@pytest.fixture
+async def room(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A room's name; the room is deleted and the worker warm again after the test."""
+    name = f"web-{request.node.name}"
+    yield name
+    await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=name))
+    await lab.settle()
+
+
+async def people(client: httpx.AsyncClient, room: str) -> dict[str, str]:
+    """Who is in a room, as the service tells: kind by identity."""
+    rooms = (await client.get("/api/rooms")).json()["rooms"]
+    found = [each for each in rooms if each["name"] == room]
+    return {p["identity"]: p["kind"] for each in found for p in each["participants"]}
+
+
+async def test_a_dispatch_over_http_puts_one_agent_in(client: httpx.AsyncClient, room: str) -> None:
+    """The answer names the agent that is in the room, and asking again makes no second one."""
+    first, second = [
+        (await client.post("/api/dispatch-agent", json={"room": room})).json() for _ in range(2)
+    ]
+    assert first["success"]
+    assert not first["room_existed"]
+    assert second["room_existed"]
+    assert second["dispatch_id"] == first["dispatch_id"]
+    assert second["attempts"] == 0
+    assert await people(client, room) == {first["agent_identity"]: "agent"}
+    workers = (await client.get("/api/workers")).json()["workers"]
+    assert first["worker_id"] in {worker["worker_id"] for worker in workers}
+
+
+async def test_a_dispatch_that_nobody_takes_names_the_cause(
+    client: httpx.AsyncClient, room: str
+) -> None:
+    """A wrong name is 404 with the right one, and an odd room 422; both are counted."""
+    wish = {"room": room, "agent_name": "letta-voice-agnet", "timeout_s": 1}
+    answer = await client.post("/api/dispatch-agent", json=wish)
+    assert answer.status_code == 404
+    assert answer.json()["success"] is False
+    assert answer.json()["outcome"] == "name_mismatch"
+    assert "letta-voice-agent" in answer.json()["error"]["hint"]
+    assert (await client.post("/api/dispatch-agent", json={"room": "a/b"})).status_code == 422
+    text = (await client.get("/metrics")).text
+    assert 'labvoice_dispatches_total{outcome="name_mismatch"} 1.0' in text
+
+
+async def test_a_deleted_dispatch_ends_its_agent(client: httpx.AsyncClient, room: str) -> None:
+    """After DELETE the agent leaves; a second DELETE finds nothing."""
+    done = (await client.post("/api/dispatch-agent", json={"room": room})).json()
+    answer = await client.delete(f"/api/dispatches/{done['dispatch_id']}")
+    assert answer.json() == {"dispatch_id": done["dispatch_id"], "room": room}
+    async with asyncio.timeout(20):
+        while await people(client, room):
+            await asyncio.sleep(0.1)
+    assert (await client.delete(f"/api/dispatches/{done['dispatch_id']}")).status_code == 404
+
+
+async def test_cleaning_a_room_spares_humans(client: httpx.AsyncClient, room: str) -> None:
+    """A caller with a token of ours stays; agents and dispatches go; an empty room goes too."""
+    token = (await client.post("/api/token", json={"room": room, "identity": "ada"})).json()
+    caller = rtc.Room()
+    await caller.connect(token["url"], token["token"])
+    try:
+        done = (await client.post("/api/dispatch-agent", json={"room": room})).json()
+        answer = (await client.post(f"/api/rooms/{room}/clean")).json()
+        assert answer["agents_removed"] == [done["agent_identity"]]
+        assert done["dispatch_id"] in answer["dispatches_deleted"]
+        assert not answer["room_deleted"]
+        assert await people(client, room) == {"ada": "standard"}
+    finally:
+        await caller.disconnect()
+    async with asyncio.timeout(20):
+        while await people(client, room):
+            await asyncio.sleep(0.1)
+    assert (await client.post(f"/api/rooms/{room}/clean")).json()["room_deleted"]
+    assert (await client.post("/api/rooms/never-made/clean")).status_code == 404
+
+
+async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str) -> None:
+    """LiveKit itself refuses the token for another room's administration."""
+    token = (await client.post("/api/token", json={"room": room, "identity": "eve"})).json()
+    address = token["url"].replace("ws", "http", 1)
+    async with httpx.AsyncClient(trust_env=False) as eve:
+        for call, body in [
+            ("ListRooms", {}),
+            ("CreateRoom", {"name": "mine"}),
+            ("ListParticipants", {"room": room}),
+            ("RemoveParticipant", {"room": room, "identity": "ada"}),
+        ]:
+            answer = await eve.post(
+                f"{address}/twirp/livekit.RoomService/{call}",
+                json=body,
+                headers={"Authorization": f"Bearer {token['token']}"},
+            )
+            assert answer.status_code in (401, 403), call
+
+
+async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:
+    """With everything up, each dependency's check is good and in the metrics."""
+    answer = await client.get("/readyz")
+    assert answer.status_code == 200
+    assert {check["name"]: check["ok"] for check in answer.json()["checks"]} == {
+        "livekit": True,
+        "workers": True,
+        "model": True,
+    }
+    text = (await client.get("/metrics")).text
+    for name in ("livekit", "workers", "model"):
+        assert f'labvoice_dependency_up{{dependency="{name}"}} 1.0' in text
+
+
+async def test_ready_tells_the_truth_when_parts_die() -> None:
+    """A lab without workers is not ready; when its LiveKit server dies, that is named too."""
+    async with Lab(llm="paced", letta=False, workers=0) as lab:
+        backend = LabBackend(lab)
+        bad = {check.name for check in await backend.checks() if not check.ok}
+        assert bad == {"workers"}
+        assert lab._server is not None
+        await lab._server.stop()
+        assert lab._model is not None
+        await lab._model.stop()
+        bad = {check.name for check in await backend.checks() if not check.ok}
+        assert bad == {"livekit", "workers", "model"}
+
+
+async def test_agents_without_letta(client: httpx.AsyncClient) -> None:
+    """The list is empty, with the reason."""
+    answer = (await client.get("/api/agents")).json()
+    assert answer["agents"] == []
+    assert "without Letta" in answer["reason"]

@@ -1,0 +1,214 @@
+"""`labvoice up` as a process: what it prints, what it hides, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from livekit import api
+
+from labvoice.lab import Lab
+from labvoice.stack.processes import free_port
+from tests.stack.test_cli import labvoice, server_of
+from tests.stack.test_dispatch import agents_in
+
+KEY = "a-key-of-the-users-own-0123456789"
+
+
+class Up:
+    """A running `labvoice up`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, key: str) -> None:
+        self.process = process
+        self.port = port
+        self.key = key
+        self.url = f"http://127.0.0.1:{port}"
+        self.headers = {"Authorization": f"Bearer {key}"}
+        self.printed = ""
+
+    async def end(self) -> int:
+        """Presses Ctrl-C; returns the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(60):
+            out, err = await self.process.communicate()
+        self.printed += out.decode() + err.decode()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@asynccontextmanager
+async def up(
+    tmp_path: Path, env: dict[str, str], *options: str, port: int = 0
+) -> AsyncIterator[Up]:
+    """Runs `labvoice up` until the block ends."""
+    import os
+
+    port = port or free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "labvoice", "up", "--port", str(port), "--llm", "paced", "--no-letta", *options),
+        cwd=tmp_path,
+        env={**os.environ, "LABVOICE_DATA_DIR": str(tmp_path / "data"), **env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    running = Up(process, port, env.get("LABVOICE_API_KEY", ""))
+    try:
+        async with asyncio.timeout(90):
+            while "Ctrl-C ends all of it" not in running.printed:
+                line = (await process.stdout.readline()).decode()
+                assert line, running.printed
+                running.printed += line
+        if found := re.search(r"#key=(\S+)", running.printed):
+            running.key = found[1]
+            running.headers = {"Authorization": f"Bearer {found[1]}"}
+        yield running
+    finally:
+        await running.end()
+
+
+async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
+    """One worker, a key printed once, an agent on request, webhooks taken; then nothing is left."""
+    async with up(tmp_path, {}) as running:
+        assert running.printed.count(running.key) == 1
+        assert len(running.key) >= 32
+        async with httpx.AsyncClient(
+            base_url=running.url, headers=running.headers, trust_env=False, timeout=30
+        ) as client:
+            assert (await client.get("/readyz")).json()["ready"]
+            done = (await client.post("/api/dispatch-agent", json={"room": "up"})).json()
+            assert done["success"]
+            async with asyncio.timeout(20):
+                while True:
+                    text = (await client.get("/metrics")).text
+                    if 'labvoice_webhooks_total{event="participant_joined"}' in text:
+                        break
+                    await asyncio.sleep(0.1)
+        assert 'labvoice_agents{state="listening"}' in text
+        assert "labvoice_worker_load" in text
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(children) >= 3
+        assert await running.end() == 128 + signal.SIGINT
+    assert "Traceback" not in running.printed
+    assert done["job_id"] in running.printed
+    assert done["dispatch_id"] in running.printed
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
+    assert alive == []
+
+
+async def test_no_secret_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
+    """Output, logs, pages, answers, process arguments, children's environments, files: no secret.
+
+    The LiveKit secret reaches the worker by its environment, which only its own user can read.
+    """
+    server = server_of(lab)
+    secrets = [KEY, server["LIVEKIT_API_SECRET"]]
+    async with up(tmp_path, {**server, "LABVOICE_API_KEY": KEY}, "--workers", "0") as running:
+        seen: list[str] = []
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=30) as client:
+            paths = (await client.get("/openapi.json")).json()["paths"]
+            for path in ["/", "/debug", "/docs", "/openapi.json", "/static/page.js", *paths]:
+                url = path.format(room="r", dispatch_id="AD_x", call_id="call-0001")
+                for headers in ({}, running.headers, {"Authorization": f"Bearer {KEY[:-1]}"}):
+                    for method in ("GET", "POST", "DELETE"):
+                        answer = await client.request(
+                            method, url, headers=headers, json={"room": "r", "key": KEY}
+                        )
+                        seen += [answer.text, str(answer.headers)]
+        own = psutil.Process(running.process.pid)
+        children = own.children(recursive=True)
+        assert children
+        seen += [" ".join(process.cmdline()) for process in [own, *children]]
+        for process in children:
+            assert KEY not in process.environ().values()
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert files
+        seen += [path.read_text(encoding="utf-8", errors="replace") for path in files]
+        assert await running.end() == 128 + signal.SIGINT
+    seen.append(running.printed)
+    for secret in secrets:
+        assert [text for text in seen if secret in text] == []
+
+
+async def test_a_restart_loses_no_accepted_dispatch(lab: Lab, tmp_path: Path) -> None:
+    """Dispatches in flight when the service is told to end are answered; their agents stay."""
+    server = {**server_of(lab), "LABVOICE_API_KEY": KEY}
+    rooms = [f"restart-{number}" for number in range(3)]
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with up(tmp_path, server, "--workers", "0") as running:
+            asked = [
+                asyncio.create_task(
+                    client.post(
+                        f"{running.url}/api/dispatch-agent",
+                        headers=running.headers,
+                        json={"room": room, "agent_name": lab.settings.agent_name},
+                    )
+                )
+                for room in rooms
+            ]
+            await asyncio.sleep(0.1)
+            await running.end()
+        answers = [answer.json() for answer in await asyncio.gather(*asked)]
+        assert [answer["success"] for answer in answers] == [True] * 3
+        async with up(tmp_path, server, "--workers", "0") as running:
+            for answer in answers:
+                again = await client.post(
+                    f"{running.url}/api/dispatch-agent",
+                    headers=running.headers,
+                    json={"room": answer["room"]},
+                )
+                assert again.json()["dispatch_id"] == answer["dispatch_id"]
+    for answer in answers:
+        assert await agents_in(lab, answer["room"]) == [answer["agent_identity"]]
+        request = api.DeleteRoomRequest(room=answer["room"])
+        await lab.dispatcher.api.room.delete_room(request)
+    await lab.settle()
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "code", "words"),
+    [
+        (["--host", "0.0.0.0"], {}, 2, "--allow-remote"),  # noqa: S104
+        (["--host", "0.0.0.0", "--allow-remote"], {"LABVOICE_API_KEY": "k" * 20}, 2, "32"),  # noqa: S104
+        ([], {"LABVOICE_API_KEY": "short"}, 2, "at least 16"),
+        (["--port", "0"], {}, 2, "--port"),
+        (["--host", "203.0.113.1", "--allow-remote"], {}, 1, "203.0.113.1"),
+    ],
+)
+async def test_a_careless_start_is_refused(
+    tmp_path: Path, options: list[str], env: dict[str, str], code: int, words: str
+) -> None:
+    """Another address than loopback needs its flag and a long key; nothing was started."""
+    got, output = await labvoice("up", *options, cwd=tmp_path, env=env)
+    assert got == code, output
+    assert words in output
+    assert "starting" not in output
+    assert "Traceback" not in output
+
+
+async def test_a_taken_port_is_told_before_anything_starts(lab: Lab, tmp_path: Path) -> None:
+    """The port of another server ends the start at once, in words."""
+    port = str(lab.settings.livekit_url).rpartition(":")[2]
+    code, output = await labvoice("up", "--port", port, cwd=tmp_path)
+    assert code == 1, output
+    assert f"port {port}" in output
+    assert "starting" not in output
+    assert "Traceback" not in output
+
+
+async def test_listening_to_all_says_so(lab: Lab, tmp_path: Path) -> None:
+    """With the flag and a long key it serves, and warns."""
+    env = {**server_of(lab), "LABVOICE_API_KEY": KEY}
+    options = ("--workers", "0", "--host", "0.0.0.0", "--allow-remote")  # noqa: S104
+    async with up(tmp_path, env, *options) as running:
+        assert "warning: the service listens on 0.0.0.0" in running.printed

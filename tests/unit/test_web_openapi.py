@@ -1,0 +1,56 @@
+"""The HTTP service against its own OpenAPI document, with inputs made up by Schemathesis."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import CHECKS
+
+from tests.unit.web_client import OWNER, READ_KEY, app_with, client_with
+
+schema = schemathesis.openapi.from_asgi(
+    "/openapi.json", app_with(rate_limit_hz=100_000.0, allowed_hosts="testserver")
+)
+_CHECKS: list[Any] = [
+    CHECKS.get_one(name)
+    for name in (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+        "response_headers_conformance",
+    )
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@schema.parametrize()
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_answer_is_in_its_schema(case: schemathesis.Case[Any]) -> None:
+    """Whatever is sent, no route answers 500 or with something that its schema does not hold."""
+    for headers in (OWNER, {"Authorization": f"Bearer {READ_KEY}"}, {}):
+        case.call_and_validate(headers=headers, checks=_CHECKS)
+
+
+def test_every_route_is_described() -> None:
+    """Each operation says what it does, and which permission it needs where it needs one."""
+    paths = client_with().get("/openapi.json").json()["paths"]
+    operations = [(path, operation) for path, all_ in paths.items() for operation in all_.values()]
+    assert len(operations) >= 15
+    for path, operation in operations:
+        text = operation["description"]
+        assert text.endswith(".")
+        assert bool(operation.get("security")) == bool(re.search("Needs the permission", text)), (
+            path
+        )
