@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 from livekit import api
@@ -30,6 +30,9 @@ from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers import AGENT_PROGRAM, Pool
 from labvoice.weights import WeightName, require
+
+if TYPE_CHECKING:
+    from labvoice.widgets.connect import ConnectButton
 
 Progress = Callable[[str], None]
 
@@ -410,6 +413,17 @@ class Lab:
         return await asyncio.to_thread(synthesize, what, self.settings)
 
     # -- looks --------------------------------------------------------------------------
+
+    def connect_button(self) -> ConnectButton:
+        """Returns the widget by which one talks to the agent with one's own voice.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+            UsageError: It is asked for outside a notebook.
+        """
+        from labvoice.widgets.connect import ConnectButton
+
+        return ConnectButton(self)
 
     def parts(self) -> list[Part]:
         """Every part's state, address, process id and memory."""
