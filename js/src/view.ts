@@ -166,7 +166,8 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     h("section", { class: "lv-panel", "aria-label": name }, h("h3", {}, name), ...children);
   const box = h(
     "div",
-    { class: "labvoice" },
+    // Or JupyterLab takes Enter and letters for its own shortcuts.
+    { class: "labvoice", "data-lm-suppress-shortcuts": "true" },
     h("style", {}, css),
     h(
       "header",
@@ -305,7 +306,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     const parts = turns.map((turn) => turnRows(turn));
     const open =
       session.connected &&
-      ([...first, ...parts.flat()].some((row) => row.end_ms === null) || !session.marks["greeting_heard"]);
+      ([...first, ...parts.flat()].some((row) => row.end_ms === null) );
     const key = JSON.stringify([first, parts, session.connected, open ? Math.round(now * 10) : 0]);
     if (key === drawnWaterfall) return open;
     drawnWaterfall = key;

@@ -46,7 +46,7 @@ class _Ask(BaseModel):
     strategy: str = "sequential"
 
 
-class ConnectButton(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types
+class ConnectButton(anywidget.AnyWidget):
     """A call from the browser, with its real microphone.
 
     Made by `lab.connect_button()`; show it as the last line of a cell. Every call that is made

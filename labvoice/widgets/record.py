@@ -96,7 +96,7 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
                 run.mark(
                     0, name, mark.t_s, clock=mark.clock, uncertainty_s=max(0.0, mark.uncertainty_s)
                 )
-        run.note(0, **{"letta_agent_id": record.letta_agent_id, **record.notes})
+        run.note(0, None, letta_agent_id=record.letta_agent_id, **record.notes)
         run.outcome(0, _outcome(record.outcome), detail=record.detail)
         for turn in record.turns:
             _write_turn(run, turn)
