@@ -1,5 +1,6 @@
 // What the user sees of a session: choices, lights, talk, log and the live waterfall.
 import css from "./style.css";
+import { h, type Child } from "./dom";
 import type { Session } from "./session";
 import { backendTrouble } from "./troubles";
 import type { Backend, LettaAgent, Link, Strategy } from "./types";
@@ -34,19 +35,7 @@ const AGENT_WORDS: Record<string, string> = {
   speaking: "the agent speaks",
 };
 
-type Child = Node | string | null;
-type Attributes = Record<string, string | boolean | ((event: never) => void)>;
-
-/** Makes an element; a function among the attributes becomes a listener. */
-function h(tag: string, attributes: Attributes = {}, ...children: Child[]): HTMLElement {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") element.addEventListener(name, value as EventListener);
-    else if (value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.filter((child): child is Node | string => child !== null));
-  return element;
-}
+const AGENTS_AGAIN_MS = 10_000;
 
 let count = 0;
 
@@ -231,13 +220,17 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     if (shown.some((one) => one.id === chosen)) agentSelect.value = chosen;
   }
 
+  let again: ReturnType<typeof setTimeout> | undefined;
   async function loadAgents(): Promise<void> {
+    clearTimeout(again);
     try {
       const found = await backend.agents();
       agentField.hidden = found === null;
       agents = found ?? [];
       agentFilter.hidden = agents.length < 8;
       fillAgents();
+      // A Letta server that is starting has none yet.
+      if (found?.length === 0) again = setTimeout(() => void loadAgents(), AGENTS_AGAIN_MS);
     } catch (error) {
       show(backendTrouble(error));
     }
@@ -395,6 +388,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
 
   return () => {
     cancelAnimationFrame(frame);
+    clearTimeout(again);
     stop();
     devices?.removeEventListener("devicechange", onDevices);
     box.remove();

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.call import caller_token
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord
@@ -115,10 +114,9 @@ class ConnectButton(anywidget.AnyWidget):
         received_s = time.monotonic()
         ask = _Ask.model_validate(arguments)
         name = self._lab.settings.agent_name
-        metadata = JobMetadata(letta_agent_id=ask.letta_agent_id) if ask.letta_agent_id else None
         answer: dict[str, Any] = {"agent_name": name}
         try:
-            done = await self._lab.dispatcher.dispatch(ask.room or "", name, metadata=metadata)
+            done = await self._lab.dispatch(ask.room or "", letta_agent=ask.letta_agent_id)
         except DispatchError as error:
             answer |= {
                 "success": False,
@@ -138,7 +136,15 @@ class ConnectButton(anywidget.AnyWidget):
         return answer
 
     async def _agents(self, _: dict[str, Any]) -> list[dict[str, Any]] | None:
-        return None
+        if not self._lab.has_letta:
+            return None
+        if self._lab.letta_server.state not in ("up", "external"):
+            return []  # it is still starting; the page asks again
+        agents = await self._lab.letta.agents()
+        return [
+            {"id": str(agent.id), "name": str(agent.name), "description": str(agent.human)}
+            for agent in agents.itertuples()
+        ]
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         parts = await asyncio.to_thread(self._lab.parts)
@@ -170,6 +176,7 @@ class ConnectButton(anywidget.AnyWidget):
         if known is None:
             known = BrowserCall(record, self._lab.settings)
             self.calls.append(known)
+            self._lab.recent_calls.append(known)
         elif known.ended:
             return
         known.record = record
