@@ -24,6 +24,7 @@
 
 # %% tags=["parameters"]
 llm = "paced"  # "small" is a real little language model; "paced" always answers the same way
+letta = False  # True: choose in the button below whose memory the call uses
 trials = 2
 
 # %%
@@ -32,7 +33,7 @@ from IPython.display import display
 from labvoice.lab import Lab
 from labvoice.report import plots
 
-lab = await Lab(llm=llm, progress=print).start()
+lab = await Lab(llm=llm, letta=letta, progress=print).start()
 lab
 
 # %% [markdown]

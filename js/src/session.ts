@@ -317,11 +317,14 @@ export class Session {
     try {
       const known = JSON.parse(await ask(RPC_MARKS)) as {
         marks: Record<string, number>;
-        playback_latency: Record<string, number>;
+        figures?: Record<string, Record<string, number>>;
+        memory?: { state?: string; memory_load_s?: number | null };
         worker_id?: string;
         job_id?: string;
       };
-      this.turns.playbackLatency(known.playback_latency);
+      this.turns.figures(known.figures ?? {});
+      this.note("memory", known.memory?.state);
+      this.note("memory_load_s", known.memory?.memory_load_s ?? undefined);
       this.note("worker_id", known.worker_id);
       this.note("job_id", known.job_id);
       if (!this.marks["session_started"] && known.marks["session_started"]) {

@@ -11,7 +11,7 @@ export class Turns {
   readonly all: Turn[] = [];
   greeting = "";
   greetingHeard_s: number | null = null;
-  private readonly replies = new Map<string, Turn>();
+  private readonly messages = new Map<string, Turn>();
   private agentSpeaks = false;
 
   private get last(): Turn | undefined {
@@ -86,6 +86,7 @@ export class Turns {
     if (item.role === "assistant" && !turn) {
       this.greeting = item.text;
     } else if (turn && item.role === "user") {
+      this.messages.set(item.id, turn);
       turn.user_messages += 1;
       if (!turn.typed) turn.transcript = `${turn.transcript} ${item.text}`.trim();
       turn.metrics = { ...item.metrics, ...turn.metrics };
@@ -95,15 +96,15 @@ export class Turns {
       const owner = item.interrupted && before && turn.user_messages === 0 ? before : turn;
       owner.reply = `${owner.reply} ${item.text}`.trim();
       owner.metrics = { ...item.metrics, ...owner.metrics };
-      this.replies.set(item.id, owner);
+      this.messages.set(item.id, owner);
     }
   }
 
-  /** What the session's events leave out, by message id, in seconds. */
-  playbackLatency(byMessage: Record<string, number>): void {
-    for (const [id, latency_s] of Object.entries(byMessage)) {
-      const turn = this.replies.get(id);
-      if (turn) turn.metrics["playback_latency"] ??= latency_s;
+  /** What the session's events leave out: stages by message id, in seconds. */
+  figures(byMessage: Record<string, Record<string, number>>): void {
+    for (const [id, stages] of Object.entries(byMessage)) {
+      const turn = this.messages.get(id);
+      if (turn) turn.metrics = { ...stages, ...turn.metrics };
     }
   }
 

@@ -132,9 +132,14 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     placeholder: "Type instead of speaking",
     "aria-label": "Type to the agent",
     autocomplete: "off",
+    keydown: (event: KeyboardEvent) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault();
+      form.requestSubmit();
+    },
   }) as HTMLInputElement;
   const sendButton = h("button", { type: "submit" }, "Send") as HTMLButtonElement;
-  const form = h(
+  const form: HTMLFormElement = h(
     "form",
     {
       class: "lv-type",
@@ -147,7 +152,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     },
     input,
     sendButton,
-  );
+  ) as HTMLFormElement;
   const log = h("ol", { class: "lv-log", tabindex: "0", "aria-label": "Event log" });
   const waterfall = h("div", { class: "lv-waterfall" });
 

@@ -34,7 +34,7 @@ test("a turn holds its marks, words and figures", () => {
   turns.item(item("user", "How are you?", { metrics: { end_of_turn_delay: 0.3 } }));
   turns.agentStarts(voice(12.8, 12.8));
   turns.item(item("assistant", "Well.", { metrics: { e2e_latency: 0.5 } }));
-  turns.playbackLatency({ "Well.": 0.02 });
+  turns.figures({ "Well.": { playback_latency: 0.02 }, "of another": { playback_latency: 9 } });
   const [turn] = turns.counted();
   expect(turn).toMatchObject({
     marks: { user_speech_start: 10, user_speech_end: 12, reply_heard: 12.8 },

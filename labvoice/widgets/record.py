@@ -14,6 +14,7 @@ from labvoice.settings import Settings
 from labvoice.stages import (
     AGENT_TURN_STAGES,
     CALLER_CONNECTION_MARKS,
+    MEMORY_STAGES,
     OUTCOMES,
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
@@ -97,6 +98,9 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
                     0, name, mark.t_s, clock=mark.clock, uncertainty_s=max(0.0, mark.uncertainty_s)
                 )
         run.note(0, None, letta_agent_id=record.letta_agent_id, **record.notes)
+        loaded_s = record.notes.get("memory_load_s")
+        if isinstance(loaded_s, float):
+            run.stage(0, "memory_load", loaded_s)
         run.outcome(0, _outcome(record.outcome), detail=record.detail)
         for turn in record.turns:
             _write_turn(run, turn)
@@ -107,7 +111,7 @@ def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
         if name in TURN_MARKS:
             run.mark(0, name, at_s, turn=turn.number)
     for name, duration_s in turn.metrics.items():
-        if name in AGENT_TURN_STAGES:
+        if name in AGENT_TURN_STAGES + MEMORY_STAGES:
             run.stage(0, name, duration_s, turn=turn.number)
     facts: dict[str, Any] = {"said": turn.said, "transcript": turn.transcript, "reply": turn.reply}
     facts["wer"] = word_error_rate(turn.said, turn.transcript) if turn.said.strip() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ async def notebook(browser: Browser, address: str, pictures: Path) -> AsyncItera
     try:
         yield page
     except BaseException:
-        await page.screenshot(path=pictures / "failed.png")
+        await page.screenshot(path=pictures / f"failed-{time.time():.0f}.png")
         raise
     finally:
         await context.close()
