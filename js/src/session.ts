@@ -6,9 +6,11 @@ import {
   Room,
   RoomEvent,
   Track,
+  type ByteStreamReader,
   type LocalAudioTrack,
   type Participant,
   type RemoteParticipant,
+  type TextStreamReader,
 } from "livekit-client";
 import { Meters, now_s } from "./meter";
 import { readSessionMessage } from "./session_events";
@@ -119,6 +121,7 @@ export class Session {
       url = token.url;
       this.roomName = token.room;
       this.watch(room, meters);
+      if (choice.strategy.when === "token") this.askForAgent();
       const early =
         choice.strategy.when === "during" ? this.dispatch({ ...ask, room: token.room }, mine) : null;
       await room.connect(token.url, token.token);
@@ -182,10 +185,15 @@ export class Session {
     }
   }
 
-  private async dispatch(ask: Ask & { room: string }, mine: () => boolean): Promise<void> {
+  private askForAgent(): void {
+    if (this.marks["dispatch_requested"]) return;
     this.say("requesting dispatch");
     this.mark("dispatch_requested");
     this.send({ type: "dispatch_requested" });
+  }
+
+  private async dispatch(ask: Ask & { room: string }, mine: () => boolean): Promise<void> {
+    this.askForAgent();
     const sent_s = now_s();
     try {
       const answer = await this.backend.dispatch(ask);
@@ -278,7 +286,13 @@ export class Session {
       .on(RoomEvent.Disconnected, (reason) => this.onDisconnected(room, reason))
       .on(RoomEvent.Connected, () => room.remoteParticipants.forEach(onAgent));
 
-    room.registerTextStreamHandler("lk.transcription", async (reader, { identity }) => {
+    /** A stream that the end of the call cuts off is no error. */
+    const unlessOver = (reading: Promise<void>) =>
+      reading.catch((error: unknown) => {
+        if (this.room === room && this.connected) throw error;
+      });
+
+    const readWords = async (reader: TextStreamReader, identity: string) => {
       const attributes = reader.info.attributes ?? {};
       const segment = attributes["lk.segment_id"] ?? reader.info.id;
       const who = identity === room.localParticipant.identity ? "you" : "agent";
@@ -292,14 +306,20 @@ export class Session {
       const final = who === "agent" || attributes["lk.transcription_final"] === "true";
       this.transcript.set(segment, who, words, final);
       this.changed();
+    };
+    room.registerTextStreamHandler("lk.transcription", (reader, { identity }) => {
+      void unlessOver(readWords(reader, identity));
     });
 
-    room.registerByteStreamHandler("lk.agent.session", async (reader) => {
+    const readEvent = async (reader: ByteStreamReader) => {
       const chunks = await reader.readAll();
       const event = readSessionMessage(new Uint8Array(await new Blob(chunks as BlobPart[]).arrayBuffer()));
       if (!event || this.room !== room) return;
       if ("agentState" in event) onState(event.agentState);
       else this.onVoice(() => this.turns.item(event.item));
+    };
+    room.registerByteStreamHandler("lk.agent.session", (reader) => {
+      void unlessOver(readEvent(reader));
     });
   }
 

@@ -5,8 +5,11 @@ export interface Strategy {
   name: string;
   /** What the menu shows. */
   title: string;
-  /** `after`: once the microphone is on; `during`: while the browser connects. */
-  when: "after" | "during";
+  /**
+   * `after`: once the microphone is on; `during`: while the browser connects; `token`: the
+   * access token names the agent, the server dispatches it, and `dispatch` only confirms.
+   */
+  when: "after" | "during" | "token";
 }
 
 export interface LettaAgent {

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.call import caller_token
 from labvoice.errors import DispatchError, LabvoiceError
+from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord
@@ -32,9 +33,10 @@ STATIC = Path(__file__).parent / "static"
 STRATEGIES: list[dict[str, str]] = [
     {"name": "sequential", "title": "After the microphone is on", "when": "after"},
     {"name": "concurrent", "title": "While the browser connects", "when": "during"},
+    {"name": "token", "title": "By the access token", "when": "token"},
 ]
-"""The ways to ask for the agent that a browser can take; `js/src/types.ts` says what each
-field means."""
+"""The ways of :mod:`labvoice.dispatch.strategies` that a button can take (the others begin before
+it is pressed); `js/src/types.ts` says what each field means."""
 
 
 class _Ask(BaseModel):
@@ -102,11 +104,18 @@ class ConnectButton(anywidget.AnyWidget):
         assert settings.livekit_api_key
         assert settings.livekit_api_secret
         room = ask.room or f"browser-{secrets.token_hex(4)}"
+        agent = None
+        if ask.strategy == "token":
+            metadata = JobMetadata(letta_agent_id=ask.letta_agent_id)
+            agent = api.RoomAgentDispatch(
+                agent_name=settings.agent_name, metadata=metadata.model_dump_json(exclude_none=True)
+            )
         token = caller_token(
             settings.livekit_api_key,
             settings.livekit_api_secret,
             room,
             f"browser-{secrets.token_hex(4)}",
+            agent,
         )
         return {"token": token, "url": settings.livekit_url, "room": room}
 

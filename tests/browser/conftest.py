@@ -24,10 +24,11 @@ FLAGS = ["--autoplay-policy=no-user-gesture-required", "--no-sandbox"]
 """CI runs as root in a container, where Chromium's own sandbox cannot be made."""
 
 
-@pytest.fixture(scope="session")
-async def jupyter(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+@pytest.fixture
+async def jupyter(tmp_path: Path) -> AsyncIterator[str]:
     """A running JupyterLab on a copy of the notebooks; gives the address with its token."""
-    folder = tmp_path_factory.mktemp("jupyter")
+    folder = tmp_path / "jupyter"
+    folder.mkdir()
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(notebook, folder)
     overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
