@@ -7,11 +7,12 @@ import contextlib
 import secrets
 import shutil
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 from livekit import api
@@ -30,6 +31,11 @@ from labvoice.stack.model_server import ModelServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers import AGENT_PROGRAM, Pool
 from labvoice.weights import WeightName, require
+
+if TYPE_CHECKING:
+    from labvoice.widgets.call import BrowserCall
+    from labvoice.widgets.connect import ConnectButton
+    from labvoice.widgets.monitor import Monitor
 
 Progress = Callable[[str], None]
 
@@ -100,6 +106,7 @@ class Lab:
         bench: Benchmarks: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`.
         pool: The workers.
         setup_s: How long each part took to start, in seconds.
+        recent_calls: The last 50 calls, the browser's among them, oldest first.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class Lab:
         self.pool = Pool()
         self.bench = Bench(self)
         self.setup_s: dict[str, float] = {}
+        self.recent_calls: deque[Call | BrowserCall] = deque(maxlen=50)
         self._worker_count = workers
         self._wants_letta, self._fresh = letta, fresh
         self._progress = progress
@@ -288,6 +296,11 @@ class Lab:
         return self._dispatcher
 
     @property
+    def has_letta(self) -> bool:
+        """Whether the lab runs with a Letta server, up or on its way."""
+        return self._letta is not None
+
+    @property
     def letta(self) -> LettaApi:
         """The Letta server's agents: `await lab.letta.agents()`, `create(…)`, `blocks(…)`, ….
 
@@ -354,7 +367,7 @@ class Lab:
             agent_name = ""
         elif agent_name is None:
             agent_name = self.settings.agent_name
-        return Call(
+        call = Call(
             url=self._server.url,
             api_key=self._server.api_key,
             api_secret=self._server.api_secret,
@@ -365,6 +378,8 @@ class Lab:
             strategy=strategy,
             on_mark=on_mark,
         )
+        self.recent_calls.append(call)
+        return call
 
     async def call(
         self,
@@ -418,6 +433,28 @@ class Lab:
         return await asyncio.to_thread(synthesize, what, self.settings)
 
     # -- looks --------------------------------------------------------------------------
+
+    def connect_button(self) -> ConnectButton:
+        """Returns the widget by which one talks to the agent with one's own voice.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+            UsageError: It is asked for outside a notebook.
+        """
+        from labvoice.widgets.connect import ConnectButton
+
+        return ConnectButton(self)
+
+    def monitor(self) -> Monitor:
+        """Returns the widget that shows servers, workers, rooms, dispatches and turns live.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+            UsageError: It is asked for outside a notebook.
+        """
+        from labvoice.widgets.monitor import Monitor
+
+        return Monitor(self)
 
     def parts(self) -> list[Part]:
         """Every part's state, address, process id and memory."""

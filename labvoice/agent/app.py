@@ -52,7 +52,7 @@ from labvoice.job import (
     parse_metadata,
 )
 from labvoice.settings import Mode, Settings, load_settings
-from labvoice.stages import RPC_CLOCK, RPC_MARKS
+from labvoice.stages import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 
 logger = logging.getLogger("labvoice.agent")
 
@@ -279,6 +279,11 @@ async def _serve(context: JobContext) -> None:
             }
         )
 
+    async def interrupt(_: rtc.RpcInvocationData) -> str:
+        session.interrupt(force=True)
+        return ""
+
+    local.register_rpc_method(RPC_INTERRUPT, interrupt)
     local.register_rpc_method(RPC_CLOCK, answer_clock)
     local.register_rpc_method(RPC_MARKS, answer_marks)
 

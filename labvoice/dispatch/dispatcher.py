@@ -18,6 +18,7 @@ from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
+from labvoice.dispatch.history import new_history, remembered
 from labvoice.errors import (
     CredentialsError,
     DuplicateAgentError,
@@ -104,6 +105,7 @@ class Dispatcher:
         self._secret = api_secret
         self._evidence = evidence
         self._api: api.LiveKitAPI | None = None
+        self.history = new_history()
 
     async def __aenter__(self) -> Dispatcher:
         self._api = api.LiveKitAPI(
@@ -126,6 +128,7 @@ class Dispatcher:
             raise LabvoiceError("the dispatcher is closed", "use `async with Dispatcher(…)`")
         return self._api
 
+    @remembered
     async def dispatch(
         self,
         room: str,

@@ -84,8 +84,9 @@ class StubBackend:
             "AW_stub",
             "agent-AJ_stub",
             existed,
-            0 if existed else 1,
-            {"dispatch_requested": requested_s, "dispatch_acknowledged": done_s},
+            found=existed,
+            attempts=0 if existed else 1,
+            marks={"dispatch_requested": requested_s, "dispatch_acknowledged": done_s},
         )
 
     def token(self, room: str | None, identity: str | None) -> TokenAnswer:

@@ -1,0 +1,503 @@
+// One call in the browser: joins, publishes the microphone, has the agent dispatched, and marks it.
+import {
+  ConnectionQuality,
+  DisconnectReason,
+  ParticipantKind,
+  Room,
+  RoomEvent,
+  Track,
+  type ByteStreamReader,
+  type LocalAudioTrack,
+  type Participant,
+  type RemoteParticipant,
+  type TextStreamReader,
+} from "livekit-client";
+import { Meters, now_s } from "./meter";
+import { readSessionMessage } from "./session_events";
+import { HEARING, initial, next, type Event, type State } from "./state";
+import { Transcript, type Line } from "./transcript";
+import {
+  agentLeftTrouble,
+  autoplayTrouble,
+  backendTrouble,
+  connectTrouble,
+  disconnectedTrouble,
+  dispatchTrouble,
+  here,
+  microphoneTrouble,
+} from "./troubles";
+import { Turns } from "./turns";
+import type { Ask, Backend, CallRecord, Mark, Strategy, Turn } from "./types";
+import { VoiceDetector } from "./voice";
+
+const STATE_ATTRIBUTE = "lk.agent.state";
+const RPC_CLOCK = "labvoice.clock"; // labvoice/stages.py has all three
+const RPC_MARKS = "labvoice.marks";
+const RPC_INTERRUPT = "labvoice.interrupt";
+const RPC_TIMEOUT_MS = 2000;
+const CLOCK_ROUNDS = 5;
+const RECORD_EVERY_MS = 300;
+
+export interface LogLine {
+  /** Seconds since the click. */
+  at_s: number;
+  text: string;
+}
+
+export interface Choice {
+  strategy: Strategy;
+  letta_agent_id: string;
+  device_id: string;
+}
+
+export interface Levels {
+  you: number;
+  agent: number;
+}
+
+/** Random, and possible on an insecure page too, where `randomUUID` is missing. */
+const callId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+/** A call; made once and connected as often as one likes. Views listen for `change`. */
+export class Session {
+  state: State = initial;
+  log: LogLine[] = [];
+  levels: Levels = { you: 0, agent: 0 };
+  callId = "";
+  roomName = "";
+  marks: Record<string, Mark> = {};
+  private transcript = new Transcript();
+  private turns = new Turns();
+  private room: Room | null = null;
+  private meters: Meters | null = null;
+  private agentIdentity = "";
+  private choice: Choice | null = null;
+  private notes: CallRecord["notes"] = {};
+  private outcome = "error";
+  private detail = "";
+  private lastRecord = "";
+  private recordTimer: ReturnType<typeof setTimeout> | undefined;
+  private readonly sounds = new Set<HTMLMediaElement>();
+  private readonly listeners = new Set<() => void>();
+
+  constructor(private readonly backend: Backend) {}
+
+  onChange(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  get lines(): readonly Line[] {
+    return this.transcript.lines;
+  }
+
+  get countedTurns(): Turn[] {
+    return this.turns.counted();
+  }
+
+  get connected(): boolean {
+    return this.state.phase === "connecting" || this.state.phase === "live";
+  }
+
+  // -- connecting -----------------------------------------------------------------------
+
+  async connect(choice: Choice): Promise<void> {
+    if (this.connected) return;
+    this.reset(choice);
+    this.mark("click");
+    this.send({ type: "click" });
+    // Made while the click is fresh, or the browser may hold the sound back.
+    const meters = (this.meters = new Meters());
+    const room = (this.room = new Room());
+    const ask: Ask = { strategy: choice.strategy.name };
+    if (choice.letta_agent_id) ask.letta_agent_id = choice.letta_agent_id;
+    const mine = () => this.room === room;
+    let url = "";
+    try {
+      const token = await this.backend.token(ask);
+      if (!mine()) return;
+      this.mark("token_issued");
+      url = token.url;
+      this.roomName = token.room;
+      this.watch(room, meters);
+      if (choice.strategy.when === "token") this.askForAgent();
+      const early =
+        choice.strategy.when === "during" ? this.dispatch({ ...ask, room: token.room }, mine) : null;
+      await room.connect(token.url, token.token);
+      if (!mine()) return;
+      this.mark("room_connected");
+      this.send({ type: "room_connected" });
+      this.say("connected to the room");
+      await this.publishMicrophone(room, meters, choice.device_id);
+      if (!mine()) return;
+      await (early ?? this.dispatch({ ...ask, room: token.room }, mine));
+    } catch (error) {
+      if (!mine()) return;
+      const trouble = url ? connectTrouble(error, url, here()) : backendTrouble(error);
+      this.fail(trouble);
+    }
+  }
+
+  private reset(choice: Choice): void {
+    this.choice = choice;
+    this.state = { ...initial, phase: "idle" };
+    this.log = [];
+    this.callId = callId();
+    this.roomName = "";
+    this.marks = {};
+    this.transcript = new Transcript();
+    this.turns = new Turns();
+    this.agentIdentity = "";
+    this.notes = {};
+    this.outcome = "error";
+    this.detail = "";
+    this.lastRecord = "";
+    this.levels = { you: 0, agent: 0 };
+  }
+
+  private async publishMicrophone(room: Room, meters: Meters, device: string): Promise<void> {
+    try {
+      if (!here().secure) throw new DOMException("no media devices", "SecurityError");
+      const options = device ? { deviceId: { exact: device } } : {};
+      const published = await room.localParticipant.setMicrophoneEnabled(true, options);
+      const track = published?.track as LocalAudioTrack | undefined;
+      if (!track || this.room !== room) return;
+      this.mark("mic_published");
+      this.send({ type: "mic_published" });
+      this.say("microphone on");
+      const voice = new VoiceDetector(
+        {
+          onStart: (found) => this.onVoice(() => this.turns.userStarts(found)),
+          onEnd: (found) => this.onVoice(() => this.turns.userEnds(found)),
+        },
+        true,
+      );
+      await meters.watch(track.mediaStreamTrack, (rms, at_s) => {
+        this.levels.you = rms;
+        voice.feed(this.state.muted ? 0 : rms, at_s);
+      });
+    } catch (error) {
+      if (this.room !== room) return;
+      const trouble = microphoneTrouble(error, here());
+      this.send({ type: "trouble", trouble, fatal: false });
+      this.say(trouble.message);
+    }
+  }
+
+  private askForAgent(): void {
+    if (this.marks["dispatch_requested"]) return;
+    this.say("requesting dispatch");
+    this.mark("dispatch_requested");
+    this.send({ type: "dispatch_requested" });
+  }
+
+  private async dispatch(ask: Ask & { room: string }, mine: () => boolean): Promise<void> {
+    this.askForAgent();
+    const sent_s = now_s();
+    try {
+      const answer = await this.backend.dispatch(ask);
+      if (!mine()) return;
+      const back_s = now_s();
+      if (!answer.success) {
+        this.fail(dispatchTrouble(answer));
+        return;
+      }
+      const { marks = {}, clock } = answer;
+      if (clock) {
+        // The way there and back are taken for equally long.
+        const held_s = clock.answered_s - clock.received_s;
+        const half_s = Math.max(0, back_s - sent_s - held_s) / 2;
+        const offset_s = sent_s + half_s - clock.received_s;
+        for (const [name, at_s] of Object.entries(marks))
+          this.mark(name, at_s + offset_s, "caller", half_s);
+      }
+      this.note("dispatch_id", answer.dispatch_id);
+      this.note("agent_name", answer.agent_name);
+      this.send({ type: "dispatch_confirmed" });
+      this.say("dispatch confirmed");
+    } catch (error) {
+      if (mine()) this.fail(backendTrouble(error, "dispatch"));
+    }
+  }
+
+  private watch(room: Room, meters: Meters): void {
+    const isAgent = (who: Participant) => who.kind === ParticipantKind.AGENT;
+
+    const onAgent = (who: RemoteParticipant) => {
+      if (!isAgent(who) || who.identity === this.agentIdentity) return;
+      const first = !this.agentIdentity;
+      this.agentIdentity = who.identity;
+      this.mark("agent_visible");
+      this.send({ type: "agent_visible" });
+      this.say(first ? "agent connected" : "another agent took over");
+      onState(who.attributes[STATE_ATTRIBUTE]);
+    };
+    const onState = (state: string | undefined) => {
+      if (!state || state === this.state.agent) return;
+      this.send({ type: "agent_state", state });
+      if (HEARING.includes(state) && !this.marks["agent_listening"]) {
+        this.mark("agent_listening");
+        this.outcome = "ok";
+        this.say("start speaking");
+        void this.fetchWorker();
+      }
+      if (state === "listening" && this.marks["agent_listening"]) void this.fetchWorker();
+    };
+    const onSound = async (track: Track, who: Participant) => {
+      if (!isAgent(who) || track.kind !== Track.Kind.Audio) return;
+      onAgent(who as RemoteParticipant);
+      this.mark("agent_audio_subscribed");
+      const element = track.attach();
+      element.className = "labvoice-sound";
+      document.body.append(element);
+      this.sounds.add(element);
+      this.send({ type: "agent_audio_subscribed" });
+      const voice = new VoiceDetector({
+        onStart: (found) => this.onVoice(() => this.turns.agentStarts(found)),
+        onEnd: () => this.onVoice(() => this.turns.agentEnds()),
+      });
+      await meters.watch(track.mediaStreamTrack, (rms, at_s) => {
+        this.levels.agent = rms;
+        voice.feed(rms, at_s);
+      });
+    };
+
+    room
+      .on(RoomEvent.ParticipantConnected, onAgent)
+      .on(RoomEvent.ParticipantDisconnected, (who) => {
+        if (who.identity === this.agentIdentity) this.onAgentLeft();
+      })
+      .on(RoomEvent.ParticipantAttributesChanged, (changed, who) => {
+        if (who.identity === this.agentIdentity) onState(changed[STATE_ATTRIBUTE]);
+      })
+      .on(RoomEvent.TrackSubscribed, (track, _, who) => void onSound(track, who))
+      .on(RoomEvent.ConnectionQualityChanged, (quality, who) => {
+        if (who.identity === this.agentIdentity && quality === ConnectionQuality.Lost)
+          this.say("nothing is heard of the agent any more");
+      })
+      .on(RoomEvent.Reconnecting, () => this.say("the connection was lost; trying again"))
+      .on(RoomEvent.Reconnected, () => this.say("connected again"))
+      .on(RoomEvent.AudioPlaybackStatusChanged, () => {
+        const blocked = !room.canPlaybackAudio;
+        if (blocked !== this.state.audioBlocked)
+          this.send({ type: "audio_blocked", blocked, trouble: autoplayTrouble() });
+      })
+      .on(RoomEvent.Disconnected, (reason) => this.onDisconnected(room, reason))
+      .on(RoomEvent.Connected, () => room.remoteParticipants.forEach(onAgent));
+
+    /** A stream that the end of the call cuts off is no error. */
+    const unlessOver = (reading: Promise<void>) =>
+      reading.catch((error: unknown) => {
+        if (this.room === room && this.connected) throw error;
+      });
+
+    const readWords = async (reader: TextStreamReader, identity: string) => {
+      const attributes = reader.info.attributes ?? {};
+      const segment = attributes["lk.segment_id"] ?? reader.info.id;
+      const who = identity === room.localParticipant.identity ? "you" : "agent";
+      let words = "";
+      for await (const chunk of reader) {
+        words += chunk;
+        this.transcript.set(segment, who, words, false);
+        this.changed();
+      }
+      // The agent's words come as one stream that ends; yours as one stream for each revision.
+      const final = who === "agent" || attributes["lk.transcription_final"] === "true";
+      this.transcript.set(segment, who, words, final);
+      this.changed();
+    };
+    room.registerTextStreamHandler("lk.transcription", (reader, { identity }) => {
+      void unlessOver(readWords(reader, identity));
+    });
+
+    const readEvent = async (reader: ByteStreamReader) => {
+      const chunks = await reader.readAll();
+      const event = readSessionMessage(new Uint8Array(await new Blob(chunks as BlobPart[]).arrayBuffer()));
+      if (!event || this.room !== room) return;
+      if ("agentState" in event) onState(event.agentState);
+      else this.onVoice(() => this.turns.item(event.item));
+    };
+    room.registerByteStreamHandler("lk.agent.session", (reader) => {
+      void unlessOver(readEvent(reader));
+    });
+  }
+
+  /** Brings the worker's marks, moved to this clock, and what the session's events leave out. */
+  private async fetchWorker(): Promise<void> {
+    const local = this.room?.localParticipant;
+    if (!local) return;
+    const ask = (method: string) =>
+      local.performRpc({
+        destinationIdentity: this.agentIdentity,
+        method,
+        payload: "",
+        responseTimeout: RPC_TIMEOUT_MS,
+      });
+    try {
+      const known = JSON.parse(await ask(RPC_MARKS)) as {
+        marks: Record<string, number>;
+        figures?: Record<string, Record<string, number>>;
+        memory?: { state?: string; memory_load_s?: number | null };
+        worker_id?: string;
+        job_id?: string;
+      };
+      this.turns.figures(known.figures ?? {});
+      this.note("memory", known.memory?.state);
+      this.note("memory_load_s", known.memory?.memory_load_s ?? undefined);
+      this.note("worker_id", known.worker_id);
+      this.note("job_id", known.job_id);
+      if (!this.marks["session_started"] && known.marks["session_started"]) {
+        let best = { offset_s: 0, half_s: Infinity };
+        for (let round = 0; round < CLOCK_ROUNDS; round++) {
+          const asked_s = now_s();
+          const { wall_s } = JSON.parse(await ask(RPC_CLOCK)) as { wall_s: number };
+          const half_s = (now_s() - asked_s) / 2;
+          if (half_s < best.half_s) best = { offset_s: wall_s - (asked_s + half_s), half_s };
+        }
+        for (const [name, wall_s] of Object.entries(known.marks))
+          if (wall_s) this.mark(name, wall_s - best.offset_s, "worker", best.half_s);
+      }
+      this.changed();
+    } catch {
+      // An agent that is not labvoice's answers neither; its marks stay unknown.
+      this.note("worker_marks", false);
+    }
+  }
+
+  private onVoice(take: () => void): void {
+    take();
+    if (this.turns.greetingHeard_s !== null) this.mark("greeting_heard", this.turns.greetingHeard_s);
+    if (this.turns.greeting) this.note("greeting", this.turns.greeting);
+    this.changed();
+  }
+
+  private onAgentLeft(): void {
+    const trouble = agentLeftTrouble();
+    this.send({ type: "agent_left", trouble });
+    const last = this.turns.all.at(-1);
+    if (last && last.outcome === "no_reply") last.outcome = "agent_lost";
+    this.detail = trouble.message;
+    this.say("agent left");
+  }
+
+  private onDisconnected(room: Room, reason?: DisconnectReason): void {
+    if (this.room !== room || !this.connected) return;
+    // While it connects, `connect` throws and tells more.
+    if (!this.marks["room_connected"]) return;
+    this.fail(disconnectedTrouble(DisconnectReason[reason ?? 0] ?? "UNKNOWN_REASON"));
+  }
+
+  // -- what the user does ---------------------------------------------------------------
+
+  async mute(muted: boolean): Promise<void> {
+    if (!this.room) return;
+    await this.room.localParticipant.setMicrophoneEnabled(!muted);
+    this.send({ type: "muted", muted });
+    this.say(muted ? "microphone muted" : "microphone on again");
+  }
+
+  /** Stops the agent in mid-word. */
+  async interrupt(): Promise<void> {
+    if (!this.room || !this.agentIdentity) return;
+    await this.room.localParticipant.performRpc({
+      destinationIdentity: this.agentIdentity,
+      method: RPC_INTERRUPT,
+      payload: "",
+      responseTimeout: RPC_TIMEOUT_MS,
+    });
+    this.say("agent interrupted");
+  }
+
+  async type(text: string): Promise<void> {
+    if (!this.room || !text.trim()) return;
+    this.turns.typed(text);
+    this.transcript.set(`typed-${this.turns.all.length}`, "you", text, true);
+    this.changed();
+    await this.room.localParticipant.sendText(text, { topic: "lk.chat" });
+  }
+
+  async startAudio(): Promise<void> {
+    await this.meters?.resume();
+    await this.room?.startAudio();
+  }
+
+  async hangUp(): Promise<void> {
+    if (!this.connected) return;
+    this.say("hung up");
+    await this.fetchWorker();
+    this.send({ type: "hang_up" });
+    await this.close();
+  }
+
+  private fail(trouble: ReturnType<typeof agentLeftTrouble>): void {
+    if (this.outcome !== "ok") this.outcome = trouble.outcome;
+    this.detail = trouble.message;
+    this.send({ type: "trouble", trouble, fatal: true });
+    this.say(trouble.message);
+    void this.close();
+  }
+
+  /** Ends everything that runs; the state and what was measured stay. */
+  private async close(): Promise<void> {
+    const { room, meters } = this;
+    this.room = this.meters = null;
+    this.levels = { you: 0, agent: 0 };
+    for (const element of this.sounds) element.remove();
+    this.sounds.clear();
+    this.record(true);
+    await room?.disconnect();
+    await meters?.close();
+    this.changed();
+  }
+
+  // -- telling --------------------------------------------------------------------------
+
+  private mark(name: string, t_s = now_s(), clock: Mark["clock"] = "caller", uncertainty_s = 0): void {
+    this.marks[name] ??= { t_s, clock, uncertainty_s };
+  }
+
+  private note(name: string, value: string | number | boolean | undefined): void {
+    if (value !== undefined && value !== "") this.notes[name] = value;
+  }
+
+  private say(text: string): void {
+    this.log.push({ at_s: now_s() - (this.marks["click"]?.t_s ?? now_s()), text });
+    this.changed();
+  }
+
+  private send(event: Event): void {
+    this.state = next(this.state, event);
+    this.changed();
+  }
+
+  private changed(): void {
+    for (const listener of this.listeners) listener();
+    if (!this.connected || this.recordTimer !== undefined) return;
+    this.recordTimer = setTimeout(() => {
+      this.recordTimer = undefined;
+      if (this.room) this.record(false);
+    }, RECORD_EVERY_MS);
+  }
+
+  private record(ended: boolean): void {
+    const record: CallRecord = {
+      call_id: this.callId,
+      room: this.roomName,
+      strategy: this.choice?.strategy.name ?? "",
+      letta_agent_id: this.choice?.letta_agent_id ?? "",
+      marks: this.marks,
+      turns: this.countedTurns,
+      notes: this.notes,
+      outcome: this.outcome,
+      detail: this.detail,
+      ended,
+    };
+    const now = JSON.stringify(record);
+    if (now === this.lastRecord) return;
+    this.lastRecord = now;
+    this.backend.record(this.callId, record).catch((error: unknown) => {
+      console.warn("labvoice: the call's figures could not be handed over:", error);
+    });
+  }
+}

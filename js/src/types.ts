@@ -1,0 +1,118 @@
+// The agreement between the call (browser) and whatever serves it: the notebook's kernel or HTTP.
+
+/** How the agent is asked for; which ones there are, the backend's side says. */
+export interface Strategy {
+  name: string;
+  /** What the menu shows. */
+  title: string;
+  /**
+   * `after`: once the microphone is on; `during`: while the browser connects; `token`: the
+   * access token names the agent, the server dispatches it, and `dispatch` only confirms.
+   */
+  when: "after" | "during" | "token";
+}
+
+export interface LettaAgent {
+  id: string;
+  name: string;
+  description?: string;
+}
+
+export interface Token {
+  token: string;
+  url: string;
+  room: string;
+}
+
+export interface Ask {
+  room?: string;
+  letta_agent_id?: string;
+  strategy?: string;
+}
+
+/** What a dispatch came to. Marks are seconds on the server side's monotonic clock. */
+export interface DispatchAnswer {
+  success: boolean;
+  outcome: string;
+  message: string;
+  hint?: string;
+  dispatch_id?: string;
+  agent_name?: string;
+  marks?: Record<string, number>;
+  /** When the server side took the request and answered it, on the clock of `marks`. */
+  clock?: { received_s: number; answered_s: number };
+}
+
+export interface Check {
+  name: string;
+  ok: boolean;
+  detail: string;
+  hint?: string;
+}
+
+/** An instant in seconds on the browser's monotonic clock (`performance.now() / 1000`). */
+export interface Mark {
+  t_s: number;
+  clock: "caller" | "worker";
+  /** Of the offset by which another clock's instant was moved, in seconds. */
+  uncertainty_s: number;
+}
+
+export interface Turn {
+  number: number;
+  typed: boolean;
+  said: string;
+  /** Instants, in seconds on the browser's monotonic clock. */
+  marks: Record<string, number>;
+  /** LiveKit's own figures, in seconds. */
+  metrics: Record<string, number>;
+  transcript: string;
+  reply: string;
+  user_messages: number;
+  outcome: string;
+}
+
+/** Everything that was measured of one call; sent whole whenever it has changed. */
+export interface CallRecord {
+  call_id: string;
+  room: string;
+  strategy: string;
+  letta_agent_id: string;
+  marks: Record<string, Mark>;
+  turns: Turn[];
+  notes: Record<string, string | number | boolean>;
+  outcome: string;
+  detail: string;
+  ended: boolean;
+}
+
+export interface Backend {
+  token(ask: Ask): Promise<Token>;
+  dispatch(ask: Ask & { room: string }): Promise<DispatchAnswer>;
+  /** The Letta agents to choose from; null where there is no Letta. */
+  agents(): Promise<LettaAgent[] | null>;
+  diagnose(): Promise<Check[]>;
+  record(callId: string, record: CallRecord): Promise<void>;
+}
+
+/** A request to the backend that failed in a way that it can put into words. */
+export class BackendError extends Error {
+  constructor(
+    message: string,
+    readonly hint = "",
+    readonly outcome = "error",
+  ) {
+    super(message);
+  }
+}
+
+export type Link = "server" | "microphone" | "dispatch" | "agent" | "sound";
+export type LinkState = "idle" | "busy" | "ok" | "bad";
+
+/** Something that went wrong, and what to do about it. */
+export interface Trouble {
+  link: Link;
+  outcome: string;
+  message: string;
+  hint: string;
+}

@@ -1,0 +1,401 @@
+// What the user sees of a session: choices, lights, talk, log and the live waterfall.
+import css from "./style.css";
+import { h, type Child } from "./dom";
+import type { Session } from "./session";
+import { backendTrouble } from "./troubles";
+import type { Backend, LettaAgent, Link, Strategy } from "./types";
+import { axisEnd, connectionRows, turnRows, type Row } from "./waterfall";
+import { now_s } from "./meter";
+
+export interface ViewOptions {
+  backend: Backend;
+  strategies: Strategy[];
+  /** Shown in the heading. */
+  agentName: string;
+}
+
+const LINKS: Record<Link, string> = {
+  server: "Server",
+  microphone: "Microphone",
+  dispatch: "Dispatch",
+  agent: "Agent",
+  sound: "Sound",
+};
+const LINK_WORDS = { idle: "not yet", busy: "under way", ok: "works", bad: "trouble" };
+const PHASES = {
+  idle: "Ready",
+  connecting: "Connecting…",
+  live: "In the call",
+  ended: "Call ended",
+  failed: "No call",
+};
+const AGENT_WORDS: Record<string, string> = {
+  listening: "the agent listens",
+  thinking: "the agent thinks",
+  speaking: "the agent speaks",
+};
+
+const AGENTS_AGAIN_MS = 10_000;
+
+let count = 0;
+
+/** Draws a session into an element; returns what takes it away again. */
+export function view(root: HTMLElement, session: Session, options: ViewOptions): () => void {
+  const id = `labvoice-${++count}`;
+  const { backend, strategies } = options;
+  let agents: LettaAgent[] = [];
+
+  const act = (work: () => Promise<void>) => () => {
+    work().catch((error: unknown) => show(backendTrouble(error)));
+  };
+
+  // -- choices
+  const agentSelect = h("select", { id: `${id}-agent` }) as HTMLSelectElement;
+  const agentFilter = h("input", {
+    type: "search",
+    placeholder: "Search",
+    "aria-label": "Search Letta agents",
+    input: () => fillAgents(),
+  }) as HTMLInputElement;
+  const refresh = h("button", { type: "button", class: "lv-quiet", click: () => void loadAgents() }, "Refresh");
+  const agentField = h(
+    "div",
+    { class: "lv-field", hidden: true },
+    h("label", { for: `${id}-agent` }, "Memory (Letta agent)"),
+    h("div", { class: "lv-inline" }, agentSelect, agentFilter, refresh),
+  );
+  const micSelect = h("select", { id: `${id}-mic` }) as HTMLSelectElement;
+  const strategySelect = h("select", { id: `${id}-strategy` }) as HTMLSelectElement;
+  for (const strategy of strategies)
+    strategySelect.append(h("option", { value: strategy.name }, strategy.title));
+  const field = (name: string, select: HTMLSelectElement) =>
+    h("div", { class: "lv-field" }, h("label", { for: select.id }, name), select);
+  const choices = h(
+    "fieldset",
+    { class: "lv-choices" },
+    agentField,
+    field("Microphone", micSelect),
+    field("Dispatch", strategySelect),
+  ) as HTMLFieldSetElement;
+
+  // -- what one can do
+  const connect = h("button", { type: "button", class: "lv-main", click: () => press() }, "Connect");
+  const button = (name: string, work: () => Promise<void>) =>
+    h("button", { type: "button", click: act(work) }, name) as HTMLButtonElement;
+  const mute = button("Mute", () => session.mute(!session.state.muted));
+  const interrupt = button("Interrupt", () => session.interrupt());
+  const startAudio = button("Start audio", () => session.startAudio());
+  startAudio.classList.add("lv-main");
+  const diagnosis = h("ul", { class: "lv-checks", hidden: true });
+  const diagnose = button("Diagnose", async () => {
+    diagnosis.replaceChildren(h("li", {}, "looking…"));
+    diagnosis.hidden = false;
+    const checks = await backend.diagnose();
+    diagnosis.replaceChildren(
+      ...checks.map((check) =>
+        h(
+          "li",
+          { class: check.ok ? "lv-ok" : "lv-bad" },
+          h("b", {}, check.name),
+          ` ${check.ok ? "ok" : "trouble"}: ${check.detail}`,
+          check.hint ? h("div", { class: "lv-hint" }, check.hint) : null,
+        ),
+      ),
+    );
+  });
+  diagnose.classList.add("lv-quiet");
+
+  // -- what one sees
+  const phase = h("span", { class: "lv-phase", role: "status" });
+  const lights = new Map(
+    Object.entries(LINKS).map(([name, title]) => {
+      const word = h("span", { class: "lv-word" });
+      return [name as Link, h("li", {}, h("i", { "aria-hidden": "true" }), `${title} `, word)];
+    }),
+  );
+  const troubleBox = h("div", { class: "lv-trouble", role: "alert", hidden: true });
+  const meter = (name: string) => {
+    const bar = h("i");
+    const element = h("div", { class: "lv-meter" }, h("span", {}, name), h("div", { class: "lv-track" }, bar));
+    return { bar, element };
+  };
+  const you = meter("You");
+  const agent = meter("Agent");
+  const talk = h("div", {
+    class: "lv-talk",
+    role: "log",
+    tabindex: "0",
+    "aria-label": "Transcript of both sides",
+  });
+  const input = h("input", {
+    type: "text",
+    placeholder: "Type instead of speaking",
+    "aria-label": "Type to the agent",
+    autocomplete: "off",
+    keydown: (event: KeyboardEvent) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault();
+      form.requestSubmit();
+    },
+  }) as HTMLInputElement;
+  const sendButton = h("button", { type: "submit" }, "Send") as HTMLButtonElement;
+  const form: HTMLFormElement = h(
+    "form",
+    {
+      class: "lv-type",
+      submit: (event: Event) => {
+        event.preventDefault();
+        const text = input.value;
+        input.value = "";
+        act(() => session.type(text))();
+      },
+    },
+    input,
+    sendButton,
+  ) as HTMLFormElement;
+  const log = h("ol", { class: "lv-log", tabindex: "0", "aria-label": "Event log" });
+  const waterfall = h("div", { class: "lv-waterfall" });
+
+  const panel = (name: string, ...children: Child[]) =>
+    h("section", { class: "lv-panel", "aria-label": name }, h("h3", {}, name), ...children);
+  const box = h(
+    "div",
+    // Or JupyterLab takes Enter and letters for its own shortcuts.
+    { class: "labvoice", "data-lm-suppress-shortcuts": "true" },
+    h("style", {}, css),
+    h(
+      "header",
+      {},
+      h("div", { class: "lv-title" }, h("b", {}, "Talk to "), h("code", {}, options.agentName)),
+      phase,
+    ),
+    choices,
+    h("div", { class: "lv-actions" }, connect, mute, interrupt, startAudio, diagnose),
+    h("ul", { class: "lv-lights", "aria-label": "Links of the chain" }, ...lights.values()),
+    troubleBox,
+    diagnosis,
+    h(
+      "div",
+      { class: "lv-panels" },
+      panel("Conversation", you.element, agent.element, talk, form),
+      panel("Log", log),
+    ),
+    panel("Waterfall", waterfall),
+  );
+  root.append(box);
+
+  // -- filling and pressing
+
+  function press(): void {
+    if (session.connected) {
+      act(() => session.hangUp())();
+      return;
+    }
+    const strategy = strategies.find((one) => one.name === strategySelect.value) ?? strategies[0];
+    if (!strategy) return;
+    act(async () => {
+      await session.connect({
+        strategy,
+        letta_agent_id: agentSelect.value,
+        device_id: micSelect.value,
+      });
+      await fillMicrophones(); // their names are told once the microphone was allowed
+    })();
+  }
+
+  async function fillMicrophones(): Promise<void> {
+    const chosen = micSelect.value;
+    const devices = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
+    const named = devices.filter((one) => one.kind === "audioinput" && one.deviceId && one.deviceId !== "default");
+    micSelect.replaceChildren(
+      h("option", { value: "" }, "The browser's default"),
+      ...named.map((one, at) => h("option", { value: one.deviceId }, one.label || `Microphone ${at + 1}`)),
+    );
+    if (named.some((one) => one.deviceId === chosen)) micSelect.value = chosen;
+  }
+
+  function fillAgents(): void {
+    const chosen = agentSelect.value;
+    const sought = agentFilter.value.toLowerCase();
+    const shown = agents.filter((one) => one.name.toLowerCase().includes(sought));
+    agentSelect.replaceChildren(
+      h("option", { value: "" }, "none"),
+      ...shown.map((one) => h("option", { value: one.id, title: one.description ?? "" }, one.name)),
+    );
+    if (shown.some((one) => one.id === chosen)) agentSelect.value = chosen;
+  }
+
+  let again: ReturnType<typeof setTimeout> | undefined;
+  async function loadAgents(): Promise<void> {
+    clearTimeout(again);
+    try {
+      const found = await backend.agents();
+      agentField.hidden = found === null;
+      agents = found ?? [];
+      agentFilter.hidden = agents.length < 8;
+      fillAgents();
+      // A Letta server that is starting has none yet.
+      if (found?.length === 0) again = setTimeout(() => void loadAgents(), AGENTS_AGAIN_MS);
+    } catch (error) {
+      show(backendTrouble(error));
+    }
+  }
+
+  // -- drawing
+
+  function show(trouble: { message: string; hint: string } | null): void {
+    troubleBox.hidden = trouble === null;
+    const key = trouble ? `${trouble.message}\n${trouble.hint}` : "";
+    if (troubleBox.dataset["key"] === key) return; // or a screen reader would say it again
+    troubleBox.dataset["key"] = key;
+    troubleBox.replaceChildren(
+      ...(trouble ? [h("b", {}, trouble.message), h("div", { class: "lv-hint" }, trouble.hint)] : []),
+    );
+  }
+
+  /** Appends or changes only what differs, so that a selection and the scroll position stay. */
+  function list(into: HTMLElement, items: { class: string; head: string; text: string }[]): void {
+    const atEnd = into.scrollHeight - into.scrollTop - into.clientHeight < 24;
+    while (into.children.length > items.length) into.lastElementChild?.remove();
+    items.forEach((item, at) => {
+      const key = `${item.class}|${item.head}|${item.text}`;
+      const old = into.children[at] as HTMLElement | undefined;
+      if (old?.dataset["key"] === key) return;
+      const tag = into.tagName === "OL" ? "li" : "p";
+      const element = h(tag, { class: item.class, "data-key": key }, h("b", {}, item.head), ` ${item.text}`);
+      if (old) old.replaceWith(element);
+      else into.append(element);
+    });
+    if (atEnd) into.scrollTop = into.scrollHeight;
+  }
+
+  function chart(name: string, note: string, rows: Row[], now_ms: number): HTMLElement {
+    const end = axisEnd(rows, now_ms);
+    const lines = rows.map((row) => {
+      const to_ms = row.end_ms ?? Math.max(now_ms, row.start_ms);
+      const left = Math.max(0, Math.min(row.start_ms, to_ms));
+      const bar = h("i", { class: `lv-bar lv-${row.kind}${row.end_ms === null ? " lv-open" : ""}` });
+      bar.style.left = `${(100 * left) / end}%`;
+      bar.style.width = `${Math.max(0.25, (100 * Math.abs(to_ms - row.start_ms)) / end)}%`;
+      const figure = row.end_ms === null ? "…" : `${Math.round(row.end_ms - row.start_ms)} ms`;
+      return h(
+        "tr",
+        { title: row.title },
+        h("th", { scope: "row" }, row.name),
+        h("td", { class: "lv-lane" }, bar),
+        h("td", { class: "lv-figure" }, figure),
+      );
+    });
+    return h(
+      "table",
+      { class: "lv-chart" },
+      h("caption", {}, h("b", {}, name), ` ${note}`),
+      h("tbody", {}, ...lines),
+      h("tfoot", {}, h("tr", {}, h("td"), h("td", { class: "lv-axis" }, h("span", {}, "0"), h("span", {}, `${end} ms`)), h("td"))),
+    );
+  }
+
+  let drawnWaterfall = "";
+  function drawWaterfall(): boolean {
+    const click = session.marks["click"];
+    const turns = session.countedTurns;
+    const now = now_s();
+    const first = connectionRows(session.marks);
+    const parts = turns.map((turn) => turnRows(turn));
+    const open =
+      session.connected &&
+      ([...first, ...parts.flat()].some((row) => row.end_ms === null) );
+    const key = JSON.stringify([first, parts, session.connected, open ? Math.round(now * 10) : 0]);
+    if (key === drawnWaterfall) return open;
+    drawnWaterfall = key;
+    // Of a call that is over, what is still open never came.
+    const done = (rows: Row[]) => (session.connected ? rows : rows.filter((row) => row.end_ms !== null));
+    const charts = click
+      ? [chart("Connection", "since the click", done(first), (now - click.t_s) * 1000)]
+      : [h("p", { class: "lv-empty" }, "Press Connect: each step appears here as it happens.")];
+    turns.forEach((turn, at) => {
+      const zero = turn.marks["user_speech_end"];
+      const rows = done(parts[at] ?? []);
+      const said = turn.transcript || turn.said;
+      const words = said ? `“${said}”` : "";
+      if (zero !== undefined && rows.length)
+        charts.push(chart(`Turn ${turn.number + 1}`, words, rows, (now - zero) * 1000));
+    });
+    waterfall.replaceChildren(...charts);
+    return open;
+  }
+
+  function draw(): void {
+    const { state } = session;
+    phase.textContent = AGENT_WORDS[state.agent] ?? PHASES[state.phase];
+    box.dataset["phase"] = state.phase;
+    box.dataset["agent"] = state.agent;
+    for (const [name, light] of lights) {
+      light.className = `lv-${state.links[name]}`;
+      (light.querySelector(".lv-word") as HTMLElement).textContent = LINK_WORDS[state.links[name]];
+    }
+    connect.textContent = session.connected
+      ? "Hang up"
+      : state.phase === "idle"
+        ? "Connect"
+        : "Connect again";
+    connect.classList.toggle("lv-stop", session.connected);
+    choices.disabled = session.connected;
+    const live = state.phase === "live";
+    mute.disabled = !live || state.links.microphone !== "ok";
+    mute.textContent = state.muted ? "Unmute" : "Mute";
+    mute.setAttribute("aria-pressed", String(state.muted));
+    interrupt.disabled = !live;
+    startAudio.hidden = !state.audioBlocked;
+    input.disabled = sendButton.disabled = !live;
+    show(state.trouble);
+    list(
+      talk,
+      session.lines.map((line) => ({
+        class: `lv-${line.who}${line.final ? "" : " lv-interim"}`,
+        head: line.who === "you" ? "You" : "Agent",
+        text: line.text,
+      })),
+    );
+    list(
+      log,
+      session.log.map((line) => ({ class: "", head: `${line.at_s.toFixed(2)} s`, text: line.text })),
+    );
+  }
+
+  // -- in step with the session, at most once a frame
+
+  let drawn = -1;
+  let dirty = true;
+  let frame = requestAnimationFrame(function loop() {
+    frame = requestAnimationFrame(loop);
+    if (dirty) draw();
+    for (const [{ bar }, level] of [[you, session.levels.you], [agent, session.levels.agent]] as const) {
+      // -60 dB to 0 dB over the whole width.
+      const wide = level > 0 ? Math.max(0, 1 + Math.log10(level) / 3) : 0;
+      bar.style.transform = `scaleX(${wide.toFixed(3)})`;
+    }
+    const now = now_s();
+    if (dirty || now - drawn > 0.1) {
+      drawn = now;
+      drawWaterfall();
+    }
+    dirty = false;
+  });
+  const stop = session.onChange(() => {
+    dirty = true;
+  });
+  const devices = navigator.mediaDevices;
+  const onDevices = () => void fillMicrophones();
+  devices?.addEventListener("devicechange", onDevices);
+  act(fillMicrophones)();
+  void loadAgents();
+
+  return () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(again);
+    stop();
+    devices?.removeEventListener("devicechange", onDevices);
+    box.remove();
+  };
+}

@@ -1,0 +1,81 @@
+"""Requests of a widget's JavaScript, answered on the kernel's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from labvoice.errors import DispatchError, LabvoiceError, UsageError
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], None]
+
+
+class Bridge:
+    """Answers requests; made in a cell, so that it knows the loop in which the lab lives.
+
+    JupyterLab from 4.4 on delivers a widget's messages on another thread (ipykernel 7,
+    subshells), where nothing of the lab's may be awaited.
+
+    Args:
+        handlers: What to do, by the request's method.
+        send: Sends a message to the widget's JavaScript.
+
+    Raises:
+        UsageError: There is no running event loop.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], send: Send) -> None:
+        self._handlers = dict(handlers)
+        self._send = send
+        self._tasks: set[asyncio.Task[None]] = set()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError(
+                "a widget needs the notebook's event loop",
+                "make it in a cell of a notebook, where the lab was started",
+            ) from None
+
+    def take(self, content: Any) -> None:
+        """Takes a message from whatever thread it comes on."""
+        if isinstance(content, dict) and content.get("kind") == "request":
+            self._loop.call_soon_threadsafe(self._begin, content)
+
+    def _begin(self, request: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._answer(request), name="labvoice-widget-request")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: dict[str, Any]) -> None:
+        answer: dict[str, Any] = {"kind": "answer", "id": request.get("id")}
+        handler = self._handlers.get(str(request.get("method")))
+        arguments = request.get("args")
+        try:
+            if handler is None or not isinstance(arguments, dict):
+                raise UsageError(f"the widget asks for {request.get('method')!r}, which is unknown")
+            answer["result"] = await handler(arguments)
+        except LabvoiceError as error:
+            answer["error"] = {
+                "message": error.observed,
+                "hint": error.hint,
+                "outcome": error.outcome if isinstance(error, DispatchError) else "error",
+            }
+        except ValidationError as error:
+            logger.warning("the widget sent what cannot be used: %s", error)
+            answer["error"] = {
+                "message": "the widget sent what this version of labvoice cannot use",
+                "hint": "reload the page: it may still run the JavaScript of another version",
+            }
+        except Exception as error:
+            # The widget must hear of it; the traceback goes to the log by the task.
+            answer["error"] = {"message": f"{type(error).__name__}: {error}", "hint": ""}
+            raise
+        finally:
+            self._send(answer)

@@ -1,0 +1,202 @@
+"""The Connect button: one's own voice in a call with the agent, measured like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+from livekit import api
+from pydantic import BaseModel, ConfigDict, Field
+
+from labvoice.caller.call import caller_token
+from labvoice.errors import DispatchError, LabvoiceError
+from labvoice.job import JobMetadata
+from labvoice.widgets.bridge import Bridge
+from labvoice.widgets.call import BrowserCall
+from labvoice.widgets.record import CallRecord
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+"""Where the built JavaScript lies; its sources are in `js/`."""
+
+STRATEGIES: list[dict[str, str]] = [
+    {"name": "sequential", "title": "After the microphone is on", "when": "after"},
+    {"name": "concurrent", "title": "While the browser connects", "when": "during"},
+    {"name": "token", "title": "By the access token", "when": "token"},
+]
+"""The ways of :mod:`labvoice.dispatch.strategies` that a button can take (the others begin before
+it is pressed); `js/src/types.ts` says what each field means."""
+
+
+class _Ask(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    room: str | None = Field(None, max_length=128)
+    letta_agent_id: str | None = Field(None, max_length=128)
+    strategy: str = "sequential"
+
+
+class ConnectButton(anywidget.AnyWidget):
+    """A call from the browser, with its real microphone.
+
+    Made by `lab.connect_button()`; show it as the last line of a cell. Every call that is made
+    with it is kept in :attr:`calls`.
+
+    Args:
+        lab: The running lab.
+
+    Attributes:
+        calls: All calls made with this button, oldest first.
+
+    Raises:
+        LabvoiceError: The lab is not running.
+        UsageError: There is no running event loop.
+    """
+
+    _esm = STATIC / "call.js"
+    strategies = traitlets.List(traitlets.Dict()).tag(sync=True)
+    agent_name = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, lab: Lab) -> None:
+        _ = lab.dispatcher  # refuses a lab that is not running, in words
+        super().__init__(strategies=STRATEGIES, agent_name=lab.settings.agent_name)
+        self._lab = lab
+        self.calls: list[BrowserCall] = []
+        self._bridge = Bridge(
+            {
+                "token": self._token,
+                "dispatch": self._dispatch,
+                "agents": self._agents,
+                "diagnose": self._diagnose,
+                "record": self._record,
+            },
+            self.send,
+        )
+        self.on_msg(lambda _widget, content, _buffers: self._bridge.take(content))
+
+    @property
+    def call(self) -> BrowserCall:
+        """The last call, under way or over.
+
+        Raises:
+            LabvoiceError: None was made yet.
+        """
+        if not self.calls:
+            raise LabvoiceError("no call was made with this button yet", "press Connect first")
+        return self.calls[-1]
+
+    async def _token(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        ask = _Ask.model_validate(arguments)
+        _ = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        settings = self._lab.settings
+        assert settings.livekit_url
+        assert settings.livekit_api_key
+        assert settings.livekit_api_secret
+        room = ask.room or f"browser-{secrets.token_hex(4)}"
+        agent = None
+        if ask.strategy == "token":
+            metadata = JobMetadata(letta_agent_id=ask.letta_agent_id)
+            agent = api.RoomAgentDispatch(
+                agent_name=settings.agent_name, metadata=metadata.model_dump_json(exclude_none=True)
+            )
+        token = caller_token(
+            settings.livekit_api_key,
+            settings.livekit_api_secret,
+            room,
+            f"browser-{secrets.token_hex(4)}",
+            agent,
+        )
+        return {"token": token, "url": settings.livekit_url, "room": room}
+
+    async def _dispatch(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        received_s = time.monotonic()
+        ask = _Ask.model_validate(arguments)
+        name = self._lab.settings.agent_name
+        answer: dict[str, Any] = {"agent_name": name}
+        try:
+            done = await self._lab.dispatch(ask.room or "", letta_agent=ask.letta_agent_id)
+        except DispatchError as error:
+            answer |= {
+                "success": False,
+                "outcome": error.outcome,
+                "message": error.observed,
+                "hint": error.hint,
+            }
+        else:
+            answer |= {
+                "success": True,
+                "outcome": "ok",
+                "message": f"{name} is in the room",
+                "dispatch_id": done.dispatch_id,
+                "marks": done.marks,
+            }
+        answer["clock"] = {"received_s": received_s, "answered_s": time.monotonic()}
+        return answer
+
+    async def _agents(self, _: dict[str, Any]) -> list[dict[str, Any]] | None:
+        if not self._lab.has_letta:
+            return None
+        if self._lab.letta_server.state not in ("up", "external"):
+            return []  # it is still starting; the page asks again
+        agents = await self._lab.letta.agents()
+        return [
+            {"id": str(agent.id), "name": str(agent.name), "description": str(agent.human)}
+            for agent in agents.itertuples()
+        ]
+
+    async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
+        parts = await asyncio.to_thread(self._lab.parts)
+        checks = [
+            {
+                "name": part.name,
+                "ok": part.state in ("up", "external"),
+                "detail": f"{part.state} {part.address}",
+            }
+            for part in parts
+        ]
+        statuses = await self._lab.pool.statuses()
+        name = self._lab.settings.agent_name
+        fitting = [status for status in statuses if status.agent_name == name]
+        free = [status for status in fitting if status.load < 1]
+        checks.append(
+            {
+                "name": f"workers named {name}",
+                "ok": bool(free),
+                "detail": f"{len(fitting)} answer, {len(free)} have room for a job",
+                "hint": "" if free else "`await lab.add_workers()` starts one more",
+            }
+        )
+        return checks
+
+    async def _record(self, arguments: dict[str, Any]) -> None:
+        record = CallRecord.model_validate(arguments)
+        known = next((c for c in self.calls if c.record.call_id == record.call_id), None)
+        if known is None:
+            known = BrowserCall(record, self._lab.settings)
+            self.calls.append(known)
+            self._lab.recent_calls.append(known)
+        elif known.ended:
+            return
+        known.record = record
+        if record.ended:
+            await asyncio.to_thread(known.save)
+            if record.room:
+                # Ends the agent's job at once; otherwise it waits for the room to die out.
+                with contextlib.suppress(api.TwirpError, LabvoiceError):
+                    await self._lab.dispatcher.api.room.delete_room(
+                        api.DeleteRoomRequest(room=record.room)
+                    )
+
+    def __repr__(self) -> str:
+        return f"<ConnectButton agent={self.agent_name!r} calls={len(self.calls)}>"

@@ -1,0 +1,123 @@
+"""What a browser measured of its own call: checked, and written as a run like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from labvoice.bench.experiment import columns
+from labvoice.bench.run import RunWriter
+from labvoice.caller.call import word_error_rate
+from labvoice.settings import Settings
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CALLER_CONNECTION_MARKS,
+    MEMORY_STAGES,
+    OUTCOMES,
+    TURN_MARKS,
+    WORKER_CONNECTION_MARKS,
+)
+
+Text = Annotated[str, Field(max_length=20_000)]
+Word = Annotated[str, Field(max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class BrowserMark(_Part):
+    """An instant in seconds on the browser's monotonic clock (`performance.now() / 1000`)."""
+
+    t_s: FiniteFloat
+    clock: Literal["caller", "worker"] = "caller"
+    uncertainty_s: FiniteFloat = 0.0
+
+
+class BrowserTurn(_Part):
+    """One turn as the browser saw it; times in seconds.
+
+    Voice is found in the browser on 10 ms frames, as :mod:`labvoice.caller.listener` does.
+    """
+
+    number: int = Field(ge=0)
+    typed: bool = False
+    said: Text = ""
+    marks: dict[Word, FiniteFloat] = Field(default_factory=dict, max_length=10)
+    metrics: dict[Word, FiniteFloat] = Field(default_factory=dict, max_length=20)
+    transcript: Text = ""
+    reply: Text = ""
+    user_messages: int = 0
+    outcome: Word = "no_reply"
+
+    @property
+    def voice_to_voice_s(self) -> float | None:
+        """From the last voiced sample spoken to the first of the reply, in seconds."""
+        if not {"user_speech_end", "reply_heard"} <= self.marks.keys():
+            return None
+        return self.marks["reply_heard"] - self.marks["user_speech_end"]
+
+
+class CallRecord(_Part):
+    """Everything that a browser measured of one call; `js/src/types.ts` has the same fields."""
+
+    call_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    room: Word = ""
+    strategy: Word = ""
+    letta_agent_id: Word = ""
+    marks: dict[Word, BrowserMark] = Field(default_factory=dict, max_length=40)
+    turns: list[BrowserTurn] = Field(default_factory=list, max_length=1000)
+    notes: dict[Word, bool | FiniteFloat | Text] = Field(default_factory=dict, max_length=40)
+    outcome: Word = "error"
+    detail: Text = ""
+    ended: bool = False
+
+
+def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
+    """Writes a browser's call as a run of one trial, with the columns of simulated calls.
+
+    Marks, figures and outcomes outside the vocabulary are left out.
+
+    Args:
+        record: What the browser sent.
+        path: The run file.
+        settings: Of the lab, for the configuration's columns.
+
+    Raises:
+        RunFileError: The run file exists already or cannot be written.
+    """
+    known = CALLER_CONNECTION_MARKS + WORKER_CONNECTION_MARKS
+    config = {"caller": "browser", "strategy": record.strategy, "agent_name": settings.agent_name}
+    with RunWriter(path, kind="call", config=config, arms={"default": columns(settings)}) as run:
+        run.trial(0, record.room or "none", "default")
+        for name, mark in record.marks.items():
+            if name in known:
+                run.mark(
+                    0, name, mark.t_s, clock=mark.clock, uncertainty_s=max(0.0, mark.uncertainty_s)
+                )
+        run.note(0, None, letta_agent_id=record.letta_agent_id, **record.notes)
+        loaded_s = record.notes.get("memory_load_s")
+        if isinstance(loaded_s, float):
+            run.stage(0, "memory_load", loaded_s)
+        run.outcome(0, _outcome(record.outcome), detail=record.detail)
+        for turn in record.turns:
+            _write_turn(run, turn)
+
+
+def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
+    for name, at_s in turn.marks.items():
+        if name in TURN_MARKS:
+            run.mark(0, name, at_s, turn=turn.number)
+    for name, duration_s in turn.metrics.items():
+        if name in AGENT_TURN_STAGES + MEMORY_STAGES:
+            run.stage(0, name, duration_s, turn=turn.number)
+    facts: dict[str, Any] = {"said": turn.said, "transcript": turn.transcript, "reply": turn.reply}
+    facts["wer"] = word_error_rate(turn.said, turn.transcript) if turn.said.strip() else None
+    run.note(0, turn.number, typed=turn.typed, user_messages=turn.user_messages, **facts)
+    run.outcome(0, _outcome(turn.outcome), turn=turn.number)
+
+
+def _outcome(name: str) -> str:
+    return name if name in OUTCOMES else "error"

@@ -1,0 +1,106 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Connect with your own voice
+#
+# Up to here a program has played the caller. Now it is you: the browser joins the room with your
+# microphone, the agent is dispatched and confirmed, and you talk. What the browser measures ends
+# in the same frame as every simulated call, so that your own call can be laid beside a benchmark.
+#
+# You need a microphone, and a browser on the machine on which this kernel runs: the LiveKit
+# server of the lab listens on this machine only. Headphones help; through loudspeakers the agent
+# may hear itself.
+
+# %% tags=["parameters"]
+llm = "paced"  # "small" is a real little language model; "paced" always answers the same way
+letta = False  # True: choose in the button below whose memory the call uses
+trials = 2
+
+# %%
+from IPython.display import display
+
+from labvoice.lab import Lab
+from labvoice.report import plots
+
+lab = await Lab(llm=llm, letta=letta, progress=print).start()
+lab
+
+# %% [markdown]
+# ## 1. Press Connect
+#
+# Five lights stand for the five links of the chain; when a call does not come about, one of them
+# turns red and the words below it say what was observed and what to do.
+#
+# - **Server**: the browser has a token and is in the room. The kernel makes the token, for this
+#   room and ten minutes; no secret reaches the page.
+# - **Microphone**: your track is published. If it is denied, you can still type.
+# - **Dispatch**: the server was asked for the agent *by name*, and the agent was seen in the room.
+# - **Agent**: the browser itself sees the agent.
+# - **Sound**: the agent's track arrives and may be played.
+#
+# Watch the waterfall grow: the 200 ms in `job_request` are the server's wait for workers to bid.
+# Under *Dispatch* choose *While the browser connects*, and those 200 ms disappear behind the
+# connecting.
+
+# %%
+button = lab.connect_button()
+button
+
+# %% [markdown]
+# Try to **interrupt** the agent, by the button and by talking into its answer; **type** a
+# question; **mute** yourself; **hang up** and connect again. Two views of the same button
+# (run `button` in another cell) show the same call.
+#
+# ## 2. What was measured
+#
+# Hang up, then run this cell. It may be run during the call as well.
+
+# %%
+if button.calls:
+    print(button.call)
+    display(button.call.run)
+else:
+    print("no call yet: press Connect above, talk, then run this cell again")
+
+# %%
+if button.calls:
+    own = button.call.run
+    display(plots.connection_waterfall(own))
+    if any(turn.voice_to_voice_s for turn in button.call.turns):
+        display(plots.turn_waterfall(own))
+        display(own.frame.head(12))
+
+# %% [markdown]
+# ## 3. Beside a benchmark
+#
+# The same stages, taken by the simulated caller. Your own `mic_published` comes later, for the
+# browser has to open a real device, and your `voice_to_voice` holds the jitter buffer and the
+# audio stack of the browser, which a simulated caller does not have.
+
+# %%
+simulated = await lab.bench.connect(trials, warmup=0, progress=print)
+display(simulated)
+display(plots.distributions(simulated))
+
+# %%
+import pandas as pd
+
+frames = {"simulated": simulated.frame}
+if button.calls:
+    frames["your own call"] = button.call.frame
+beside = pd.concat(frames, names=["caller"]).reset_index("caller")
+beside[beside["turn"].isna()].pivot_table("duration_s", "stage", "caller", "median") * 1e3
+
+# %% [markdown]
+# Closing the kernel ends everything that the lab has started; so does `await lab.stop()`.

@@ -1,0 +1,115 @@
+"""JupyterLab in a real browser whose microphone the tests speak into."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Playwright, async_playwright
+
+from labvoice.caller.voice import Utterance, human_utterances
+from labvoice.settings import load_settings
+from labvoice.stack.processes import ManagedProcess, free_port
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+FLAGS = ["--autoplay-policy=no-user-gesture-required", "--no-sandbox"]
+"""CI runs as root in a container, where Chromium's own sandbox cannot be made."""
+
+
+@pytest.fixture
+async def jupyter(tmp_path: Path) -> AsyncIterator[str]:
+    """A running JupyterLab on a copy of the notebooks; gives the address with its token."""
+    folder = tmp_path / "jupyter"
+    folder.mkdir()
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        shutil.copy(notebook, folder)
+    overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
+    overrides.parent.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    overrides.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": quiet}))
+    port, token = free_port(), secrets.token_hex(16)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+    }
+    process = await ManagedProcess.start(
+        "jupyterlab",
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={port}",
+            f"--notebook-dir={folder}",
+        ],
+        log_path=folder / "jupyter.log",
+        env=environment,
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    async def ready() -> bool:
+        async with httpx.AsyncClient() as http:
+            try:
+                answer = await http.get(f"{address}/api/status", params={"token": token})
+            except httpx.HTTPError:
+                return False
+        return answer.status_code == 200
+
+    await process.until_ready(ready, timeout_s=60, hint="its log tells")
+    yield f"{address}/lab/tree/%s?token={token}"
+    await process.stop()
+
+
+@pytest.fixture(scope="session")
+async def playwright() -> AsyncIterator[Playwright]:
+    """Playwright, once."""
+    async with async_playwright() as running:
+        yield running
+
+
+@pytest.fixture
+async def chromium(playwright: Playwright) -> AsyncIterator[Browser]:
+    """Debian's Chromium, with a microphone that is granted."""
+    browser = await playwright.chromium.launch(
+        executable_path=shutil.which("chromium"),
+        args=[*FLAGS, "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"],
+    )
+    yield browser
+    await browser.close()
+
+
+@pytest.fixture
+async def refusing_chromium(playwright: Playwright) -> AsyncIterator[Browser]:
+    """A browser that denies every permission."""
+    browser = await playwright.chromium.launch(
+        executable_path=shutil.which("chromium"),
+        args=[*FLAGS, "--deny-permission-prompts", "--use-fake-device-for-media-stream"],
+    )
+    yield browser
+    await browser.close()
+
+
+@pytest.fixture(scope="session")
+def recorded() -> list[Utterance]:
+    """Clauses spoken by a human."""
+    return human_utterances(load_settings())
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """Where screenshots are kept; CI uploads the folder."""
+    folder = Path(os.environ.get("LABVOICE_SCREENSHOTS", ROOT / "runs" / "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,131 @@
+"""Notebook 03 in JupyterLab itself: a browser presses Connect, talks, listens and hangs up."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from playwright.async_api import Browser, Page, expect
+
+from labvoice.caller.voice import Utterance
+
+NOTEBOOK = "03-your-own-voice.ipynb"
+MICROPHONE = Path(__file__).with_name("fake_microphone.js")
+AUDIBLE_RMS = 0.01
+SILENT_RMS = 0.001
+JUPYTER_NOISE = re.compile(
+    # JupyterLab's own, of no concern to a widget: files that a fresh profile does not have.
+    r"Failed to load resource: .* (404|403)"
+)
+
+
+@asynccontextmanager
+async def notebook(browser: Browser, address: str, pictures: Path) -> AsyncIterator[Page]:
+    """Opens the notebook in JupyterLab and runs all its cells; console errors fail the test."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 1500})
+    await context.add_init_script(path=MICROPHONE)
+    page = await context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            errors.append(message.text)
+            if message.type == "error" and not JUPYTER_NOISE.search(message.text)
+            else None
+        ),
+    )
+    await page.goto(address % NOTEBOOK)
+    await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+    await page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    await page.get_by_role("menuitem", name="Run", exact=True).click()
+    await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    await page.locator(".labvoice").wait_for(timeout=120_000)
+    # The benchmark further down would take cores from the call.
+    await page.get_by_text("the median").last.wait_for(timeout=120_000)
+    try:
+        yield page
+    except BaseException:
+        await page.screenshot(path=pictures / f"failed-{time.time():.0f}.png")
+        raise
+    finally:
+        await context.close()
+    assert errors == []
+
+
+async def speak(page: Page, utterance: Utterance) -> None:
+    """Says it into the fake microphone; returns when the last sample has been played."""
+    await page.evaluate("speak", base64.b64encode(utterance.samples.tobytes()).decode())
+
+
+async def test_a_call_with_the_browsers_microphone(
+    chromium: Browser, jupyter: str, recorded: list[Utterance], pictures: Path
+) -> None:
+    """Connect, greeting, a spoken turn, interruption, hang-up and a second call all work."""
+    async with notebook(chromium, jupyter, pictures) as page:
+        widget = page.locator(".labvoice").first
+        await widget.scroll_into_view_if_needed()
+        await widget.screenshot(path=pictures / "idle.png")
+        await widget.get_by_role("button", name="Connect").click()
+        log, talk = widget.locator(".lv-log"), widget.locator(".lv-talk")
+        for line in (
+            "connected to the room",
+            "microphone on",
+            "requesting dispatch",
+            "agent connected",
+            "start speaking",
+        ):
+            await expect(log).to_contain_text(line, timeout=30_000)
+        assert await page.evaluate("loudness", 2500) > AUDIBLE_RMS
+        await expect(talk.locator(".lv-agent")).to_contain_text("Hello")
+        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens")
+        assert await page.evaluate("loudness", 1000) < SILENT_RMS
+
+        await speak(page, recorded[0])
+        await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=15_000)
+        assert await page.evaluate("loudness", 2500) > AUDIBLE_RMS
+        await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=15_000)
+        await widget.screenshot(path=pictures / "talking.png")
+
+        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens", timeout=30_000)
+        await widget.get_by_label("Type to the agent").fill("Tell me more.")
+        await page.keyboard.press("Enter")
+        await expect(widget.locator(".lv-phase")).to_have_text("the agent speaks", timeout=15_000)
+        await widget.get_by_role("button", name="Interrupt").click()
+        await expect(log).to_contain_text("agent interrupted")
+        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens")
+
+        await widget.get_by_role("button", name="Mute").click()
+        await expect(widget.get_by_role("button", name="Unmute")).to_be_visible()
+        await widget.get_by_role("button", name="Unmute").click()
+        waterfall = widget.locator(".lv-waterfall")
+        for stage in ("job_request", "join", "connection", "time_to_greeting", "voice_to_voice"):
+            await expect(waterfall).to_contain_text(stage)
+        await widget.get_by_role("button", name="Hang up").click()
+        await expect(widget.locator(".lv-phase")).to_have_text("Call ended")
+        await widget.screenshot(path=pictures / "ended.png")
+
+        await widget.get_by_role("button", name="Connect again").click()
+        await expect(log).to_contain_text("start speaking", timeout=30_000)
+        await widget.get_by_role("button", name="Hang up").click()
+        await page.screenshot(path=pictures / "notebook.png", full_page=True)
+
+
+async def test_a_denied_microphone_is_said_in_words(
+    refusing_chromium: Browser, jupyter: str, pictures: Path
+) -> None:
+    """The page says that the microphone was denied and what to do; typing works all the same."""
+    async with notebook(refusing_chromium, jupyter, pictures) as page:
+        widget = page.locator(".labvoice").first
+        await widget.get_by_role("button", name="Connect").click()
+        await expect(widget.get_by_role("alert")).to_contain_text("microphone was denied")
+        await expect(widget.locator(".lv-log")).to_contain_text("start speaking", timeout=60_000)
+        await widget.get_by_label("Type to the agent").fill("What is the weather like?")
+        await page.keyboard.press("Enter")
+        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2, timeout=30_000)
+        await widget.screenshot(path=pictures / "denied.png")
+        await widget.get_by_role("button", name="Hang up").click()
