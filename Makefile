@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 (with pip, where uv is missing) and make.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab env lint lock clean
+.PHONY: help demo test test-web lab env lint lock clean
 SHELL := /bin/sh
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
@@ -17,13 +17,18 @@ BIN := .venv/bin
 READY := .venv/labvoice.stamp
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
-test: lint ## lint, then all tests
-	$(BIN)/python -m pytest
+test: lint ## lint, then all tests but those of `make test-web`
+	$(BIN)/python -m pytest -m "not npm" tests/unit tests/stack tests/notebooks
+
+test-web: $(READY) ## tests of the JavaScript (needs npm) and in a real browser (needs Chromium)
+	cd js && npm ci --no-audit --no-fund
+	$(BIN)/python -m pytest -m npm tests/unit
+	$(BIN)/python -m pytest tests/browser
 
 lab: $(READY) ## JupyterLab on notebooks/
 	$(BIN)/labvoice lab

@@ -117,7 +117,7 @@ def test_make_sets_up_from_the_lock_first(target: str, last: str) -> None:
         text=True,
     ).stdout.splitlines()
     assert any("pip sync" in line and "--require-hashes requirements.lock" in line for line in said)
-    assert said[-1] == last
+    assert said[-1].startswith(last)
 
 
 def test_uv_for_bare_machines_comes_from_the_lock(lock: dict[str, str], tmp_path: Path) -> None:
