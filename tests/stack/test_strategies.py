@@ -69,7 +69,7 @@ async def test_an_agent_that_nobody_joins_leaves(nameless: Lab) -> None:
     done = await nameless.dispatcher.dispatch("nobody-comes", "", timeout_s=15)
     assert await agents_in(nameless, "nobody-comes") == [done.agent_identity]
     async with asyncio.timeout(15):
-        while await agents_in(nameless, "nobody-comes"):  # noqa: ASYNC110
+        while await agents_in(nameless, "nobody-comes"):
             await asyncio.sleep(0.1)
     status = (await nameless.pool.statuses())[0]
     assert status.endings["nobody-comes"] == "nobody was in the room for 2 s"
