@@ -493,6 +493,32 @@ async def _up(
 
 
 @app.command()
+def doctor(
+    agent_name: AgentNameOption = None, llm: LlmOption = None, json_path: JsonOption = None
+) -> None:
+    """Is everything there, and does the agent really join? Prints ✓ or ✗ with a hint for each.
+
+    With LIVEKIT_URL set it looks at that server and at the workers that are registered there;
+    else it brings up a stack of its own. Exits 1 when anything is not as it should be.
+
+    Example: labvoice doctor --json doctor.json
+    """
+    _run(_doctor(agent_name, llm, json_path))
+
+
+async def _doctor(agent_name: str | None, llm: Llm | None, json_path: Path | None) -> int:
+    from labvoice.doctor import examine, to_json
+
+    overrides: dict[str, Any] = {"llm": llm}
+    if agent_name:
+        overrides["agent_name"] = agent_name
+    checks = await examine(load_settings(**overrides), lambda check: _say(str(check)))
+    result = to_json(checks)
+    _write_json(json_path, result)
+    return 0 if result["ok"] else 1
+
+
+@app.command()
 def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
     """One worker, anywhere, against LIVEKIT_URL; Ctrl-C ends it.
 

@@ -317,7 +317,12 @@ async def _serve(context: JobContext) -> None:
         agent.on_close()
         await memory.aclose()
 
+    left = asyncio.Event()
+
     def leave(reason: str) -> None:
+        if left.is_set():  # the session closes because the job ends: no second reason
+            return
+        left.set()
         report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
         context.shutdown(reason=reason)
 

@@ -15,7 +15,6 @@ from labvoice.agent.single import why_not
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings
 
-_MAX_JOBS = 100
 _IDLE_THREADS = 8
 
 
@@ -32,7 +31,7 @@ def make_light_server(settings: Settings, *, port: int) -> AgentServer:
     assert settings.livekit_api_secret
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,
-        load_fnc=lambda server: min(1.0, len(server.active_jobs) / _MAX_JOBS),
+        load_fnc=lambda server: min(1.0, len(server.active_jobs) / settings.max_jobs),
         load_threshold=0.99,
         num_idle_processes=_IDLE_THREADS,
         host="127.0.0.1",

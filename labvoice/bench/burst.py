@@ -18,7 +18,12 @@ from labvoice.errors import DispatchError
 
 _AGENT_NAME: Final = "light-agent"
 BURST_ARMS: Final = tuple(
-    Arm(name, agent_name=_AGENT_NAME, program="labvoice.agent.light")
+    Arm(
+        name,
+        agent_name=_AGENT_NAME,
+        program="labvoice.agent.light",
+        settings={"max_jobs": 64},  # capacity is not what is measured
+    )
     for name in ("plain", "confirmed")
 )
 """`plain` is the server's CreateDispatch and nothing more; `confirmed` is labvoice's dispatch."""

@@ -16,7 +16,7 @@ from tests.stack.test_dispatch import agents_in
 @pytest.fixture(scope="module")
 async def nameless() -> AsyncIterator[Lab]:
     """A lab whose one worker serves every room, and leaves after two seconds alone."""
-    async with Lab(llm="paced", workers=0) as lab:
+    async with Lab(llm="paced", workers=0, letta=False) as lab:
         await lab.add_workers(agent_name="", idle_timeout_s=2)
         yield lab
 

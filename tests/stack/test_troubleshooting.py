@@ -1,0 +1,232 @@
+"""Every entry of docs/troubleshooting.md is caused here, and says what is printed then."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from livekit import api
+from pydantic import SecretStr
+
+from labvoice import doctor
+from labvoice.dispatch import Dispatcher
+from labvoice.doctor import Check, examine, to_json
+from labvoice.errors import DispatchError, LabvoiceError
+from labvoice.job import JobMetadata
+from labvoice.lab import Lab
+from labvoice.settings import load_settings
+from labvoice.stack.processes import free_port
+from tests.stack.test_cli import server_of
+from tests.stack.test_dispatch import agents_in
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+ENTRIES = re.findall(r"^> (.+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def assert_documented(words: str, entry: str) -> None:
+    """The words that were printed hold the entry's, and the entry is in the document."""
+    assert entry in words
+    assert entry in ENTRIES
+
+
+@pytest.fixture(scope="module")
+async def bare() -> AsyncIterator[Lab]:
+    """A lab without any worker; the tests add faulty ones, in the order below."""
+    async with Lab(llm="paced", workers=0, letta=False) as lab:
+        yield lab
+
+
+async def failure(lab: Lab, agent_name: str, room: str, timeout_s: float = 4.0) -> DispatchError:
+    with pytest.raises(DispatchError) as caught:
+        await lab.dispatcher.dispatch(room, agent_name, timeout_s=timeout_s)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_every_entry_is_caused_by_a_test() -> None:
+    """The document has no entry that nothing here produces."""
+    caused = re.findall(r'"([^"]+)",?\s*\)  # entry', Path(__file__).read_text(encoding="utf-8"))
+    assert sorted(set(ENTRIES)) == sorted(set(caused))
+
+
+async def test_nobody_is_there(bare: Lab) -> None:
+    """Without a worker."""
+    error = await failure(bare, "some-agent", "nobody", timeout_s=1)
+    assert error.outcome == "no_worker"
+    assert_documented(error.observed, "no worker is registered")  # entry
+
+
+async def test_another_name_is_there(bare: Lab) -> None:
+    """With a worker of another name, which the server's log knows, wherever it runs."""
+    await bare.add_workers(agent_name="lite-agent", program="labvoice.agent.light", max_jobs=1)
+    error = await failure(bare, "light-agent", "misnamed", timeout_s=1)
+    assert error.outcome == "name_mismatch"
+    assert "'lite-agent'" in error.hint
+    assert_documented(error.observed, "no worker is registered as")  # entry
+
+
+async def test_the_request_is_refused(bare: Lab) -> None:
+    """With metadata that the agent does not know."""
+
+    class Odd(JobMetadata):
+        unknown: int = 1
+
+    with pytest.raises(DispatchError) as caught:
+        await bare.dispatcher.dispatch("odd", "lite-agent", metadata=Odd(), timeout_s=4)
+    assert caught.value.outcome == "rejected"
+    assert "unknown" in caught.value.observed
+    assert_documented(
+        caught.value.observed, "the worker's request handler refused the job"
+    )  # entry
+
+
+async def test_the_worker_is_full(bare: Lab) -> None:
+    """With a worker that may run one job, and runs it."""
+    await bare.dispatcher.dispatch("first", "lite-agent")
+    error = await failure(bare, "lite-agent", "second")
+    assert error.outcome == "worker_full"
+    assert_documented(error.observed, "is full")  # entry
+
+
+async def test_the_entrypoint_fails(bare: Lab) -> None:
+    """With an agent that raises before it joins."""
+    await bare.add_workers(agent_name="raising-agent", program="tests.stack.faulty_agent")
+    error = await failure(bare, "raising-agent", "raising", timeout_s=10)
+    assert error.outcome == "agent_lost"
+    assert_documented(error.observed, "ended before the agent stayed in the room")  # entry
+
+
+async def test_the_entrypoint_never_joins(bare: Lab) -> None:
+    """With an agent that takes the job and sleeps."""
+    await bare.add_workers(agent_name="sleeping-agent", program="tests.stack.faulty_agent")
+    error = await failure(bare, "sleeping-agent", "sleeping")
+    assert error.outcome == "join_timeout"
+    assert_documented(error.observed, "a worker took the job but")  # entry
+
+
+async def test_the_process_does_not_start(bare: Lab) -> None:
+    """With weights that vanish after the worker's first process has loaded them."""
+    (bare.settings.data_dir / "weights").write_text("weights", encoding="utf-8")
+    await bare.add_workers(agent_name="broken-agent", program="tests.stack.faulty_agent")
+    # The first job takes the process that is warm; the next one's cannot load any more.
+    await failure(bare, "broken-agent", "takes-the-warm-one", timeout_s=3)
+    error = await failure(bare, "broken-agent", "broken")
+    assert "the weights of the voice are gone" in error.observed
+    assert "last log lines" in error.observed
+    assert_documented(error.observed, "could start for the job")  # entry
+
+
+async def test_the_server_is_not_there() -> None:
+    """With an address at which nobody listens."""
+    url = f"ws://127.0.0.1:{free_port()}"
+    async with Dispatcher(url, "key", SecretStr("s" * 32)) as dispatcher:
+        with pytest.raises(LabvoiceError) as caught:
+            await dispatcher.dispatch("room", "agent", timeout_s=2)
+    assert_documented(caught.value.observed, "no LiveKit server answers at")  # entry
+
+
+async def test_the_secret_is_wrong(bare: Lab) -> None:
+    """With a secret that is not the server's."""
+    assert bare.settings.livekit_url
+    assert bare.settings.livekit_api_key
+    wrong = SecretStr("wrong-secret-wrong-secret-wrong-secret")
+    address = (bare.settings.livekit_url, bare.settings.livekit_api_key, wrong)
+    async with Dispatcher(*address) as dispatcher:
+        with pytest.raises(LabvoiceError) as caught:
+            await dispatcher.dispatch("room", "agent", timeout_s=2)
+    assert_documented(caught.value.observed, "refuses the key or the secret")  # entry
+
+
+async def test_a_token_is_ignored(lab: Lab) -> None:
+    """With a room that is there before the token's bearer."""
+    await lab.dispatcher.api.room.create_room(api.CreateRoomRequest(name="was-there"))
+    call = await lab.call("was-there", strategy="token")
+    await lab.end_call(call)
+    assert_documented(call.notice, "so the server ignored the agent that the token names")  # entry
+
+
+async def test_an_agent_leaves_an_empty_room(lab: Lab) -> None:
+    """With a caller who never comes."""
+    await lab.add_workers(agent_name="impatient-agent", idle_timeout_s=1)
+    await lab.dispatch("stood-up", "impatient-agent")
+    async with asyncio.timeout(15):
+        while await agents_in(lab, "stood-up"):
+            await asyncio.sleep(0.1)
+    (reason,) = [
+        status.endings["stood-up"]
+        for status in await lab.pool.statuses()
+        if "stood-up" in status.endings
+    ]
+    assert_documented(reason, "nobody was in the room for")  # entry
+
+
+async def checks_of(lab: Lab, monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, Check]:
+    """Runs the doctor against a lab's server, with these settings besides."""
+    for name, value in {**server_of(lab), **env}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor, "HTTP_PORT", free_port())
+    return {check.name: check for check in await examine(load_settings())}
+
+
+async def test_the_doctor_finds_a_sound_lab_sound(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every check passes, and an agent of the lab's worker joined."""
+    checks = await checks_of(lab, monkeypatch, LABVOICE_LLM="paced")
+    assert [str(check) for check in checks.values() if check.ok is not True] == []
+    assert set(checks) >= {"versions", "memory", "http", "livekit", "key", "speech", "dispatch"}
+    assert "joined a scratch room" in checks["dispatch"].observed
+    assert to_json(list(checks.values()))["ok"]
+
+
+async def test_the_doctor_finds_what_is_missing(bare: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model, no Letta and no worker: each is one line with a hint, and the rest goes on."""
+    dead = f"http://127.0.0.1:{free_port()}"
+    checks = await checks_of(
+        bare, monkeypatch, OPENAI_BASE_URL=dead, LABVOICE_LLM="openai", LETTA_BASE_URL=dead
+    )
+    assert_documented(checks["model"].observed, "no model answers at")  # entry
+    assert_documented(checks["letta"].observed, "no Letta server answers at")  # entry
+    failed = {name for name, check in checks.items() if check.ok is False}
+    assert failed == {"model", "letta", "dispatch"}
+    assert all(checks[name].hint for name in failed)
+    assert str(checks["model"]).startswith("✗ model")
+    assert not to_json(list(checks.values()))["ok"]
+
+
+async def test_the_doctor_tells_a_wrong_key_from_a_dead_server(
+    bare: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a wrong secret the server is there, the key is refused, and nothing is dispatched."""
+    checks = await checks_of(bare, monkeypatch, LIVEKIT_API_SECRET="x" * 32, LABVOICE_LLM="paced")
+    assert checks["livekit"].ok
+    assert checks["key"].ok is False
+    assert checks["dispatch"].ok is None
+
+
+async def test_the_doctor_finds_a_stranger_on_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a program that answers nonsense where the HTTP service would."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ready\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    monkeypatch.setattr(doctor, "HTTP_PORT", server.sockets[0].getsockname()[1])
+    async with server:
+        with pytest.raises(LabvoiceError) as caught:
+            await doctor._http_service()
+    assert_documented(
+        caught.value.observed, "something that is not labvoice listens on port"
+    )  # entry
+
+
+async def test_the_doctor_finds_that_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a need that this machine cannot meet."""
+    monkeypatch.setattr(doctor, "_MIN_FREE_BYTES", 2**60)
+    with pytest.raises(LabvoiceError, match="only") as caught:
+        await doctor._memory()
+    assert_documented(caught.value.observed, "GiB of memory are free")  # entry
