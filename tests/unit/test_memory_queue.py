@@ -21,13 +21,9 @@ from labvoice.letta import AgentMissingError, new_client
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 
-<<<<<<< HEAD
 TIMEOUT_S = 60.0
-=======
-TIMEOUT_S = 20.0
 A = "agent-00000000-0000-4000-8000-00000000000a"
 B = "agent-00000000-0000-4000-8000-00000000000b"
->>>>>>> 336d7df (Memory in real calls is tested; turns put under a name, letta-mode turns and last words are never lost; a run is cancelled by its id)
 
 
 @pytest.fixture
