@@ -136,6 +136,23 @@ async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str)
             assert answer.status_code in (401, 403), call
 
 
+async def test_a_token_may_bring_its_agent(client: httpx.AsyncClient, room: str) -> None:
+    """With the strategy `token` the agent comes without another request, as the caller joins."""
+    wish = {"room": room, "identity": "ada", "strategy": "token"}
+    token = (await client.post("/api/token", json=wish)).json()
+    caller = rtc.Room()
+    await caller.connect(token["url"], token["token"])
+    try:
+        async with asyncio.timeout(20):
+            while sorted((await people(client, room)).values()) != ["agent", "standard"]:
+                await asyncio.sleep(0.1)
+        done = (await client.post("/api/dispatch-agent", json={"room": room})).json()
+        assert done["success"]
+        assert len(await people(client, room)) == 2
+    finally:
+        await caller.disconnect()
+
+
 async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:
     """With everything up, each dependency's check is good and in the metrics."""
     answer = await client.get("/readyz")
