@@ -156,10 +156,12 @@ async def delete_dispatch(
 
 @router.post("/api/token", tags=["calls"], responses=_errors(*_KEYED))
 async def token(
-    body: m.TokenRequest, request: Request, service: TheService, _: TokenTaking
+    body: m.TokenRequest, request: Request, service: TheService, who: TokenTaking
 ) -> m.TokenAnswer:
     """Issues a token for one room and identity, for minutes. Needs the permission `token`."""
-    answer = service.backend.token(body.room, body.identity)
+    if body.strategy == "token":
+        who.require("dispatch")
+    answer = await service.backend.token(body)
     request.state.facts |= {"room": answer.room, "identity": answer.identity}
     service.metrics.tokens.inc()
     return answer

@@ -19,6 +19,7 @@ from labvoice.web.models import (
     DispatchRequest,
     RoomFacts,
     TokenAnswer,
+    TokenRequest,
 )
 
 
@@ -49,7 +50,7 @@ class Backend(Protocol):
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts exactly one agent into a room; the trace goes on in its job."""
 
-    def token(self, room: str | None, identity: str | None) -> TokenAnswer:
+    async def token(self, wish: TokenRequest) -> TokenAnswer:
         """Returns a token for one room and one identity; names are made up where None."""
 
     async def agents(self) -> AgentsAnswer:

@@ -30,6 +30,7 @@ from labvoice.web.models import (
     RoomFacts,
     RoomParticipant,
     TokenAnswer,
+    TokenRequest,
 )
 
 _ROOMS_AT_ONCE: Final = 8
@@ -77,12 +78,19 @@ class LabBackend:
             timeout_s=wish.timeout_s,
         )
 
-    def token(self, room: str | None, identity: str | None) -> TokenAnswer:
-        """Returns a token for one room and one identity."""
-        room = room or f"web-{secrets.token_hex(4)}"
-        identity = identity or f"user-{secrets.token_hex(4)}"
+    async def token(self, wish: TokenRequest) -> TokenAnswer:
+        """Returns a token for one room and identity; strategy `token` brings the agent with it."""
+        room = wish.room or f"web-{secrets.token_hex(4)}"
+        identity = wish.identity or f"user-{secrets.token_hex(4)}"
+        agent = None
+        if wish.strategy == "token":
+            metadata = await self._lab._metadata(wish.letta_agent_id, None)
+            agent = api.RoomAgentDispatch(
+                agent_name=self.agent_name,
+                metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
+            )
         return TokenAnswer(
-            token=caller_token(self._key, self._secret, room, identity),
+            token=caller_token(self._key, self._secret, room, identity, agent),
             url=self._url,
             room=room,
             identity=identity,
@@ -198,7 +206,7 @@ class LabBackend:
     async def _check_livekit(self) -> str:
         async with self._lab.dispatcher._server_errors():
             listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
-        return f"answers and accepts the key; {len(listed.rooms)} rooms"
+        return f"answers and accepts the key; rooms: {len(listed.rooms)}"
 
     async def _check_workers(self) -> str:
         workers = [w for w in await self.workers() if w.agent_name == self.agent_name]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
+from labvoice.dispatch import Strategy
 from labvoice.job import check_name
 from labvoice.stages import (
     AGENT_TURN_STAGES,
@@ -43,7 +44,6 @@ Identity = Annotated[
 LettaAgentId = Annotated[str, Field(min_length=1, max_length=128)]
 DispatchId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 CallId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
-Strategy = Literal["sequential", "concurrent", "token", "ahead"]
 Permission = Literal["dispatch", "token", "read", "admin"]
 if TYPE_CHECKING:
     Outcome = str
@@ -137,7 +137,9 @@ class TokenRequest(Body):
     identity: Identity | None = None
     letta_agent_id: LettaAgentId | None = None
     strategy: Strategy | None = Field(
-        None, description="`token` names the agent in the token; others leave it out."
+        None,
+        description="`token` lets the server dispatch the agent as the token's bearer makes the "
+        "room, and needs the permission `dispatch` too; others leave the agent out.",
     )
 
 

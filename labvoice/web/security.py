@@ -43,6 +43,20 @@ class Principal:
     name: str
     permissions: frozenset[Permission]
 
+    def require(self, needed: Permission) -> None:
+        """Checks a permission.
+
+        Raises:
+            HttpError: 403 when it is missing.
+        """
+        if needed not in self.permissions:
+            raise HttpError(
+                403,
+                "forbidden",
+                f"the key {self.name!r} has no permission `{needed}`",
+                "use another key, or grant it in LABVOICE_API_KEYS",
+            )
+
 
 @dataclass(frozen=True)
 class _Key:
@@ -187,13 +201,7 @@ class Gate:
         """
         principal = self._who(request)
         self._limit(self._requests, (principal.name, _address(request)))
-        if needed not in principal.permissions:
-            raise HttpError(
-                403,
-                "forbidden",
-                f"the key {principal.name!r} has no permission `{needed}`",
-                "use another key, or grant it in LABVOICE_API_KEYS",
-            )
+        principal.require(needed)
         return principal
 
     def exchange(self, request: Request, key: str) -> Principal:

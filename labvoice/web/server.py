@@ -20,9 +20,8 @@ REQUEST_READ_S: Final = 10.0
 arrived whole; uvicorn itself would wait for ever."""
 KEEP_ALIVE_S: Final = 75
 MAX_CONNECTIONS: Final = 4096
-GRACE_S: Final = 15
-"""So long the end waits for requests that are being answered; a dispatch takes at most 10 s
-unless more was asked for."""
+GRACE_S: Final = 32
+"""So long the end waits for requests that are being answered; a dispatch takes 30 s at most."""
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _START_TIMEOUT_S: Final = 10.0
 

@@ -31,6 +31,7 @@ from labvoice.web.models import (
     DispatchRequest,
     RoomFacts,
     TokenAnswer,
+    TokenRequest,
 )
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
@@ -89,12 +90,12 @@ class StubBackend:
             marks={"dispatch_requested": requested_s, "dispatch_acknowledged": done_s},
         )
 
-    def token(self, room: str | None, identity: str | None) -> TokenAnswer:
+    async def token(self, wish: TokenRequest) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
         # Importing the caller takes seconds, which a restart under load has not got.
         from labvoice.caller.call import TOKEN_LIFETIME, caller_token
 
-        room, identity = room or "stub-room", identity or "stub-user"
+        room, identity = wish.room or "stub-room", wish.identity or "stub-user"
         return TokenAnswer(
             token=caller_token(self.api_key, self.api_secret, room, identity),
             url=self.media_url,

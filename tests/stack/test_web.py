@@ -43,7 +43,7 @@ async def room(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A room's name; the room is deleted and the worker warm again after the test."""
     name = f"web-{request.node.name}"
     yield name
-    with contextlib.suppress(api.TwirpError):  # some tests leave no room to delete
+    with contextlib.suppress(api.TwirpError):  # cleaned away
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=name))
     await lab.settle()
 
@@ -134,6 +134,23 @@ async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str)
                 headers={"Authorization": f"Bearer {token['token']}"},
             )
             assert answer.status_code in (401, 403), call
+
+
+async def test_a_token_may_bring_its_agent(client: httpx.AsyncClient, room: str) -> None:
+    """With the strategy `token` the agent comes without another request, as the caller joins."""
+    wish = {"room": room, "identity": "ada", "strategy": "token"}
+    token = (await client.post("/api/token", json=wish)).json()
+    caller = rtc.Room()
+    await caller.connect(token["url"], token["token"])
+    try:
+        async with asyncio.timeout(20):
+            while sorted((await people(client, room)).values()) != ["agent", "standard"]:
+                await asyncio.sleep(0.1)
+        done = (await client.post("/api/dispatch-agent", json={"room": room})).json()
+        assert done["success"]
+        assert len(await people(client, room)) == 2
+    finally:
+        await caller.disconnect()
 
 
 async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:

@@ -189,6 +189,15 @@ def test_a_token_is_for_one_room_and_identity_with_least_grants_for_minutes() ->
     }
 
 
+def test_a_token_that_dispatches_needs_both_permissions() -> None:
+    """The strategy `token` is refused to a key that may not dispatch."""
+    only_token = "only-token-key-0123456789"
+    client = client_with(api_keys=SecretStr(f"kiosk:token:{only_token}"))
+    for strategy, status in (("token", 403), ("concurrent", 200)):
+        answer = client.post("/api/token", headers=bearer(only_token), json={"strategy": strategy})
+        assert answer.status_code == status
+
+
 def test_nobody_gets_a_token_as_an_agent() -> None:
     """An identity that agents are known by is refused."""
     answer = client_with().post("/api/token", headers=OWNER, json={"identity": "agent-AJ_1"})

@@ -30,8 +30,9 @@ const TURN_METRICS = new Set(
     "llm_node_ttfs tts_node_ttfb playback_latency e2e_latency").split(" "),
 );
 const STRATEGIES = [
-  { name: "concurrent", title: "dispatch while connecting", when: "during" },
-  { name: "sequential", title: "connect, then dispatch", when: "after" },
+  { name: "concurrent", title: "While the browser connects", when: "during" },
+  { name: "sequential", title: "After the microphone is on", when: "after" },
+  { name: "token", title: "Named in the access token", when: "after" },
 ];
 
 async function ask(method, path, body) {

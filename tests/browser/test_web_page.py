@@ -1,0 +1,153 @@
+"""The service's page `/debug` in a real browser: sign-in, a whole call, phone, keyboard, axe."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+from pydantic import SecretStr
+
+from labvoice.caller.voice import Utterance
+from labvoice.lab import Lab
+from labvoice.web.app import create_app
+from labvoice.web.lab_backend import LabBackend
+from labvoice.web.security import Keyring
+from labvoice.web.server import HttpServer, bind_port
+from labvoice.web.settings import WebSettings
+
+KEY = "browser-test-key-0123456789"
+MICROPHONE = Path(__file__).with_name("fake_microphone.js")
+PHONE: dict[str, Any] = {"width": 360, "height": 740}
+DESK: dict[str, Any] = {"width": 1280, "height": 1100}
+AUDIBLE_RMS = 0.01
+
+
+@pytest.fixture(scope="module")
+async def address() -> AsyncIterator[str]:
+    """A service over a real lab with one worker."""
+    settings = WebSettings(api_key=SecretStr(KEY))
+    async with Lab(llm="paced", letta=False) as lab:
+        app = create_app(LabBackend(lab), settings, Keyring(settings))
+        async with HttpServer(app, bind_port("127.0.0.1", 0)) as server:
+            yield f"http://127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def page_of(browser: Browser, size: dict[str, Any]) -> AsyncIterator[Page]:
+    """A page that fails the test when its console or its policy has something to complain of."""
+    context = await browser.new_context(viewport=size)  # type: ignore[arg-type]
+    await context.add_init_script(path=MICROPHONE)
+    page = await context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            troubles.append(message.text)
+            if message.type == "error" and "status of 401" not in message.text
+            else None
+        ),
+    )
+    try:
+        yield page
+    finally:
+        await context.close()
+    assert troubles == []
+
+
+async def serious(page: Page) -> list[str]:
+    """What axe finds that is serious or worse."""
+    results = await Axe().run(page)
+    return [
+        f"{violation['id']}: {violation['nodes'][0]['html']}"
+        for violation in results.response["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+async def test_the_key_leaves_the_address_bar(chromium: Browser, address: str) -> None:
+    """The printed URL signs in, and the key is in no URL, history entry or script's reach after."""
+    async with page_of(chromium, DESK) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{address}/debug#key={KEY}")
+        await expect(page.locator("#lights")).to_contain_text("livekit: ok")
+        assert page.url == f"{address}/debug"
+        assert all(KEY not in url for url in asked)
+        assert await page.evaluate("document.cookie") == ""
+        assert KEY not in await page.content()
+        await page.reload()
+        await expect(page.locator("#lights")).to_contain_text("workers: ok")
+
+
+async def test_without_a_key_the_page_asks_for_it(chromium: Browser, address: str) -> None:
+    """By keyboard alone: a wrong key is told so, the right one opens the page."""
+    async with page_of(chromium, PHONE) as page:
+        await page.goto(f"{address}/debug")
+        field = page.get_by_label("Key of this service")
+        await expect(field).to_be_focused()
+        assert await serious(page) == []
+        await page.keyboard.type("wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("status").first).to_contain_text("no key that is in force")
+        await field.fill(KEY)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Connect")).to_be_visible()
+
+
+async def test_a_call_from_the_page(
+    chromium: Browser, address: str, recorded: list[Utterance], pictures: Path
+) -> None:
+    """Connect, hear the greeting, talk, type, diagnose, hang up; the marks reach the service."""
+    async with page_of(chromium, DESK) as page:
+        await page.goto(f"{address}/debug#key={KEY}")
+        await page.get_by_role("button", name="Connect").click()
+        log, talk = page.locator(".lv-log"), page.locator(".lv-talk")
+        await expect(log).to_contain_text("start speaking", timeout=30_000)
+        assert await page.evaluate("loudness", 2500) > AUDIBLE_RMS
+        spoken = base64.b64encode(recorded[0].samples.tobytes()).decode()
+        await page.evaluate("speak", spoken)
+        await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=20_000)
+        await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=20_000)
+        await expect(page.locator(".lv-phase")).to_have_text("the agent listens", timeout=30_000)
+        await page.get_by_label("Type to the agent").fill("Tell me more.")
+        await page.keyboard.press("Enter")
+        await expect(talk.locator(".lv-agent")).to_have_count(3, timeout=20_000)
+        for stage in ("join", "connection", "time_to_greeting", "voice_to_voice"):
+            await expect(page.locator(".lv-waterfall")).to_contain_text(stage)
+        await page.get_by_role("button", name=re.compile("diagnose|check", re.I)).last.click()
+        await expect(page.locator(".lv-checks")).to_contain_text("livekit")
+        assert await serious(page) == []
+        await page.screenshot(path=pictures / "page.png", full_page=True)
+        await page.get_by_role("button", name="Hang up").click()
+        await expect(page.locator(".lv-phase")).to_have_text("Call ended")
+        text = await page.evaluate("fetch('/metrics').then((answer) => answer.text())")
+        for stage in ("connection", "voice_to_voice", "e2e_latency"):
+            assert f'labvoice_stage_seconds_count{{stage="{stage}"}}' in text
+
+
+async def test_the_page_fits_a_phone(chromium: Browser, address: str, pictures: Path) -> None:
+    """On a phone nothing is wider than the screen, and axe finds nothing serious."""
+    async with page_of(chromium, PHONE) as page:
+        await page.goto(f"{address}/debug#key={KEY}")
+        await expect(page.get_by_role("button", name="Connect")).to_be_visible()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert await serious(page) == []
+        await page.screenshot(path=pictures / "page-phone.png", full_page=True)
+
+
+async def test_the_api_page_needs_no_network(chromium: Browser, address: str) -> None:
+    """Swagger UI shows every route, and asks nobody but the service."""
+    async with page_of(chromium, DESK) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{address}/docs")
+        await expect(page.get_by_text("/api/dispatch-agent")).to_be_visible()
+        assert all(url.startswith((address, "data:")) for url in asked)
