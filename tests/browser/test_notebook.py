@@ -109,6 +109,16 @@ async def test_a_call_with_the_browsers_microphone(
         await expect(widget.locator(".lv-phase")).to_have_text("Call ended")
         await widget.screenshot(path=pictures / "ended.png")
 
+        # What the browser has measured is in the kernel, in the columns of every run.
+        await page.locator(".jp-Cell", has_text="print(button.call)").click()
+        await page.keyboard.press("Shift+Enter")
+        measured = page.locator(".jp-Cell", has_text="print(button.call)")
+        await expect(measured).to_contain_text("<BrowserCall ended outcome=ok turns=2>")
+        await expect(measured).to_contain_text("voice to voice")
+        await expect(measured).to_contain_text("time_to_greeting")
+        await page.keyboard.press("Shift+Enter")
+
+        await widget.scroll_into_view_if_needed()
         await widget.get_by_role("button", name="Connect again").click()
         await expect(log).to_contain_text("start speaking", timeout=30_000)
         await widget.get_by_role("button", name="Hang up").click()
