@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 (with pip, where uv is missing) and make.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-web lab env lint lock clean
+.PHONY: help demo test test-web lab docs env lint lock clean
 SHELL := /bin/sh
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
@@ -32,6 +32,9 @@ test-web: $(READY) ## tests of the JavaScript (needs npm) and in a real browser 
 
 lab: $(READY) ## JupyterLab on notebooks/
 	$(BIN)/labvoice lab
+
+docs: $(READY) ## docs/_build, with the notebooks executed
+	LABVOICE_DOCS_EXECUTE=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 env: $(READY) ## make or update .venv from requirements.lock
 

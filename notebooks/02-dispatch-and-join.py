@@ -25,7 +25,7 @@
 # 5. the others are told of the agent, at once if it publishes a track, else up to 3 s later.
 
 # %% tags=["parameters"]
-trials = 5
+trials = 4
 
 # %%
 import asyncio
@@ -33,7 +33,7 @@ import time
 
 import pandas as pd
 from IPython.display import display
-from livekit import rtc
+from livekit import api, rtc
 
 from labvoice.caller.call import caller_token
 from labvoice.errors import DispatchError
@@ -83,6 +83,7 @@ first = await lab.dispatch("twice")
 again = await lab.dispatch("twice")
 print(first.agent_identity)
 print(again.agent_identity, "— the same one, dispatches made:", again.attempts)
+await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="twice"))
 
 # %% [markdown]
 # ## 4. The 200 ms poll

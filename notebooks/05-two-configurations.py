@@ -16,17 +16,12 @@
 #
 # "It feels faster" is not a measurement, and neither is one number from this morning beside one
 # from now: the machine was busier, the sentence was longer, the turn detector had a bad day. This
-# notebook changes **one** thing, keeps everything else, and says how sure the difference is.
-#
-# What we change: the silence after which a turn may end (`min_endpointing_delay_s`). It is the
-# first knob that everybody turns, and it has a price, which is counted below: a pause inside a
-# sentence is taken for its end.
+# notebook changes **one** thing at a time, keeps everything else, and says how sure the
+# difference is.
 
 # %% tags=["parameters"]
+trials = 3
 calls = 2
-turns_each = 2
-base_delay_s = 0.8
-new_delay_s = 0.3
 
 # %%
 from IPython.display import display
@@ -35,21 +30,55 @@ from labvoice.bench.compare import compare
 from labvoice.lab import Lab
 from labvoice.report import plots
 
+lab = await Lab(llm="paced", letta=False, progress=print).start()
 
+# %% [markdown]
+# ## 1. In one run: when to dispatch
+#
+# Configurations that can live side by side are **arms** of one run, interleaved in an order drawn
+# anew for each round, so that a busy moment hits all alike. Here: the agent is dispatched after
+# the caller has connected (`sequential`), while it connects (`concurrent`), or by the server
+# itself, because the access token names it (`token`).
+
+# %%
+run = await lab.bench.connect(trials, arms="sequential,concurrent,token", progress=print)
+run
+
+# %%
+plots.distributions(run)
+
+# %% [markdown]
+# `ready` runs from the request, `connection` from the click: the request goes out earlier, takes
+# as long as before, and ends earlier for the user. The ratios compare each arm with the first:
+
+# %%
+for pair, stages in run.ratios().items():
+    print(pair, "connection:", stages["connection"])
+
+# %%
+await lab.stop()
+
+# %% [markdown]
+# ## 2. In two runs: when a turn ends
+#
+# A setting of the worker can be compared across two runs as well, this morning's and now's. What
+# we change is the silence after which a turn may end. It is the first knob that everybody turns,
+# and it has a price: a pause inside a sentence is taken for its end.
+
+
+# %%
 async def measure(delay_s):
     async with Lab(
         llm="paced", letta=False, min_endpointing_delay_s=delay_s, max_endpointing_delay_s=1.0
     ) as lab:
         print(f"delay {delay_s} s")
-        return await lab.bench.turns(calls, turns=turns_each, warmup=0, progress=print)
+        return await lab.bench.turns(calls, turns=1, warmup=0, progress=print)
 
 
-base = await measure(base_delay_s)
-new = await measure(new_delay_s)
+base = await measure(0.8)
+new = await measure(0.3)
 
 # %% [markdown]
-# ## 1. The comparison
-#
 # The ratio of the medians with a bootstrap interval over calls, and the Mann–Whitney test. With as
 # few calls as here it will often say that it is not sure; that is the right answer. Runs that were
 # taken on different machines are refused unless you insist.
@@ -63,11 +92,11 @@ display(plots.distributions(base))
 display(plots.distributions(new))
 
 # %% [markdown]
-# ## 2. The price
+# The price:
 
 # %%
-for name, run in (("base", base), ("new", new)):
-    print(f"{name}: {run.recognition}")
+for name, each in (("0.8 s", base), ("0.3 s", new)):
+    print(f"{name}: {each.recognition}")
 
 # %% [markdown]
 # ## 3. As a gate

@@ -35,6 +35,7 @@ const RPC_CLOCK = "labvoice.clock"; // labvoice/stages.py has all three
 const RPC_MARKS = "labvoice.marks";
 const RPC_INTERRUPT = "labvoice.interrupt";
 const RPC_TIMEOUT_MS = 2000;
+const LAST_FIGURES_MS = 500;
 const CLOCK_ROUNDS = 5;
 const RECORD_EVERY_MS = 300;
 
@@ -425,7 +426,8 @@ export class Session {
   async hangUp(): Promise<void> {
     if (!this.connected) return;
     this.say("hung up");
-    await this.fetchWorker();
+    const patience = new Promise((done) => setTimeout(done, LAST_FIGURES_MS));
+    await Promise.race([this.fetchWorker(), patience]);
     this.send({ type: "hang_up" });
     await this.close();
   }
