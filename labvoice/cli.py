@@ -244,7 +244,7 @@ def bench_burst(
 async def _burst(json_path: Path | None, **options: Any) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, workers=0, llm="paced", letta=False) as lab:
+    async with Lab(progress=_say, workers=0, llm="paced", letta=False, supervise=False) as lab:
         run = await lab.bench.burst(command=_command(), progress=_say, **options)
     _say(repr(run))
     result = run.to_json()
@@ -298,12 +298,47 @@ async def _bench_http(
     return 1 if result["failed"] or facts.lost or facts.doubled else 0
 
 
+@bench_app.command("failover")
+def bench_failover(
+    trials: TrialsOption = 10,
+    kill: Annotated[
+        str, typer.Option("--kill", help="Kinds of death: job, worker, hang.")
+    ] = "job,worker,hang",
+    workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Kills agents in their calls and measures how soon another one listens.
+
+    Example: labvoice bench failover --trials 10 --kill job,worker,hang
+    """
+    _run(_bench_failover(trials, kill, workers, llm, out, json_path))
+
+
+async def _bench_failover(
+    trials: int, kill: str, workers: int, llm: Llm | None, out: Path | None, json_path: Path | None
+) -> int:
+    from labvoice.bench.failover import parse_kills
+    from labvoice.lab import Lab
+
+    parse_kills(kill)
+    async with Lab(progress=_say, llm=llm, workers=workers, letta=False) as lab:
+        run = await lab.bench.failover(
+            trials, kills=kill, out=out, command=_command(), progress=_say
+        )
+    _say(repr(run))
+    result = run.to_json()
+    _write_json(json_path, result)
+    return 1 if result["failed"] else 0
+
+
 async def _bench(
     kind: str, llm: Llm | None, json_path: Path | None, *, letta: bool = False, **options: Any
 ) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, llm=llm, letta=letta, fresh=True) as lab:
+    async with Lab(progress=_say, llm=llm, letta=letta, fresh=True, supervise=False) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=_command(), progress=_say, **options)
     _say(repr(run))
@@ -360,7 +395,7 @@ async def _call(
     from labvoice.lab import Lab
 
     recordings = [load_wav(path) for path in wav]
-    async with Lab(progress=_say, llm=llm, letta=letta_agent is not None) as lab:
+    async with Lab(progress=_say, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
         if letta_agent is not None:
             await lab.letta_server.until_up()
@@ -530,7 +565,7 @@ async def _doctor(agent_name: str | None, llm: Llm | None, json_path: Path | Non
 
 @app.command()
 def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
-    """One worker, anywhere, against LIVEKIT_URL; Ctrl-C ends it.
+    """One worker, anywhere, against LIVEKIT_URL; Ctrl-C lets its calls end, twice does not.
 
     Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
     """
@@ -549,11 +584,17 @@ async def _worker(agent_name: str | None, llm: Llm | None) -> int:
             "a worker needs a LiveKit server to register with",
             "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
         )
-    async with Lab(progress=_say, settings=settings, letta=bool(settings.letta_base_url)) as lab:
+    async with Lab(
+        progress=_say, settings=settings, letta=bool(settings.letta_base_url), supervise=False
+    ) as lab:
         _say(repr(lab))
-        process = lab.pool.workers[0].process
-        status = await process.wait()
-        _say(f"the worker ended with status {status}\n{process.log_tail()}")
+        try:
+            await lab.pool.ended()
+        except asyncio.CancelledError:
+            _say("no more jobs are taken; what runs may end, a second signal ends it at once")
+            await lab.pool.drain()
+            raise
+        _say(f"the worker ended for good\n{lab.pool.events.to_string()}")
     return 1
 
 

@@ -30,8 +30,8 @@ from labvoice.errors import (
 from labvoice.settings import Settings
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
+from labvoice.stack.pool import Pool
 from labvoice.stack.processes import require_free_port
-from labvoice.stack.workers import Pool
 
 HTTP_PORT: Final = 9000
 _PACKAGES: Final = ("labvoice", "livekit", "livekit-agents", "livekit-api", "onnxruntime")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Literal
 
 from livekit.protocol.agent_dispatch import AgentDispatch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from labvoice.errors import MetadataError, RoomNameError
 from labvoice.settings import Mode
@@ -18,6 +18,19 @@ ATTRIBUTE_WORKER_ID = "labvoice.worker_id"
 """Participant attribute by which an agent tells which worker runs it."""
 ATTRIBUTE_MEMORY = "labvoice.memory"
 """Participant attribute by which an agent tells how its memory stands."""
+ATTRIBUTE_BEAT = "labvoice.beat"
+"""Participant attribute that counts up while the agent's process lives and its loop turns."""
+ATTRIBUTE_HISTORY = "labvoice.history"
+"""Participant attribute with the conversation so far, as :func:`pack_history` writes it."""
+ATTRIBUTE_LEAVING = "labvoice.leaving"
+"""Participant attribute by which an agent that leaves on purpose says why."""
+
+MAX_HISTORY_BYTES = 3000
+"""Bound of the packed history. The server sends an agent's attributes, and so the history, to
+everybody in the room with each beat: it has to stay small beside the audio."""
+MAX_HISTORY_MESSAGES = 40
+MAX_TEXT_LENGTH = 1000
+"""Characters of one message in the history."""
 
 IN_FLIGHT_S: Final = 10.0
 """A dispatch that is older and has no agent is left over, not under way: the server asks the
@@ -47,6 +60,26 @@ def check_name(name: str, what: str = "room name") -> str:
     return name
 
 
+class Said(BaseModel):
+    """One finished message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["user", "assistant"]
+    text: str = Field(max_length=MAX_TEXT_LENGTH)
+
+
+class Resume(BaseModel):
+    """What an agent needs to go on where a lost one stopped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history: list[Said] = Field(default_factory=list, max_length=MAX_HISTORY_MESSAGES)
+    """The conversation so far, oldest first; may be cut at its beginning."""
+    avoid_workers: list[str] = Field(default_factory=list, max_length=64)
+    """Ids of workers that shall leave this job to a better one."""
+
+
 class JobMetadata(BaseModel):
     """The metadata of a dispatch; unknown keys are refused, so that a typo is not ignored."""
 
@@ -58,6 +91,8 @@ class JobMetadata(BaseModel):
     """How this call uses Letta; the worker's setting when not given."""
     traceparent: str | None = Field(None, pattern=r"^[0-9a-f-]{55}$")
     """W3C trace that the job's spans belong to."""
+    resume: Resume | None = None
+    """Set when the agent takes the place of one that was lost."""
 
 
 def parse_metadata(text: str) -> JobMetadata:
@@ -108,3 +143,29 @@ def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: s
     if mine is not ours[0] and age_s < IN_FLIGHT_S:
         return f"dispatch {ours[0].id} came first"
     return ""
+
+
+_HISTORY: TypeAdapter[list[Said]] = TypeAdapter(list[Said])
+
+
+def pack_history(messages: Iterable[Said]) -> str:
+    """Writes a conversation as JSON of at most :data:`MAX_HISTORY_BYTES`; the newest is kept.
+
+    Args:
+        messages: Oldest first.
+    """
+    kept: list[Said] = []
+    for message in reversed(list(messages)):
+        longer = [message, *kept]
+        if len(kept) == MAX_HISTORY_MESSAGES or len(_HISTORY.dump_json(longer)) > MAX_HISTORY_BYTES:
+            break
+        kept = longer
+    return _HISTORY.dump_json(kept).decode()
+
+
+def unpack_history(text: str) -> list[Said]:
+    """Reads what :func:`pack_history` wrote; what cannot be read counts as no history."""
+    try:
+        return _HISTORY.validate_json(text or "[]")[-MAX_HISTORY_MESSAGES:]
+    except ValidationError:
+        return []  # written by another version: a call goes on without it

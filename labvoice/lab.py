@@ -21,6 +21,7 @@ from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy
+from labvoice.dispatch.supervisor import Supervisor
 from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
@@ -28,8 +29,9 @@ from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
+from labvoice.stack.pool import Pool
 from labvoice.stack.processes import ManagedProcess
-from labvoice.stack.workers import AGENT_PROGRAM, Pool
+from labvoice.stack.workers import AGENT_PROGRAM
 from labvoice.weights import WeightName, require
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ class Lab:
         letta: Whether agents have memory: by the Letta server that the settings name, or by an
             embedded one, which the lab starts and does not wait for.
         fresh: Start the embedded Letta with an empty database that is deleted at the end.
+        supervise: Whether agents that are lost are replaced; see
+            :mod:`labvoice.dispatch.supervisor`.
         settings: All settings; read from the environment and `.env` when not given.
         progress: Told what is being done, a line each.
         webhook_url: Where the LiveKit server, if it is ours, sends its webhooks.
@@ -105,6 +109,7 @@ class Lab:
         settings: What is in force, addresses of started parts included.
         bench: Benchmarks: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`.
         pool: The workers.
+        supervisor: Replaces agents that are lost; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
         recent_calls: The last 50 calls, the browser's among them, oldest first.
     """
@@ -115,6 +120,7 @@ class Lab:
         workers: int = 1,
         letta: bool = True,
         fresh: bool = False,
+        supervise: bool = True,
         settings: Settings | None = None,
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
@@ -124,11 +130,13 @@ class Lab:
             raise UsageError("give either settings or single ones", "put them all in `settings`")
         self.settings = settings or load_settings(**overrides)
         self.pool = Pool()
+        self.supervisor: Supervisor | None = None
         self.bench = Bench(self)
         self.setup_s: dict[str, float] = {}
         self.recent_calls: deque[Call | BrowserCall] = deque(maxlen=50)
         self._worker_count = workers
         self._wants_letta, self._fresh = letta, fresh
+        self._supervise = supervise
         self._progress = progress
         self._webhook_url = webhook_url
         self._stack = AsyncExitStack()
@@ -202,6 +210,9 @@ class Lab:
             )
         )
         self._stack.push_async_callback(self.pool.stop)
+        self._stack.push_async_callback(self._stop_supervisor)
+        if self._supervise:
+            self.supervise()
         if self._worker_count:
             if not self.settings.deepgram_api_key:
                 # Here rather than in the worker: a download shows its progress, and weights
@@ -211,6 +222,25 @@ class Lab:
                         await asyncio.to_thread(require, name, self.settings, self._progress)
             async with self._timed("worker"):
                 await self.add_workers(self._worker_count)
+
+    def supervise(self) -> None:
+        """Begins to replace agents that are lost; a supervisor needs to know nothing before.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+        """
+        if self.supervisor is None:
+            self.supervisor = Supervisor(
+                self.dispatcher,
+                self.pool.log,
+                local=self.pool,
+                lost_after_s=self.settings.failover_after_s,
+            )
+        self.supervisor.start()
+
+    async def _stop_supervisor(self) -> None:
+        if self.supervisor is not None:
+            await self.supervisor.stop()
 
     @asynccontextmanager
     async def _timed(self, part: str) -> AsyncIterator[None]:
@@ -250,6 +280,7 @@ class Lab:
         """Stops everything that was started and removes its logs; safe to call twice."""
         await self._stack.aclose()
         self._server = self._model = self._letta = self._dispatcher = None
+        self.supervisor = None
         if self._state_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
             self._state_dir = None
@@ -274,6 +305,11 @@ class Lab:
     def running(self) -> bool:
         """Whether the lab is up."""
         return self._dispatcher is not None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether agents that are lost are replaced."""
+        return self.supervisor is not None and self.supervisor.running
 
     @property
     def server_version(self) -> str | None:

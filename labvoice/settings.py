@@ -79,6 +79,16 @@ class Settings(BaseSettings):
         "Hello, how can I help you?", validation_alias="LABVOICE_GREETING", max_length=200
     )
     """What the agent says first; empty: it waits for the user."""
+    apology: str = Field(
+        "Sorry, I was away for a moment.", validation_alias="LABVOICE_APOLOGY", max_length=200
+    )
+    """What an agent says first that takes the place of a lost one; empty: nothing."""
+    failover_after_s: float = Field(
+        1.5, validation_alias="LABVOICE_FAILOVER_AFTER_S", ge=0.8, le=60
+    )
+    """Silence of an agent's process after which another takes its place, in seconds."""
+    drain_timeout_s: float = Field(300.0, validation_alias="LABVOICE_DRAIN_TIMEOUT_S", ge=0)
+    """How long a worker that shall stop lets its calls go on, in seconds."""
     stt: Literal["base", "tiny"] = Field("base", validation_alias="LABVOICE_STT")
     """Size of the embedded Moonshine recogniser."""
 

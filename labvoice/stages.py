@@ -34,6 +34,15 @@ WORKER_CONNECTION_MARKS: Final = (
 )
 """Connection marks set by the worker, in their order."""
 
+FAILOVER_MARKS: Final = (
+    "agent_killed",
+    "replacement_visible",
+    "replacement_listening",
+    "apology_heard",
+)
+"""Marks of a failover, set by the caller: its agent was killed, another was there, listened, and
+was heard."""
+
 TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
 """Marks of a turn: first and last voiced sample of the user that left the caller, and the
 first voiced sample of the reply that reached the caller."""
@@ -56,6 +65,12 @@ CONNECTION_STAGES: Final = (
     Stage("time_to_greeting", "click", "greeting_heard"),
 )
 """The headline stages of a connection."""
+
+FAILOVER_STAGES: Final = (
+    Stage("recovery", "agent_killed", "replacement_listening"),
+    Stage("silence", "agent_killed", "apology_heard"),
+)
+"""The headline stages of a failover."""
 
 TURN_STAGES: Final = (Stage("voice_to_voice", "user_speech_end", "reply_heard"),)
 """The headline stage of a turn."""

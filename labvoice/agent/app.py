@@ -14,6 +14,7 @@ from typing import Any
 
 from livekit import rtc
 from livekit.agents import (
+    NOT_GIVEN,
     AgentServer,
     AgentSession,
     APIError,
@@ -42,9 +43,11 @@ from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
+from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
+    ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_MEMORY,
     ATTRIBUTE_WORKER_ID,
@@ -76,7 +79,8 @@ class Models:
     tts: tts.TTS[Any]
     vad: vad.VAD
     llm: llm.LLM[Any]
-    greeting: list[rtc.AudioFrame]
+    spoken: dict[str, list[rtc.AudioFrame]]
+    """What is said again and again, by its text: synthesised once."""
 
 
 def load_llm(settings: Settings) -> llm.LLM[Any]:
@@ -93,8 +97,8 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     )
 
 
-async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> list[rtc.AudioFrame]:
-    """Does once what would otherwise delay the first call, and returns the greeting's audio.
+async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[rtc.AudioFrame]]:
+    """Does once what would otherwise delay the first call, and returns fixed phrases' audio.
 
     WebRTC's factory is made, the model has read the instructions (they stay in its prefix
     cache), and the greeting costs no synthesis while the user waits for it.
@@ -116,10 +120,12 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> list[rtc.AudioFr
         logger.warning("the model did not answer the warm-up: %s", error)
     finally:
         await model.aclose()
-    if not settings.greeting:
-        return []
-    async with speech.synthesize(settings.greeting) as spoken:
-        return [event.frame async for event in spoken]
+    phrases: dict[str, list[rtc.AudioFrame]] = {}
+    for text in (settings.greeting, settings.apology):
+        if text:
+            async with speech.synthesize(text) as spoken:
+                phrases[text] = [event.frame async for event in spoken]
+    return phrases
 
 
 @functools.cache
@@ -133,7 +139,7 @@ def load_models() -> Models:
             deepgram.TTS(api_key=key),
             silero.VAD.load(),
             load_llm(settings),
-            greeting=[],
+            spoken={},
         )
     from labvoice.agent import speech
 
@@ -143,7 +149,7 @@ def load_models() -> Models:
         voice,
         inference.VAD(min_silence_duration=0.25),
         load_llm(settings),
-        greeting=asyncio.run(_warm_up(settings, voice)),
+        spoken=asyncio.run(_warm_up(settings, voice)),
     )
 
 
@@ -163,7 +169,7 @@ async def on_request(server: AgentServer, request: JobRequest) -> None:
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
         check_name(request.room.name)
-        parse_metadata(request.job.metadata)
+        resume = parse_metadata(request.job.metadata).resume
     except LabvoiceError as error:
         report_event("rejected", reason=error.observed, **job)
         await request.reject()
@@ -173,12 +179,16 @@ async def on_request(server: AgentServer, request: JobRequest) -> None:
         report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
+    if resume is not None and server.id in resume.avoid_workers:
+        await request.reject(terminate=False)  # the server asks the next worker
+        return
     await request.accept(
         name=request.agent_name,
         identity=f"agent-{request.id}",
         attributes={
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
             ATTRIBUTE_WORKER_ID: server.id,
+            ATTRIBUTE_BEAT: "0",
         },
     )
 
@@ -241,6 +251,7 @@ async def _serve(context: JobContext) -> None:
     asking = asyncio.create_task(why_not(context.api, context.job))
     metadata = parse_metadata(context.job.metadata)
     traces.follow(context, metadata.traceparent)
+    resume = metadata.resume
     mode = metadata.mode or settings.mode
     session = make_session(models, settings, mode)
     state_changed = asyncio.Event()
@@ -250,7 +261,7 @@ async def _serve(context: JobContext) -> None:
         context.job.room.name,
         lambda _: state_changed.set(),
     )
-    agent = LabAgent(mode, memory)
+    agent = LabAgent(mode, memory, resume.history if resume else ())
     session.on("conversation_item_added", agent.on_item)
     await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
     marks["agent_connected"] = time.time()
@@ -258,6 +269,9 @@ async def _serve(context: JobContext) -> None:
         report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
         context.shutdown(reason=reason)
         return
+    presence = Presence(context.room, session, resume.history if resume else ())
+    presence.start()
+    report_event("started", room=context.room.name, job_id=context.job.id, pid=os.getpid())
     local = context.room.local_participant
 
     async def answer_clock(_: rtc.RpcInvocationData) -> str:
@@ -319,22 +333,21 @@ async def _serve(context: JobContext) -> None:
 
     left = asyncio.Event()
 
-    def leave(reason: str) -> None:
+    def leave(reason: str, on_purpose: bool = True) -> None:
         if left.is_set():  # the session closes because the job ends: no second reason
             return
         left.set()
         report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
-        context.shutdown(reason=reason)
+        leaving = asyncio.create_task(presence.leave(reason if on_purpose else ""))
+        leaving.add_done_callback(lambda _: context.shutdown(reason=reason))
 
     def end_job(event: CloseEvent) -> None:
         watch.close()
-        leave(event.reason.value)
+        leave(event.reason.value, event.reason in ON_PURPOSE)
 
     session.on("close", end_job)
     watch = IdleWatch(context.room, settings.idle_timeout_s, leave)
     context.add_shutdown_callback(close_all)
-    report_event("started", room=context.room.name, job_id=context.job.id)
-
     await session.start(
         agent,
         room=context.room,
@@ -344,8 +357,25 @@ async def _serve(context: JobContext) -> None:
         ),
     )
     marks["session_started"] = time.time()
-    if settings.greeting:
-        session.say(settings.greeting, audio=_frames(models.greeting))
+    if resume is not None:
+        # Not part of the conversation: what follows is answered as if nothing had happened.
+        _say(session, settings.apology, models, add_to_chat_ctx=False)
+        if resume.history and resume.history[-1].role == "user":
+            session.generate_reply()  # the lost agent owed an answer
+    else:
+        _say(session, settings.greeting, models)
+
+
+def _say(
+    session: AgentSession[None], text: str, models: Models, *, add_to_chat_ctx: bool = True
+) -> None:
+    if text:
+        frames = models.spoken.get(text)
+        session.say(
+            text,
+            audio=_frames(frames) if frames else NOT_GIVEN,
+            add_to_chat_ctx=add_to_chat_ctx,
+        )
 
 
 async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from typing import Final
 
 from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, ModelSettings, llm
@@ -19,6 +19,7 @@ from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, Mod
 from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.memory import MemorySnapshot
 from labvoice.errors import LabvoiceError
+from labvoice.job import Said
 from labvoice.settings import Mode
 
 logger = logging.getLogger("labvoice.agent")
@@ -35,17 +36,22 @@ class LabAgent(Agent):
     Args:
         mode: How it answers and remembers.
         memory: Of this call.
+        history: What was said before by an agent whose place this one takes.
 
     Attributes:
         figures: Measured here and not by LiveKit, in seconds: by message id, then stage.
     """
 
-    def __init__(self, mode: Mode, memory: CallMemory) -> None:
-        super().__init__(instructions=INSTRUCTIONS)
+    def __init__(self, mode: Mode, memory: CallMemory, history: Sequence[Said] = ()) -> None:
+        chat = llm.ChatContext.empty()
+        for message in history:
+            chat.add_message(role=message.role, content=message.text)
+        super().__init__(instructions=INSTRUCTIONS, chat_ctx=chat)
         self.figures: dict[str, dict[str, float]] = {}
         self._mode = mode
         self._memory = memory
-        self._user_text = ""
+        owed = history and history[-1].role == "user"
+        self._user_text = history[-1].text if owed else ""
         self._letta_ttft_s: float | None = None
         self._letta_turn: tuple[str, str] | None = None
         self._letta_has: set[str] = set()  # messages of the user that a finished run has kept

@@ -18,6 +18,8 @@ from labvoice.errors import LabvoiceError
 from labvoice.letta import new_client
 from labvoice.settings import Settings, load_settings
 
+logger = logging.getLogger("labvoice.agent")
+
 
 class MakeServer(Protocol):
     """Builds a worker from its settings."""
@@ -49,7 +51,7 @@ def run_worker(make: MakeServer) -> int:
 
 async def _run(make: MakeServer, settings: Settings, port: int) -> None:
     async with _writing_turns(settings):
-        await _serve(make(settings, port=port))
+        await _serve(make(settings, port=port), settings.drain_timeout_s)
 
 
 @asynccontextmanager
@@ -68,8 +70,39 @@ async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
         await client.close()
 
 
-async def _serve(server: AgentServer) -> None:
+async def _serve(server: AgentServer, drain_timeout_s: float) -> None:
+    """Runs the worker; SIGTERM lets its calls end first, SIGINT or a second SIGTERM does not."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: asyncio.ensure_future(server.aclose()))
+    draining: asyncio.Task[None] | None = None
+    closing: asyncio.Task[None] | None = None
+
+    async def drain() -> None:
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                await server.drain(None)
+        except TimeoutError:
+            logger.warning("%d jobs outlive the drain and are shut down", len(server.active_jobs))
+
+    def close(_: object = None) -> None:
+        nonlocal closing
+        closing = closing or asyncio.ensure_future(server.aclose())
+
+    def stop_now() -> None:
+        if draining is None or draining.done():
+            close()
+        else:
+            draining.cancel()  # it holds the lock that closing needs
+
+    def on_term() -> None:
+        nonlocal draining
+        if draining is None:
+            draining = asyncio.ensure_future(drain())
+            draining.add_done_callback(close)
+        else:
+            stop_now()
+
+    loop.add_signal_handler(signal.SIGTERM, on_term)
+    loop.add_signal_handler(signal.SIGINT, stop_now)
     await server.run()
+    if closing is not None:
+        await closing

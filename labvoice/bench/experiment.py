@@ -30,7 +30,7 @@ from labvoice.dispatch import Dispatcher, Strategy
 from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Settings
-from labvoice.stack.workers import Pool
+from labvoice.stack.pool import Pool
 from labvoice.stages import WORKER_CONNECTION_MARKS
 
 
@@ -42,6 +42,10 @@ class CallSource(LettaSource, Protocol):
     @property
     def server_version(self) -> str | None:
         """Version of the LiveKit server, where it is known."""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether lost agents are replaced."""
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -184,7 +188,7 @@ class Bench:
         chosen = choose(arms, BURST_ARMS)
         await self._start_workers(chosen, progress, workers)
         facts = await asyncio.to_thread(host.facts, self._source.server_version)
-        path = out or _run_path("burst")
+        path = out or run_path("burst")
         config = {"command": command, "rooms": rooms, "workers": workers}
         table = {arm.name: dict(arm.columns) for arm in chosen}
         with RunWriter(
@@ -193,6 +197,28 @@ class Bench:
             for number, arm in enumerate(chosen):
                 await burst(run, self._source, arm, number * rooms, rooms, progress)
         return Run.load(path)
+
+    async def failover(
+        self,
+        trials: int = 10,
+        *,
+        kills: str = "job,worker,hang",
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`."""
+        # Here, for that module is built upon this one.
+        from labvoice.bench.failover import failover, parse_kills
+
+        return await failover(
+            self._source,
+            trials,
+            kills=parse_kills(kills),
+            out=out,
+            command=command,
+            progress=progress,
+        )
 
     def record(self, call: Call, out: Path | None = None) -> Run:
         """Writes a call that is over, or under way, as a run of one trial, and loads it.
@@ -204,7 +230,7 @@ class Bench:
         Raises:
             RunFileError: The run file exists already.
         """
-        path = out or _run_path("call")
+        path = out or run_path("call")
         arms = {"default": columns(self._source.settings)}
         with RunWriter(path, kind="call", arms=arms) as run:
             run.trial(0, call.room_name, "default")
@@ -235,7 +261,7 @@ class Bench:
         if trials < 1 or warmup < 0:
             raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
         settings = self._source.settings
-        path = out or _run_path(kind)
+        path = out or run_path(kind)
         config = {
             "command": command,
             "trials": trials,
@@ -355,7 +381,8 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
     run.outcome(trial, turn.outcome, turn=turn.number)
 
 
-def _run_path(kind: str) -> Path:
+def run_path(kind: str) -> Path:
+    """Returns a run file's path, named by the time."""
     return Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{kind}.jsonl"
 
 

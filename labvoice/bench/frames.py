@@ -19,7 +19,7 @@ from labvoice.bench.lines import (
     StageLine,
     TrialLine,
 )
-from labvoice.stages import CONNECTION_STAGES, TRANSPORT, TURN_STAGES, Stage
+from labvoice.stages import CONNECTION_STAGES, FAILOVER_STAGES, TRANSPORT, TURN_STAGES, Stage
 
 UNFINISHED = "the run ended before an outcome was recorded"
 
@@ -139,7 +139,7 @@ def _spans(lines: Iterable[Line]) -> dict[_Unit, dict[str, _Span]]:
         if isinstance(line, MarkLine):
             instants[line.trial, line.turn].setdefault(line.mark, line.t_s)
     for unit, at in instants.items():
-        for stage in _derived(unit):
+        for stage in (*_derived(unit), *FAILOVER_STAGES):
             if stage.start in at and stage.end in at:
                 spans[unit][stage.name] = _Span(at[stage.start], at[stage.end] - at[stage.start])
     for line in lines:
@@ -176,7 +176,8 @@ def _stage_frame(
         units = [unit for unit in outcomes if (unit[1] is not None) == is_turn]
         names = dict.fromkeys(name for unit in units for name in spans.get(unit, {}))
         if units and all(outcomes[unit].outcome != "ok" for unit in units):
-            names |= dict.fromkeys(stage.name for stage in _derived(units[0]))
+            due = FAILOVER_STAGES if header.kind == "failover" else _derived(units[0])
+            names |= dict.fromkeys(stage.name for stage in due)
         expected[is_turn] = list(names)
     rows = []
     for (trial, turn), line in outcomes.items():

@@ -28,10 +28,14 @@ FRAME_COLUMNS: Final = (
 """Columns of the frame before those of the configuration."""
 
 _MARKS: Final = frozenset(
-    stages.CALLER_CONNECTION_MARKS + stages.WORKER_CONNECTION_MARKS + stages.TURN_MARKS
+    stages.CALLER_CONNECTION_MARKS
+    + stages.WORKER_CONNECTION_MARKS
+    + stages.FAILOVER_MARKS
+    + stages.TURN_MARKS
 )
 DERIVED_STAGES: Final = frozenset(
-    [stage.name for stage in stages.CONNECTION_STAGES + stages.TURN_STAGES] + [stages.TRANSPORT]
+    [stage.name for stage in stages.CONNECTION_STAGES + stages.FAILOVER_STAGES + stages.TURN_STAGES]
+    + [stages.TRANSPORT]
 )
 """Stages that are computed from marks and therefore never written."""
 

@@ -19,6 +19,7 @@ from scipy import stats
 from labvoice.stages import (
     AGENT_TURN_STAGES,
     CONNECTION_STAGES,
+    FAILOVER_STAGES,
     MEMORY_STAGES,
     TRANSPORT,
     TURN_STAGES,
@@ -26,7 +27,7 @@ from labvoice.stages import (
 
 Floats = npt.NDArray[np.float64]
 
-HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + TURN_STAGES)
+HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES)
 """The stages that a gate judges and that warnings speak of."""
 
 _ORDER: Final = {

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -321,8 +321,9 @@ class Call:
                 self._agent_gone = "the agent left the room"
                 self._changed.set()
 
-        def on_attributes(_: object, participant: rtc.Participant) -> None:
-            if _is_agent(participant):
+        def on_attributes(changed: Mapping[str, str], participant: rtc.Participant) -> None:
+            # An agent's beats come without its state, which the session's events tell sooner.
+            if participant.identity == self._agent_identity and _STATE_ATTRIBUTE in changed:
                 self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
         def on_track(
@@ -346,16 +347,20 @@ class Call:
         self._session.on("conversation_item_added", self._on_item)
 
     def _on_participant(self, participant: rtc.RemoteParticipant) -> None:
-        if _is_agent(participant) and not self._agent_identity:
+        if _is_agent(participant) and (not self._agent_identity or self._agent_gone):
+            replaced = bool(self._agent_identity)
             self._agent_identity = participant.identity
-            self._mark("agent_visible")
+            self._agent_gone = self._agent_state = ""
+            self.offset = None
+            self._mark("replacement_visible" if replaced else "agent_visible")
             self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
     def _on_agent_state(self, state: str) -> None:
         if state:
             self._agent_state = state
         if state in _LISTENING_STATES:
-            self._mark("agent_listening")
+            replaced = "replacement_visible" in self.marks
+            self._mark("replacement_listening" if replaced else "agent_listening")
         self._changed.set()
 
     def _on_state_event(self, event: session_pb.AgentSessionEvent) -> None:
@@ -385,11 +390,17 @@ class Call:
                 turn.metrics.setdefault(name, getattr(message.metrics, name))
 
     async def _until(
-        self, condition: Callable[[], bool], stage: str, timeout_s: float, hint: str = ""
+        self,
+        condition: Callable[[], bool],
+        stage: str,
+        timeout_s: float,
+        hint: str = "",
+        *,
+        agent_lost: bool = False,
     ) -> None:
         until = time.monotonic() + timeout_s
         while not condition():
-            if self._agent_gone:
+            if self._agent_gone and not agent_lost:
                 raise AgentLostError(
                     f"{self._agent_gone} while the caller waited for {stage}",
                     "the worker's log tells why the job ended",
@@ -417,6 +428,21 @@ class Call:
         await self._until_finished(timeout_s)
         await self._fetch_worker()
         return self.greeting
+
+    async def hear_return(self, timeout_s: float = 30.0) -> None:
+        """Waits until another agent listens in the place of a lost one, and was heard.
+
+        Raises:
+            StageTimeoutError: None came, or it was not heard, in time.
+            AgentLostError: It came and left.
+        """
+        stage = "replacement_listening"
+        await self._until(lambda: stage in self.marks, stage, timeout_s, agent_lost=True)
+        since_s = self.marks["replacement_visible"]
+        onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
+        self._mark("apology_heard", onset_s)
+        await self._until_finished(timeout_s)
+        await self._fetch_worker()
 
     async def say(self, utterance: Utterance) -> Turn:
         """Speaks in real time; returns when the last sample has left, not when it is answered.

@@ -55,21 +55,25 @@ class Listener:
         self._frames: list[npt.NDArray[np.int16]] = []
         self._run_start_s = 0.0
         self._run = 0
-        self._stream: rtc.AudioStream | None = None
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, track: rtc.Track) -> None:
-        """Begins to listen to a subscribed track."""
-        self._stream = rtc.AudioStream.from_track(
+        """Begins to listen to a subscribed track, in place of the one before."""
+        stream = rtc.AudioStream.from_track(
             track=track, sample_rate=SAMPLE_RATE_HZ, num_channels=1, frame_size_ms=_FRAME_MS
         )
-        self._task = asyncio.create_task(self._receive(self._stream), name="labvoice-listener")
+        if self._task is not None:
+            self._task.cancel()  # the track of an agent that was replaced
+        self._task = asyncio.create_task(self._receive(stream), name="labvoice-listener")
 
     async def _receive(self, stream: rtc.AudioStream) -> None:
-        async for event in stream:
-            samples = np.frombuffer(event.frame.data, np.int16)
-            if self.feed(samples.copy(), time.monotonic()):
-                self._on_change()
+        try:
+            async for event in stream:
+                samples = np.frombuffer(event.frame.data, np.int16)
+                if self.feed(samples.copy(), time.monotonic()):
+                    self._on_change()
+        finally:
+            await stream.aclose()
 
     def feed(self, samples: npt.NDArray[np.int16], at_s: float) -> bool:
         """Takes one frame; returns whether voice began or ended with it.
@@ -125,5 +129,3 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._stream is not None:
-            await self._stream.aclose()

@@ -13,6 +13,10 @@ STAGES: Final = {
     "ready": "From asking for the agent to its saying that it listens.",
     "connection": "From the user's click to the agent's saying that it listens.",
     "time_to_greeting": "From the user's click to the first audible sample of the greeting.",
+    "recovery": "From the death of the agent (or its being stopped, as a hang) to another agent's "
+    "saying that it listens.",
+    "silence": "From the death of the agent to the first audible sample of the agent that took "
+    "its place.",
     "voice_to_voice": "From the last voiced sample that left the caller to the first voiced "
     "sample of the reply that reached the caller.",
     "end_of_turn_delay": "LiveKit's figure: from the end of speech to the decision that the "
@@ -55,6 +59,7 @@ OUTCOMES: Final = {
 PHRASES: Final = {
     "connection": "from the click until the agent listens",
     "time_to_greeting": "from the click until the greeting is heard",
+    "recovery": "from the agent's death until another one listens",
     "voice_to_voice": "from the end of speech until the reply is heard",
 }
 """Stages as they are called in a sentence."""

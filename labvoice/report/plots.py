@@ -15,7 +15,7 @@ from labvoice.bench.run import Run
 from labvoice.errors import RunFileError
 from labvoice.report import style
 from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION, Picture
-from labvoice.stages import CONNECTION_STAGES, TRANSPORT, TURN_STAGES
+from labvoice.stages import CONNECTION_STAGES, FAILOVER_STAGES, TRANSPORT, TURN_STAGES
 
 _HEARD: Final = TURN_STAGES[0].name
 _GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")
@@ -41,7 +41,9 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
     if marks.empty:
         raise RunFileError(f"the run has no connection in trial {trial}", "see `run.marks`")
     spans = [
-        (stage.name, *measured[stage.name]) for stage in CONNECTION_STAGES if stage.name in measured
+        (stage.name, *measured[stage.name])
+        for stage in CONNECTION_STAGES + FAILOVER_STAGES
+        if stage.name in measured
     ]
     groups = [
         (name, color, marks[marks["clock"] == clock])

@@ -13,7 +13,7 @@ from labvoice.bench.run import Run
 from labvoice.bench.statistics import StageSummary, milliseconds
 from labvoice.report.glossary import PHRASES
 
-_KEY_STAGES: Final = ("voice_to_voice", "connection", "join", "time_to_greeting")
+_KEY_STAGES: Final = ("recovery", "voice_to_voice", "connection", "join", "time_to_greeting")
 _TEXTS: Final = ("said", "transcript", "reply", "wer")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -14,7 +15,7 @@ import httpx
 from livekit import api
 from pydantic import SecretStr
 
-from labvoice.errors import CredentialsError, ServerUnreachableError
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.livekit_binary import Progress, find_or_build
 from labvoice.stack.livekit_log import LiveKitLog
@@ -57,6 +58,7 @@ class LiveKitServer:
         self.api_key = api_key
         self.api_secret = api_secret
         self.process = process
+        self._launch: Callable[[], Awaitable[ManagedProcess]] | None = None
         self.version = version
         self.metrics_url = metrics_url
         self.log = LiveKitLog(process.log_path) if process is not None else None
@@ -114,25 +116,32 @@ class LiveKitServer:
         )
         if webhook_url:
             config["webhook"] = {"api_key": api_key, "urls": [webhook_url]}
-        process = await ManagedProcess.start(
-            "LiveKit server",
-            [program.path],
-            log_path=state_dir / "livekit-server.log",
-            # By environment: arguments show in `ps`, and a file would outlive the run.
-            env={
-                **{name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
-                "LIVEKIT_CONFIG": json.dumps(config),  # JSON is YAML
-            },
-            stop_step_s=2.0,
-        )
         server = cls(
             f"ws://{_LOOPBACK}:{http_port}",
             api_key,
             api_secret,
-            process=process,
             version=program.version,
             metrics_url=f"http://{_LOOPBACK}:{metrics_port}/metrics",
         )
+
+        async def launch() -> ManagedProcess:
+            process = await ManagedProcess.start(
+                "LiveKit server",
+                [program.path],
+                log_path=state_dir / "livekit-server.log",
+                # By environment: arguments show in `ps`, and a file would outlive the run.
+                env={
+                    **{name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
+                    "LIVEKIT_CONFIG": json.dumps(config),  # JSON is YAML
+                },
+                stop_step_s=2.0,
+            )
+            try:
+                await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
+            except BaseException:
+                await process.stop()
+                raise
+            return process
 
         async def answers() -> bool:
             # Somebody else's server on this port would say OK too, but not accept our key.
@@ -142,12 +151,24 @@ class LiveKitServer:
                 return False
             return True
 
-        try:
-            await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
-        except BaseException:
-            await process.stop()
-            raise
+        server._launch = launch
+        server.process = await launch()
+        server.log = LiveKitLog(server.process.log_path)
         return server
+
+    async def restart(self) -> None:
+        """Stops our server, if it still runs, and starts it again: same ports, same key, no rooms.
+
+        Raises:
+            UsageError: The server is somebody else's.
+            ProcessError: It ended or did not become ready.
+        """
+        if self._launch is None or self.process is None:
+            raise UsageError(
+                f"the server at {self.url} was not started here", "restart it where it runs"
+            )
+        await self.process.stop()
+        self.process = await self._launch()
 
     @staticmethod
     async def check(url: str, api_key: str, api_secret: SecretStr) -> None:

@@ -1,20 +1,22 @@
-"""Worker processes: started, asked for their state, stopped."""
+"""One worker process: started, asked for its state, drained, stopped."""
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import os
 import re
+import signal
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
-from labvoice.errors import ProcessError, StageTimeoutError
+from labvoice.errors import ProcessError
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
@@ -24,7 +26,6 @@ AGENT_PROGRAM = "labvoice.agent"
 _PREPARING = re.compile("initializing (process|job runner)")
 _PREPARED = re.compile("(process|job runner) initialized|error initializing process")
 _LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
-_REST_S = 15.0
 _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
 
 
@@ -53,6 +54,34 @@ class WorkerStatus:
     load_threshold: float = 0.99  # labvoice.agent.app.LOAD_THRESHOLD
 
 
+@dataclass(frozen=True)
+class JobProcess:
+    """The process that runs a job.
+
+    Attributes:
+        pid: Its process id; the worker's own where jobs are threads.
+        room: Name of the room.
+        started_s: When the job began, as wall-clock seconds.
+    """
+
+    pid: int
+    room: str
+    started_s: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there; a stopped one is."""
+        try:
+            process = psutil.Process(self.pid)
+            # A process that is younger than the job has only inherited the number.
+            return process.create_time() <= self.started_s and process.status() not in (
+                psutil.STATUS_ZOMBIE,
+                psutil.STATUS_DEAD,
+            )
+        except psutil.Error:
+            return False
+
+
 def worker_environment(settings: Settings) -> dict[str, str]:
     """Returns the whole environment of a worker process that runs with these settings."""
     environment = dict(os.environ)
@@ -77,6 +106,8 @@ class Worker:
         process: The process.
         url: Address of its status service.
         agent_name: Name under which it registers.
+        settings: As given.
+        draining: Whether it was asked to take no more jobs and end.
     """
 
     def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
@@ -84,6 +115,8 @@ class Worker:
         self.url = url
         self.agent_name = settings.agent_name
         self._preparing = 0
+        self.settings = settings
+        self.draining = False
         self._events: list[dict[str, Any]] = []
         self._log_position = 0
 
@@ -177,7 +210,7 @@ class Worker:
             return None
         events = self.events()
         return WorkerStatus(
-            next((e["worker_id"] for e in reversed(events) if e["event"] == "registered"), ""),
+            self.worker_id,
             info.get("agent_name", ""),
             int(info.get("active_jobs", 0)),
             float(info.get("worker_load", 0.0)),
@@ -192,6 +225,28 @@ class Worker:
             return ""
         return f"{tries[-1]['reason']}\n\nlast log lines:\n{self.process.log_tail()}"
 
+    @property
+    def worker_id(self) -> str:
+        """Id that the LiveKit server gave it last; a restarted server gives another."""
+        registered = (e for e in reversed(self.events()) if e["event"] == "registered")
+        return next((str(event["worker_id"]) for event in registered), "")
+
+    @property
+    def warm_processes(self) -> int:
+        """Job processes that wait with their models loaded."""
+        kinds = collections.Counter(event["event"] for event in self.events())
+        return kinds["prewarmed"] - kinds["started"]
+
+    def jobs(self) -> dict[str, JobProcess]:
+        """Returns the jobs that began and did not tell their end, by job id."""
+        found: dict[str, JobProcess] = {}
+        for event in self.events():
+            if event["event"] == "started":
+                found[event["job_id"]] = JobProcess(event["pid"], event["room"], event["at_s"])
+            elif event["event"] == "ended":
+                found.pop(event["job_id"], None)
+        return found
+
     async def settled(self) -> bool:
         """Whether no job runs and no process is being prepared for the next one."""
         status = await self.status()
@@ -205,90 +260,28 @@ class Worker:
         status = await self.status()
         return status is not None and status.load < _LIVEKIT_LOAD_THRESHOLD
 
-    async def stop(self) -> None:
-        """Stops the worker and its job processes."""
-        await self.process.stop()
+    async def drain(self, timeout_s: float) -> None:
+        """Ends the worker once its calls are over, or at the latest after the time-out.
 
-
-class Pool:
-    """The workers that this lab has started.
-
-    Attributes:
-        workers: In the order of their start.
-    """
-
-    def __init__(self) -> None:
-        self.workers: list[Worker] = []
-
-    async def add(
-        self,
-        settings: Settings,
-        *,
-        state_dir: Path,
-        count: int = 1,
-        program: str = AGENT_PROGRAM,
-    ) -> None:
-        """Starts so many workers; all of them or, on an error, none.
+        What still runs then is shut down in order, so that a supervisor can move the call.
 
         Args:
-            settings: As for :meth:`Worker.start`.
-            state_dir: As for :meth:`Worker.start`.
-            count: How many.
-            program: As for :meth:`Worker.start`.
-
-        Raises:
-            ProcessError: As :meth:`Worker.start`.
+            timeout_s: How long its calls may go on, in seconds; the worker itself goes by
+                the setting `drain_timeout_s` where that is less.
         """
-        first = len(self.workers)
-        started = await asyncio.gather(
-            *(
-                Worker.start(
-                    settings,
-                    state_dir=state_dir,
-                    name=f"worker-{first + number + 1}",
-                    program=program,
-                )
-                for number in range(count)
-            ),
-            return_exceptions=True,
-        )
-        good = [item for item in started if isinstance(item, Worker)]
-        for item in started:
-            if isinstance(item, BaseException):
-                await asyncio.gather(*(worker.stop() for worker in good))
-                raise item
-        self.workers += good
-
-    async def statuses(self) -> list[WorkerStatus]:
-        """Asks every worker; those that do not answer are left out."""
-        answers = await asyncio.gather(*(worker.status() for worker in self.workers))
-        return [answer for answer in answers if answer is not None]
-
-    async def settle(self, timeout_s: float = 60.0) -> None:
-        """Waits until every worker is idle and has its warm processes back.
-
-        Raises:
-            StageTimeoutError: They were not in time.
-        """
-        until = time.monotonic() + timeout_s
-        while not all(await asyncio.gather(*(worker.settled() for worker in self.workers))):
-            if time.monotonic() > until:
-                raise StageTimeoutError(
-                    "the workers' rest between two calls",
-                    timeout_s,
-                    "a job still runs, or its replacement is still loading models",
-                    "the worker's log shows which job did not end",
-                )
-            await asyncio.sleep(0.1)
-        # A worker whose load is the machine's, as the stock one's, may have to wait for others.
-        # On a machine that never rests the trial goes on and shows what that does.
-        until = min(until, time.monotonic() + _REST_S)
-        while not all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers))):
-            if time.monotonic() > until:
-                break
-            await asyncio.sleep(0.1)
+        self.draining = True
+        if self.process.running:
+            os.kill(self.process.pid, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.process.wait()
+            except TimeoutError:
+                pass
+        await self.stop()
 
     async def stop(self) -> None:
-        """Stops them all."""
-        workers, self.workers = self.workers, []
-        await asyncio.gather(*(worker.stop() for worker in workers))
+        """Stops the worker and its job processes at once, calls or not."""
+        if self.process.running:
+            # The first SIGTERM of an ordinary stop would only begin to drain.
+            os.kill(self.process.pid, signal.SIGINT)
+        await self.process.stop()

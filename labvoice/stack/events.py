@@ -1,0 +1,48 @@
+"""What happened in a lab, in order: one log for the pool and for failover."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Final
+
+import pandas as pd
+
+_KEPT: Final = 10_000
+_COLUMNS: Final = ("at", "event", "worker", "room", "detail")
+
+
+class EventLog:
+    """The last 10 000 events."""
+
+    def __init__(self) -> None:
+        self._rows: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+
+    def add(
+        self,
+        event: str,
+        *,
+        worker: str = "",
+        room: str = "",
+        detail: str = "",
+        at_s: float | None = None,
+    ) -> None:
+        """Adds an event.
+
+        Args:
+            event: What happened, in one word such as `started`.
+            worker: Name of the worker's process.
+            room: Name of the room.
+            detail: A sentence.
+            at_s: When, as wall-clock seconds; now when not given.
+        """
+        at = time.time() if at_s is None else at_s
+        self._rows.append(
+            {"at": at, "event": event, "worker": worker, "room": room, "detail": detail}
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """Returns a row for each event: `at` (UTC), `event`, `worker`, `room`, `detail`."""
+        frame = pd.DataFrame(list(self._rows), columns=list(_COLUMNS))
+        frame["at"] = pd.to_datetime(frame["at"], unit="s", utc=True)
+        return frame.sort_values("at", kind="stable", ignore_index=True)

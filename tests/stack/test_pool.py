@@ -1,0 +1,129 @@
+"""The pool by real workers: load spreads, names are kept apart, nothing is lost when it shrinks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+from livekit import api
+
+from labvoice.caller.voice import Utterance
+from labvoice.dispatch.watched import is_ours
+from labvoice.errors import UsageError
+from labvoice.lab import Lab
+from labvoice.stack.pool import COLUMNS
+
+
+@pytest.fixture(scope="module")
+async def pool_lab() -> AsyncIterator[Lab]:
+    """A lab with two workers that takes no long breaks."""
+    async with Lab(llm="paced", letta=False, workers=2, drain_timeout_s=60) as running:
+        yield running
+
+
+async def end(lab: Lab, *rooms: str) -> None:
+    for room in rooms:
+        await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+    await lab.pool.settle(150)
+
+
+async def test_jobs_spread_over_the_workers(pool_lab: Lab) -> None:
+    """Eight rooms on two workers with four places each: both work, none is over its load."""
+    rooms = [f"spread-{number}" for number in range(6)]
+    for room in rooms:
+        await pool_lab.dispatch(room)
+    frame = pool_lab.pool.frame()
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["active_jobs"].sum() == len(rooms)
+    assert (frame["active_jobs"] >= 1).all()
+    assert (frame["load"] == frame["active_jobs"] / pool_lab.settings.max_jobs).all()
+    assert (frame["memory"] > 0).all()
+    for shown in (repr(pool_lab.pool), pool_lab.pool._repr_html_()):
+        assert all(name in shown for name in frame["worker"])
+        assert all(str(pid) in shown for pid in frame["pid"])
+    await end(pool_lab, *rooms)
+
+
+async def test_each_agent_name_has_its_workers(pool_lab: Lab) -> None:
+    """Two names in one pool: a dispatch by name is taken by a worker of that name."""
+    await pool_lab.add_workers(1, agent_name="second-agent")
+    with pytest.raises(UsageError, match="2 agent names"):
+        await pool_lab.pool.scale(1)
+    by_id = {worker.worker_id: worker.agent_name for worker in pool_lab.pool.workers}
+    for room, name in (("name-1", "second-agent"), ("name-2", pool_lab.settings.agent_name)):
+        done = await pool_lab.dispatch(room, name)
+        assert by_id[done.worker_id] == name
+    await end(pool_lab, "name-1", "name-2")
+    await pool_lab.pool.scale(0, agent_name="second-agent")
+    await pool_lab.pool.drained()
+    assert {worker.agent_name for worker in pool_lab.pool.workers} == {pool_lab.settings.agent_name}
+
+
+async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utterance]) -> None:
+    """The drained worker keeps its call to the end, takes no other, and then is gone."""
+    name = pool_lab.settings.agent_name
+    call = await pool_lab.call()
+    await call.hear_greeting()
+    (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
+    going = pool_lab.pool.remove(worker)
+    assert pool_lab.pool.frame().set_index("worker").loc[worker.process.name, "state"] == "draining"
+    await asyncio.sleep(1)
+    other = await pool_lab.dispatch("while-draining")
+    assert other.worker_id != worker.worker_id
+    await call.say(recorded[0])
+    turn = await call.hear()
+    assert turn.outcome == "ok"
+    assert worker.process.running
+    await pool_lab.end_call(call)
+    async with asyncio.timeout(40):
+        await going
+    assert worker not in pool_lab.pool.workers
+    assert not worker.process.running
+    await end(pool_lab, "while-draining")
+    await pool_lab.pool.scale(2, agent_name=name)
+    assert len(pool_lab.pool.workers) == 2
+    assert {"draining", "stopped", "registered", "started", "ended"} <= set(
+        pool_lab.pool.events["event"]
+    )
+
+
+async def test_a_drain_that_takes_too_long_moves_the_call(pool_lab: Lab) -> None:
+    """A call that outlives the drain's time goes on with an agent on another worker."""
+    call = await pool_lab.call()
+    await call.hear_greeting()
+    (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
+    worker.settings = worker.settings.model_copy(update={"drain_timeout_s": 1.0})
+    going = pool_lab.pool.remove(worker)
+    await call.hear_return()
+    assert call.worker["worker_id"] != worker.worker_id
+    await going
+    listed = await pool_lab.dispatcher.api.room.list_participants(
+        api.ListParticipantsRequest(room=call.room_name)
+    )
+    assert sum(is_ours(participant) for participant in listed.participants) == 1
+    await pool_lab.end_call(call)
+    await pool_lab.pool.scale(2, agent_name=pool_lab.settings.agent_name)
+
+
+async def test_a_worker_that_dies_is_started_again(pool_lab: Lab) -> None:
+    """A killed worker without a call comes back under another name, and the log tells."""
+    worker = pool_lab.pool.workers[0]
+    os.kill(worker.process.pid, signal.SIGKILL)
+    async with asyncio.timeout(120):
+        while worker in pool_lab.pool.workers or len(pool_lab.pool.workers) < 2:
+            await asyncio.sleep(0.2)
+    events = pool_lab.pool.events
+    lost = events[events["event"] == "worker_lost"]
+    assert lost["worker"].iloc[-1] == worker.process.name
+    assert events["at"].is_monotonic_increasing
+
+
+async def test_wrong_sizes_are_refused_in_words(pool_lab: Lab) -> None:
+    """A negative size and an unknown name are errors of use."""
+    with pytest.raises(UsageError, match="fewer than 0"):
+        await pool_lab.pool.scale(-1)
+    with pytest.raises(UsageError, match="never had"):
+        await pool_lab.pool.scale(1, agent_name="nobody")
