@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -63,6 +64,7 @@ EVENT_PREFIX = "labvoice-event "
 """Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
 
 _OUTPUT_SAMPLE_RATE_HZ = 24000
+_ASK_TIMEOUT_S = 2.0
 _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
 
 
@@ -106,6 +108,10 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[r
     source = rtc.AudioSource(_OUTPUT_SAMPLE_RATE_HZ, 1)
     rtc.LocalAudioTrack.create_audio_track("warm-up", source)
     await source.aclose()
+    # The first connection of a process takes 35 ms longer than the second, also a refused one.
+    with contextlib.suppress(rtc.ConnectError, TimeoutError):
+        async with asyncio.timeout(_ASK_TIMEOUT_S):
+            await rtc.Room().connect(str(settings.livekit_url), "no token: it shall be refused")
     # A model of its own: the connections of this event loop cannot serve the job's.
     model = load_llm(settings)
     chat = llm.ChatContext.empty()
