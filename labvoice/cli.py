@@ -298,6 +298,29 @@ async def _bench_http(
     return 1 if result["failed"] or facts.lost or facts.doubled else 0
 
 
+@bench_app.command("leaks")
+def bench_leaks(
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls between the looks.")] = 100,
+    json_path: JsonOption = None,
+) -> None:
+    """Prints what worker, lab and server hold before and after many calls.
+
+    Example: labvoice bench leaks --calls 100
+    """
+    _run(_bench_leaks(calls, json_path))
+
+
+async def _bench_leaks(calls: int, json_path: Path | None) -> int:
+    from labvoice.bench.leaks import leaks
+    from labvoice.lab import Lab
+
+    async with Lab(progress=_say, llm="paced", letta=False) as lab:
+        frame = await leaks(lab, calls, progress=_say)
+    _say(frame.round(1).to_string())
+    _write_json(json_path, {"calls": calls, "figures": frame.T.to_dict()})
+    return 0
+
+
 @bench_app.command("failover")
 def bench_failover(
     trials: TrialsOption = 10,
