@@ -46,7 +46,7 @@ class Service:
     events: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # async, or it is called in a thread
     service: Service = request.app.state.service
     return service
 
@@ -54,8 +54,12 @@ def _service(request: Request) -> Service:
 def may(permission: m.Permission) -> Callable[..., Awaitable[Principal]]:
     """Returns the dependency that lets only keys with a permission pass."""
 
-    async def admit(request: Request, _: Annotated[Any, Security(_bearer)]) -> Principal:
-        principal = _service(request).gate.admit(request, permission)
+    async def admit(
+        request: Request,
+        service: Annotated[Service, Depends(_service)],
+        _: Annotated[Any, Security(_bearer)],
+    ) -> Principal:
+        principal = service.gate.admit(request, permission)
         request.state.facts["key"] = principal.name
         return principal
 

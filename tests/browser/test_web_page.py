@@ -100,6 +100,7 @@ async def test_without_a_key_the_page_asks_for_it(chromium: Browser, address: st
         await field.fill(KEY)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Connect")).to_be_visible()
+        await expect(field).to_be_hidden()
 
 
 async def test_a_call_from_the_page(
