@@ -213,8 +213,8 @@ async def clean(
 
 @router.post("/api/diagnose", tags=["lab"], responses=_errors(*_KEYED, *_SERVER))
 async def diagnose(service: TheService, _: Dispatching) -> m.ReadyAnswer:
-    """Runs the doctor's checks. Needs the permission `dispatch`."""
-    return _readiness(await service.backend.checks())
+    """Checks everything, and dispatches into a scratch room. Needs the permission `dispatch`."""
+    return _readiness(await service.backend.diagnose())
 
 
 @router.get("/api/calls/{call_id}", tags=["calls"], responses=_errors(*_KEYED, 404))
