@@ -92,7 +92,7 @@ class Metrics:
         )
         self._failovers = Gauge(
             "labvoice_failovers",
-            "Agents lost and replaced since the start.",
+            "Agents lost and replaced so far.",
             registry=self.registry,
         )
         self._backlog = Gauge(

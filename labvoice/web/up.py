@@ -53,7 +53,6 @@ class PreparedService:
         made = self._keyring.made_key
         set_up_logs(sys.stderr, [*self._settings.secrets(), made, *_secrets(lab.settings)])
         traces = set_up_traces("labvoice-service")
-        lab.supervise()
         app = create_app(LabBackend(lab), self._settings, self._keyring)
         try:
             async with HttpServer(app, self._socket) as server:
