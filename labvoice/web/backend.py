@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from livekit import api
@@ -28,11 +28,11 @@ class Counts:
     """What other parts of a lab have counted since their start.
 
     Attributes:
-        failovers: Agents replaced, by outcome.
+        failovers: Agents that were lost and replaced.
         memory_backlog: Turns that wait to be written to Letta; None when nobody counts them.
     """
 
-    failovers: dict[str, int] = field(default_factory=dict)
+    failovers: int = 0
     memory_backlog: int | None = None
 
 
@@ -70,6 +70,9 @@ class Backend(Protocol):
 
     async def checks(self) -> list[Check]:
         """Checks every dependency."""
+
+    async def diagnose(self) -> list[Check]:
+        """Checks every dependency, and whether an agent really joins."""
 
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""

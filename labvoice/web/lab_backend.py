@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import aiohttp
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
@@ -35,6 +38,7 @@ from labvoice.web.models import (
 
 _ROOMS_AT_ONCE: Final = 8
 _CHECK_TIMEOUT_S: Final = 3.0
+_SCRATCH_TIMEOUT_S: Final = 15.0
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 
 
@@ -238,11 +242,33 @@ class LabBackend:
         await server.api.check()
         return "answers"
 
+    async def diagnose(self) -> list[Check]:
+        """Checks every dependency and, where LiveKit answers, whether an agent really joins.
+
+        As the doctor does, but nothing is started or loaded beside the calls that run.
+        """
+        checks = await self.checks()
+        if all(check.ok for check in checks if check.name == "livekit"):
+            checks.append(await _check("dispatch", self._check_dispatch, _SCRATCH_TIMEOUT_S))
+        return checks
+
+    async def _check_dispatch(self) -> str:
+        room = f"scratch-{secrets.token_hex(4)}"
+        dispatcher = self._lab.dispatcher
+        started_s = time.monotonic()
+        try:
+            done = await dispatcher.dispatch(room, self.agent_name)
+            took_s = time.monotonic() - started_s
+        finally:
+            with contextlib.suppress(api.TwirpError, aiohttp.ClientError):
+                await dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+        return f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms"
+
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""
-        if self._turns is None:
-            return Counts()
-        return Counts(memory_backlog=(await self._turns.counts())[0])
+        replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
+        waiting = (await self._turns.counts())[0] if self._turns else None
+        return Counts(failovers=replaced, memory_backlog=waiting)
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good.
@@ -262,12 +288,14 @@ async def _unless_gone(request: Awaitable[object]) -> None:
             raise
 
 
-async def _check(name: str, look: Callable[[], Awaitable[str]]) -> Check:
+async def _check(
+    name: str, look: Callable[[], Awaitable[str]], timeout_s: float = _CHECK_TIMEOUT_S
+) -> Check:
     try:
-        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return Check(name=name, ok=True, message=await look())
     except TimeoutError:
-        error: LabvoiceError = StageTimeoutError("the answer", _CHECK_TIMEOUT_S, "silence")
+        error: LabvoiceError = StageTimeoutError("the answer", timeout_s, "silence")
     except LabvoiceError as caught:
         error = caught
     # A call goes on without memory.

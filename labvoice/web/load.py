@@ -63,6 +63,7 @@ class ServiceFacts:
         idle_served_after: How many of them were answered on the same connection afterwards.
         memory_before: Resident bytes of the service before the load.
         memory_after: The same after it.
+        cpu_per_dispatch_s: Processor time that the service took for each dispatch of the load.
         restarts: How often the service was restarted under load.
         accepted: Dispatches that were answered with success, the restart's included.
         lost: Accepted dispatches that are not in the backend's ledger, or under another id.
@@ -74,6 +75,7 @@ class ServiceFacts:
     idle_served_after: int
     memory_before: int
     memory_after: int
+    cpu_per_dispatch_s: float
     restarts: int
     accepted: int
     lost: int
@@ -85,7 +87,8 @@ class ServiceFacts:
             f"doubled {self.doubled}, restarts {self.restarts}\n"
             f"idle clients {self.idle_clients}, served afterwards {self.idle_served_after}\n"
             f"memory {self.memory_before / 2**20:.0f} MiB before, "
-            f"{self.memory_after / 2**20:.0f} MiB after"
+            f"{self.memory_after / 2**20:.0f} MiB after; "
+            f"{self.cpu_per_dispatch_s * 1000:.2f} ms of processor for each dispatch"
         )
 
 
@@ -132,10 +135,12 @@ class _Service:
         if self.process is not None:
             await self.process.stop()
 
-    def memory(self) -> int:
-        """Resident bytes."""
+    def usage(self) -> tuple[int, float]:
+        """Resident bytes, and processor time so far in seconds."""
         assert self.process is not None
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        process = psutil.Process(self.process.pid)
+        times = process.cpu_times()
+        return process.memory_info().rss, times.user + times.system
 
 
 async def measure_load(
@@ -185,10 +190,10 @@ async def measure_load(
         await service.start()
         try:
             async with _idle_clients(service, idle) as served:
-                before = service.memory()
+                memory_before, cpu_before = service.usage()
                 progress(f"{rate_hz:g} dispatches a second for {seconds:g} s, {idle} idle clients")
                 asked = {"load": await _offer(service, "load", rate_hz, seconds)}
-                after = service.memory()
+                memory_after, cpu_after = service.usage()
                 still = await served()
             if restart_s:
                 progress("the same at a quarter of the rate, with a restart in the middle")
@@ -204,8 +209,9 @@ async def measure_load(
             offered_hz=rate_hz,
             idle_clients=idle,
             idle_served_after=still,
-            memory_before=before,
-            memory_after=after,
+            memory_before=memory_before,
+            memory_after=memory_after,
+            cpu_per_dispatch_s=(cpu_after - cpu_before) / len(asked["load"]),
             restarts=int(bool(restart_s)),
             accepted=len(accepted),
             lost=sum(known.get(each.room) != each.dispatch_id for each in accepted),

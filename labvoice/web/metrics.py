@@ -92,8 +92,7 @@ class Metrics:
         )
         self._failovers = Gauge(
             "labvoice_failovers",
-            "Agents replaced since the start.",
-            ["outcome"],
+            "Agents lost and replaced so far.",
             registry=self.registry,
         )
         self._backlog = Gauge(
@@ -175,6 +174,5 @@ class Metrics:
         self._rooms.set(len(rooms))
         self._callers.set(sum(person.kind != "agent" for person in people))
         counts = await backend.counts()
-        for outcome, number in counts.failovers.items():
-            self._failovers.labels(outcome).set(number)
+        self._failovers.set(counts.failovers)
         self._backlog.set(counts.memory_backlog or 0)

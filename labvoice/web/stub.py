@@ -142,6 +142,10 @@ class StubBackend:
         """All is well."""
         return [Check(name="stub", ok=True, message="nothing to go wrong")]
 
+    async def diagnose(self) -> list[Check]:
+        """All is well."""
+        return await self.checks()
+
     async def counts(self) -> Counts:
         """Nothing is counted."""
         return Counts()

@@ -153,6 +153,16 @@ async def test_a_token_may_bring_its_agent(client: httpx.AsyncClient, room: str)
         await caller.disconnect()
 
 
+async def test_a_diagnosis_really_dispatches(lab: Lab, client: httpx.AsyncClient) -> None:
+    """Its last check is an agent that joined a scratch room, which is gone afterwards."""
+    checks = (await client.post("/api/diagnose")).json()["checks"]
+    assert checks[-1]["name"] == "dispatch"
+    assert checks[-1]["ok"], checks
+    rooms = (await client.get("/api/rooms")).json()["rooms"]
+    assert not [each for each in rooms if each["name"].startswith("scratch-")]
+    await lab.settle()
+
+
 async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:
     """With everything up, each dependency's check is good and in the metrics."""
     answer = await client.get("/readyz")
