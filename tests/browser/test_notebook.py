@@ -179,7 +179,7 @@ async def test_two_views_a_reload_and_a_killed_worker(
         await views.nth(1).get_by_role("button", name="Hang up").click()
         await expect(views.nth(0).locator(".lv-phase")).to_have_text("Call ended")
 
-        await page.keyboard.press("Control+s")
+        await page.locator("[data-jp-item-name=save]").click()
         await expect(page.locator(".jp-mod-dirty")).to_have_count(0)
         await page.reload()
         await expect(views).to_have_count(2, timeout=60_000)
