@@ -25,7 +25,7 @@
 # 5. the others are told of the agent, at once if it publishes a track, else up to 3 s later.
 
 # %% tags=["parameters"]
-trials = 4
+trials = 3
 
 # %%
 import asyncio

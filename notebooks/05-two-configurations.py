@@ -20,7 +20,7 @@
 # difference is.
 
 # %% tags=["parameters"]
-trials = 3
+trials = 2
 calls = 2
 
 # %%

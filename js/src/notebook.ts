@@ -18,6 +18,8 @@ interface Answer {
 
 /** A dispatch takes 10 s at most (Dispatcher.dispatch); the rest is for a kernel that is busy. */
 const PATIENCE_MS = 20_000;
+/** The doctor dispatches an agent and looks at every model. */
+const DIAGNOSIS_MS = 90_000;
 
 export function notebookBackend(model: Model): Backend & { close(): void } {
   let last = 0;
@@ -29,7 +31,7 @@ export function notebookBackend(model: Model): Backend & { close(): void } {
   };
   model.on("msg:custom", onMessage as (...args: never[]) => void);
 
-  function ask<T>(method: string, args: unknown): Promise<T> {
+  function ask<T>(method: string, args: unknown, patience_ms = PATIENCE_MS): Promise<T> {
     const id = ++last;
     return new Promise<T>((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -41,7 +43,7 @@ export function notebookBackend(model: Model): Backend & { close(): void } {
               "After a restart of the kernel run the notebook from its top again.",
           ),
         );
-      }, PATIENCE_MS);
+      }, patience_ms);
       waiting.set(id, ({ result, error }) => {
         clearTimeout(timer);
         if (error) reject(new BackendError(error.message, error.hint, error.outcome));
@@ -55,7 +57,7 @@ export function notebookBackend(model: Model): Backend & { close(): void } {
     token: (args) => ask("token", args),
     dispatch: (args) => ask("dispatch", args),
     agents: () => ask("agents", {}),
-    diagnose: () => ask("diagnose", {}),
+    diagnose: () => ask("diagnose", {}, DIAGNOSIS_MS),
     record: (_, record) => ask("record", record),
     close: () => model.off("msg:custom", onMessage as (...args: never[]) => void),
   };

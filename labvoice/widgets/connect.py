@@ -16,6 +16,7 @@ from livekit import api
 from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.call import caller_token
+from labvoice.doctor import examine
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
@@ -156,28 +157,16 @@ class ConnectButton(anywidget.AnyWidget):
         ]
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
-        parts = await asyncio.to_thread(self._lab.parts)
-        checks = [
+        _running = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        return [
             {
-                "name": part.name,
-                "ok": part.state in ("up", "external"),
-                "detail": f"{part.state} {part.address}",
+                "name": check.name,
+                "ok": check.ok is not False,
+                "detail": check.observed,
+                "hint": check.hint,
             }
-            for part in parts
+            for check in await examine(self._lab.settings)
         ]
-        statuses = await self._lab.pool.statuses()
-        name = self._lab.settings.agent_name
-        fitting = [status for status in statuses if status.agent_name == name]
-        free = [status for status in fitting if status.load < 1]
-        checks.append(
-            {
-                "name": f"workers named {name}",
-                "ok": bool(free),
-                "detail": f"{len(fitting)} answer, {len(free)} have room for a job",
-                "hint": "" if free else "`await lab.add_workers()` starts one more",
-            }
-        )
-        return checks
 
     async def _record(self, arguments: dict[str, Any]) -> None:
         record = CallRecord.model_validate(arguments)

@@ -163,7 +163,9 @@ async def test_two_views_a_reload_and_a_killed_worker(
 ) -> None:
     """Views share a call, the monitor sees it, a reloaded page calls again, a loss is said."""
     cells = [new_code_cell(source) for source in CELLS]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "jupyter" / "views.ipynb")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    written = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(written, tmp_path / "jupyter" / "views.ipynb")
     async with notebook(chromium, jupyter, pictures, "views.ipynb", "the end") as page:
         views, monitor = page.locator(".labvoice"), page.locator(".labvoice-monitor")
         await expect(views).to_have_count(2)
@@ -177,7 +179,7 @@ async def test_two_views_a_reload_and_a_killed_worker(
         await views.nth(1).get_by_role("button", name="Hang up").click()
         await expect(views.nth(0).locator(".lv-phase")).to_have_text("Call ended")
 
-        await page.keyboard.press("Control+s")
+        await page.locator("[data-jp-item-name=save]").click()
         await expect(page.locator(".jp-mod-dirty")).to_have_count(0)
         await page.reload()
         await expect(views).to_have_count(2, timeout=60_000)

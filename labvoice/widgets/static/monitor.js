@@ -11,7 +11,7 @@ var c=`.labvoice-monitor {
   color: var(--ink);
   font: 14px/1.45 system-ui, sans-serif;
 }
-.labvoice-monitor .lv-tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 0.7rem; }
+.labvoice-monitor .lv-tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: 0.7rem; }
 .labvoice-monitor .lv-tile { display: grid; padding: 0.55rem 0.75rem; border-radius: 8px; background: var(--jp-layout-color2, #f5f7f9); }
 .labvoice-monitor .lv-tile span, .labvoice-monitor small { color: var(--muted); font-size: 12px; }
 .labvoice-monitor .lv-tile b { font-size: 20px; font-variant-numeric: tabular-nums; }
