@@ -10,6 +10,11 @@ from typing import Any, Final
 
 import httpx
 import letta_client
+
+# Loaded here, when a process starts; the client itself would do it at the first use, and hold
+# a call's event loop up for 0.2 s.
+import letta_client.resources.agents.agents
+import letta_client.resources.runs.runs
 from letta_client import AsyncLetta
 from letta_client.types import AgentState
 from pydantic import SecretStr

@@ -13,7 +13,7 @@ from labvoice.caller.call import Call
 from labvoice.errors import UsageError
 from labvoice.lab import Lab
 from labvoice.letta import new_client
-from labvoice.settings import Mode, load_settings
+from labvoice.settings import load_settings
 from tests.serving import serving
 from tests.stack.real_letta import Running
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
@@ -46,8 +46,10 @@ async def talking(
         letta_base_url=letta.server.base_url,
         letta_api_key=letta.server.api_key,
         data_dir=tmp_path_factory.mktemp("talking"),
+        idle_processes=2,
     )
     async with Lab(settings=settings) as lab:
+        lab.letta.model = letta.server.api.model
         yield lab
 
 
@@ -59,12 +61,16 @@ async def tell(lab: Lab, call: Call, text: str) -> None:
     assert turn.reply == REPLY
 
 
-async def connected(lab: Lab, agent: str, mode: Mode | None = None) -> Call:
-    """A call with an agent's memory, its greeting heard and its memory loaded."""
-    call = await lab.call(letta_agent=agent, mode=mode)
-    await call.hear_greeting()
-    await call.until_memory()
-    return call
+async def connected(lab: Lab, *agents: str) -> list[Call]:
+    """Calls at once, one with each agent's memory; greetings heard, memories loaded."""
+    await lab.settle()
+    calls = []
+    for agent in agents:
+        call = await lab.call(letta_agent=agent)
+        await call.hear_greeting()
+        await call.until_memory()
+        calls.append(call)
+    return calls
 
 
 async def known(lab: Lab, agent: str) -> list[str]:
@@ -92,14 +98,14 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
     async with Lab(settings=settings) as lab:
         await lab.letta_server.until_up()
         await lab.letta.create("Companion", persona="I am a friendly companion.")
-        call = await connected(lab, "Companion")
+        [call] = await connected(lab, "Companion")
         await call.say(await lab.utterance("My dog is called Rex."))
         await call.hear()
         await lab.end_call(call)  # what is not in Letta by now waits on disk
 
     async with Lab(settings=settings) as lab:
         await lab.letta_server.until_up()
-        call = await connected(lab, "Companion")
+        [call] = await connected(lab, "Companion")
         async with asyncio.timeout(60):
             while not await known(lab, "Companion"):
                 await asyncio.sleep(0.2)
@@ -117,7 +123,7 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
 async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
     """At once, in two rooms, each agent learns what it was told and nothing of the other."""
     agents = [await talking.letta.create(f"Apart by voice {n}") for n in range(2)]
-    calls = [await connected(talking, agent) for agent in agents]
+    calls = await connected(talking, *agents)
     await asyncio.gather(
         *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
     )
@@ -131,7 +137,7 @@ async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
 async def test_one_agent_in_two_rooms_at_once(talking: Lab, model: RecordingModel) -> None:
     """Both talk; the turns are written in the order in which they end; both take them up."""
     agent = await talking.letta.create("In two rooms")
-    first, second = [await connected(talking, agent) for _ in range(2)]
+    first, second = await connected(talking, agent, agent)
     order = []
     for call, text in zip((first, second, first), TOLD, strict=True):
         await tell(talking, call, text)
@@ -161,7 +167,7 @@ async def test_a_block_changed_during_a_call_is_taken_up(
 ) -> None:
     """What somebody writes into a block while a call runs reaches the running session."""
     agent = await talking.letta.create("Changed by hand")
-    call = await connected(talking, agent)
+    [call] = await connected(talking, agent)
     await talking.letta.set_block(agent, "human", "The user collects stamps.")
     await taken_up(call, 2)
     await tell(talking, call, "Thank you.")
@@ -175,7 +181,7 @@ async def test_the_agent_is_chosen_by_id_or_name(
     """By name as by id; a name that nobody has is answered with the one that comes close."""
     agent = await talking.letta.create("Night watch", human="The user is called Anna.")
     for chosen in ("Night watch", agent):
-        call = await connected(talking, chosen)
+        [call] = await connected(talking, chosen)
         await tell(talking, call, "Thank you.")
         assert "The user is called Anna." in model.prompts[-1]
         await talking.end_call(call)
@@ -202,6 +208,7 @@ async def test_the_agent_is_chosen_by_id_or_name(
 async def test_direct_mode_has_no_memory(talking: Lab) -> None:
     """In direct mode nothing is loaded and nothing is written, whatever agent was named."""
     agent = await talking.letta.create("Left alone")
+    await talking.settle()
     call = await talking.call(letta_agent=agent, mode="direct")
     await call.hear_greeting()
     await tell(talking, call, "My dog is called Rex.")
