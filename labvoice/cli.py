@@ -201,15 +201,23 @@ def bench_turns(
     trials: TrialsOption = 20,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
+    arms: ArmsOption = "",
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Measures turns: from the caller's last word to the first word of the reply.
 
-    Example: labvoice bench turns --trials 20 --llm paced --out runs/turns.jsonl
+    Arms are ways to use Letta: hybrid, letta, direct (no memory), and hybrid-down: hybrid with
+    a Letta that is not there.
+
+    Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
     """
-    _run(_bench("turns", llm, json_path, trials=trials, turns=turns, warmup=warmup, out=out))
+    from labvoice.bench.arms import TURN_ARMS, choose
+
+    letta = any(arm.mode for arm in choose(arms, TURN_ARMS))
+    options = {"trials": trials, "turns": turns, "warmup": warmup, "arms": arms, "out": out}
+    _run(_bench("turns", llm, json_path, letta=letta, **options))
 
 
 @bench_app.command("burst")
@@ -290,10 +298,12 @@ async def _bench_http(
     return 1 if result["failed"] or facts.lost or facts.doubled else 0
 
 
-async def _bench(kind: str, llm: Llm | None, json_path: Path | None, **options: Any) -> int:
+async def _bench(
+    kind: str, llm: Llm | None, json_path: Path | None, *, letta: bool = False, **options: Any
+) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, llm=llm, letta=False) as lab:
+    async with Lab(progress=_say, llm=llm, letta=letta, fresh=True) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=_command(), progress=_say, **options)
     _say(repr(run))

@@ -41,7 +41,12 @@ class CircuitBreaker:
         """Whether attempts are made freely, put off, or tried one by one."""
         if self._failures < self._threshold:
             return "closed"
-        return "open" if time.monotonic() < self._retry_at_s else "half-open"
+        return "open" if self.put_off else "half-open"
+
+    @property
+    def put_off(self) -> bool:
+        """Whether the next attempt is still to be waited for."""
+        return time.monotonic() < self._retry_at_s
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:

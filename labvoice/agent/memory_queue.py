@@ -189,7 +189,9 @@ class MemoryQueue:
         while True:
             self._wake.clear()
             try:
-                for agent_id in await self._store.waiting_agents():
+                # While attempts are put off no lease is held: another worker may do better.
+                agents = [] if self._breaker.put_off else await self._store.waiting_agents()
+                for agent_id in agents:
                     if agent_id not in self._writers and await self._lease(agent_id):
                         writer = asyncio.create_task(self._write_all(agent_id))
                         self._writers[agent_id] = writer
@@ -224,7 +226,7 @@ class MemoryQueue:
 
         keeper = asyncio.create_task(keep_lease())
         try:
-            while turn := await self._store.next(agent_id):
+            while not self._breaker.put_off and (turn := await self._store.next(agent_id)):
                 await self._write(turn)
         finally:
             keeper.cancel()

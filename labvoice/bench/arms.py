@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from labvoice.dispatch import Strategy
 from labvoice.errors import UsageError
+from labvoice.settings import Mode
 from labvoice.stack.workers import AGENT_PROGRAM
 
 _SEED: Final = 20261
@@ -25,6 +26,8 @@ class Arm:
             gets a worker of its own under that name.
         program: Module that this worker runs.
         settings: Settings by field name that this worker alone gets.
+        mode: How the agent uses Letta; it gets an agent there with nothing in its memory. None: no
+            memory.
         columns: Further columns in the frame, such as what sets the arm apart.
     """
 
@@ -33,6 +36,7 @@ class Arm:
     agent_name: str | None = None
     program: str = AGENT_PROGRAM
     settings: Mapping[str, Any] = field(default_factory=dict)
+    mode: Mode | None = None
     columns: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
@@ -54,6 +58,21 @@ CONNECT_ARMS: Final = (
     Arm("thread", agent_name="thread-agent", settings={"executor": "thread"}),
 )
 """What `labvoice bench connect --arms` knows."""
+
+
+TURN_ARMS: Final = (
+    Arm("hybrid", mode="hybrid"),
+    Arm("letta", mode="letta"),
+    Arm("direct", mode="direct"),
+    # A port where nothing listens; what this worker cannot write, the others do.
+    Arm(
+        "hybrid-down",
+        agent_name="hybrid-down-agent",
+        settings={"letta_base_url": "http://127.0.0.1:9"},
+        mode="hybrid",
+    ),
+)
+"""What `labvoice bench turns --arms` knows."""
 
 
 def choose(names: str | Sequence[str], known: Sequence[Arm]) -> list[Arm]:

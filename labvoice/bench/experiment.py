@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from labvoice.bench import host
-from labvoice.bench.arms import CONNECT_ARMS, DEFAULT, Arm, choose, interleave
+from labvoice.bench.arms import CONNECT_ARMS, TURN_ARMS, Arm, choose, interleave
 from labvoice.bench.burst import BURST_ARMS, burst
+from labvoice.bench.memory import (
+    LettaSource,
+    prepare_memory,
+    record_memory,
+    wait_for_memory,
+)
 from labvoice.bench.run import Run, RunWriter
 from labvoice.caller.call import Call, Turn
 from labvoice.caller.voice import (
@@ -22,12 +28,13 @@ from labvoice.caller.voice import (
 )
 from labvoice.dispatch import Dispatcher, Strategy
 from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
+from labvoice.job import JobMetadata
 from labvoice.settings import Settings
 from labvoice.stack.workers import Pool
 from labvoice.stages import WORKER_CONNECTION_MARKS
 
 
-class CallSource(Protocol):
+class CallSource(LettaSource, Protocol):
     """What a benchmark needs of a lab."""
 
     settings: Settings
@@ -53,6 +60,7 @@ class CallSource(Protocol):
         self,
         *,
         agent_name: str | None = None,
+        metadata: JobMetadata | None = None,
         strategy: Strategy = "sequential",
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
@@ -112,6 +120,7 @@ class Bench:
         *,
         turns: int = 1,
         warmup: int = 1,
+        arms: str | Sequence[str] = "",
         utterances: Sequence[Utterance] | None = None,
         out: Path | None = None,
         command: str = "",
@@ -123,6 +132,7 @@ class Bench:
             trials: How many calls count.
             turns: How many turns in each call.
             warmup: How many calls go before; they are recorded and flagged.
+            arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
             utterances: What the caller says, in rotation; human recordings and synthesised
                 questions when not given.
             out: As for :meth:`connect`.
@@ -136,10 +146,11 @@ class Bench:
         """
         if turns < 1:
             raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
+        chosen = choose(arms, TURN_ARMS)
         if utterances is None:
             utterances = await asyncio.to_thread(_default_utterances, self._source.settings)
         return await self._run(
-            "turns", trials, warmup, out, command, progress, [DEFAULT], utterances, turns
+            "turns", trials, warmup, out, command, progress, chosen, utterances, turns
         )
 
     async def burst(
@@ -235,13 +246,16 @@ class Bench:
         # Every arm says the same, so each has a round of its own through the utterances.
         said = {arm.name: itertools.cycle(utterances) for arm in arms}
         await self._start_workers(arms, progress)
+        memories = await prepare_memory(self._source, arms, progress)
         facts = await asyncio.to_thread(host.facts, self._source.server_version)
         table = {arm.name: arm_columns(settings, arm) for arm in arms}
         rounds = warmup + trials
         with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
             for trial, (number, arm) in enumerate(interleave(arms, rounds)):
                 await self._source.settle()
-                words = await self._trial(run, trial, arm, number < warmup, said[arm.name], turns)
+                words = await self._trial(
+                    run, trial, arm, number < warmup, said[arm.name], turns, memories.get(arm.name)
+                )
                 name = f" {arm.name}" if len(arms) > 1 else ""
                 progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
         return Run.load(path)
@@ -266,9 +280,11 @@ class Bench:
         warmup: bool,
         said: itertools.cycle[Utterance],
         turns: int,
+        metadata: JobMetadata | None,
     ) -> str:
         call = self._source.new_call(
             agent_name=arm.agent_name,
+            metadata=metadata,
             strategy=arm.strategy,
             on_mark=lambda name, at_s, clock, error_s: run.mark(
                 trial,
@@ -283,7 +299,6 @@ class Bench:
             await call.connect()
             await call.hear_greeting()
             run.note(trial, **_connection_facts(call))
-            record_memory(run, trial, call)
             run.outcome(trial, "ok")
         except LabvoiceError as error:
             run.outcome(trial, outcome_of(error), detail=error.observed)
@@ -292,6 +307,8 @@ class Bench:
         try:
             for _ in range(turns):
                 await self._turn(run, trial, call, next(said))
+            await wait_for_memory(call)
+            record_memory(run, trial, call)
         except LabvoiceError as error:
             return error.observed
         finally:
@@ -319,18 +336,13 @@ def _default_utterances(settings: Settings) -> list[Utterance]:
     return [utterance for pair in pairs for utterance in pair if utterance is not None]
 
 
-def record_memory(run: RunWriter, trial: int, call: Call) -> None:
-    """Records how long the agent's memory took to load, where it has one."""
-    if call.memory.get("memory_load_s") is not None:
-        run.stage(trial, "memory_load", call.memory["memory_load_s"])
-
-
 def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
     """Records a turn's marks, LiveKit's figures, texts and outcome."""
     for mark, at_s in turn.marks.items():
         run.mark(trial, mark, at_s, turn=turn.number)
     for stage, duration_s in turn.metrics.items():
-        run.stage(trial, stage, duration_s, turn=turn.number)
+        if stage != "memory_sync":  # it comes later
+            run.stage(trial, stage, duration_s, turn=turn.number)
     run.note(
         trial,
         turn.number,

@@ -1,0 +1,81 @@
+"""Letta's part in a turn benchmark: an agent for each arm, and the stages of its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from labvoice.bench.arms import Arm
+from labvoice.bench.run import RunWriter
+from labvoice.caller.call import Call
+from labvoice.errors import StageTimeoutError
+from labvoice.job import JobMetadata
+from labvoice.settings import Settings
+from labvoice.stack.letta_api import LettaApi
+from labvoice.stack.letta_server import LettaServer
+
+_PROVIDER: Final = "fast"
+_SYNC_TIMEOUT_S: Final = 30.0
+
+
+class LettaSource(Protocol):
+    """What is needed of a lab."""
+
+    settings: Settings
+
+    @property
+    def letta(self) -> LettaApi:
+        """The Letta server's agents."""
+
+    @property
+    def letta_server(self) -> LettaServer:
+        """The Letta server."""
+
+
+async def prepare_memory(
+    lab: LettaSource, arms: Sequence[Arm], progress: Callable[[str], None]
+) -> dict[str, JobMetadata]:
+    """Creates an agent for each arm that uses Letta; returns what its dispatches carry.
+
+    In the letta arm the agents' own fast model stands behind Letta, so that the arms differ in
+    the way to it and not in the model. The other arms never wait for Letta's model.
+    """
+    modes = {arm.name: arm.mode for arm in arms if arm.mode}
+    if not modes:
+        return {}
+    progress("Letta: waiting for it")
+    await lab.letta_server.until_up()
+    found = {}
+    for name, mode in modes.items():
+        model = await _fast_model(lab) if mode == "letta" else None
+        agent = await lab.letta.create(f"bench {name} {secrets.token_hex(4)}", model=model)
+        found[name] = JobMetadata(letta_agent_id=agent, mode=mode)
+    return found
+
+
+async def _fast_model(lab: LettaSource) -> str | None:
+    settings = lab.settings
+    if lab.letta_server.state == "external" or settings.resolved_llm == "openai":
+        return None  # Letta has a model of its own, or already the one that is configured
+    assert settings.openai_base_url
+    return await lab.letta.register_model(
+        _PROVIDER, settings.openai_base_url, None, settings.llm_model
+    )
+
+
+async def wait_for_memory(call: Call) -> None:
+    """Waits, within reason, until all turns of a call are in Letta, so that they can be timed."""
+    if call.memory.get("state") == "ready":
+        with contextlib.suppress(StageTimeoutError):
+            await call.until_synced(_SYNC_TIMEOUT_S)
+
+
+def record_memory(run: RunWriter, trial: int, call: Call) -> None:
+    """Records how long the memory took to load, and each turn to be in Letta, where it has."""
+    if call.memory.get("memory_load_s") is not None:
+        run.stage(trial, "memory_load", call.memory["memory_load_s"])
+    for turn in call.turns:
+        if "memory_sync" in turn.metrics:
+            run.stage(trial, "memory_sync", turn.metrics["memory_sync"], turn=turn.number)

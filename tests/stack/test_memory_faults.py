@@ -1,0 +1,226 @@
+"""What Letta does wrong never reaches the caller: real calls, a real Letta, real faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import psutil
+import pytest
+
+from labvoice.caller.call import Call
+from labvoice.lab import Lab
+from labvoice.letta import new_client
+from labvoice.settings import load_settings
+from labvoice.stack.workers import Worker
+from tests.serving import serving
+from tests.stack.faulty_letta import FaultyLetta, Mode
+from tests.stack.real_letta import Running
+from tests.stack.recording_model import MODEL, REPLY, RecordingModel
+
+SAID = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
+FACTS = ["The user's dog is called Rex.", "The user lives in Oslo.", "The user likes jazz."]
+SYNC_TIMEOUT_S = 150.0  # a circuit that was opened tries again after 30 s at most
+
+
+@pytest.fixture(scope="module")
+async def model() -> AsyncIterator[RecordingModel]:
+    """The fast model behind the agent."""
+    recording = RecordingModel()
+    async with serving(recording.app, recording.port):
+        yield recording
+
+
+@pytest.fixture(scope="module")
+async def proxy(letta: Running) -> AsyncIterator[FaultyLetta]:
+    """Stands between the workers and Letta."""
+    between = FaultyLetta(letta.server.base_url)
+    await between.set("pass")
+    yield between
+    await between.close()
+
+
+@pytest.fixture(scope="module")
+async def lab(
+    letta: Running,
+    model: RecordingModel,
+    proxy: FaultyLetta,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Lab]:
+    """A lab whose worker reaches Letta only through the proxy, while the lab itself need not."""
+    settings = load_settings(
+        llm="openai",
+        openai_base_url=model.base_url,
+        llm_model=MODEL,
+        letta_base_url=letta.server.base_url,
+        letta_api_key=letta.server.api_key,
+        data_dir=tmp_path_factory.mktemp("faults"),
+    )
+    async with Lab(settings=settings, workers=0) as running:
+        running.letta.model = letta.server.api.model
+        running.settings.letta_base_url = proxy.base_url
+        await running.add_workers(1)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+async def _passing(proxy: FaultyLetta) -> None:
+    """Each test begins with a Letta that works."""
+    await proxy.set("pass")
+
+
+async def told(letta: Running, agent: str) -> list[str]:
+    """What the user said in each message that Letta keeps, oldest first."""
+    async with new_client(letta.server.base_url, letta.server.api_key) as client:
+        page = await client.agents.messages.list(
+            agent, order="desc", limit=50, include_return_message_types=["user_message"]
+        )
+    texts = [str(m.content) for m in page.items if m.message_type == "user_message"]
+    return [next(said for said in SAID if said.rstrip(".") in text) for text in texts]
+
+
+async def answered(lab: Lab, call: Call, texts: Sequence[str]) -> None:
+    """Says something and hears the fast model's answer, each time."""
+    for text in texts:
+        await call.say(await lab.utterance(text))
+        turn = await call.hear()
+        assert (turn.outcome, turn.reply) == ("ok", REPLY)
+
+
+async def all_written_once(letta: Running, call: Call, agent: str, texts: Sequence[str]) -> None:
+    """Everything that was said reaches Letta: in order, once."""
+    await call.until_synced(SYNC_TIMEOUT_S)
+    await asyncio.sleep(1.0)  # what came twice would come now
+    assert await told(letta, agent) == list(texts)
+    human = (await letta.server.api.blocks(agent))["human"].strip().splitlines()
+    assert human == FACTS[: len(texts)]
+
+
+async def test_letta_down_at_the_start_of_a_call(
+    letta: Running, lab: Lab, proxy: FaultyLetta, model: RecordingModel
+) -> None:
+    """The call begins without memory and says so; the memory is taken up when Letta comes."""
+    agent = await letta.server.api.create("Down at start", human="The user is called Anna.")
+    await lab.settle()
+    await proxy.set("refuse")
+    call = await lab.call(letta_agent="Down at start")
+    await call.hear_greeting()
+    await call.until_memory("unavailable")
+    assert "nothing answers" in call.memory["error"]
+    await answered(lab, call, SAID[:1])
+    assert "Anna" not in model.prompts[-1]
+    await proxy.set("pass")
+    await call.until_memory("ready")
+    await answered(lab, call, SAID[1:2])
+    assert "Anna" in model.prompts[-1]
+    await call.until_synced(SYNC_TIMEOUT_S)
+    await lab.end_call(call)
+    assert await told(letta, agent) == list(SAID[:2])
+
+
+@pytest.mark.parametrize("fault", ["refuse", "slow", "500", "garbage"])
+async def test_letta_fails_in_mid_call(
+    letta: Running, lab: Lab, proxy: FaultyLetta, fault: Mode
+) -> None:
+    """Whatever Letta does from the first turn on, each turn is answered and written once."""
+    agent = await letta.server.api.create(f"Fails by {fault}")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent)
+    await call.hear_greeting()
+    await call.until_memory()
+    await proxy.set(fault)
+    await answered(lab, call, SAID[:2])
+    await proxy.set("pass")
+    await answered(lab, call, SAID[2:])
+    await all_written_once(letta, call, agent, SAID)
+    await lab.end_call(call)
+
+
+async def test_a_worker_with_a_wrong_key_still_answers(letta: Running, lab: Lab) -> None:
+    """Its calls run without memory, and their state names the key."""
+    await lab.settle()
+    right, lab.settings.letta_api_key = lab.settings.letta_api_key, None
+    try:
+        await lab.add_workers(1, agent_name="wrong-key")
+    finally:
+        lab.settings.letta_api_key = right
+    agent = await letta.server.api.create("Locked")
+    call = await lab.call(agent_name="wrong-key", letta_agent=agent)
+    await call.hear_greeting()
+    await call.until_memory("unavailable")
+    assert "refuses the key" in call.memory["error"]
+    await answered(lab, call, SAID[:1])
+    await lab.end_call(call)
+    worker = lab.pool.workers.pop()
+    await worker.stop()
+    await wait_for_turns(letta, agent, SAID[:1])  # by the worker with the right key
+
+
+async def wait_for_turns(letta: Running, agent: str, texts: Sequence[str]) -> None:
+    """Waits until Letta has these turns, and no more."""
+    async with asyncio.timeout(SYNC_TIMEOUT_S):
+        while await told(letta, agent) != list(texts):
+            await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
+    assert await told(letta, agent) == list(texts)
+
+
+async def test_the_agent_is_deleted_during_the_call(letta: Running, lab: Lab) -> None:
+    """The caller is answered all the same, and the turn counts as lost."""
+    agent = await letta.server.api.create("Deleted")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent)
+    await call.hear_greeting()
+    await call.until_memory()
+    lost = call.memory["lost_turns"]
+    await letta.server.api.delete(agent)
+    await answered(lab, call, SAID[:1])
+    await call.until_memory("unavailable")
+    async with asyncio.timeout(SYNC_TIMEOUT_S):
+        while call.memory["lost_turns"] == lost:
+            await call.until_memory("unavailable")
+    assert "404" in call.memory["error"]
+    await lab.end_call(call)
+
+
+async def test_the_database_is_restarted_during_the_call(letta: Running, lab: Lab) -> None:
+    """PostgreSQL killed while turns are written: it is revived, and they are there once."""
+    agent = await letta.server.api.create("Without database")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent)
+    await call.hear_greeting()
+    await call.until_memory()
+    await answered(lab, call, SAID[:1])
+    postgres = next(p for p in letta.server.processes if p.name == "PostgreSQL")
+    psutil.Process(postgres.pid).kill()
+    await answered(lab, call, SAID[1:])
+    await all_written_once(letta, call, agent, SAID)
+    await lab.end_call(call)
+
+
+async def test_a_killed_worker_leaves_its_turns_to_the_next(
+    letta: Running, lab: Lab, proxy: FaultyLetta
+) -> None:
+    """SIGKILL with turns unwritten: another worker writes them, in order, each once."""
+    agent = await letta.server.api.create("Orphaned")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent)
+    await call.hear_greeting()
+    await call.until_memory()
+    await proxy.set("500")
+    await answered(lab, call, SAID[:2])
+    await kill(lab.pool.workers.pop())
+    await lab.end_call(call)
+    await proxy.set("pass")
+    await lab.add_workers(1)
+    await wait_for_turns(letta, agent, SAID[:2])
+    human = (await letta.server.api.blocks(agent))["human"].strip().splitlines()
+    assert human == FACTS[:2]
+
+
+async def kill(worker: Worker) -> None:
+    """Kills a worker and its job processes at once."""
+    root = psutil.Process(worker.process.pid)
+    for process in [root, *root.children(recursive=True)]:
+        process.kill()
+    await worker.process.wait()
