@@ -489,6 +489,19 @@ class Call:
         await self._fetch_worker()
         return turn
 
+    async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
+        """Waits until the reply begins, for a caller who will speak over it.
+
+        Returns:
+            When its first voiced sample was heard, in monotonic seconds.
+
+        Raises:
+            NoReplyError: No voice was heard in time.
+            AgentLostError: The agent left.
+        """
+        since_s = self.turns[-1].marks["user_speech_end"]
+        return await self._onset_since(since_s, "reply_heard", timeout_s)
+
     async def _onset_since(self, since_s: float, stage: str, timeout_s: float) -> float:
         await self._until(
             lambda: self._listener.onset_since(since_s) is not None,

@@ -223,4 +223,4 @@ async def kill(worker: Worker) -> None:
     root = psutil.Process(worker.process.pid)
     for process in [root, *root.children(recursive=True)]:
         process.kill()
-    await worker.process.wait()
+    await worker.stop()  # waits for its end, and closes what is left of it here

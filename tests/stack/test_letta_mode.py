@@ -1,0 +1,128 @@
+"""Letta mode in real calls: Letta itself answers, and stops when it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from letta_client import AsyncLetta
+
+from labvoice.lab import Lab
+from labvoice.letta import new_client
+from labvoice.settings import load_settings
+from labvoice.stack.memory_clerk import NOTHING
+from tests.serving import serving
+from tests.stack.faulty_letta import FaultyLetta
+from tests.stack.real_letta import Running
+from tests.stack.recording_model import MODEL, REPLY, RecordingModel
+
+SLOWLY = "Let me tell you a long story. " + "Then they went on and on along the road. " * 8
+
+
+@pytest.fixture(scope="module")
+async def proxy(letta: Running) -> AsyncIterator[FaultyLetta]:
+    """Stands between the worker and Letta."""
+    between = FaultyLetta(letta.server.base_url)
+    await between.set("pass")
+    yield between
+    await between.close()
+
+
+@pytest.fixture(scope="module")
+async def lab(
+    letta: Running, proxy: FaultyLetta, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """A lab whose agents have a fast model of their own, and Letta behind the proxy."""
+    fast = RecordingModel()
+    settings = load_settings(
+        llm="openai",
+        openai_base_url=fast.base_url,
+        llm_model=MODEL,
+        letta_base_url=letta.server.base_url,
+        letta_api_key=letta.server.api_key,
+        data_dir=tmp_path_factory.mktemp("letta-mode"),
+    )
+    async with serving(fast.app, fast.port), Lab(settings=settings, workers=0) as running:
+        running.settings.letta_base_url = proxy.base_url
+        await running.add_workers(1)
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def slow_handle(letta: Running) -> AsyncIterator[str]:
+    """A model behind Letta that takes 20 s for its reply."""
+    slow = RecordingModel(SLOWLY, pause_s=0.25)
+    async with serving(slow.app, slow.port):
+        yield await letta.server.api.register_model("slow", slow.base_url, None, MODEL)
+
+
+async def statuses(client: AsyncLetta, agent: str) -> list[str]:
+    """How the agent's runs stand, the newest first."""
+    runs = await client.runs.list(agent_id=agent, limit=20)
+    return [str(run.status) for run in runs.items]
+
+
+async def user_messages(client: AsyncLetta, agent: str) -> list[str]:
+    """What the user said, as Letta keeps it, oldest first."""
+    page = await client.agents.messages.list(
+        agent, order="desc", limit=50, include_return_message_types=["user_message"]
+    )
+    return [str(m.content) for m in page.items if m.message_type == "user_message"]
+
+
+async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle: str) -> None:
+    """Spoken over, Letta's run ends as cancelled; the next turn works; each is kept once."""
+    agent = await letta.server.api.create("Interrupted", model=slow_handle)
+    await lab.settle()
+    call = await lab.call(letta_agent=agent, mode="letta")
+    await call.hear_greeting()
+    await call.until_memory()
+    async with new_client(letta.server.base_url, letta.server.api_key) as client:
+        await call.say(await lab.utterance("My dog is called Rex."))
+        await call.hear_onset()
+        assert await statuses(client, agent) == ["running"]
+        await call.say(await lab.utterance("I live in Oslo."))
+        async with asyncio.timeout(30):
+            while await statuses(client, agent) != ["running", "cancelled"]:
+                await asyncio.sleep(0.2)
+        await call.hear_onset()
+        await lab.end_call(call)  # cancels the second run as well
+        async with asyncio.timeout(120):
+            while len(told := await user_messages(client, agent)) < 2:
+                await asyncio.sleep(0.5)
+    assert "Rex" in told[0]
+    assert "Oslo" in told[1]
+
+
+async def test_letta_down_or_slow_the_fast_model_answers(
+    letta: Running, lab: Lab, proxy: FaultyLetta
+) -> None:
+    """Letta answers; then it is slow, then down: the fast model answers; all is kept once."""
+    agent = await letta.server.api.create("Falls back", model="lab/memory-clerk")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent, mode="letta")
+    await call.hear_greeting()
+    await call.until_memory()
+    replies = []
+    for mode, text in (
+        ("pass", "How are you today?"),
+        ("slow", "I live in Oslo."),
+        ("refuse", "I like jazz."),
+    ):
+        await proxy.set(mode)  # type: ignore[arg-type]
+        await call.say(await lab.utterance(text))
+        replies.append((await call.hear()).reply)
+    assert replies == [NOTHING, REPLY, REPLY]
+    await proxy.set("pass")
+    await call.until_synced(150)
+    async with new_client(letta.server.base_url, letta.server.api_key) as client:
+        told = await user_messages(client, agent)
+    assert [word for text in told for word in ("How", "Oslo", "jazz") if word in text] == [
+        "How",
+        "Oslo",
+        "jazz",
+    ]
+    assert call.turns[0].metrics["letta_ttft"] > 0
+    assert "letta_ttft" not in call.turns[1].metrics
+    await lab.end_call(call)
