@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from livekit import api
+from livekit import api, rtc
 from livekit.protocol.models import ParticipantInfo
 
 from labvoice.bench.failover import KILLS, failover, parse_kills
@@ -18,7 +18,12 @@ from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance
 from labvoice.dispatch.watched import is_ours
 from labvoice.errors import UsageError
-from labvoice.job import ATTRIBUTE_HISTORY, unpack_history
+from labvoice.job import (
+    ATTRIBUTE_BEAT,
+    ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_HISTORY,
+    unpack_history,
+)
 from labvoice.lab import Lab
 
 
@@ -48,6 +53,19 @@ async def participants(lab: Lab, room: str) -> list[ParticipantInfo]:
 
 async def agents(lab: Lab, room: str) -> list[str]:
     return [p.identity for p in await participants(lab, room) if is_ours(p)]
+
+
+def token(lab: Lab, room: str, identity: str, kind: str = "standard") -> str:
+    """A token to join with; an agent's carries what labvoice's agents carry."""
+    assert lab.settings.livekit_api_key
+    assert lab.settings.livekit_api_secret
+    secret = lab.settings.livekit_api_secret.get_secret_value()
+    grants = api.VideoGrants(room_join=True, room=room, agent=kind == "agent")
+    made = api.AccessToken(lab.settings.livekit_api_key, secret).with_identity(identity)
+    if kind == "agent":
+        made = made.with_kind("agent")
+    attributes = {ATTRIBUTE_DISPATCH_ID: "AD_lost", ATTRIBUTE_BEAT: "7"}
+    return made.with_grants(grants).with_attributes(attributes).to_jwt()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
@@ -168,6 +186,47 @@ async def test_a_restarted_server_has_the_call_again(
     await call.say(recorded[0])
     await call.hear()
     assert len(await agents(pair, call.room_name)) == 1
+
+
+async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Call) -> None:
+    """Whoever comes back under a lost agent's name has to leave; the caller and a guest stay."""
+    lost, pid = (await agents(pair, call.room_name))[0], call.worker["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await call.hear_return()
+    (other,) = await agents(pair, call.room_name)
+    assert pair.settings.livekit_url
+    back, guest = rtc.Room(), rtc.Room()
+    gone = asyncio.Event()
+    back.on("disconnected", lambda _: gone.set())
+    try:
+        await guest.connect(pair.settings.livekit_url, token(pair, call.room_name, "guest"))
+        await back.connect(
+            pair.settings.livekit_url, token(pair, call.room_name, lost, kind="agent")
+        )
+        async with asyncio.timeout(10):
+            await gone.wait()
+        there = {p.identity for p in await participants(pair, call.room_name)}
+        assert there == {"caller", "guest", other}
+    finally:
+        await back.disconnect()
+        await guest.disconnect()
+
+
+async def test_an_empty_room_is_removed(pair: Lab) -> None:
+    """A room that had an agent goes, although the server would keep it for five minutes."""
+    service = pair.dispatcher.api
+    await service.room.create_room(
+        api.CreateRoomRequest(name="left-over", empty_timeout=300, departure_timeout=300)
+    )
+    done = await pair.dispatch("left-over")
+    await asyncio.sleep(1)
+    await service.agent_dispatch.delete_dispatch(done.dispatch_id, "left-over")
+
+    async def gone() -> bool:
+        listed = await service.room.list_rooms(api.ListRoomsRequest(names=["left-over"]))
+        return not listed.rooms
+
+    await until(gone, 60)
 
 
 async def test_the_benchmark_kills_and_counts(pair: Lab, tmp_path: Path) -> None:
