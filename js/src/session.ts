@@ -1,6 +1,7 @@
 // One call in the browser: joins, publishes the microphone, has the agent dispatched, and marks it.
 import {
   ConnectionQuality,
+  DataStreamError,
   DisconnectReason,
   ParticipantKind,
   Room,
@@ -287,10 +288,10 @@ export class Session {
       .on(RoomEvent.Disconnected, (reason) => this.onDisconnected(room, reason))
       .on(RoomEvent.Connected, () => room.remoteParticipants.forEach(onAgent));
 
-    /** A stream that the end of the call cuts off is no error. */
-    const unlessOver = (reading: Promise<void>) =>
+    /** A stream that the end of the call or of its agent cuts off is no error. */
+    const unlessCutOff = (reading: Promise<void>) =>
       reading.catch((error: unknown) => {
-        if (this.room === room && this.connected) throw error;
+        if (!(error instanceof DataStreamError)) throw error;
       });
 
     const readWords = async (reader: TextStreamReader, identity: string) => {
@@ -309,7 +310,7 @@ export class Session {
       this.changed();
     };
     room.registerTextStreamHandler("lk.transcription", (reader, { identity }) => {
-      void unlessOver(readWords(reader, identity));
+      void unlessCutOff(readWords(reader, identity));
     });
 
     const readEvent = async (reader: ByteStreamReader) => {
@@ -320,7 +321,7 @@ export class Session {
       else this.onVoice(() => this.turns.item(event.item));
     };
     room.registerByteStreamHandler("lk.agent.session", (reader) => {
-      void unlessOver(readEvent(reader));
+      void unlessCutOff(readEvent(reader));
     });
   }
 

@@ -23,15 +23,16 @@
     source.start();
     await new Promise((done) => (source.onended = done));
   };
-  // The loudest 50 ms of all that the page plays of the agent, over so many milliseconds.
-  window.loudness = async (for_ms) => {
+  // The loudest 50 ms of all that the page plays of the agent, over so many milliseconds, or
+  // until it is loud enough.
+  window.loudness = async ([for_ms, enough]) => {
     const listening = new AudioContext();
     const analyser = listening.createAnalyser();
     analyser.fftSize = 2048;
     const heard = new Set();
     const samples = new Float32Array(2048);
     let loudest = 0;
-    for (const end = performance.now() + for_ms; performance.now() < end; ) {
+    for (const end = performance.now() + for_ms; performance.now() < end && loudest < enough; ) {
       for (const element of document.querySelectorAll("audio.labvoice-sound")) {
         if (element.paused || element.muted || heard.has(element)) continue;
         heard.add(element);
