@@ -56,6 +56,7 @@ def main() -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", int(sys.argv[1])))
     token = os.environ.pop("LABVOICE_LETTA_TOKEN")
+    os.chdir(os.environ["HOME"])  # Letta writes files into the folder where it starts
 
     import uvicorn
     from letta.server.rest_api.app import app  # type: ignore[import-not-found]
