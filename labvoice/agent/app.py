@@ -170,8 +170,14 @@ def prewarm(process: JobProcess) -> None:
     report_event("prewarmed", pid=process.pid)
 
 
-async def on_request(server: AgentServer, request: JobRequest) -> None:
-    """Accepts a job with a name and an identity, or refuses it and says why."""
+async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = True) -> None:
+    """Accepts a job with a name and an identity, or refuses it and says why.
+
+    Args:
+        server: The worker.
+        request: What the server asks of it.
+        beats: Whether the agent will tell that it lives, so that a supervisor may judge it.
+    """
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
         check_name(request.room.name)
@@ -194,7 +200,7 @@ async def on_request(server: AgentServer, request: JobRequest) -> None:
         attributes={
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
             ATTRIBUTE_WORKER_ID: server.id,
-            ATTRIBUTE_BEAT: "0",
+            **({ATTRIBUTE_BEAT: "0"} if beats else {}),
         },
     )
 

@@ -15,7 +15,9 @@ from labvoice.agent.single import why_not
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings
 
-_IDLE_THREADS = 8
+_IDLE_THREADS = 32
+"""livekit-agents counts a job that is accepted and not yet running as one idle process's share of
+the load threshold: with few of them a burst would find the worker full."""
 
 
 async def entrypoint(context: JobContext) -> None:
@@ -43,7 +45,7 @@ def make_light_server(settings: Settings, *, port: int) -> AgentServer:
     server.rtc_session(
         entrypoint,
         agent_name=settings.agent_name,
-        on_request=lambda request: on_request(server, request),
+        on_request=lambda request: on_request(server, request, beats=False),
     )
     report_registration(server, settings.agent_name)
     return server

@@ -29,7 +29,7 @@ async def add_light_worker(lab: Lab, agent_name: str = LIGHT) -> None:
 @pytest.fixture(scope="module")
 async def light() -> AsyncIterator[Lab]:
     """A lab whose one worker's agents join and do nothing."""
-    async with Lab(llm="paced", workers=0, letta=False) as lab:
+    async with Lab(llm="paced", workers=0, letta=False, max_jobs=64) as lab:
         await add_light_worker(lab)
         yield lab
 
