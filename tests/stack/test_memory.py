@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from letta_client import AsyncLetta
+from livekit import api
 
 from labvoice.caller.call import Call
 from labvoice.errors import UsageError
@@ -195,6 +196,7 @@ async def test_the_agent_is_chosen_by_id_or_name(
     code, words = await labvoice(
         "dispatch", "by-name", "--letta-agent", "Night watch", cwd=tmp_path, env=env
     )
+    await talking.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="by-name"))
     assert code == 0, words
 
 
