@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.settings import Llm, load_settings
+from labvoice.settings import Llm, Mode, load_settings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.bench.run import Run
@@ -215,9 +215,9 @@ def bench_turns(
     """
     from labvoice.bench.arms import TURN_ARMS, choose
 
-    letta = any(arm.mode for arm in choose(arms, TURN_ARMS))
+    modes = frozenset(arm.mode for arm in choose(arms, TURN_ARMS) if arm.mode)
     options = {"trials": trials, "turns": turns, "warmup": warmup, "arms": arms, "out": out}
-    _run(_bench("turns", llm, json_path, letta=letta, **options))
+    _run(_bench("turns", llm, json_path, modes=modes, **options))
 
 
 @bench_app.command("burst")
@@ -357,11 +357,20 @@ async def _bench_failover(
 
 
 async def _bench(
-    kind: str, llm: Llm | None, json_path: Path | None, *, letta: bool = False, **options: Any
+    kind: str,
+    llm: Llm | None,
+    json_path: Path | None,
+    *,
+    modes: frozenset[Mode] = frozenset(),
+    **options: Any,
 ) -> int:
     from labvoice.lab import Lab
 
-    async with Lab(progress=_say, llm=llm, letta=letta, fresh=True, supervise=False) as lab:
+    # Where Letta is measured as the one who answers, it is not made to wait for the others.
+    settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
+    async with Lab(
+        progress=_say, settings=settings, letta=bool(modes), fresh=True, supervise=False
+    ) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=_command(), progress=_say, **options)
     _say(repr(run))

@@ -113,6 +113,9 @@ class LettaParts:
             )
         await self._letta.until_ready(self._accepts_key, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
         self._api.model = await self._register_model()
+        if self._settings.mode != "letta":
+            for process in self.processes:
+                process.be_nice()
 
     async def any_ended(self) -> ManagedProcess:
         """Waits until one of the processes has ended; returns it."""

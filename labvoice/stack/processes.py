@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_TAIL_LINES = 12
+_NICE = 10  # gets about a tenth of a processor that somebody else wants too
 
 
 def free_port() -> int:
@@ -140,6 +142,13 @@ class ManagedProcess:
         except psutil.Error:
             return total
         return total
+
+    def be_nice(self) -> None:
+        """Lets everybody else have the processor first, from here on; children inherit it."""
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self.pid)
+            for process in [root, *root.children(recursive=True)]:
+                process.nice(_NICE)
 
     def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
         """Returns the last lines of its log."""

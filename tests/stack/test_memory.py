@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from letta_client import AsyncLetta
+from livekit import api
 
 from labvoice.caller.call import Call
 from labvoice.errors import UsageError
@@ -61,16 +63,20 @@ async def tell(lab: Lab, call: Call, text: str) -> None:
     assert turn.reply == REPLY
 
 
-async def connected(lab: Lab, *agents: str) -> list[Call]:
+@asynccontextmanager
+async def connected(lab: Lab, *agents: str) -> AsyncIterator[list[Call]]:
     """Calls at once, one with each agent's memory; greetings heard, memories loaded."""
     await lab.settle()
-    calls = []
-    for agent in agents:
-        call = await lab.call(letta_agent=agent)
-        await call.hear_greeting()
-        await call.until_memory()
-        calls.append(call)
-    return calls
+    calls: list[Call] = []
+    try:
+        for agent in agents:
+            calls.append(await lab.call(letta_agent=agent))
+            await calls[-1].hear_greeting()
+            await calls[-1].until_memory()
+        yield calls
+    finally:
+        for call in calls:
+            await lab.end_call(call)
 
 
 async def known(lab: Lab, agent: str) -> list[str]:
@@ -98,22 +104,20 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
     async with Lab(settings=settings) as lab:
         await lab.letta_server.until_up()
         await lab.letta.create("Companion", persona="I am a friendly companion.")
-        [call] = await connected(lab, "Companion")
-        await call.say(await lab.utterance("My dog is called Rex."))
-        await call.hear()
-        await lab.end_call(call)  # what is not in Letta by now waits on disk
+        async with connected(lab, "Companion") as [call]:
+            await call.say(await lab.utterance("My dog is called Rex."))
+            await call.hear()
+        # What is not in Letta by now waits on disk.
 
     async with Lab(settings=settings) as lab:
         await lab.letta_server.until_up()
-        [call] = await connected(lab, "Companion")
         async with asyncio.timeout(60):
             while not await known(lab, "Companion"):
                 await asyncio.sleep(0.2)
-        await call.until_synced()
-        await call.say(await lab.utterance("What is the name of my dog?"))
-        turn = await call.hear()
-        await call.until_synced()
-        await lab.end_call(call)
+        async with connected(lab, "Companion") as [call]:
+            await call.say(await lab.utterance("What is the name of my dog?"))
+            turn = await call.hear()
+            await call.until_synced()
         assert await known(lab, "Companion") == ["The user's dog is called Rex."]
         told = await history(lab, "Companion")
     assert "Rex" in turn.reply
@@ -123,13 +127,11 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
 async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
     """At once, in two rooms, each agent learns what it was told and nothing of the other."""
     agents = [await talking.letta.create(f"Apart by voice {n}") for n in range(2)]
-    calls = await connected(talking, *agents)
-    await asyncio.gather(
-        *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
-    )
-    await asyncio.gather(*(call.until_synced() for call in calls))
-    for call in calls:
-        await talking.end_call(call)
+    async with connected(talking, *agents) as calls:
+        await asyncio.gather(
+            *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
+        )
+        await asyncio.gather(*(call.until_synced() for call in calls))
     facts = [TOLD[text] for text in list(TOLD)[:2]]
     assert [await known(talking, agent) for agent in agents] == [[fact] for fact in facts]
 
@@ -137,29 +139,19 @@ async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
 async def test_one_agent_in_two_rooms_at_once(talking: Lab, model: RecordingModel) -> None:
     """Both talk; the turns are written in the order in which they end; both take them up."""
     agent = await talking.letta.create("In two rooms")
-    first, second = await connected(talking, agent, agent)
-    order = []
-    for call, text in zip((first, second, first), TOLD, strict=True):
-        await tell(talking, call, text)
-        order.append(text)
-    await asyncio.gather(first.until_synced(), second.until_synced())
-    assert await known(talking, agent) == list(TOLD.values())
-    for call in (first, second):
-        await taken_up(call, 4)
-    assert [next(t for t in order if t in m) for m in await history(talking, agent)] == order
-    for call in (first, second):
-        await tell(talking, call, "Thank you.")
-        assert all(fact in model.prompts[-1] for fact in TOLD.values())
-        await talking.end_call(call)
-
-
-async def taken_up(call: Call, times: int) -> None:
-    """Waits until the session has taken the memory up so often."""
-    async with asyncio.timeout(30):
-        await call.until_memory()
-        while call.memory["updates"] < times:
-            await asyncio.sleep(0.1)
-            await call.until_memory()
+    async with connected(talking, agent, agent) as [first, second]:
+        for call, text in zip((first, second, first), TOLD, strict=True):
+            await tell(talking, call, text)
+        await asyncio.gather(first.until_synced(), second.until_synced())
+        assert await known(talking, agent) == list(TOLD.values())
+        messages = await history(talking, agent)
+        assert [t for m in messages for t in TOLD if t.rstrip(".") in m] == list(TOLD)
+        for call, heard_elsewhere in (
+            (first, "I live in Oslo."),
+            (second, "My dog is called Rex."),
+        ):
+            await tell(talking, call, "Thank you.")
+            assert TOLD[heard_elsewhere] in model.prompts[-1]
 
 
 async def test_a_block_changed_during_a_call_is_taken_up(
@@ -167,12 +159,15 @@ async def test_a_block_changed_during_a_call_is_taken_up(
 ) -> None:
     """What somebody writes into a block while a call runs reaches the running session."""
     agent = await talking.letta.create("Changed by hand")
-    [call] = await connected(talking, agent)
-    await talking.letta.set_block(agent, "human", "The user collects stamps.")
-    await taken_up(call, 2)
-    await tell(talking, call, "Thank you.")
+    async with connected(talking, agent) as [call]:
+        before = call.memory["updates"]
+        await talking.letta.set_block(agent, "human", "The user collects stamps.")
+        async with asyncio.timeout(30):
+            while call.memory["updates"] == before:
+                await asyncio.sleep(0.1)
+                await call.until_memory()
+        await tell(talking, call, "Thank you.")
     assert "The user collects stamps." in model.prompts[-1]
-    await talking.end_call(call)
 
 
 async def test_the_agent_is_chosen_by_id_or_name(
@@ -181,10 +176,9 @@ async def test_the_agent_is_chosen_by_id_or_name(
     """By name as by id; a name that nobody has is answered with the one that comes close."""
     agent = await talking.letta.create("Night watch", human="The user is called Anna.")
     for chosen in ("Night watch", agent):
-        [call] = await connected(talking, chosen)
-        await tell(talking, call, "Thank you.")
+        async with connected(talking, chosen) as [call]:
+            await tell(talking, call, "Thank you.")
         assert "The user is called Anna." in model.prompts[-1]
-        await talking.end_call(call)
     with pytest.raises(UsageError, match="did you mean `Night watch`"):
         await talking.call(letta_agent="Nigth watch")
     letta = talking.letta_server
@@ -202,6 +196,7 @@ async def test_the_agent_is_chosen_by_id_or_name(
     code, words = await labvoice(
         "dispatch", "by-name", "--letta-agent", "Night watch", cwd=tmp_path, env=env
     )
+    await talking.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="by-name"))
     assert code == 0, words
 
 
