@@ -25,7 +25,7 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
 test: lint ## lint, then all tests but those of `make test-web`
-	$(BIN)/python -m pytest -m "not npm" tests/unit
+	$(BIN)/python -m pytest -m "not npm" $(RERUNS) tests/unit
 	$(BIN)/python -m pytest $(RERUNS) tests/stack tests/notebooks
 
 test-web: $(READY) ## tests of the JavaScript (needs npm) and in a real browser (needs Chromium)
