@@ -112,7 +112,8 @@ async def test_a_call_from_the_page(
         await page.get_by_role("button", name="Connect").click()
         log, talk = page.locator(".lv-log"), page.locator(".lv-talk")
         await expect(log).to_contain_text("start speaking", timeout=30_000)
-        assert await page.evaluate("loudness", 2500) > AUDIBLE_RMS
+        whole_greeting = [2500, 1.0]  # no sound is that loud: it listens to the end
+        assert await page.evaluate("loudness", whole_greeting) > AUDIBLE_RMS
         spoken = base64.b64encode(recorded[0].samples.tobytes()).decode()
         await page.evaluate("speak", spoken)
         await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=20_000)
