@@ -10,11 +10,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import jinja2
 from livekit import api
 
 from labvoice.bench.experiment import Bench
@@ -29,8 +27,8 @@ from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
+from labvoice.stack.parts import Part, as_html, as_text, part_of
 from labvoice.stack.pool import Pool
-from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers import AGENT_PROGRAM
 from labvoice.weights import WeightName, require
 
@@ -40,47 +38,6 @@ if TYPE_CHECKING:
     from labvoice.widgets.monitor import Monitor
 
 Progress = Callable[[str], None]
-
-_TEMPLATE = jinja2.Environment(autoescape=True).from_string(
-    """<table class="labvoice-lab"><caption style="text-align:left"><b>labvoice</b>
-{{ state }}</caption><thead><tr>{% for name in ("part", "state", "address", "pid", "memory") %}
-<th style="text-align:left">{{ name }}</th>{% endfor %}</tr></thead><tbody>
-{% for part in parts %}<tr><td>{{ part.name }}</td><td>{{ part.state }}</td>
-<td><code>{{ part.address }}</code></td><td>{{ part.pid or "" }}</td>
-<td>{{ part.memory }}</td></tr>{% endfor %}</tbody></table>"""
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the stack as the lab shows it.
-
-    Attributes:
-        name: What it is.
-        state: `up`, `stopped`, `ended (STATUS)` or `external`.
-        address: Where it is reached.
-        pid: Its process id; None for a part that the lab did not start.
-        memory_bytes: Proportional set size with all its children; None when unknown.
-    """
-
-    name: str
-    state: str
-    address: str
-    pid: int | None
-    memory_bytes: int | None
-
-    @property
-    def memory(self) -> str:
-        """The memory in words."""
-        return "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:.0f} MiB"
-
-
-def _part(name: str, address: str, process: ManagedProcess | None) -> Part:
-    if process is None:
-        return Part(name, "external", address, None, None)
-    if process.running:
-        return Part(name, "up", address, process.pid, process.memory_bytes())
-    return Part(name, f"ended ({process.returncode})", address, process.pid, None)
 
 
 def _speech_weights(settings: Settings) -> tuple[WeightName, ...]:
@@ -496,31 +453,24 @@ class Lab:
         """Every part's state, address, process id and memory."""
         found = []
         if self._server is not None:
-            found.append(_part("LiveKit server", self._server.url, self._server.process))
+            found.append(part_of("LiveKit server", self._server.url, self._server.process))
         if self._model is not None:
             name = f"model server ({self._model.kind})"
-            found.append(_part(name, self._model.base_url, self._model.process))
+            found.append(part_of(name, self._model.base_url, self._model.process))
         elif self.running:
             address = self.settings.openai_base_url or "OpenAI"
-            found.append(_part(f"model ({self.settings.llm_model})", address, None))
+            found.append(part_of(f"model ({self.settings.llm_model})", address, None))
         if self._letta is not None:
             found.append(Part("Letta", self._letta.state, self._letta.base_url, None, None))
-            found += [_part(p.name, "", p) for p in self._letta.processes]
+            found += [part_of(p.name, "", p) for p in self._letta.processes]
         found += [
-            _part(f"{worker.process.name} ({worker.agent_name})", worker.url, worker.process)
+            part_of(f"{worker.process.name} ({worker.agent_name})", worker.url, worker.process)
             for worker in self.pool.workers
         ]
         return found
 
     def __repr__(self) -> str:
-        lines = [f"labvoice: {'running' if self.running else 'stopped'}"]
-        lines += [
-            f"  {part.name:<32} {part.state:<10} {part.address:<28} "
-            f"{f'pid {part.pid}' if part.pid else '':<12} {part.memory}".rstrip()
-            for part in self.parts()
-        ]
-        return "\n".join(lines)
+        return as_text("running" if self.running else "stopped", self.parts())
 
     def _repr_html_(self) -> str:
-        state = "running" if self.running else "stopped"
-        return _TEMPLATE.render(state=state, parts=self.parts())
+        return as_html("running" if self.running else "stopped", self.parts())

@@ -19,7 +19,8 @@ from labvoice.bench.memory import (
     wait_for_memory,
 )
 from labvoice.bench.run import Run, RunWriter
-from labvoice.caller.call import Call, Turn
+from labvoice.caller.call import Call
+from labvoice.caller.turn import Turn
 from labvoice.caller.voice import (
     DEFAULT_UTTERANCES,
     Utterance,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import functools
 import json
-import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import jiwer
 import numpy as np
 import numpy.typing as npt
 from livekit import api, rtc
@@ -24,6 +20,8 @@ from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.listener import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
+from labvoice.caller.token import caller_token
+from labvoice.caller.turn import Turn
 from labvoice.caller.voice import Utterance, speech_bounds
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.errors import (
@@ -37,47 +35,11 @@ from labvoice.errors import (
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
 from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 
-TOKEN_LIFETIME = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
 _MEMORY_POLL_S = 0.1
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
-
-
-def caller_token(
-    api_key: str,
-    api_secret: SecretStr,
-    room: str,
-    identity: str,
-    agent: api.RoomAgentDispatch | None = None,
-) -> str:
-    """Returns a token for one room and identity: a microphone, data and listening, ten minutes.
-
-    Args:
-        api_key: Key that it is signed for.
-        api_secret: Its secret.
-        room: Name of the room.
-        identity: Of the participant.
-        agent: Agent that the server dispatches when the token's bearer makes the room.
-    """
-    grants = api.VideoGrants(
-        room_join=True,
-        room=room,
-        can_publish=True,
-        can_publish_sources=["microphone"],
-        can_subscribe=True,
-        can_publish_data=True,
-    )
-    token = (
-        api.AccessToken(api_key, api_secret.get_secret_value())
-        .with_identity(identity)
-        .with_grants(grants)
-        .with_ttl(TOKEN_LIFETIME)
-    )
-    if agent is not None:
-        token = token.with_room_config(api.RoomConfiguration(agents=[agent]))
-    return token.to_jwt()
 
 
 async def _both(*work: Coroutine[Any, Any, None]) -> None:
@@ -93,53 +55,6 @@ async def _both(*work: Coroutine[Any, Any, None]) -> None:
 
 def _is_agent(participant: rtc.Participant) -> bool:
     return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-
-
-def word_error_rate(said: str, recognised: str) -> float:
-    """Word error rate of a transcript, case and punctuation aside; 1.0 is every word."""
-    return float(jiwer.wer(_words(said), _words(recognised)))
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[\w']+", text.lower().replace("’", "'")))
-
-
-@dataclass
-class Turn:
-    """One turn: what the caller said, what the agent made of it, and when.
-
-    Attributes:
-        number: From 0.
-        said: What the caller said; empty when nobody can know.
-        marks: Turn marks, in seconds on the caller's monotonic clock.
-        metrics: LiveKit's own figures of the turn, in seconds.
-        transcript: What the agent recognised.
-        reply: What the agent answered, as text.
-        user_messages: Into how many user turns the agent split the utterance; 1 is right.
-        outcome: One of :data:`labvoice.stages.OUTCOMES`.
-    """
-
-    number: int
-    said: str
-    marks: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    transcript: str = ""
-    reply: str = ""
-    user_messages: int = 0
-    outcome: str = "ok"
-    _replies: list[str] = field(default_factory=list, repr=False)
-
-    @property
-    def word_error_rate(self) -> float | None:
-        """Of the transcript; None when what was said is not known."""
-        return word_error_rate(self.said, self.transcript) if self.said.strip() else None
-
-    @property
-    def voice_to_voice_s(self) -> float | None:
-        """From the last voiced sample sent to the first voiced sample of the reply, in seconds."""
-        if "reply_heard" not in self.marks:
-            return None
-        return self.marks["reply_heard"] - self.marks["user_speech_end"]
 
 
 class Call:

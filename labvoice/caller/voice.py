@@ -24,38 +24,40 @@ SAMPLE_RATE: Final = 48000
 """Of every utterance, in Hz: what WebRTC sends, so that nothing is resampled on the way."""
 
 DEFAULT_UTTERANCES: Final = (
-    "Can you recommend a good book for a long journey?",
-    "Where can I find a good restaurant near the station?",
-    "Could you explain how a bicycle stays upright?",
-    "What time does the next train leave for Boston?",
-    "How much water should I drink every day?",
-    "When does the museum close on Sunday?",
-    "Please tell me something interesting about the ocean.",
-    "Why is the sky blue during the day?",
+    "What is the weather going to be like tomorrow?",
+    "Please remind me to call my sister tonight.",
+    "How long does it take to boil an egg?",
+    "Which bus goes to the city centre?",
+    "Tell me a short story about a dog.",
+    "Can you book a table for two people?",
+    "I would like to change my appointment.",
+    "What did I ask you to buy yesterday?",
+    "Is the pharmacy open on Sunday morning?",
 )
-"""Sentences that a caller might say to an assistant, 2 to 4 s each.
+"""Sentences that a caller might say to an assistant, 2 to 3 s each.
 
-Chosen, out of 24 tried, for ends that LiveKit's turn detector `v1-mini` is sure of in this
-voice (at least 0.44, where its threshold is 0.36, for nine silences of 190 to 290 ms after them;
-10 of the 24 fall below the threshold at some of those). A turn whose end is missed measures the
-session's `max_delay` and not the pipeline: how often that happens is another experiment.
+Written down before any of them was heard, recognised or measured; none was taken out after. So
+the rate at which the turn detector misses their ends, and recognition their words, is a result.
 """
 
-# Dickens, "A Tale of Two Cities" (1859, public domain), where the recording of it in the package
-# moonshine-voice has whole clauses with no pause of 250 ms inside: start and end in seconds.
+# Dickens, "A Tale of Two Cities" (1859, public domain): every part of at least 2 s between pauses
+# of at least 0.3 s in the recording of it in the package moonshine-voice, as start and end in
+# seconds. None is left out for how well it is understood.
 _RECORDED: Final = (
     (1.17, 4.58, "It was the best of times, it was the worst of times."),
     (10.74, 12.81, "It was the epoch of incredulity."),
     (17.54, 20.49, "It was the spring of hope, it was the winter of despair."),
     (21.22, 24.03, "We had everything before us, we had nothing before us."),
     (29.90, 32.29, "The period was so far like the present period."),
+    (32.76, 36.60, "That some of its noisiest authorities insisted on its being received."),
+    (36.92, 41.66, "For good or for evil, in the superlative degree of comparison only."),
 )
 
 _KOKORO_RATE = 24000
-# A Japanese speaker, as are all five voices that come with the model; in English this one had a
-# word error rate of 1 % (the five: 0 to 4 %), and the turn detector saw most ends of its turns.
-_KOKORO_VOICE = "jf_gongitsune"
-_KOKORO_SPEED = 0.95
+# A Japanese speaker, as are all five voices that come with the model: the first of them, at the
+# speed it was made for.
+_KOKORO_VOICE = "jf_alpha"
+_KOKORO_SPEED = 1.0
 _KOKORO_MAX_TOKENS = 510
 _FRAME_S = 0.005
 _VOICED_RATIO = 0.03
@@ -108,7 +110,7 @@ def speech_bounds(samples: Pcm, rate: int) -> tuple[int, int] | None:
 
 
 def human_utterances(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
-    """Returns clauses read by a person, 2 to 4 s each, with hardly any silence around them.
+    """Returns clauses read by a person, 2 to 5 s each, with hardly any silence around them.
 
     Blocks, at first use for the download: call it in a thread.
 

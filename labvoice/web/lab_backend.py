@@ -15,7 +15,7 @@ from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from labvoice.agent.turn_store import TurnStore
-from labvoice.caller.call import TOKEN_LIFETIME, caller_token
+from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata

@@ -93,7 +93,7 @@ class StubBackend:
     async def token(self, wish: TokenRequest) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
         # Importing the caller takes seconds, which a restart under load has not got.
-        from labvoice.caller.call import TOKEN_LIFETIME, caller_token
+        from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 
         room, identity = wish.room or "stub-room", wish.identity or "stub-user"
         return TokenAnswer(

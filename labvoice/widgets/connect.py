@@ -15,7 +15,7 @@ import traitlets
 from livekit import api
 from pydantic import BaseModel, ConfigDict, Field
 
-from labvoice.caller.call import caller_token
+from labvoice.caller.token import caller_token
 from labvoice.doctor import examine
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata

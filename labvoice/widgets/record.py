@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from labvoice.bench.experiment import columns
 from labvoice.bench.run import RunWriter
-from labvoice.caller.call import word_error_rate
+from labvoice.caller.turn import word_error_rate
 from labvoice.settings import Settings
 from labvoice.stages import (
     AGENT_TURN_STAGES,

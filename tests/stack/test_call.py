@@ -9,8 +9,9 @@ import pytest
 from livekit import api
 
 from labvoice.agent.speech import load_stt
-from labvoice.caller.call import Call, word_error_rate
+from labvoice.caller.call import Call
 from labvoice.caller.listener import SAMPLE_RATE_HZ
+from labvoice.caller.turn import word_error_rate
 from labvoice.caller.voice import SAMPLE_RATE, Utterance
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError
 from labvoice.lab import Lab

@@ -1,0 +1,34 @@
+"""The command line: `labvoice COMMAND`; every command says what it does and exits 0, 1 or 2."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from labvoice.cli.bench import bench_app
+from labvoice.cli.calls import call, dispatch
+from labvoice.cli.runs import compare, report
+from labvoice.cli.stack import demo, doctor, lab, up, worker
+from labvoice.errors import LabvoiceError
+
+app = typer.Typer(
+    help="Launch, dispatch, prove and measure LiveKit voice agents.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for _command in (demo, lab, up, doctor, worker, dispatch, call, report, compare):
+    app.command()(_command)
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is printed, not traced."""
+    try:
+        app()
+    except LabvoiceError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)

@@ -1,0 +1,229 @@
+"""`labvoice bench …`: benchmarks; each writes a run file and says how it went."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labvoice.cli.common import (
+    ArmsOption,
+    JsonOption,
+    LlmOption,
+    OutOption,
+    TrialsOption,
+    command_line,
+    run_command,
+    tell,
+    write_json,
+)
+from labvoice.settings import Llm, Mode, load_settings
+
+bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_help=True)
+
+
+@bench_app.command("connect")
+def bench_connect(
+    trials: TrialsOption = 30,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Trials before that.")] = 1,
+    arms: ArmsOption = "",
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures connections: from the click to the greeting, stage by stage.
+
+    Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
+    job (process, thread), and stock: a plain livekit-agents worker with its defaults.
+
+    Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
+    """
+    from labvoice.bench.arms import CONNECT_ARMS, choose
+
+    choose(arms, CONNECT_ARMS)  # a wrong name is told before anything is started
+    run_command(_bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=arms, out=out))
+
+
+@bench_app.command("turns")
+def bench_turns(
+    trials: TrialsOption = 20,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
+    arms: ArmsOption = "",
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures turns: from the caller's last word to the first word of the reply.
+
+    Arms are ways to use Letta: hybrid, letta, direct (no memory), and hybrid-down: hybrid with
+    a Letta that is not there.
+
+    Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
+    """
+    from labvoice.bench.arms import TURN_ARMS, choose
+
+    modes = frozenset(arm.mode for arm in choose(arms, TURN_ARMS) if arm.mode)
+    options = {"trials": trials, "turns": turns, "warmup": warmup, "arms": arms, "out": out}
+    run_command(_bench("turns", llm, json_path, modes=modes, **options))
+
+
+@bench_app.command("burst")
+def bench_burst(
+    rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms that ask at once.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
+    arms: ArmsOption = "plain,confirmed",
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Dispatches to many rooms at once: each must get one agent, and none two.
+
+    The arm plain is the server's CreateDispatch alone; its losses are what is compared with.
+
+    Example: labvoice bench burst --rooms 50
+    """
+    from labvoice.bench.arms import choose
+    from labvoice.bench.burst import BURST_ARMS
+
+    choose(arms, BURST_ARMS)
+    run_command(_burst(json_path, rooms=rooms, workers=workers, arms=arms, out=out))
+
+
+async def _burst(json_path: Path | None, **options: Any) -> int:
+    from labvoice.lab import Lab
+
+    async with Lab(progress=tell, workers=0, llm="paced", letta=False, supervise=False) as lab:
+        run = await lab.bench.burst(command=command_line(), progress=tell, **options)
+    tell(repr(run))
+    result = run.to_json()
+    write_json(json_path, result)
+    # The plain arm is there to lose; it is the confirmed one that is judged.
+    confirmed = result.get("arms", {}).get("confirmed", result)
+    return 1 if confirmed["failed"] else 0
+
+
+@bench_app.command("http")
+def bench_http(
+    rate_hz: Annotated[float, typer.Option("--rate", min=1, help="Dispatches a second.")] = 200,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="For how long.")] = 30,
+    idle: Annotated[int, typer.Option("--idle", min=0, help="Silent clients meanwhile.")] = 1000,
+    restart_s: Annotated[
+        float, typer.Option("--restart", min=0, help="Seconds of load around a restart.")
+    ] = 10,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures the HTTP service's own part under load, with a stub in the lab's place.
+
+    Example: labvoice bench http --rate 200 --seconds 30
+    """
+    run_command(_bench_http(rate_hz, seconds, idle, restart_s, out, json_path))
+
+
+async def _bench_http(
+    rate_hz: float,
+    seconds: float,
+    idle: int,
+    restart_s: float,
+    out: Path | None,
+    json_path: Path | None,
+) -> int:
+    from labvoice.web.load import measure_load
+
+    run, facts = await measure_load(
+        rate_hz=rate_hz,
+        seconds=seconds,
+        idle=idle,
+        restart_s=restart_s,
+        out=out or Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-http.jsonl",
+        command=command_line(),
+        progress=tell,
+    )
+    tell(repr(run))
+    tell(str(facts))
+    result = run.to_json()
+    write_json(json_path, {**result, "service": vars(facts)})
+    return 1 if result["failed"] or facts.lost or facts.doubled else 0
+
+
+@bench_app.command("leaks")
+def bench_leaks(
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls between the looks.")] = 100,
+    json_path: JsonOption = None,
+) -> None:
+    """Prints what worker, lab and server hold before and after many calls.
+
+    Example: labvoice bench leaks --calls 100
+    """
+    run_command(_bench_leaks(calls, json_path))
+
+
+async def _bench_leaks(calls: int, json_path: Path | None) -> int:
+    from labvoice.bench.leaks import leaks
+    from labvoice.lab import Lab
+
+    async with Lab(progress=tell, llm="paced", letta=False) as lab:
+        frame = await leaks(lab, calls, progress=tell)
+    tell(frame.round(1).to_string())
+    write_json(json_path, {"calls": calls, "figures": frame.T.to_dict()})
+    return 0
+
+
+@bench_app.command("failover")
+def bench_failover(
+    trials: TrialsOption = 10,
+    kill: Annotated[
+        str, typer.Option("--kill", help="Kinds of death: job, worker, hang.")
+    ] = "job,worker,hang",
+    workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Kills agents in their calls and measures how soon another one listens.
+
+    Example: labvoice bench failover --trials 10 --kill job,worker,hang
+    """
+    run_command(_bench_failover(trials, kill, workers, llm, out, json_path))
+
+
+async def _bench_failover(
+    trials: int, kill: str, workers: int, llm: Llm | None, out: Path | None, json_path: Path | None
+) -> int:
+    from labvoice.bench.failover import parse_kills
+    from labvoice.lab import Lab
+
+    parse_kills(kill)
+    async with Lab(progress=tell, llm=llm, workers=workers, letta=False) as lab:
+        run = await lab.bench.failover(
+            trials, kills=kill, out=out, command=command_line(), progress=tell
+        )
+    tell(repr(run))
+    result = run.to_json()
+    write_json(json_path, result)
+    return 1 if result["failed"] else 0
+
+
+async def _bench(
+    kind: str,
+    llm: Llm | None,
+    json_path: Path | None,
+    *,
+    modes: frozenset[Mode] = frozenset(),
+    **options: Any,
+) -> int:
+    from labvoice.lab import Lab
+
+    # Where Letta is measured as the one who answers, it is not made to wait for the others.
+    settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
+    async with Lab(
+        progress=tell, settings=settings, letta=bool(modes), fresh=True, supervise=False
+    ) as lab:
+        measure = lab.bench.connect if kind == "connect" else lab.bench.turns
+        run = await measure(command=command_line(), progress=tell, **options)
+    tell(repr(run))
+    result = run.to_json()
+    write_json(json_path, result)
+    return 1 if result["failed"] else 0

@@ -1,0 +1,169 @@
+"""Commands about one agent in one room: call, dispatch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from labvoice.cli.common import (
+    AgentNameOption,
+    JsonOption,
+    LettaAgentOption,
+    LlmOption,
+    console,
+    run_command,
+    tell,
+    write_json,
+)
+from labvoice.errors import SettingsError
+from labvoice.settings import Llm, load_settings
+
+if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
+    from labvoice.dispatch import Strategy
+
+
+def call(
+    say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
+    wav: Annotated[list[Path] | None, typer.Option("--wav", help="A WAV file to speak.")] = None,
+    room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
+    agent_name: AgentNameOption = None,
+    letta_agent: LettaAgentOption = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
+    ] = "sequential",
+    llm: LlmOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """One simulated caller: joins, speaks, listens, and prints every mark.
+
+    Example: labvoice call --say "What is the capital of France?"
+    """
+    from labvoice.dispatch import check_strategy
+
+    run_command(
+        _call(
+            say or [],
+            wav or [],
+            room,
+            agent_name,
+            letta_agent,
+            check_strategy(strategy),
+            llm,
+            json_path,
+        )
+    )
+
+
+async def _call(
+    say: list[str],
+    wav: list[Path],
+    room: str | None,
+    agent_name: str | None,
+    letta_agent: str | None,
+    strategy: Strategy,
+    llm: Llm | None,
+    json_path: Path | None,
+) -> int:
+    from labvoice.caller.voice import load_wav
+    from labvoice.lab import Lab
+
+    recordings = [load_wav(path) for path in wav]
+    async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
+        spoken = [await lab.utterance(text) for text in say] + recordings
+        if letta_agent is not None:
+            await lab.letta_server.until_up()
+        if strategy == "automatic":
+            await lab.add_workers(agent_name="")
+        call = await lab.call(
+            room, agent_name=agent_name, letta_agent=letta_agent, strategy=strategy
+        )
+        if call.notice:
+            tell(f"notice: {call.notice}")
+        try:
+            tell(f"agent: {await call.hear_greeting()}")
+            for utterance in spoken:
+                await call.say(utterance)
+                turn = await call.hear()
+                tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
+        finally:
+            await lab.end_call(call)
+    marks = Table("mark", "ms since click")
+    for name, at_s in sorted(call.marks.items(), key=lambda item: item[1]):
+        marks.add_row(name, f"{(at_s - call.marks['click']) * 1000:.0f}")
+    console.print(marks)
+    turns = [
+        {
+            "said": turn.said,
+            "transcript": turn.transcript,
+            "reply": turn.reply,
+            "voice_to_voice_s": turn.voice_to_voice_s,
+            **turn.metrics,
+        }
+        for turn in call.turns
+    ]
+    for turn_facts in turns:
+        tell(
+            ", ".join(
+                f"{name} {value * 1000:.0f} ms"
+                for name, value in turn_facts.items()
+                if isinstance(value, float)
+            )
+        )
+    write_json(json_path, {"room": call.room_name, "marks": call.marks, "turns": turns})
+    return 0
+
+
+def dispatch(
+    room: Annotated[str, typer.Argument(help="Room to put the agent into.")],
+    agent_name: AgentNameOption = None,
+    letta_agent: LettaAgentOption = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 10.0,
+    json_path: JsonOption = None,
+) -> None:
+    """Puts exactly one agent into a room of a running server, and proves that it joined.
+
+    Example: labvoice dispatch my-room --agent-name letta-voice-agent
+    """
+    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, json_path))
+
+
+async def _dispatch(
+    room: str,
+    agent_name: str | None,
+    letta_agent: str | None,
+    timeout_s: float,
+    json_path: Path | None,
+) -> int:
+    from labvoice.dispatch import Dispatcher
+    from labvoice.job import JobMetadata
+    from labvoice.stack.letta_api import LettaApi
+
+    settings = load_settings()
+    if not settings.livekit_url:
+        raise SettingsError(
+            "no LiveKit server is named",
+            "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+        )
+    assert settings.livekit_api_key
+    assert settings.livekit_api_secret
+    if letta_agent and settings.letta_base_url:
+        async with LettaApi(settings.letta_base_url, settings.letta_api_key) as letta:
+            letta_agent = await letta.resolve(letta_agent)
+    async with Dispatcher(
+        settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
+    ) as dispatcher:
+        done = await dispatcher.dispatch(
+            room,
+            agent_name or settings.agent_name,
+            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+            timeout_s=timeout_s,
+        )
+    result = {**vars(done), "outcome": "ok", "success": True}
+    for name, value in result.items():
+        tell(f"{name}: {value}")
+    write_json(json_path, result)
+    return 0

@@ -1,0 +1,88 @@
+"""What all commands share: their options, and how they run, speak and end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from labvoice.settings import Llm
+
+console = Console(highlight=False, soft_wrap=True)
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the machine-readable result there too.")
+]
+LlmOption = Annotated[
+    Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
+]
+TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many trials count.")]
+ArmsOption = Annotated[
+    str, typer.Option("--arms", help="Configurations to measure side by side: a,b,…")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to write.")]
+AgentNameOption = Annotated[
+    str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
+]
+LettaOption = Annotated[
+    bool, typer.Option("--letta/--no-letta", help="With memory by Letta, or without.")
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="An empty Letta database, deleted at the end.")
+]
+LettaAgentOption = Annotated[
+    str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
+]
+
+
+def tell(line: str) -> None:
+    """Prints a line as it is."""
+    console.print(line, markup=False)
+
+
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """Runs the work; SIGTERM and SIGINT cancel it, so that everything it started is stopped."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    got: list[int] = []
+
+    def stop(number: int) -> None:
+        got.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not got:
+            raise
+        tell("stopped")
+        return 128 + got[0]
+
+
+def run_command(work: Coroutine[Any, Any, int]) -> None:
+    """Runs a command's work and ends with its exit code; a signal stops what it started."""
+    raise typer.Exit(asyncio.run(_until_signal(work)))
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Writes the machine-readable result where `--json` wants it."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    tell(f"wrote {path}")
+
+
+def command_line() -> str:
+    """Returns the command as it was given, for the run file to say how it was made."""
+    return shlex.join(["labvoice", *sys.argv[1:]])

@@ -1,0 +1,61 @@
+"""Commands on recorded runs: report, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labvoice.cli.common import JsonOption, tell, write_json
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run files.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures there as PNG too.")
+    ] = None,
+) -> None:
+    """Writes a single-file HTML report of recorded runs.
+
+    Example: labvoice report runs/turns.jsonl --out report.html
+    """
+    from labvoice.bench.run import Run
+    from labvoice.report.html import write_pictures, write_report
+
+    loaded = [Run.load(path) for path in runs]
+    tell(f"report: {write_report(loaded, out).resolve()}")
+    if pictures is not None:
+        for run in loaded:
+            for path in write_pictures(run, pictures):
+                tell(f"picture: {path}")
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="Run file to compare with.")],
+    new: Annotated[Path, typer.Argument(help="Run file to judge.")],
+    max_regression: Annotated[
+        float, typer.Option("--max-regression", min=0, help="Slowdown of p50 that still passes.")
+    ] = 0.10,
+    allow_different_hosts: Annotated[
+        bool, typer.Option("--allow-different-hosts", help="Compare runs of different machines.")
+    ] = False,
+    json_path: JsonOption = None,
+) -> None:
+    """Compares two runs; exits 1 when a headline stage became slower than allowed.
+
+    Example: labvoice compare base.jsonl new.jsonl --max-regression 0.10
+    """
+    from labvoice.bench.compare import compare as compare_runs
+    from labvoice.bench.run import Run
+
+    comparison = compare_runs(
+        Run.load(base),
+        Run.load(new),
+        max_regression,
+        allow_different_hosts=allow_different_hosts,
+    )
+    tell(repr(comparison))
+    write_json(json_path, comparison.to_json())
+    raise typer.Exit(0 if comparison.passed else 1)

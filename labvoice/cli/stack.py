@@ -1,0 +1,223 @@
+"""Commands that bring a stack up: demo, up, worker, doctor, lab."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labvoice.cli.common import (
+    AgentNameOption,
+    FreshOption,
+    JsonOption,
+    LettaOption,
+    LlmOption,
+    TrialsOption,
+    command_line,
+    run_command,
+    tell,
+    write_json,
+)
+from labvoice.errors import SettingsError, UsageError
+from labvoice.settings import Llm, load_settings
+
+if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
+    from labvoice.bench.run import Run
+    from labvoice.lab import Lab
+
+_DEMO_AGENT = "labvoice demo"
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
+        "runs/demo"
+    ),
+    trials: TrialsOption = 5,
+    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
+    llm: LlmOption = None,
+    letta: LettaOption = True,
+    fresh: FreshOption = False,
+    json_path: JsonOption = None,
+) -> None:
+    """The main job, no questions: stack up, connections and turns measured, report.html.
+
+    Example: labvoice demo --trials 3
+    """
+    run_command(_demo(out, trials, calls, llm, letta, fresh, json_path))
+
+
+async def _demo(
+    out: Path,
+    trials: int,
+    calls: int,
+    llm: Llm | None,
+    letta: bool,
+    fresh: bool,
+    json_path: Path | None,
+) -> int:
+    from labvoice.lab import Lab
+    from labvoice.report.html import write_report
+
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    async with Lab(progress=tell, llm=llm, letta=letta, fresh=fresh) as lab:
+        tell(repr(lab))
+        connect = await lab.bench.connect(
+            trials, out=out / f"{stamp}-connect.jsonl", command=command_line(), progress=tell
+        )
+        turns = await lab.bench.turns(
+            calls, turns=2, out=out / f"{stamp}-turns.jsonl", command=command_line(), progress=tell
+        )
+        runs = [connect, turns]
+        if letta:
+            runs.append(await _tell_a_fact(lab, out / f"{stamp}-memory.jsonl"))
+        sizes = {part.name: part.memory for part in lab.parts() if part.memory}
+    for run in runs:
+        tell(repr(run))
+    tell("memory in use: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    report = await asyncio.to_thread(write_report, runs, out / "report.html")
+    results = {run.header.kind: run.to_json() for run in runs}
+    write_json(json_path or out / "summary.json", {**results, "setup_s": lab.setup_s})
+    tell(f"report: {report.resolve()}")
+    return 1 if any(result["failed"] for result in results.values()) else 0
+
+
+async def _tell_a_fact(lab: Lab, out: Path) -> Run:
+    """Tells the agent a fact by voice, and shows it in Letta's memory block."""
+    await lab.letta_server.until_up()
+    agent = await lab.letta.ensure(_DEMO_AGENT)
+    call = await lab.call(letta_agent=agent)
+    try:
+        await call.hear_greeting()
+        await call.say(await lab.utterance("My dog is called Rex."))
+        turn = await call.hear()
+        await call.until_synced()
+    finally:
+        await lab.end_call(call)
+    block = (await lab.letta.blocks(agent))["human"]
+    tell(f"memory: told {turn.said!r}; {_DEMO_AGENT!r} in Letta now knows: {block!r}")
+    return lab.bench.record(call, out)
+
+
+def up(
+    workers: Annotated[int, typer.Option("--workers", min=0, help="How many workers.")] = 1,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="HTTP port.")] = 9000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --host be another than loopback.")
+    ] = False,
+    llm: LlmOption = None,
+    letta: LettaOption = True,
+    fresh: FreshOption = False,
+) -> None:
+    """The stack and the HTTP service, in the foreground; Ctrl-C ends all of it.
+
+    Example: labvoice up --workers 2 --port 9000
+    """
+    run_command(_up(workers, port, host, allow_remote, llm, letta, fresh))
+
+
+async def _up(
+    workers: int,
+    port: int,
+    host: str,
+    allow_remote: bool,
+    llm: Llm | None,
+    letta: bool,
+    fresh: bool,
+) -> int:
+    from labvoice.lab import Lab
+    from labvoice.web.up import prepare
+
+    service = prepare(host, port, allow_remote=allow_remote)
+    async with Lab(
+        workers=workers,
+        letta=letta,
+        fresh=fresh,
+        progress=tell,
+        webhook_url=service.webhook_url,
+        llm=llm,
+    ) as lab:
+        await service.serve(lab, tell)
+    return 1
+
+
+def doctor(
+    agent_name: AgentNameOption = None, llm: LlmOption = None, json_path: JsonOption = None
+) -> None:
+    """Is everything there, and does the agent really join? Prints ✓ or ✗ with a hint for each.
+
+    With LIVEKIT_URL set it looks at that server and at the workers that are registered there;
+    else it brings up a stack of its own. Exits 1 when anything is not as it should be.
+
+    Example: labvoice doctor --json doctor.json
+    """
+    run_command(_doctor(agent_name, llm, json_path))
+
+
+async def _doctor(agent_name: str | None, llm: Llm | None, json_path: Path | None) -> int:
+    from labvoice.doctor import examine, to_json
+
+    overrides: dict[str, Any] = {"llm": llm}
+    if agent_name:
+        overrides["agent_name"] = agent_name
+    checks = await examine(load_settings(**overrides), lambda check: tell(str(check)))
+    result = to_json(checks)
+    write_json(json_path, result)
+    return 0 if result["ok"] else 1
+
+
+def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
+    """One worker, anywhere, against LIVEKIT_URL; Ctrl-C lets its calls end, twice does not.
+
+    Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
+    """
+    run_command(_worker(agent_name, llm))
+
+
+async def _worker(agent_name: str | None, llm: Llm | None) -> int:
+    from labvoice.lab import Lab
+
+    overrides: dict[str, Any] = {"llm": llm}
+    if agent_name:
+        overrides["agent_name"] = agent_name
+    settings = load_settings(**overrides)
+    if not settings.livekit_url:
+        raise SettingsError(
+            "a worker needs a LiveKit server to register with",
+            "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+        )
+    async with Lab(
+        progress=tell, settings=settings, letta=bool(settings.letta_base_url), supervise=False
+    ) as lab:
+        tell(repr(lab))
+        try:
+            await lab.pool.ended()
+        except asyncio.CancelledError:
+            tell("no more jobs are taken; what runs may end, a second signal ends it at once")
+            await lab.pool.drain()
+            raise
+        tell(f"the worker ended for good\n{lab.pool.events.to_string()}")
+    return 1
+
+
+def lab(
+    port: Annotated[int, typer.Option("--port", help="JupyterLab's port.")] = 8888,
+) -> None:
+    """Opens JupyterLab on the notebooks.
+
+    Example: labvoice lab
+    """
+    notebooks = Path("notebooks")
+    if not notebooks.is_dir():
+        raise UsageError(
+            "there is no folder `notebooks` here", "run it in the checkout of labvoice"
+        )
+    os.execvp(  # noqa: S606  # JupyterLab takes this process over, signals included
+        sys.executable,
+        [sys.executable, "-m", "jupyterlab", f"--port={port}", "--notebook-dir", str(notebooks)],
+    )
