@@ -26,11 +26,12 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 
 test: lint ## lint, then all tests but those of `make test-web`
 	$(BIN)/python -m pytest -m "not npm" $(RERUNS) tests/unit
-	$(BIN)/python -m pytest $(RERUNS) tests/stack tests/notebooks
+	$(BIN)/python -m pytest -m "not debian" $(RERUNS) tests/stack tests/notebooks
 
-test-web: $(READY) ## tests of the JavaScript (needs npm) and in a real browser (needs Chromium)
+test-web: $(READY) ## tests that need npm, and Debian's chromium and prometheus
 	cd js && npm ci --no-audit --no-fund
 	$(BIN)/python -m pytest -m npm tests/unit
+	$(BIN)/python -m pytest -m debian $(RERUNS) tests/stack
 	$(BIN)/python -m pytest $(RERUNS) tests/browser
 
 lab: $(READY) ## JupyterLab on notebooks/

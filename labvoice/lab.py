@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import shutil
+import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from livekit import api
 
+from labvoice.agent.turn_store import TurnStore
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
@@ -100,6 +102,7 @@ class Lab:
         self._server: LiveKitServer | None = None
         self._model: ModelServer | None = None
         self._letta: LettaServer | None = None
+        self._turns: TurnStore | None = None
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
 
@@ -155,6 +158,8 @@ class Lab:
                 self.settings, state_dir, fresh=self._fresh, progress=self._progress
             )
             self._stack.push_async_callback(self._letta.stop)
+            self._turns = TurnStore(self._letta.turns_path)
+            self._stack.push_async_callback(self._turns.close)
             update |= {
                 "letta_base_url": self._letta.base_url,
                 "letta_api_key": self._letta.api_key,
@@ -237,6 +242,7 @@ class Lab:
         """Stops everything that was started and removes its logs; safe to call twice."""
         await self._stack.aclose()
         self._server = self._model = self._letta = self._dispatcher = None
+        self._turns = None
         self.supervisor = None
         if self._state_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
@@ -313,6 +319,22 @@ class Lab:
             raise LabvoiceError("this lab runs without Letta", "`Lab(letta=True)`")
         return self._letta
 
+    async def memory_backlog(self) -> int | None:
+        """Returns how many turns wait to be written to Letta; None without Letta.
+
+        Raises:
+            LabvoiceError: The file that keeps them cannot be read.
+        """
+        if self._turns is None:
+            return None
+        try:
+            return (await self._turns.counts())[0]
+        except sqlite3.Error as error:
+            raise LabvoiceError(
+                f"the turns that wait for Letta cannot be read: {error}",
+                f"look at {self.settings.letta_turns_path} and at the room on its disk",
+            ) from None
+
     async def _metadata(self, letta_agent: str | None, mode: Mode | None) -> JobMetadata | None:
         """Looks the agent's id up where Letta answers; where it does not, the call goes on."""
         if letta_agent is None:
@@ -328,7 +350,7 @@ class Lab:
         """Puts exactly one agent into a room; see :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
         return await self.dispatcher.dispatch(
             room,
-            agent_name or self.settings.agent_name,
+            self.settings.agent_name if agent_name is None else agent_name,
             metadata=await self._metadata(letta_agent, None),
         )
 

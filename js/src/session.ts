@@ -28,7 +28,7 @@ import {
   microphoneTrouble,
 } from "./troubles";
 import { Turns } from "./turns";
-import type { Ask, Backend, CallRecord, Mark, Strategy, Turn } from "./types";
+import type { Ask, Backend, CallRecord, Mark, Strategy, Token, Turn } from "./types";
 import { VoiceDetector } from "./voice";
 
 const STATE_ATTRIBUTE = "lk.agent.state";
@@ -39,6 +39,7 @@ const RPC_TIMEOUT_MS = 2000;
 const LAST_FIGURES_MS = 500;
 const CLOCK_ROUNDS = 5;
 const RECORD_EVERY_MS = 300;
+const AHEAD_LIFETIME_S = 300; // of a token's ten minutes
 
 export interface LogLine {
   /** Seconds since the click. */
@@ -61,6 +62,12 @@ export interface Levels {
 const callId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
 
+function asked(choice: Choice): Ask {
+  const ask: Ask = { strategy: choice.strategy.name };
+  if (choice.letta_agent_id) ask.letta_agent_id = choice.letta_agent_id;
+  return ask;
+}
+
 /** A call; made once and connected as often as one likes. Views listen for `change`. */
 export class Session {
   state: State = initial;
@@ -75,6 +82,7 @@ export class Session {
   private meters: Meters | null = null;
   private agentIdentity = "";
   private choice: Choice | null = null;
+  private ahead: { key: string; since_s: number; token: Promise<Token> } | null = null;
   private notes: CallRecord["notes"] = {};
   private outcome = "error";
   private detail = "";
@@ -104,6 +112,23 @@ export class Session {
 
   // -- connecting -----------------------------------------------------------------------
 
+  /** Has the agent dispatched before the click, where the choice says so; `connect` joins it. */
+  prepare(choice: Choice): Promise<Token> | null {
+    if (choice.strategy.when !== "ahead") return (this.ahead = null);
+    const key = choice.letta_agent_id;
+    const since_s = now_s();
+    if (this.ahead?.key === key && since_s - this.ahead.since_s < AHEAD_LIFETIME_S) return this.ahead.token;
+    const ask = asked(choice);
+    const token = this.backend.token(ask).then(async (made) => {
+      // Confirmed again after the click, where a failure is shown.
+      await this.backend.dispatch({ ...ask, room: made.room }).catch(() => null);
+      return made;
+    });
+    token.catch(() => (this.ahead = null));
+    this.ahead = { key, since_s, token };
+    return token;
+  }
+
   async connect(choice: Choice): Promise<void> {
     if (this.connected) return;
     this.reset(choice);
@@ -112,12 +137,12 @@ export class Session {
     // Made while the click is fresh, or the browser may hold the sound back.
     const meters = (this.meters = new Meters());
     const room = (this.room = new Room());
-    const ask: Ask = { strategy: choice.strategy.name };
-    if (choice.letta_agent_id) ask.letta_agent_id = choice.letta_agent_id;
+    const ask = asked(choice);
     const mine = () => this.room === room;
     let url = "";
     try {
-      const token = await this.backend.token(ask);
+      const token = await (this.prepare(choice) ?? this.backend.token(ask));
+      this.ahead = null; // a room is for one call
       if (!mine()) return;
       this.mark("token_issued");
       url = token.url;
@@ -195,7 +220,7 @@ export class Session {
   }
 
   private async dispatch(ask: Ask & { room: string }, mine: () => boolean): Promise<void> {
-    this.askForAgent();
+    if (this.choice?.strategy.when !== "ahead") this.askForAgent();
     const sent_s = now_s();
     try {
       const answer = await this.backend.dispatch(ask);

@@ -7,9 +7,10 @@ export interface Strategy {
   title: string;
   /**
    * `after`: once the microphone is on; `during`: while the browser connects; `token`: the
-   * access token names the agent, the server dispatches it, and `dispatch` only confirms.
+   * access token names the agent, the server dispatches it, and `dispatch` only confirms;
+   * `ahead`: before the click, as soon as it is chosen.
    */
-  when: "after" | "during" | "token";
+  when: "after" | "during" | "token" | "ahead";
 }
 
 export interface LettaAgent {

@@ -1,7 +1,7 @@
 // What the user sees of a session: choices, lights, talk, log and the live waterfall.
 import css from "./style.css";
 import { h, type Child } from "./dom";
-import type { Session } from "./session";
+import type { Choice, Session } from "./session";
 import { backendTrouble } from "./troubles";
 import type { Backend, LettaAgent, Link, Strategy } from "./types";
 import { axisEnd, connectionRows, turnRows, type Row } from "./waterfall";
@@ -50,7 +50,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   };
 
   // -- choices
-  const agentSelect = h("select", { id: `${id}-agent` }) as HTMLSelectElement;
+  const agentSelect = h("select", { id: `${id}-agent`, change: () => prepare() }) as HTMLSelectElement;
   const agentFilter = h("input", {
     type: "search",
     placeholder: "Search",
@@ -65,7 +65,10 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     h("div", { class: "lv-inline" }, agentSelect, agentFilter, refresh),
   );
   const micSelect = h("select", { id: `${id}-mic` }) as HTMLSelectElement;
-  const strategySelect = h("select", { id: `${id}-strategy` }) as HTMLSelectElement;
+  const strategySelect = h("select", {
+    id: `${id}-strategy`,
+    change: () => prepare(),
+  }) as HTMLSelectElement;
   for (const strategy of strategies)
     strategySelect.append(h("option", { value: strategy.name }, strategy.title));
   const field = (name: string, select: HTMLSelectElement) =>
@@ -186,19 +189,27 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
 
   // -- filling and pressing
 
+  function choiceNow(): Choice | null {
+    const strategy = strategies.find((one) => one.name === strategySelect.value) ?? strategies[0];
+    return strategy
+      ? { strategy, letta_agent_id: agentSelect.value, device_id: micSelect.value }
+      : null;
+  }
+
+  function prepare(): void {
+    const choice = choiceNow();
+    if (choice && !session.connected) session.prepare(choice);
+  }
+
   function press(): void {
     if (session.connected) {
       act(() => session.hangUp())();
       return;
     }
-    const strategy = strategies.find((one) => one.name === strategySelect.value) ?? strategies[0];
-    if (!strategy) return;
+    const choice = choiceNow();
+    if (!choice) return;
     act(async () => {
-      await session.connect({
-        strategy,
-        letta_agent_id: agentSelect.value,
-        device_id: micSelect.value,
-      });
+      await session.connect(choice);
       await fillMicrophones(); // their names are told once the microphone was allowed
     })();
   }

@@ -14,7 +14,6 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
-from labvoice.agent.turn_store import TurnStore
 from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch
 from labvoice.errors import LabvoiceError, StageTimeoutError
@@ -51,8 +50,6 @@ class LabBackend:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        turns = lab.settings.letta_turns_path
-        self._turns = TurnStore(turns) if turns else None
         settings = lab.settings
         assert settings.livekit_url
         assert settings.livekit_api_key
@@ -267,8 +264,7 @@ class LabBackend:
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""
         replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
-        waiting = (await self._turns.counts())[0] if self._turns else None
-        return Counts(failovers=replaced, memory_backlog=waiting)
+        return Counts(failovers=replaced, memory_backlog=await self._lab.memory_backlog())
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good.

@@ -35,9 +35,10 @@ STRATEGIES: list[dict[str, str]] = [
     {"name": "sequential", "title": "After the microphone is on", "when": "after"},
     {"name": "concurrent", "title": "While the browser connects", "when": "during"},
     {"name": "token", "title": "By the access token", "when": "token"},
+    {"name": "ahead", "title": "Before the click", "when": "ahead"},
 ]
-"""The ways of :mod:`labvoice.dispatch.strategies` that a button can take (the others begin before
-it is pressed); `js/src/types.ts` says what each field means."""
+"""The ways of :mod:`labvoice.dispatch.strategies`; `js/src/types.ts` says what each field means."""
+_AUTOMATIC = {"name": "automatic", "title": "By a worker that serves every room", "when": "token"}
 
 
 class _Ask(BaseModel):
@@ -71,7 +72,9 @@ class ConnectButton(anywidget.AnyWidget):
 
     def __init__(self, lab: Lab) -> None:
         _ = lab.dispatcher  # refuses a lab that is not running, in words
-        super().__init__(strategies=STRATEGIES, agent_name=lab.settings.agent_name)
+        serves_all = any(not worker.agent_name for worker in lab.pool.workers)
+        strategies = [*STRATEGIES, *([_AUTOMATIC] if serves_all else [])]
+        super().__init__(strategies=strategies, agent_name=lab.settings.agent_name)
         self._lab = lab
         self.calls: list[BrowserCall] = []
         self._bridge = Bridge(
@@ -123,10 +126,10 @@ class ConnectButton(anywidget.AnyWidget):
     async def _dispatch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         received_s = time.monotonic()
         ask = _Ask.model_validate(arguments)
-        name = self._lab.settings.agent_name
+        name = "" if ask.strategy == "automatic" else self._lab.settings.agent_name
         answer: dict[str, Any] = {"agent_name": name}
         try:
-            done = await self._lab.dispatch(ask.room or "", letta_agent=ask.letta_agent_id)
+            done = await self._lab.dispatch(ask.room or "", name, letta_agent=ask.letta_agent_id)
         except DispatchError as error:
             answer |= {
                 "success": False,
@@ -138,7 +141,7 @@ class ConnectButton(anywidget.AnyWidget):
             answer |= {
                 "success": True,
                 "outcome": "ok",
-                "message": f"{name} is in the room",
+                "message": f"{name or 'an agent'} is in the room",
                 "dispatch_id": done.dispatch_id,
                 "marks": done.marks,
             }

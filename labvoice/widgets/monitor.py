@@ -105,6 +105,7 @@ class Monitor(anywidget.AnyWidget):
             "load": statistics.fmean(s.load for s in statuses) if statuses else None,
             "dispatch_s": statistics.median(took) if took else None,
             "voice_to_voice_s": statistics.median(heard) if heard else None,
+            "memory_backlog": await lab.memory_backlog(),
         }
         for name, value in figures.items():
             self._series.setdefault(name, deque(maxlen=_KEPT)).append(value)

@@ -128,8 +128,11 @@ async def test_a_call_with_the_browsers_microphone(
         await page.keyboard.press("Shift+Enter")
 
         await widget.scroll_into_view_if_needed()
+        # The agent comes as soon as it is chosen so, and not at the click.
+        await widget.get_by_label("Dispatch").select_option("ahead")
         await widget.get_by_role("button", name="Connect again").click()
         await expect(log).to_contain_text("start speaking", timeout=30_000)
+        await expect(log).not_to_contain_text("requesting dispatch")
         await widget.get_by_role("button", name="Hang up").click()
         await page.screenshot(path=pictures / "notebook.png", full_page=True)
 

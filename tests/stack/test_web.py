@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +16,7 @@ from livekit import api, rtc
 from pydantic import SecretStr
 
 from labvoice.lab import Lab
+from labvoice.stack.processes import ManagedProcess, free_port
 from labvoice.web.app import create_app
 from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
@@ -19,6 +24,7 @@ from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
 
 KEY = "stack-test-key-0123456789"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +181,59 @@ async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:
     text = (await client.get("/metrics")).text
     for name in ("livekit", "workers", "model"):
         assert f'labvoice_dependency_up{{dependency="{name}"}} 1.0' in text
+
+
+@pytest.mark.debian
+async def test_prometheus_answers_what_the_dashboard_asks(
+    client: httpx.AsyncClient, room: str, tmp_path: Path
+) -> None:
+    """A real Prometheus with the shipped configuration has a value for each of its queries."""
+    await client.post("/api/dispatch-agent", json={"room": room})
+    turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}
+    report = {"room": room, "marks": {"click": 0, "agent_listening": 1.5}, "turns": [turn]}
+    assert (await client.post("/api/calls/call-0001", json=report)).is_success
+    assert (await client.post("/api/dispatch-agent", json={})).is_client_error
+    config = (DEPLOY / "prometheus.yml").read_text(encoding="utf-8")
+    config = config.replace("127.0.0.1:9000", f"127.0.0.1:{client.base_url.port}")
+    (tmp_path / "prometheus.yml").write_text(config.replace("5s", "1s"), encoding="utf-8")
+    (tmp_path / "labvoice.key").write_text(KEY, encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        "prometheus",
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    process = await ManagedProcess.start(
+        "prometheus", command, log_path=tmp_path / "prometheus.log", env=dict(os.environ)
+    )
+    dashboard = json.loads((DEPLOY / "grafana" / "labvoice.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"http://{address}/api/v1", trust_env=False
+        ) as asking:
+
+            async def value(query: str) -> list[Any]:
+                """The result, empty as long as there is none; a query it cannot read fails."""
+                answer = await asking.get("/query", params={"query": query})
+                assert answer.status_code == 200, answer.text
+                found: list[Any] = answer.json()["data"]["result"]
+                return found
+
+            async def scraped() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return bool(await value('rate(labvoice_dispatches_total{outcome="ok"}[1m])'))
+                return False
+
+            await process.until_ready(scraped, timeout_s=30, hint="its log tells")
+            for query in asked:
+                found = await value(query)
+                assert found or "labvoice_webhooks_total" in query, query  # none came here
+            (up,) = await value('up{job="labvoice"}')
+            assert up["value"][1] == "1"
+    finally:
+        await process.stop()
 
 
 async def test_ready_tells_the_truth_when_parts_die() -> None:

@@ -32,7 +32,8 @@ const TURN_METRICS = new Set(
 const STRATEGIES = [
   { name: "concurrent", title: "While the browser connects", when: "during" },
   { name: "sequential", title: "After the microphone is on", when: "after" },
-  { name: "token", title: "Named in the access token", when: "after" },
+  { name: "token", title: "Named in the access token", when: "token" },
+  { name: "ahead", title: "Before the click", when: "ahead" },
 ];
 
 async function ask(method, path, body) {
