@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import io
 import re
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.async_api import Browser, Page, expect
+from PIL import Image
+from playwright.async_api import Browser, Locator, Page, expect
 
 from labvoice.caller.voice import Utterance
 
@@ -45,7 +48,7 @@ async def notebook(
     )
     await page.goto(address % name)
     await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    await page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
     await page.get_by_role("menuitem", name="Run", exact=True).click()
     await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     await page.locator(".labvoice").first.wait_for(timeout=120_000)
@@ -71,6 +74,33 @@ async def loudness(page: Page, for_ms: int) -> float:
     return float(await page.evaluate("loudness", [for_ms, 2 * AUDIBLE_RMS]))
 
 
+@asynccontextmanager
+async def filmed(widget: Locator, path: Path) -> AsyncIterator[None]:
+    """Keeps a picture of the widget each second, as an animated GIF that tells a call's story."""
+    pictures: list[bytes] = []
+
+    async def film() -> None:
+        while True:
+            pictures.append(await widget.screenshot())
+            await asyncio.sleep(1)
+
+    filming = asyncio.create_task(film())
+    try:
+        yield
+    finally:
+        filming.cancel()
+        await asyncio.gather(filming, return_exceptions=True)
+    frames = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    size = (frames[0].width, max(frame.height for frame in frames))
+    film_strip = []
+    for frame in frames:
+        canvas = Image.new("RGB", size, "white")
+        canvas.paste(frame)
+        film_strip.append(canvas.resize((size[0] * 3 // 4, size[1] * 3 // 4)).quantize(64))
+    first, *others = film_strip
+    first.save(path, save_all=True, append_images=others, duration=700, loop=0)
+
+
 async def test_a_call_with_the_browsers_microphone(
     chromium: Browser, jupyter: str, recorded: list[Utterance], pictures: Path
 ) -> None:
@@ -79,44 +109,52 @@ async def test_a_call_with_the_browsers_microphone(
         widget = page.locator(".labvoice").first
         await widget.scroll_into_view_if_needed()
         await widget.screenshot(path=pictures / "idle.png")
-        await widget.get_by_role("button", name="Connect").click()
         log, talk = widget.locator(".lv-log"), widget.locator(".lv-talk")
-        for line in (
-            "connected to the room",
-            "microphone on",
-            "requesting dispatch",
-            "agent connected",
-            "start speaking",
-        ):
-            await expect(log).to_contain_text(line, timeout=30_000)
-        assert await loudness(page, 20_000) > AUDIBLE_RMS
-        await expect(talk.locator(".lv-agent")).to_contain_text("Hello")
-        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens")
-        assert await loudness(page, 1000) < SILENT_RMS
+        phase = widget.locator(".lv-phase")
+        async with filmed(widget, pictures / "call.gif"):
+            await widget.get_by_role("button", name="Connect").click()
+            for line in (
+                "connected to the room",
+                "microphone on",
+                "requesting dispatch",
+                "agent connected",
+                "start speaking",
+            ):
+                await expect(log).to_contain_text(line, timeout=30_000)
+            assert await loudness(page, 20_000) > AUDIBLE_RMS
+            await expect(talk.locator(".lv-agent")).to_contain_text("Hello")
+            await expect(phase).to_have_text("the agent listens")
+            assert await loudness(page, 1000) < SILENT_RMS
 
-        await speak(page, recorded[0])
-        await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=15_000)
-        assert await loudness(page, 20_000) > AUDIBLE_RMS
-        await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=15_000)
-        await widget.screenshot(path=pictures / "talking.png")
+            await speak(page, recorded[0])
+            await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=15_000)
+            assert await loudness(page, 20_000) > AUDIBLE_RMS
+            await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=15_000)
+            await widget.screenshot(path=pictures / "talking.png")
 
-        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens", timeout=30_000)
-        await widget.get_by_label("Type to the agent").fill("Tell me more.")
-        await page.keyboard.press("Enter")
-        await expect(widget.locator(".lv-phase")).to_have_text("the agent speaks", timeout=15_000)
-        await widget.get_by_role("button", name="Interrupt").click()
-        await expect(log).to_contain_text("agent interrupted")
-        await expect(widget.locator(".lv-phase")).to_have_text("the agent listens")
+            await expect(phase).to_have_text("the agent listens", timeout=30_000)
+            await widget.get_by_label("Type to the agent").fill("Tell me more.")
+            await page.keyboard.press("Enter")
+            await expect(phase).to_have_text("the agent speaks", timeout=15_000)
+            await widget.get_by_role("button", name="Interrupt").click()
+            await expect(log).to_contain_text("agent interrupted")
+            await expect(phase).to_have_text("the agent listens")
 
-        await widget.get_by_role("button", name="Mute").click()
-        await expect(widget.get_by_role("button", name="Unmute")).to_be_visible()
-        await widget.get_by_role("button", name="Unmute").click()
-        waterfall = widget.locator(".lv-waterfall")
-        for stage in ("job_request", "join", "connection", "time_to_greeting", "voice_to_voice"):
-            await expect(waterfall).to_contain_text(stage)
-        await widget.get_by_role("button", name="Hang up").click()
-        await expect(widget.locator(".lv-phase")).to_have_text("Call ended")
-        await widget.screenshot(path=pictures / "ended.png")
+            await widget.get_by_role("button", name="Mute").click()
+            await expect(widget.get_by_role("button", name="Unmute")).to_be_visible()
+            await widget.get_by_role("button", name="Unmute").click()
+            waterfall = widget.locator(".lv-waterfall")
+            for stage in (
+                "job_request",
+                "join",
+                "connection",
+                "time_to_greeting",
+                "voice_to_voice",
+            ):
+                await expect(waterfall).to_contain_text(stage)
+            await widget.get_by_role("button", name="Hang up").click()
+            await expect(phase).to_have_text("Call ended")
+            await widget.screenshot(path=pictures / "ended.png")
 
         # What the browser has measured is in the kernel, in the columns of every run.
         await page.locator(".jp-Cell", has_text="print(button.call)").click()
@@ -150,6 +188,39 @@ async def test_a_denied_microphone_is_said_in_words(
         await page.keyboard.press("Enter")
         await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2, timeout=30_000)
         await widget.screenshot(path=pictures / "denied.png")
+        await widget.get_by_role("button", name="Hang up").click()
+
+
+HOLD_SOUND_BACK = """() => {
+  const play = HTMLMediaElement.prototype.play;
+  window.held = true;
+  HTMLMediaElement.prototype.play = function () {
+    if (window.held) return Promise.reject(new DOMException("no gesture", "NotAllowedError"));
+    return play.call(this);
+  };
+}"""
+"""What a browser with a strict autoplay policy does, until `held` is false."""
+
+
+async def test_sound_that_is_held_back_in_notebook_7(
+    chromium: Browser, jupyter: str, pictures: Path
+) -> None:
+    """In Jupyter Notebook 7 the widget works too; "Start audio" lets the agent be heard."""
+    address = jupyter.replace("/lab/tree/", "/notebooks/")
+    async with notebook(chromium, address, pictures) as page:
+        widget = page.locator(".labvoice").first
+        await page.evaluate(HOLD_SOUND_BACK)
+        await widget.get_by_role("button", name="Connect").click()
+        start = widget.get_by_role("button", name="Start audio")
+        await expect(start).to_be_visible(timeout=30_000)
+        await expect(widget.get_by_role("alert")).to_contain_text("Start audio")
+        assert await loudness(page, 1000) < SILENT_RMS
+        await widget.screenshot(path=pictures / "held-back.png")
+        await page.evaluate("() => { window.held = false; }")
+        await start.click()
+        await expect(start).to_be_hidden()
+        assert await loudness(page, 20_000) > AUDIBLE_RMS
+        await page.screenshot(path=pictures / "notebook-7.png")
         await widget.get_by_role("button", name="Hang up").click()
 
 
@@ -201,3 +272,6 @@ async def test_two_views_a_reload_and_a_killed_worker(
         # LiveKit itself needs some 21 s to notice; a supervisor is faster.
         await expect(views.nth(0).locator(".lv-log")).to_contain_text("agent left", timeout=60_000)
         await views.nth(0).screenshot(path=pictures / "killed.png")
+        log = views.nth(0).locator(".lv-log")
+        await expect(log).to_contain_text("another agent took over", timeout=60_000)
+        assert await loudness(page, 20_000) > AUDIBLE_RMS  # it says that something happened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -53,6 +54,36 @@ async def participants(lab: Lab, room: str) -> list[ParticipantInfo]:
 
 async def agents(lab: Lab, room: str) -> list[str]:
     return [p.identity for p in await participants(lab, room) if is_ours(p)]
+
+
+class Link:
+    """The network between a worker and the server: TCP on loopback, until it is cut."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", self._server_port)
+        self._writers |= {writer, there[1]}
+        await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def cut(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 def token(lab: Lab, room: str, identity: str, kind: str = "standard") -> str:
@@ -238,6 +269,27 @@ async def test_the_benchmark_kills_and_counts(pair: Lab, tmp_path: Path) -> None
         assert arm["failed"] == 0
         assert arm["stages"]["recovery"]["n"] == 1
         assert arm["stages"]["silence"]["p50_s"] > arm["stages"]["recovery"]["p50_s"] > 0
+
+
+async def test_an_agent_without_network_is_replaced(pair: Lab) -> None:
+    """A worker that is cut off from the server loses its call to one that is not."""
+    assert pair.settings.livekit_url
+    link = Link(int(pair.settings.livekit_url.rsplit(":", 1)[1]))
+    await link.open()
+    await pair.add_workers(agent_name="far", livekit_url=f"ws://127.0.0.1:{link.port}")
+    call = await pair.call(agent_name="far")
+    try:
+        await call.hear_greeting()
+        lost = call.worker
+        await pair.add_workers(agent_name="far")
+        await pair.pool.settle(150)
+        await link.cut()
+        await call.hear_return()
+        assert call.worker["worker_id"] != lost["worker_id"]
+        assert len(await agents(pair, call.room_name)) == 1
+    finally:
+        await link.cut()
+        await pair.end_call(call)
 
 
 def test_kinds_of_death_are_checked() -> None:
