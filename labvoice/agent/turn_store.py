@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 _BUSY_TIMEOUT_S: Final = 10.0
+_WAL_PAUSE_S: Final = 0.02
 # A written turn is remembered, without its words, so that putting it again does nothing.
 _REMEMBERED_S: Final = 7 * 24 * 3600.0
 _SCHEMA: Final = """
@@ -210,11 +212,14 @@ class TurnStore:
 
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # its journals take the same mode
+    # Its journals take the same mode. Only ever a new file is opened here: closing one that SQLite
+    # uses in this process would drop SQLite's locks (https://sqlite.org/howtocorrupt.html, 2.2).
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     db = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
-    db.execute("pragma journal_mode = wal")
+    _use_wal(db)
     # A turn that was put is there after a power cut too.
     db.execute("pragma synchronous = full")
     db.executescript(_SCHEMA)
@@ -223,3 +228,17 @@ def _open(path: Path) -> sqlite3.Connection:
         (time.time() - _REMEMBERED_S,),
     )
     return db
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Turns the write-ahead log on; SQLite's own timeout does not wait for another who does."""
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+        else:
+            return

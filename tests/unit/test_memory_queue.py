@@ -16,6 +16,7 @@ from letta_client import AsyncLetta
 from labvoice.agent.circuit import CircuitBreaker
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
 from labvoice.agent.memory_queue import MemoryQueue, WrittenTurn
+from labvoice.agent.turn_store import TurnStore
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.letta import AgentMissingError, new_client
 from labvoice.stack.processes import free_port
@@ -284,6 +285,15 @@ async def test_two_processes_never_write_to_one_agent_at_once(
         assert await other.drain(TIMEOUT_S)
     assert letta.told == {A: [str(number) for number in range(10)]}
     assert letta.most_at_once == 1
+
+
+async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Processes that start together on no file all get it; none is told that it is locked."""
+    for number in range(20):
+        stores = [TurnStore(tmp_path / f"{number}.sqlite") for _ in range(12)]
+        counted = await asyncio.gather(*(store.counts() for store in stores))
+        assert [waiting for waiting, *_ in counted] == [0] * len(stores)
+        await asyncio.gather(*(store.close() for store in stores))
 
 
 async def test_only_the_user_can_read_the_turns(
