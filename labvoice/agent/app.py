@@ -325,6 +325,7 @@ async def _serve(context: JobContext) -> None:
         marks.setdefault("agent_track_published", time.time())
 
     context.room.on("local_track_published", on_published)
+    context.room.on("reconnected", lambda: _subscribe_again(context.room))
     publishing = asyncio.create_task(output.start())  # returns once somebody listens
     session.output.audio = output
 
@@ -376,6 +377,19 @@ async def _serve(context: JobContext) -> None:
             session.generate_reply()  # the lost agent owed an answer
     else:
         _say(session, settings.greeting, models)
+
+
+def _subscribe_again(room: rtc.Room) -> None:
+    """Asks for the voices that were published while the connection to the server was made anew.
+
+    LiveKit announces them to nobody, and `AutoSubscribe.AUDIO_ONLY` waits for an announcement
+    (livekit-agents 1.8.9, job.py, `_apply_auto_subscribe_opts`): the agent would stay deaf.
+    """
+    for participant in room.remote_participants.values():
+        for publication in participant.track_publications.values():
+            if publication.kind == rtc.TrackKind.KIND_AUDIO:
+                logger.info("subscribing again to %s of %s", publication.sid, participant.identity)
+                publication.set_subscribed(True)
 
 
 def _say(

@@ -54,9 +54,10 @@ _RECORDED: Final = (
 )
 
 _KOKORO_RATE = 24000
-# A Japanese speaker, as are all five voices that come with the model: the first of them, at the
-# speed it was made for.
-_KOKORO_VOICE = "jf_alpha"
+# A Japanese speaker, as are all five voices that come with the model: the one that the embedded
+# recogniser understood best in thirty sentences that are none of the default ones (word error
+# rates of the five 4 to 7 %).
+_KOKORO_VOICE = "jf_gongitsune"
 _KOKORO_SPEED = 1.0
 _KOKORO_MAX_TOKENS = 510
 _FRAME_S = 0.005

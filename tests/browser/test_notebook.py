@@ -48,7 +48,11 @@ async def notebook(
     )
     await page.goto(address % name)
     await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+    # The status bar is JupyterLab's, the other is Notebook 7's.
+    ready = page.get_by_text("Python 3 (ipykernel) | Idle")
+    await ready.or_(page.locator("#jp-main-content-panel .jp-NotebookKernelStatus")).first.wait_for(
+        timeout=60_000
+    )
     await page.get_by_role("menuitem", name="Run", exact=True).click()
     await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     await page.locator(".labvoice").first.wait_for(timeout=120_000)
@@ -193,6 +197,7 @@ async def test_a_denied_microphone_is_said_in_words(
 
 HOLD_SOUND_BACK = """() => {
   const play = HTMLMediaElement.prototype.play;
+  Object.defineProperty(HTMLMediaElement.prototype, "autoplay", { set() {} });
   window.held = true;
   HTMLMediaElement.prototype.play = function () {
     if (window.held) return Promise.reject(new DOMException("no gesture", "NotAllowedError"));

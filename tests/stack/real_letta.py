@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 from letta_client import AsyncLetta
 
+from labvoice.caller.call import Call
+from labvoice.lab import Lab
 from labvoice.settings import Settings
 from labvoice.stack.letta_server import LettaServer
 
@@ -38,6 +42,18 @@ class Running:
                 agent_id, messages=[{"role": "user", "content": text}], max_steps=4
             )
         return [message.message_type or "" for message in answer.messages]
+
+    @asynccontextmanager
+    async def fresh(self, lab: Lab) -> AsyncIterator[None]:
+        """Begins with no agent, and leaves no call behind: a failed test spoils no other."""
+        for agent in (await self.server.api.agents()).itertuples():
+            await self.server.api.delete(str(agent.id))
+        try:
+            yield
+        finally:
+            for call in lab.recent_calls:
+                assert isinstance(call, Call)
+                await lab.end_call(call)
 
     def family(self) -> list[psutil.Process]:
         """Every process of the server."""

@@ -52,7 +52,8 @@ def test_every_connection_mark_is_set_in_order(spoken: Call) -> None:
     assert worker == sorted(worker)
     assert spoken.marks["dispatch_requested"] <= spoken.marks["job_received"] + slack
     assert spoken.marks["job_received"] <= spoken.marks["agent_visible"] + slack
-    assert spoken.marks["agent_visible"] <= spoken.marks["agent_listening"]
+    # The agent's own word that it listens may overtake the server's that it is there.
+    assert spoken.marks["agent_visible"] <= spoken.marks["greeting_heard"]
     assert spoken.marks["agent_listening"] <= spoken.marks["greeting_heard"]
 
 

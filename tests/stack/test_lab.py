@@ -139,8 +139,9 @@ async def _start_worker_without_weights(lab: Lab, broken: object, state_dir: Pat
 
 
 _LAB_SCRIPT = """
-import asyncio
+import asyncio, signal
 from labvoice.lab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
 async def main():
     async with Lab(llm="paced", letta=False, workers=0) as lab:
         print(*(part.pid for part in lab.parts()), flush=True)

@@ -57,6 +57,14 @@ async def slow_handle(letta: Running) -> AsyncIterator[str]:
         yield await letta.server.api.register_model("slow", slow.base_url, None, MODEL)
 
 
+@pytest.fixture(autouse=True)
+async def _clean(letta: Running, lab: Lab, proxy: FaultyLetta) -> AsyncIterator[None]:
+    """Each test begins with a Letta that works and knows nobody."""
+    await proxy.set("pass")
+    async with letta.fresh(lab):
+        yield
+
+
 async def statuses(client: AsyncLetta, agent: str) -> list[str]:
     """How the agent's runs stand, the newest first."""
     runs = await client.runs.list(agent_id=agent, limit=20)

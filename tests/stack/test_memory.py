@@ -55,6 +55,13 @@ async def talking(
         yield lab
 
 
+@pytest.fixture(autouse=True)
+async def _clean(letta: Running, talking: Lab) -> AsyncIterator[None]:
+    """Each test begins with a Letta that knows nobody."""
+    async with letta.fresh(talking):
+        yield
+
+
 async def tell(lab: Lab, call: Call, text: str) -> None:
     """Says something by voice and checks that it is answered."""
     await call.say(await lab.utterance(text))

@@ -64,9 +64,11 @@ async def lab(
 
 
 @pytest.fixture(autouse=True)
-async def _passing(proxy: FaultyLetta) -> None:
-    """Each test begins with a Letta that works."""
+async def _clean(letta: Running, lab: Lab, proxy: FaultyLetta) -> AsyncIterator[None]:
+    """Each test begins with a Letta that works and knows nobody."""
     await proxy.set("pass")
+    async with letta.fresh(lab):
+        yield
 
 
 async def told(letta: Running, agent: str) -> list[str]:
@@ -151,8 +153,7 @@ async def test_a_worker_with_a_wrong_key_still_answers(letta: Running, lab: Lab)
     assert "refuses the key" in call.memory["error"]
     await answered(lab, call, SAID[:1])
     await lab.end_call(call)
-    worker = lab.pool.workers.pop()
-    await worker.stop()
+    await lab.pool.scale(0, agent_name="wrong-key")
     await wait_for_turns(letta, agent, SAID[:1])  # by the worker with the right key
 
 
@@ -201,7 +202,7 @@ async def test_the_database_is_restarted_during_the_call(letta: Running, lab: La
 async def test_a_killed_worker_leaves_its_turns_to_the_next(
     letta: Running, lab: Lab, proxy: FaultyLetta
 ) -> None:
-    """SIGKILL with turns unwritten: another worker writes them, in order, each once."""
+    """SIGKILL with turns unwritten: the worker started in its place writes each, once, in order."""
     agent = await letta.server.api.create("Orphaned")
     await lab.settle()
     call = await lab.call(letta_agent=agent)
@@ -209,18 +210,17 @@ async def test_a_killed_worker_leaves_its_turns_to_the_next(
     await call.until_memory()
     await proxy.set("500")
     await answered(lab, call, SAID[:2])
-    await kill(lab.pool.workers.pop())
+    (worker,) = lab.pool.workers
+    kill(worker)
     await lab.end_call(call)
     await proxy.set("pass")
-    await lab.add_workers(1)
     await wait_for_turns(letta, agent, SAID[:2])
     human = (await letta.server.api.blocks(agent))["human"].strip().splitlines()
     assert human == FACTS[:2]
 
 
-async def kill(worker: Worker) -> None:
+def kill(worker: Worker) -> None:
     """Kills a worker and its job processes at once."""
     root = psutil.Process(worker.process.pid)
     for process in [root, *root.children(recursive=True)]:
         process.kill()
-    await worker.stop()  # waits for its end, and closes what is left of it here

@@ -26,8 +26,9 @@ time.sleep(600)
 
 # A parent that starts the stubborn command as labvoice does, tells the guard's command and waits.
 _PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
 from labvoice.stack.processes import ManagedProcess
 async def main():
     log = Path(sys.argv[1])

@@ -282,7 +282,6 @@ async def test_an_agent_without_network_is_replaced(pair: Lab) -> None:
         await call.hear_greeting()
         lost = call.worker
         await pair.add_workers(agent_name="far")
-        await pair.pool.settle(150)
         await link.cut()
         await call.hear_return()
         assert call.worker["worker_id"] != lost["worker_id"]
