@@ -36,12 +36,11 @@ lab = await Lab(llm="paced", letta=False, progress=print).start()
 # ## 1. In one run: when to dispatch
 #
 # Configurations that can live side by side are **arms** of one run, interleaved in an order drawn
-# anew for each round, so that a busy moment hits all alike. Here: the agent is dispatched after
-# the caller has connected (`sequential`), while it connects (`concurrent`), or by the server
-# itself, because the access token names it (`token`).
+# anew for each round, so that a busy moment hits both alike. Here: the agent is dispatched after
+# the caller has connected (`sequential`), or while it connects (`concurrent`).
 
 # %%
-run = await lab.bench.connect(trials, arms="sequential,concurrent,token", progress=print)
+run = await lab.bench.connect(trials, arms="sequential,concurrent", progress=print)
 run
 
 # %%

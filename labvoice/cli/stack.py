@@ -98,7 +98,7 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
         await call.until_synced()
     finally:
         await lab.end_call(call)
-    block = (await lab.letta.blocks(agent))["human"]
+    block = (await lab.letta.blocks(agent))["human"].strip()
     tell(f"memory: told {turn.said!r}; {_DEMO_AGENT!r} in Letta now knows: {block!r}")
     return lab.bench.record(call, out)
 

@@ -20,8 +20,8 @@ from labvoice.stages import AGENT_TURN_STAGES, CONNECTION_STAGES, TRANSPORT, TUR
 
 def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
     """Text and HTML show the same parts, each with its state, address, pid and memory."""
-    parts = lab.parts()
-    assert [part.name.split()[0] for part in parts] == ["LiveKit", "model", "worker-1"]
+    parts = lab.parts()  # other tests may have added workers
+    assert [part.name.split()[0] for part in parts][:3] == ["LiveKit", "model", "worker-1"]
     for part in parts:
         assert part.state == "up"
         assert part.pid is not None

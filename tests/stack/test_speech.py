@@ -211,14 +211,14 @@ async def test_unspeakable_text_is_a_moment_of_silence(synthesiser: PiperTTS, te
 
 
 async def test_caller_is_understood(settings: Settings, recogniser: MoonshineSTT) -> None:
-    """Every default utterance is one stretch of speech, recognised with few wrong words."""
+    """Every default utterance is recognised, in one stretch or two, with few wrong words."""
     utterances = voice.synthesize_all(voice.DEFAULT_UTTERANCES, settings)
     heard = []
     for utterance in utterances:
         assert 1.5 <= utterance.duration_s <= 6
         events = await _recognise(recogniser, utterance.samples, utterance.sample_rate)
-        heard += _texts(events, Kind.FINAL_TRANSCRIPT)
-    assert len(heard) == len(utterances)
+        heard.append(" ".join(_texts(events, Kind.FINAL_TRANSCRIPT)))
+    assert all(heard)
     assert _error_rate([u.text for u in utterances], heard) <= 0.10
 
 
