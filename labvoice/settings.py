@@ -68,9 +68,13 @@ class Settings(BaseSettings):
     idle_timeout_s: float = Field(60.0, validation_alias="LABVOICE_IDLE_TIMEOUT_S", ge=1, le=86400)
     """How long an agent waits in a room without a human before it leaves, in seconds."""
     min_endpointing_delay_s: float = Field(
-        0.3, validation_alias="LABVOICE_MIN_ENDPOINTING_DELAY_S", ge=0, le=5
+        0.4, validation_alias="LABVOICE_MIN_ENDPOINTING_DELAY_S", ge=0, le=5
     )
-    """Silence after which a turn may end when the turn detector agrees, in seconds."""
+    """Silence after which a turn may end when the turn detector agrees, in seconds.
+
+    With 0.3 a pause of 350 ms inside a sentence split the turn in two (`labvoice bench turns`, 1
+    of 20). A reply is generated meanwhile, and is hardly ready sooner than this ends.
+    """
     max_endpointing_delay_s: float = Field(
         1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
     )

@@ -37,6 +37,7 @@ from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARK
 
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
+_LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
 _MEMORY_POLL_S = 0.1
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
@@ -340,7 +341,7 @@ class Call:
             AgentLostError: The agent left.
         """
         self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
-        await self._until_finished(timeout_s)
+        await self._until_finished()
         await self._fetch_worker()
         return self.greeting
 
@@ -356,7 +357,7 @@ class Call:
         since_s = self.marks["replacement_visible"]
         onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
         self._mark("apology_heard", onset_s)
-        await self._until_finished(timeout_s)
+        await self._until_finished()
         await self._fetch_worker()
 
     async def say(self, utterance: Utterance) -> Turn:
@@ -393,7 +394,7 @@ class Call:
             turn.marks["reply_heard"] = onset
             if onset < turn.marks["user_speech_end"]:
                 turn.outcome = "interrupted"
-            await self._until_finished(timeout_s)
+            await self._until_finished()
             await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
         except NoReplyError:
             turn.outcome = "no_reply"
@@ -428,12 +429,12 @@ class Call:
         assert onset is not None
         return onset
 
-    async def _until_finished(self, timeout_s: float) -> None:
+    async def _until_finished(self) -> None:
         """Waits until the agent listens again and its voice has died away."""
         await self._until(
             lambda: self._agent_state == "listening" and self._listener.silent,
             "the end of the agent's speech",
-            timeout_s,
+            _LONGEST_SPEECH_S,
         )
 
     async def _fetch_worker(self) -> None:
