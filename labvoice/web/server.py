@@ -37,7 +37,9 @@ def bind_port(host: str, port: int) -> socket.socket:
         PortInUseError: The port belongs to another process, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it every answer waits
+    # 40 ms for the client's delayed acknowledgement.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -144,6 +145,24 @@ async def test_what_was_accepted_is_answered_before_the_end() -> None:
             await asyncio.sleep(0.05)
         answers = await asyncio.gather(*asked)
     assert all(answer.json()["success"] for answer in answers)
+
+
+async def test_answers_are_not_held_back(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections have TCP_NODELAY; else an answer waits for the client's acknowledgement."""
+    seen: list[int] = []
+    made = TimedProtocol.connection_made
+
+    def connection_made(self: TimedProtocol, transport: asyncio.Transport) -> None:
+        sock = transport.get_extra_info("socket")
+        seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(TimedProtocol, "connection_made", connection_made)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        await client.get(f"http://127.0.0.1:{server.port}/healthz")
+    assert seen == [1]
 
 
 async def test_a_taken_port_is_named(server: HttpServer) -> None:

@@ -52,7 +52,8 @@ class Locked:
 
 def main() -> None:
     """Takes the port before the long import, so that nobody else can; then serves."""
-    listener = socket.socket()
+    # asyncio sets TCP_NODELAY only where the protocol is named.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", int(sys.argv[1])))
     token = os.environ.pop("LABVOICE_LETTA_TOKEN")
