@@ -203,7 +203,10 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
 
   function press(): void {
     if (session.connected) {
-      act(() => session.hangUp())();
+      act(async () => {
+        await session.hangUp();
+        prepare();
+      })();
       return;
     }
     const choice = choiceNow();
