@@ -335,8 +335,19 @@ class Lab:
                 f"look at {self.settings.letta_turns_path} and at the room on its disk",
             ) from None
 
-    async def _metadata(self, letta_agent: str | None, mode: Mode | None) -> JobMetadata | None:
-        """Looks the agent's id up where Letta answers; where it does not, the call goes on."""
+    async def metadata(
+        self, letta_agent: str | None, mode: Mode | None = None
+    ) -> JobMetadata | None:
+        """Returns a dispatch's metadata; a Letta agent's name becomes its id where Letta answers.
+
+        Args:
+            letta_agent: Id or name of the Letta agent; None for a call without memory.
+            mode: How the agent uses Letta; the worker's setting when not given.
+
+        Raises:
+            UsageError: There is no such Letta agent, or several.
+            LabvoiceError: The lab runs without Letta.
+        """
         if letta_agent is None:
             return JobMetadata(mode=mode) if mode else None
         if self.letta_server.state in ("up", "external"):
@@ -351,7 +362,7 @@ class Lab:
         return await self.dispatcher.dispatch(
             room,
             self.settings.agent_name if agent_name is None else agent_name,
-            metadata=await self._metadata(letta_agent, None),
+            metadata=await self.metadata(letta_agent),
         )
 
     def new_call(
@@ -418,7 +429,7 @@ class Lab:
             UsageError: There is no such Letta agent, or several.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
-        metadata = await self._metadata(letta_agent, mode)
+        metadata = await self.metadata(letta_agent, mode)
         call = self.new_call(room, agent_name=agent_name, metadata=metadata, strategy=strategy)
         try:
             return await call.connect()

@@ -171,7 +171,7 @@ class Dispatcher:
                 if on_mark is not None:
                     on_mark(name, marks[name])
 
-        async with self._server_errors():
+        async with self.server_errors():
             rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[room]))
             room_existed = bool(rooms.rooms)
             # Asking for the dispatches of a room that is not there takes the server 3 s.
@@ -389,7 +389,13 @@ class Dispatcher:
                 raise
 
     @asynccontextmanager
-    async def _server_errors(self) -> AsyncIterator[None]:
+    async def server_errors(self) -> AsyncIterator[None]:
+        """Puts what goes wrong with the server inside the block into labvoice's words.
+
+        Raises:
+            CredentialsError: It refuses the key or the secret.
+            ServerUnreachableError: It does not answer.
+        """
         try:
             yield
         except api.TwirpError as error:

@@ -69,7 +69,7 @@ class LabBackend:
 
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
-        metadata = await self._lab._metadata(wish.letta_agent_id, None)
+        metadata = await self._lab.metadata(wish.letta_agent_id)
         if traceparent:
             metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
         return await self._lab.dispatcher.dispatch(
@@ -85,7 +85,7 @@ class LabBackend:
         identity = wish.identity or f"user-{secrets.token_hex(4)}"
         agent = None
         if wish.strategy == "token":
-            metadata = await self._lab._metadata(wish.letta_agent_id, None)
+            metadata = await self._lab.metadata(wish.letta_agent_id)
             agent = api.RoomAgentDispatch(
                 agent_name=self.agent_name,
                 metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
@@ -125,7 +125,7 @@ class LabBackend:
                 dispatches=[RoomDispatch(id=d.id, agent_name=d.agent_name) for d in dispatches],
             )
 
-        async with self._lab.dispatcher._server_errors():
+        async with self._lab.dispatcher.server_errors():
             listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
             return list(
                 await asyncio.gather(
@@ -151,7 +151,7 @@ class LabBackend:
             HttpError: 404 when there is no such room.
         """
         server = self._lab.dispatcher.api
-        async with self._lab.dispatcher._server_errors():
+        async with self._lab.dispatcher.server_errors():
             found = await server.room.list_rooms(api.ListRoomsRequest(names=[room]))
             if not found.rooms:
                 raise HttpError(404, "no_such_room", f"there is no room {room!r}")
@@ -186,7 +186,7 @@ class LabBackend:
         """
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
-                async with self._lab.dispatcher._server_errors():
+                async with self._lab.dispatcher.server_errors():
                     await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
                         dispatch_id, room.name
                     )
@@ -205,7 +205,7 @@ class LabBackend:
         return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
 
     async def _check_livekit(self) -> str:
-        async with self._lab.dispatcher._server_errors():
+        async with self._lab.dispatcher.server_errors():
             listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
         return f"answers and accepts the key; rooms: {len(listed.rooms)}"
 

@@ -9,7 +9,10 @@ import pytest
 from labvoice.caller.voice import Utterance, human_utterances
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
+from tests.serving import serving
+from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running
+from tests.stack.recording_model import RecordingModel
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,20 @@ async def letta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runni
     await running.start()
     yield running
     await running.server.stop()
+
+
+@pytest.fixture(scope="module")
+async def proxy(letta: Running) -> AsyncIterator[FaultyLetta]:
+    """Stands between the workers and Letta."""
+    between = FaultyLetta(letta.server.base_url)
+    await between.set("pass")
+    yield between
+    await between.close()
+
+
+@pytest.fixture(scope="module")
+async def model() -> AsyncIterator[RecordingModel]:
+    """A fast model behind the agent; it keeps what it was prompted with."""
+    recording = RecordingModel()
+    async with serving(recording.app, recording.port):
+        yield recording

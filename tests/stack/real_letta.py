@@ -61,6 +61,14 @@ class Running:
         return [p for root in roots for p in (root, *root.children(recursive=True))]
 
 
+async def user_messages(client: AsyncLetta, agent: str) -> list[str]:
+    """What the user said to an agent, as Letta keeps it, oldest first."""
+    page = await client.agents.messages.list(
+        agent, order="desc", limit=50, include_return_message_types=["user_message"]
+    )
+    return [str(m.content) for m in page.items if m.message_type == "user_message"]
+
+
 async def told_turns(client: AsyncLetta, agent: str) -> list[str | None]:
     """The turns in an agent's own history, as Letta keeps it."""
     page = await client.agents.messages.list(

@@ -14,19 +14,10 @@ from labvoice.settings import load_settings
 from labvoice.stack.memory_clerk import NOTHING
 from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
-from tests.stack.real_letta import Running
+from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
 
 SLOWLY = "Let me tell you a long story. " + "Then they went on and on along the road. " * 8
-
-
-@pytest.fixture(scope="module")
-async def proxy(letta: Running) -> AsyncIterator[FaultyLetta]:
-    """Stands between the worker and Letta."""
-    between = FaultyLetta(letta.server.base_url)
-    await between.set("pass")
-    yield between
-    await between.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +60,6 @@ async def statuses(client: AsyncLetta, agent: str) -> list[str]:
     """How the agent's runs stand, the newest first."""
     runs = await client.runs.list(agent_id=agent, limit=20)
     return [str(run.status) for run in runs.items]
-
-
-async def user_messages(client: AsyncLetta, agent: str) -> list[str]:
-    """What the user said, as Letta keeps it, oldest first."""
-    page = await client.agents.messages.list(
-        agent, order="desc", limit=50, include_return_message_types=["user_message"]
-    )
-    return [str(m.content) for m in page.items if m.message_type == "user_message"]
 
 
 async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle: str) -> None:

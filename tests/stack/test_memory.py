@@ -16,8 +16,7 @@ from labvoice.errors import UsageError
 from labvoice.lab import Lab
 from labvoice.letta import new_client
 from labvoice.settings import load_settings
-from tests.serving import serving
-from tests.stack.real_letta import Running
+from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
 from tests.stack.test_cli import labvoice, server_of
 
@@ -26,14 +25,6 @@ TOLD = {
     "I live in Oslo.": "The user lives in Oslo.",
     "I like jazz.": "The user likes jazz.",
 }
-
-
-@pytest.fixture(scope="module")
-async def model() -> AsyncIterator[RecordingModel]:
-    """The fast model behind the agent; it keeps what it was prompted with."""
-    recording = RecordingModel()
-    async with serving(recording.app, recording.port):
-        yield recording
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +87,7 @@ async def history(lab: Lab, agent: str) -> list[str]:
     assert lab.settings.letta_base_url
     client: AsyncLetta
     async with new_client(lab.letta_server.base_url, lab.letta_server.api_key) as client:
-        page = await client.agents.messages.list(
-            await lab.letta.resolve(agent),
-            order="desc",
-            limit=50,
-            include_return_message_types=["user_message"],
-        )
-        return [str(m.content) for m in page.items if m.message_type == "user_message"]
+        return await user_messages(client, await lab.letta.resolve(agent))
 
 
 async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -> None:

@@ -13,31 +13,13 @@ from labvoice.lab import Lab
 from labvoice.letta import new_client
 from labvoice.settings import load_settings
 from labvoice.stack.workers import Worker
-from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta, Mode
-from tests.stack.real_letta import Running
+from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
 
 SAID = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
 FACTS = ["The user's dog is called Rex.", "The user lives in Oslo.", "The user likes jazz."]
 SYNC_TIMEOUT_S = 150.0  # a circuit that was opened tries again after 30 s at most
-
-
-@pytest.fixture(scope="module")
-async def model() -> AsyncIterator[RecordingModel]:
-    """The fast model behind the agent."""
-    recording = RecordingModel()
-    async with serving(recording.app, recording.port):
-        yield recording
-
-
-@pytest.fixture(scope="module")
-async def proxy(letta: Running) -> AsyncIterator[FaultyLetta]:
-    """Stands between the workers and Letta."""
-    between = FaultyLetta(letta.server.base_url)
-    await between.set("pass")
-    yield between
-    await between.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +56,7 @@ async def _clean(letta: Running, lab: Lab, proxy: FaultyLetta) -> AsyncIterator[
 async def told(letta: Running, agent: str) -> list[str]:
     """What the user said in each message that Letta keeps, oldest first."""
     async with new_client(letta.server.base_url, letta.server.api_key) as client:
-        page = await client.agents.messages.list(
-            agent, order="desc", limit=50, include_return_message_types=["user_message"]
-        )
-    texts = [str(m.content) for m in page.items if m.message_type == "user_message"]
+        texts = await user_messages(client, agent)
     return [next(said for said in SAID if said.rstrip(".") in text) for text in texts]
 
 
