@@ -124,8 +124,10 @@ export class Session {
       await this.backend.dispatch({ ...ask, room: made.room }).catch(() => null);
       return made;
     });
-    token.catch(() => (this.ahead = null));
-    this.ahead = { key, since_s, token };
+    const ahead = (this.ahead = { key, since_s, token });
+    token.catch(() => {
+      if (this.ahead === ahead) this.ahead = null; // another one may have been chosen since
+    });
     return token;
   }
 

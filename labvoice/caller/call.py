@@ -295,7 +295,7 @@ class Call:
             self._take_metrics(turn, message)
         elif turn is not None and message.role == session_pb.ChatRole.ASSISTANT:
             turn.reply = f"{turn.reply} {text}".strip()
-            turn._replies.append(message.id)
+            turn.reply_ids.append(message.id)
             self._take_metrics(turn, message)
         self._changed.set()
 
@@ -456,7 +456,7 @@ class Call:
         figures = self.worker.pop("figures")
         self.memory = self.worker.pop("memory")
         for turn in self.turns:
-            for message_id in turn._replies:
+            for message_id in turn.reply_ids:
                 for stage, duration_s in figures.get(message_id, {}).items():
                     turn.metrics.setdefault(stage, duration_s)
 

@@ -30,6 +30,7 @@ class Turn:
         reply: What the agent answered, as text.
         user_messages: Into how many user turns the agent split the utterance; 1 is right.
         outcome: One of :data:`labvoice.stages.OUTCOMES`.
+        reply_ids: LiveKit's ids of the reply's messages.
     """
 
     number: int
@@ -40,7 +41,7 @@ class Turn:
     reply: str = ""
     user_messages: int = 0
     outcome: str = "ok"
-    _replies: list[str] = field(default_factory=list, repr=False)
+    reply_ids: list[str] = field(default_factory=list, repr=False)
 
     @property
     def word_error_rate(self) -> float | None:
