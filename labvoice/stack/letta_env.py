@@ -124,12 +124,14 @@ def _unpack(archive: Path, into: Path) -> None:
             "check the package index that this machine uses",
         )
     with tarfile.open(archive) as tar:
+        # An attribute, for Debian 12's Python 3.11.2 knows no argument `filter` of extractall.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         wanted = [
             member
             for member in tar.getmembers()
             if member.name.split("/", 1)[-1].startswith(("alembic/", "alembic.ini"))
         ]
-        tar.extractall(into, members=wanted, filter="data")
+        tar.extractall(into, members=wanted)
 
 
 async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:

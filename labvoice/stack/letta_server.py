@@ -178,9 +178,10 @@ class LettaServer:
                         ended.log_tail(),
                     )
                 progress(f"Letta: {ended.name} ended with status {ended.returncode}; starting it")
-        except (LabvoiceError, OSError) as error:
-            if isinstance(error, OSError):
-                error = ProcessError(f"Letta cannot be started: {error}")
+        except Exception as error:  # whatever it is, somebody waits for this to be settled
+            if not isinstance(error, LabvoiceError):
+                words = f"Letta cannot be started: {type(error).__name__}: {error}"
+                error = ProcessError(words)
             self.error = error
             self.state = "failed"
             self._settled.set()

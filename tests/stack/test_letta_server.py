@@ -12,7 +12,12 @@ from pydantic import SecretStr
 from labvoice.agent.circuit import CircuitBreaker
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
 from labvoice.agent.memory_queue import MemoryQueue
-from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.errors import (
+    CredentialsError,
+    ProcessError,
+    ServerUnreachableError,
+    UsageError,
+)
 from labvoice.letta import new_client
 from labvoice.settings import load_settings
 from labvoice.stack.letta_server import LettaServer
@@ -196,3 +201,22 @@ async def test_memory_survives_a_stop(letta: Running) -> None:
     assert "Anna" in (await letta.server.api.blocks("Survivor"))["human"]
     await letta.tell(agent, "My cat is called Tom.")
     assert "Tom" in (await letta.server.api.blocks("Survivor"))["human"]
+
+
+async def test_a_start_that_breaks_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in the background, who waits for Letta is told, and at once."""
+
+    async def broken(*_: object) -> None:
+        raise TypeError("no such argument")
+
+    monkeypatch.setattr("labvoice.stack.letta_server.prepare_letta_env", broken)
+    settings = load_settings(data_dir=tmp_path, letta_base_url=None)
+    server = await LettaServer.start(settings, tmp_path, fresh=True)
+    try:
+        with pytest.raises(ProcessError, match="TypeError: no such argument"):
+            await server.until_up(timeout_s=5)
+        assert server.state == "failed"
+    finally:
+        await server.stop()
