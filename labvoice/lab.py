@@ -94,6 +94,7 @@ class Lab:
         self.setup_s: dict[str, float] = {}
         self.recent_calls: deque[Call | BrowserCall] = deque(maxlen=50)
         self._worker_count = workers
+        self._speech_fetched = False
         self._wants_letta, self._fresh = letta, fresh
         self._supervise = supervise
         self._progress = progress
@@ -176,14 +177,22 @@ class Lab:
         if self._supervise:
             self.supervise()
         if self._worker_count:
-            if not self.settings.deepgram_api_key:
-                # Here rather than in the worker: a download shows its progress, and weights
-                # that are damaged end the start at once.
-                async with self._timed("speech models"):
-                    for name in _speech_weights(self.settings):
-                        await asyncio.to_thread(require, name, self.settings, self._progress)
+            await self._fetch_speech()  # before the clock of the worker's start runs
             async with self._timed("worker"):
                 await self.add_workers(self._worker_count)
+
+    async def _fetch_speech(self) -> None:
+        """Obtains what the workers will load, where that is not here yet.
+
+        Here rather than in the worker: a download shows its progress, and weights that are
+        damaged end the start at once.
+        """
+        if self.settings.deepgram_api_key or self._speech_fetched:
+            return
+        async with self._timed("speech models"):
+            for name in _speech_weights(self.settings):
+                await asyncio.to_thread(require, name, self.settings, self._progress)
+        self._speech_fetched = True
 
     def supervise(self) -> None:
         """Begins to replace agents that are lost; a supervisor needs to know nothing before.
@@ -233,6 +242,8 @@ class Lab:
             ProcessError: One ended or was not registered in time.
         """
         assert self._state_dir is not None
+        if program == AGENT_PROGRAM:
+            await self._fetch_speech()
         if agent_name is not None:
             overrides["agent_name"] = agent_name
         settings = self.settings.model_copy(update=overrides)

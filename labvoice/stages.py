@@ -91,6 +91,10 @@ MEMORY_STAGES: Final = ("memory_load", "memory_sync", "letta_ttft")
 """Letta's part: from the session's start to the first memory blocks; from the end of a turn to
 its facts being in Letta; from asking Letta to its first token in letta mode."""
 
+CALIBRATION_STAGES: Final = ("voice_to_voice_error", "uplink", "downlink")
+"""What `voice_to_voice` adds to a reply whose delay is known, and its two parts: from a sample's
+leaving the caller to its being heard by the reference, and back."""
+
 TRANSPORT: Final = "transport"
 """What the agent's figures do not explain: voice_to_voice less e2e_latency."""
 

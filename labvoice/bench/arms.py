@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from labvoice.settings import Mode
 from labvoice.stack.workers import AGENT_PROGRAM
 
 _SEED: Final = 20261
+_LONGEST_DELAY_S: Final = 5.0  # as labvoice.settings.Settings.min_endpointing_delay_s has it
+_MAX_ENDPOINTING_DELAY_S: Final = 1.0  # the default of Settings.max_endpointing_delay_s
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,36 @@ TURN_ARMS: Final = (
     ),
 )
 """What `labvoice bench turns --arms` knows."""
+
+
+def endpointing_arms(delays: str | Sequence[str]) -> list[Arm]:
+    """Returns an arm for each silence after which a turn may end; its worker has that setting.
+
+    Args:
+        delays: In seconds; a list, or one text with commas.
+
+    Raises:
+        UsageError: One is no number of seconds from 0 to 5, is given twice, or none is given.
+    """
+    wanted = delays.split(",") if isinstance(delays, str) else delays
+    arms: dict[str, Arm] = {}
+    for name in filter(None, (each.strip() for each in wanted)):
+        try:
+            delay_s = float(name)
+        except ValueError:
+            delay_s = math.nan
+        if not 0 <= delay_s <= _LONGEST_DELAY_S:
+            raise UsageError(f"{name!r} is no silence in seconds", "such as `--arms 0.2,0.4,0.6`")
+        if name in arms:
+            raise UsageError(f"the arm {name} is named twice", "name each arm once")
+        settings = {
+            "min_endpointing_delay_s": delay_s,
+            "max_endpointing_delay_s": max(delay_s, _MAX_ENDPOINTING_DELAY_S),
+        }
+        arms[name] = Arm(name, agent_name=f"endpointing-{name}", settings=settings)
+    if not arms:
+        raise UsageError("no silence is given", "such as `--arms 0.2,0.4,0.6`")
+    return list(arms.values())
 
 
 def choose(names: str | Sequence[str], known: Sequence[Arm]) -> list[Arm]:

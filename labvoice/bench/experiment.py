@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from labvoice.bench import host
-from labvoice.bench.arms import CONNECT_ARMS, TURN_ARMS, Arm, choose, interleave
+from labvoice.bench.arms import (
+    CONNECT_ARMS,
+    TURN_ARMS,
+    Arm,
+    choose,
+    endpointing_arms,
+    interleave,
+)
 from labvoice.bench.burst import BURST_ARMS, burst
 from labvoice.bench.memory import (
     LettaSource,
@@ -157,6 +164,54 @@ class Bench:
         return await self._run(
             "turns", trials, warmup, out, command, progress, chosen, utterances, turns
         )
+
+    async def endpointing(
+        self,
+        trials: int = 16,
+        *,
+        arms: str | Sequence[str] = "0.2,0.3,0.4,0.6",
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures turns with several silences before the end of a turn, side by side.
+
+        Too short a silence splits turns in two, too long a one answers late: each arm's
+        `voice_to_voice` stands beside its count of split turns.
+
+        Args:
+            trials: How many calls of one turn count, of each arm.
+            arms: The silences, in seconds, as a list or with commas.
+            warmup: As for :meth:`turns`.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+            WeightsError: The caller's voice could not be obtained.
+        """
+        chosen = endpointing_arms(arms)
+        said = await asyncio.to_thread(_default_utterances, self._source.settings)
+        return await self._run(
+            "endpointing", trials, warmup, out, command, progress, chosen, said, 1
+        )
+
+    async def calibrate(
+        self,
+        trials: int = 10,
+        *,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures the instrument's own error; see :mod:`labvoice.bench.calibrate`."""
+        # Here, for that module is built upon this one.
+        from labvoice.bench.calibrate import calibrate
+
+        return await calibrate(self._source, trials, out=out, command=command, progress=progress)
 
     async def burst(
         self,

@@ -102,39 +102,50 @@ class Run:
             if not (rows := frame[(frame["stage"] == stage) & (frame["arm"] == arm)]).empty
         }
 
-    @property
-    def word_error_rate(self) -> float | None:
-        """Of all transcripts but warm-ups, each weighted by its words; None where unknown."""
-        rows = self._turn_notes("said", "wer")
+    def word_error_rate(self, arm: str | None = None) -> float | None:
+        """Of all transcripts but warm-ups, each weighted by its words; None where unknown.
+
+        Args:
+            arm: Of this configuration alone; of all when not given.
+        """
+        rows = self._turn_notes(arm, "said", "wer")
         weights = [len(str(said).split()) for said in rows["said"]] if len(rows) else []
         if not sum(weights):
             return None
         errors = (float(wer) * words for wer, words in zip(rows["wer"], weights, strict=True))
         return sum(errors) / sum(weights)
 
-    @property
-    def split_turns(self) -> int | None:
-        """How many utterances, warm-ups aside, were taken for several turns; None where unknown."""
-        rows = self._turn_notes("user_messages")
+    def split_turns(self, arm: str | None = None) -> int | None:
+        """How many utterances, warm-ups aside, were taken for several turns; None where unknown.
+
+        Args:
+            arm: Of this configuration alone; of all when not given.
+        """
+        rows = self._turn_notes(arm, "user_messages")
         return int((rows["user_messages"] > 1).sum()) if len(rows) else None
 
-    def _turn_notes(self, *columns: str) -> pd.DataFrame:
+    def _turn_notes(self, arm: str | None, *columns: str) -> pd.DataFrame:
         notes = self.notes
         if not {"turn", "trial", *columns} <= set(notes):
             return pd.DataFrame(columns=list(columns))
-        counted = self.outcomes.loc[~self.outcomes["warmup"], "trial"]
-        rows = notes[notes["turn"].notna() & notes["trial"].isin(set(counted))]
+        counted = self.outcomes[~self.outcomes["warmup"]]
+        if arm is not None:
+            counted = counted[counted["arm"] == arm]
+        rows = notes[notes["turn"].notna() & notes["trial"].isin(set(counted["trial"]))]
         return rows.dropna(subset=list(columns))
 
     @property
-    def recognition(self) -> str:
-        """One line on what was understood; empty for a run without turns."""
-        words = []
-        if self.word_error_rate is not None:
-            words.append(f"word error rate {self.word_error_rate:.1%}")
-        if self.split_turns is not None:
-            words.append(f"{self.split_turns} turns split in two")
-        return ", ".join(words)
+    def recognition(self) -> list[str]:
+        """A line for each configuration on what was understood; none for a run without turns."""
+        lines = []
+        for arm in self.arms:
+            rate, split = self.word_error_rate(arm), self.split_turns(arm)
+            words = [] if rate is None else [f"word error rate {rate:.1%}"]
+            if split is not None:
+                words.append(f"{split} turns split in two")
+            if words:
+                lines.append((f"{arm}: " if len(self.arms) > 1 else "") + ", ".join(words))
+        return lines
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -203,15 +214,20 @@ class Run:
             "config": {"loop": self.header.loop, **self.header.config},
             "host": self.header.host,
             **_figures(frame, attempts, self.warnings),
-            "word_error_rate": self.word_error_rate,
-            "split_turns": self.split_turns,
+            "word_error_rate": self.word_error_rate(),
+            "split_turns": self.split_turns(),
         }
         if len(self.arms) > 1:
             result["arms"] = {}
             for arm, columns in self.header.arms.items():
                 rows, tries = frame[frame["arm"] == arm], attempts[attempts["arm"] == arm]
                 words = statistics.instability_warnings(rows, tries, {})
-                result["arms"][arm] = {"config": columns, **_figures(rows, tries, words)}
+                result["arms"][arm] = {
+                    "config": columns,
+                    **_figures(rows, tries, words),
+                    "word_error_rate": self.word_error_rate(arm),
+                    "split_turns": self.split_turns(arm),
+                }
             result["ratios"] = {
                 pair: {stage: ratio.to_json() for stage, ratio in stages.items()}
                 for pair, stages in self.ratios().items()
@@ -237,8 +253,7 @@ class Run:
         parts = [self.title]
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
-        if self.recognition:
-            parts.append(self.recognition)
+        parts += self.recognition
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)

@@ -18,6 +18,7 @@ from scipy import stats
 
 from labvoice.stages import (
     AGENT_TURN_STAGES,
+    CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     MEMORY_STAGES,
@@ -31,7 +32,10 @@ HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + FAILOVER_STA
 """The stages that a gate judges and that warnings speak of."""
 
 _ORDER: Final = {
-    name: i for i, name in enumerate((*HEADLINE, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES))
+    name: i
+    for i, name in enumerate(
+        (*HEADLINE, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
+    )
 }
 _RESAMPLES: Final = 2000
 _SEED: Final = 20261

@@ -341,7 +341,7 @@ class Call:
             AgentLostError: The agent left.
         """
         self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
-        await self._until_finished()
+        await self.hear_end()
         await self._fetch_worker()
         return self.greeting
 
@@ -357,7 +357,7 @@ class Call:
         since_s = self.marks["replacement_visible"]
         onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
         self._mark("apology_heard", onset_s)
-        await self._until_finished()
+        await self.hear_end()
         await self._fetch_worker()
 
     async def say(self, utterance: Utterance) -> Turn:
@@ -394,7 +394,7 @@ class Call:
             turn.marks["reply_heard"] = onset
             if onset < turn.marks["user_speech_end"]:
                 turn.outcome = "interrupted"
-            await self._until_finished()
+            await self.hear_end()
             await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
         except NoReplyError:
             turn.outcome = "no_reply"
@@ -429,8 +429,13 @@ class Call:
         assert onset is not None
         return onset
 
-    async def _until_finished(self) -> None:
-        """Waits until the agent listens again and its voice has died away."""
+    async def hear_end(self) -> None:
+        """Waits until the agent listens again and its voice has died away.
+
+        Raises:
+            StageTimeoutError: It still speaks after a minute.
+            AgentLostError: The agent left.
+        """
         await self._until(
             lambda: self._agent_state == "listening" and self._listener.silent,
             "the end of the agent's speech",

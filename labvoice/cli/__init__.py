@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from labvoice.cli.bench import bench_app
+from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
 from labvoice.cli.runs import compare, report
 from labvoice.cli.stack import demo, doctor, lab, up, worker
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (demo, lab, up, doctor, worker, dispatch, call, report, compare):
+for _command in (demo, lab, up, doctor, worker, dispatch, call, calibrate, report, compare):
     app.command()(_command)
 app.add_typer(bench_app, name="bench")
 

@@ -66,8 +66,42 @@ def bench_turns(
     from labvoice.bench.arms import TURN_ARMS, choose
 
     modes = frozenset(arm.mode for arm in choose(arms, TURN_ARMS) if arm.mode)
-    options = {"trials": trials, "turns": turns, "warmup": warmup, "arms": arms, "out": out}
+    options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
+    options |= {"arms": arms, "out": out}
     run_command(_bench("turns", llm, json_path, modes=modes, **options))
+
+
+@bench_app.command("endpointing")
+def bench_endpointing(
+    trials: TrialsOption = 16,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
+    arms: Annotated[
+        str, typer.Option("--arms", help="Silences to measure side by side, in seconds: a,b,…")
+    ] = "0.2,0.3,0.4,0.6",
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures turns with several silences before a turn's end: late answers against split turns.
+
+    Example: labvoice bench endpointing --arms 0.2,0.3,0.4,0.6 --llm paced
+    """
+    from labvoice.bench.arms import endpointing_arms
+
+    endpointing_arms(arms)
+    options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": arms}
+    options |= {"out": out}
+    run_command(_bench("endpointing", llm, json_path, workers=0, **options))
+
+
+def calibrate(
+    trials: TrialsOption = 10, out: OutOption = None, json_path: JsonOption = None
+) -> None:
+    """Measures the instrument's own error, against replies whose delay is known.
+
+    Example: labvoice calibrate --trials 10
+    """
+    run_command(_bench("calibrate", "paced", json_path, workers=0, trials=trials, out=out))
 
 
 @bench_app.command("burst")
@@ -212,6 +246,7 @@ async def _bench(
     json_path: Path | None,
     *,
     modes: frozenset[Mode] = frozenset(),
+    workers: int = 1,
     **options: Any,
 ) -> int:
     from labvoice.lab import Lab
@@ -219,10 +254,14 @@ async def _bench(
     # Where Letta is measured as the one who answers, it is not made to wait for the others.
     settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
     async with Lab(
-        progress=tell, settings=settings, letta=bool(modes), fresh=True, supervise=False
+        progress=tell,
+        settings=settings,
+        workers=workers,
+        letta=bool(modes),
+        fresh=True,
+        supervise=False,
     ) as lab:
-        measure = lab.bench.connect if kind == "connect" else lab.bench.turns
-        run = await measure(command=command_line(), progress=tell, **options)
+        run = await getattr(lab.bench, kind)(command=command_line(), progress=tell, **options)
     tell(repr(run))
     result = run.to_json()
     write_json(json_path, result)

@@ -19,6 +19,13 @@ STAGES: Final = {
     "its place.",
     "voice_to_voice": "From the last voiced sample that left the caller to the first voiced "
     "sample of the reply that reached the caller.",
+    "voice_to_voice_error": "What the caller read for a reply whose delay is known, less that "
+    "delay: uplink and downlink. A user's ear has both ways as well, so this bounds the "
+    "instrument's own error from above.",
+    "uplink": "From the last voiced sample's leaving the caller to its being heard by the "
+    "reference agent.",
+    "downlink": "From the first voiced sample's leaving the reference agent to its being heard "
+    "by the caller.",
     "end_of_turn_delay": "LiveKit's figure: from the end of speech to the decision that the "
     "user's turn is over.",
     "transcription_delay": "LiveKit's figure: from the end of speech to the final transcript. It "
@@ -60,6 +67,7 @@ PHRASES: Final = {
     "connection": "from the click until the agent listens",
     "time_to_greeting": "from the click until the greeting is heard",
     "recovery": "from the agent's death until another one listens",
+    "voice_to_voice_error": "read too much for a reply of known delay",
     "voice_to_voice": "from the end of speech until the reply is heard",
 }
 """Stages as they are called in a sentence."""

@@ -13,7 +13,14 @@ from labvoice.bench.run import Run
 from labvoice.bench.statistics import StageSummary, milliseconds
 from labvoice.report.glossary import PHRASES
 
-_KEY_STAGES: Final = ("recovery", "voice_to_voice", "connection", "join", "time_to_greeting")
+_KEY_STAGES: Final = (
+    "voice_to_voice_error",
+    "recovery",
+    "voice_to_voice",
+    "connection",
+    "join",
+    "time_to_greeting",
+)
 _TEXTS: Final = ("said", "transcript", "reply", "wer")
 
 
@@ -65,7 +72,7 @@ def headline(run: Run) -> str:
         )
     if figures:
         words += f" {what[0].upper()}{what[1:]}: {'; '.join(figures)}."
-    rate = run.word_error_rate
+    rate = run.word_error_rate()
     if rate is not None:
         words += f" Word error rate of what the agent understood: {rate:.1%}."
     return words
@@ -113,7 +120,7 @@ def tiles(run: Run) -> list[Tile]:
             )
     done = "turns answered" if attempts["turn"].notna().any() else "agents listened"
     found.append(Tile("succeeded", f"{ok} of {len(attempts)}", "", done))
-    rate = run.word_error_rate
+    rate = run.word_error_rate()
     if rate is not None:
         found.append(Tile("word error rate", f"{rate * 100:.1f}", "%", "of what was understood"))
     return found

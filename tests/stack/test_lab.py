@@ -10,12 +10,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from labvoice.bench.calibrate import DELAYS_S
 from labvoice.bench.run import Run
 from labvoice.caller.voice import Utterance
 from labvoice.errors import LabvoiceError, ProcessError, UsageError
 from labvoice.lab import Lab
 from labvoice.report.html import write_report
-from labvoice.stages import AGENT_TURN_STAGES, CONNECTION_STAGES, TRANSPORT, TURN_STAGES
+from labvoice.stages import (
+    AGENT_TURN_STAGES,
+    CALIBRATION_STAGES,
+    CONNECTION_STAGES,
+    TRANSPORT,
+    TURN_STAGES,
+)
 
 
 def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
@@ -88,6 +95,32 @@ async def test_a_bench_of_turns_explains_the_ear_by_the_agents_stages(
     report = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert run.header.run_id in report
     assert recorded[0].text.split(",")[0] in report
+
+
+async def test_a_calibration_reads_a_known_delay(lab: Lab, tmp_path: Path) -> None:
+    """Each reply of known delay is heard, and what is read too much is its two ways' time."""
+    run = await lab.bench.calibrate(1, out=tmp_path / "calibrate.jsonl")
+    assert run.to_json()["outcomes"] == {"ok": len(DELAYS_S)}
+    turns = run.frame[run.frame["turn"].notna()].pivot(
+        index="turn", columns="stage", values="duration_s"
+    )
+    assert {TURN_STAGES[0].name, *CALIBRATION_STAGES} <= set(turns.columns)
+    error, uplink, downlink = (turns[name] for name in CALIBRATION_STAGES)
+    assert ((error - uplink - downlink).abs() < 1e-6).all()
+    assert (turns[["uplink", "downlink"]] > 0).all(axis=None)
+    # No earlier than the reference answered; how much later is the figure, and no test's matter.
+    assert (turns["voice_to_voice"] >= list(DELAYS_S)).all()
+
+
+async def test_a_bench_of_endpointing_counts_split_turns_by_arm(lab: Lab, tmp_path: Path) -> None:
+    """Each silence is an arm whose worker waits that long, with its own split turns."""
+    out = tmp_path / "endpointing.jsonl"
+    run = await lab.bench.endpointing(1, arms="0.6", warmup=0, out=out)
+    frame = run.frame
+    assert set(frame["min_endpointing_delay_s"]) == {0.6}
+    turn = frame[frame["stage"] == "end_of_turn_delay"]
+    assert (turn["duration_s"] >= 0.6).all()
+    assert run.split_turns("0.6") is not None
 
 
 async def test_a_bench_keeps_its_failures(lab: Lab, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from labvoice.report import glossary, plots
 from labvoice.report.html import write_pictures, write_report
 from labvoice.stages import (
     AGENT_TURN_STAGES,
+    CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     MEMORY_STAGES,
@@ -144,7 +145,13 @@ def test_a_run_that_crashed_at_once_still_has_a_report(tmp_path: Path) -> None:
 def test_every_stage_and_outcome_is_defined() -> None:
     """The glossary has exactly the vocabulary's stages and outcomes."""
     stages = {stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES}
-    assert set(glossary.STAGES) == {*stages, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES}
+    assert set(glossary.STAGES) == {
+        *stages,
+        *AGENT_TURN_STAGES,
+        *CALIBRATION_STAGES,
+        TRANSPORT,
+        *MEMORY_STAGES,
+    }
     assert set(glossary.OUTCOMES) == set(OUTCOMES)
 
 

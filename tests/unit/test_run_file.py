@@ -169,6 +169,7 @@ def test_json_has_the_shape_of_the_design(tmp_path: Path) -> None:
     result = several.to_json()
     assert list(result["arms"]) == ["a", "b"]
     assert result["arms"]["b"]["n"] == 10
+    assert list(result["arms"]["b"])[1:] == [*names.split()[5:], "word_error_rate", "split_turns"]
     assert result["ratios"]["b/a"]["join"]["ratio"] == pytest.approx(0.5, rel=0.2)
 
 

@@ -1,0 +1,215 @@
+"""Calibration: what the caller reads for a reply whose delay is known, and so what it adds."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from livekit import api, rtc
+from pydantic import SecretStr
+
+from labvoice.bench import host
+from labvoice.bench.experiment import outcome_of, run_path
+from labvoice.bench.run import Run, RunWriter
+from labvoice.caller.call import Call
+from labvoice.caller.listener import Listener
+from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
+from labvoice.caller.voice import Pcm, Utterance
+from labvoice.errors import LabvoiceError, UsageError
+from labvoice.settings import Settings
+from labvoice.stages import CALIBRATION_STAGES
+
+_AGENT_NAME: Final = "reference-agent"
+_TONE_HZ: Final = 440.0
+_TONE_S: Final = 0.6
+_AMPLITUDE: Final = 0.25
+DELAYS_S: Final = (0.5, 0.7, 0.9, 1.2)
+"""Delays of the reference's replies, in turn; all above the 0.4 s of silence by which a listener
+knows that a voice has ended."""
+_TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
+_REPLY_TIMEOUT_S: Final = 5.0
+
+
+class CalibrationSource(Protocol):
+    """What a calibration needs of a lab."""
+
+    settings: Settings
+
+    @property
+    def server_version(self) -> str | None:
+        """Version of the LiveKit server, where it is known."""
+
+    def new_call(
+        self,
+        *,
+        agent_name: str | None = None,
+        on_mark: Callable[[str, float, str, float], None] | None = None,
+    ) -> Call:
+        """Prepares a call in a fresh room."""
+
+    async def end_call(self, call: Call) -> None:
+        """Hangs up and removes the room."""
+
+
+class _Reply(NamedTuple):
+    """When the reference heard the caller's last voiced sample, and when its own first one left."""
+
+    heard_s: float
+    left_s: float
+
+
+def tone() -> Pcm:
+    """Returns a tone with hard edges: nobody can differ on where its voice begins and ends."""
+    seconds = np.arange(int(_TONE_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    wave = _AMPLITUDE * np.sin(2 * np.pi * _TONE_HZ * seconds)
+    return np.asarray(wave * np.iinfo(np.int16).max, np.int16)
+
+
+class _ReferenceAgent:
+    """An agent that answers each tone with a tone, a known time after it heard the end of it.
+
+    It has a connection of its own to the server, but lives in the caller's process: so both
+    ends are on one clock, and nothing about the clocks has to be believed.
+    """
+
+    def __init__(self) -> None:
+        self.delay_s = DELAYS_S[0]
+        self.replies: list[_Reply] = []
+        self._room = rtc.Room()
+        self._microphone = Microphone()
+        self._listener = Listener(self._on_voice)
+        self._answered = 0
+        self._answers: set[asyncio.Task[None]] = set()
+
+    async def join(self, url: str, key: str, secret: SecretStr, room: str) -> None:
+        def on_track(
+            track: rtc.Track, _: rtc.RemoteTrackPublication, __: rtc.RemoteParticipant
+        ) -> None:
+            self._listener.listen(track)
+
+        self._room.on("track_subscribed", on_track)
+        token = (
+            api.AccessToken(key, secret.get_secret_value())
+            .with_kind("agent")
+            .with_identity(_AGENT_NAME)
+            .with_attributes({"lk.agent.name": _AGENT_NAME, "lk.agent.state": "listening"})
+            .with_grants(api.VideoGrants(room_join=True, room=room, agent=True))
+            .with_ttl(_TOKEN_LIFETIME)
+        )
+        await self._room.connect(url, token.to_jwt())
+        await self._microphone.publish(self._room)
+
+    def _on_voice(self) -> None:
+        ended = [voice for voice in self._listener.voices if voice.ended]
+        for voice in ended[self._answered :]:
+            task = asyncio.create_task(self._answer(voice.end_s))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
+        self._answered = len(ended)
+
+    async def _answer(self, heard_s: float) -> None:
+        await asyncio.sleep(heard_s + self.delay_s - asyncio.get_running_loop().time())
+        samples = tone()
+        left_s, _ = await self._microphone.play(samples, 0, len(samples) - 1)
+        self.replies.append(_Reply(heard_s, left_s))
+
+    async def leave(self) -> None:
+        for task in self._answers:
+            task.cancel()
+        await self._microphone.aclose()
+        await self._listener.aclose()
+        await self._room.disconnect()
+
+
+async def calibrate(
+    source: CalibrationSource,
+    trials: int = 10,
+    *,
+    out: Path | None = None,
+    command: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Run:
+    """Measures the instrument: calls to a reference that answers after a known time.
+
+    Each trial is a call of as many turns as there are delays. In each, `voice_to_voice_error` is
+    what the caller read less how long the reference truly took, and `uplink` and `downlink` are
+    its two parts: from a sample's leaving one microphone to its being heard at the other end. A
+    user's ear has these two ways as well, so they bound the instrument's own error from above;
+    how much they scatter is the least difference between two replies that it can tell.
+
+    Args:
+        source: A lab; it needs no worker.
+        trials: How many calls.
+        out: The run file; one in `runs/` named by the time when not given.
+        command: The command line to show as the way to reproduce the run.
+        progress: Told a line for every trial.
+
+    Raises:
+        UsageError: A number makes no sense.
+        RunFileError: The run file exists already.
+    """
+    if trials < 1:
+        raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
+    path = out or run_path("calibrate")
+    config: dict[str, Any] = {"command": command, "trials": trials, "delays_s": list(DELAYS_S)}
+    facts = await asyncio.to_thread(host.facts, source.server_version)
+    with RunWriter(path, kind="calibrate", config=config, host_facts=facts) as run:
+        for trial in range(trials):
+            progress(f"calibrate {trial + 1}/{trials}: {await _trial(source, run, trial)}")
+    return Run.load(path)
+
+
+async def _trial(source: CalibrationSource, run: RunWriter, trial: int) -> str:
+    call = source.new_call(
+        agent_name=_AGENT_NAME, on_mark=lambda name, at_s, *_: run.mark(trial, name, at_s)
+    )
+    run.trial(trial, call.room_name, "default")
+    settings = source.settings
+    assert settings.livekit_url
+    assert settings.livekit_api_key
+    assert settings.livekit_api_secret
+    reference = _ReferenceAgent()
+    errors = []
+    try:
+        await reference.join(
+            settings.livekit_url,
+            settings.livekit_api_key,
+            settings.livekit_api_secret,
+            call.room_name,
+        )
+        await call.connect()
+        run.outcome(trial, "ok")
+        for delay_s in DELAYS_S:
+            reference.delay_s = delay_s
+            errors.append(await _turn(run, trial, call, reference))
+    except LabvoiceError as error:
+        run.outcome(trial, outcome_of(error), detail=error.observed)
+        return error.observed
+    finally:
+        await reference.leave()
+        await source.end_call(call)
+    return "read too much by " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
+
+
+async def _turn(run: RunWriter, trial: int, call: Call, reference: _ReferenceAgent) -> float:
+    turn = await call.say(Utterance("", tone(), SAMPLE_RATE_HZ, "tone"))
+    try:
+        turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
+        await call.hear_end()
+    except LabvoiceError as error:
+        run.outcome(trial, outcome_of(error), turn=turn.number)
+        raise
+    reply = reference.replies[turn.number]
+    uplink_s = reply.heard_s - turn.marks["user_speech_end"]
+    downlink_s = turn.marks["reply_heard"] - reply.left_s
+    for mark, at_s in turn.marks.items():
+        run.mark(trial, mark, at_s, turn=turn.number)
+    stages = (uplink_s + downlink_s, uplink_s, downlink_s)
+    for stage, duration_s in zip(CALIBRATION_STAGES, stages, strict=True):
+        run.stage(trial, stage, duration_s, turn=turn.number, source="reference")
+    run.outcome(trial, "ok", turn=turn.number)
+    return stages[0]

@@ -1,0 +1,48 @@
+"""Arms: how they are chosen by name, and in which order they take turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from labvoice.bench.arms import CONNECT_ARMS, choose, endpointing_arms, interleave
+from labvoice.errors import UsageError
+
+
+def test_arms_are_chosen_by_name_in_the_order_given() -> None:
+    """A list and a text with commas mean the same; the first is the base."""
+    assert [arm.name for arm in choose("token, stock", CONNECT_ARMS)] == ["token", "stock"]
+    assert choose(["token", "stock"], CONNECT_ARMS) == choose("token,stock", CONNECT_ARMS)
+
+
+@pytest.mark.parametrize("names", ["tokn", "token,token"])
+def test_a_wrong_choice_of_arms_is_refused(names: str) -> None:
+    """An unknown name and a name given twice are usage errors."""
+    with pytest.raises(UsageError):
+        choose(names, CONNECT_ARMS)
+
+
+def test_an_endpointing_arm_is_a_worker_with_that_silence() -> None:
+    """Each has a name and a worker of its own; the longest silence is never below the shortest."""
+    short, long = endpointing_arms("0.2, 1.5")
+    assert (short.name, long.name) == ("0.2", "1.5")
+    assert short.agent_name != long.agent_name
+    assert short.settings["min_endpointing_delay_s"] == 0.2
+    assert long.settings["max_endpointing_delay_s"] == 1.5
+
+
+@pytest.mark.parametrize("delays", ["", "fast", "-1", "6", "nan", "0.2,0.2"])
+def test_a_wrong_silence_is_refused(delays: str) -> None:
+    """What is no number of seconds from 0 to 5, or given twice, is a usage error."""
+    with pytest.raises(UsageError):
+        endpointing_arms(delays)
+
+
+def test_every_arm_has_its_turn_in_every_round() -> None:
+    """Each round has each arm once, and no arm always follows the same other one."""
+    arms = choose("stock,token,ahead", CONNECT_ARMS)
+    order = [(number, arm.name) for number, arm in interleave(arms, 30)]
+    assert Counter(order) == Counter((n, arm.name) for n in range(30) for arm in arms)
+    firsts = Counter(name for _, name in order[::3])
+    assert set(firsts) == {"stock", "token", "ahead"}
