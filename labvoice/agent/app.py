@@ -51,7 +51,9 @@ from labvoice.job import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_MEMORY,
+    ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
+    carried,
     check_name,
     parse_metadata,
 )
@@ -181,7 +183,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
         check_name(request.room.name)
-        resume = parse_metadata(request.job.metadata).resume
+        metadata = parse_metadata(request.job.metadata)
     except LabvoiceError as error:
         report_event("rejected", reason=error.observed, **job)
         await request.reject()
@@ -191,6 +193,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
         report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
+    resume = metadata.resume
     if resume is not None and server.id in resume.avoid_workers:
         await request.reject(terminate=False)  # the server asks the next worker
         return
@@ -200,6 +203,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
         attributes={
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
             ATTRIBUTE_WORKER_ID: server.id,
+            ATTRIBUTE_METADATA: carried(metadata),
             **({ATTRIBUTE_BEAT: "0"} if beats else {}),
         },
     )

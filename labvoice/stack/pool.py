@@ -244,6 +244,11 @@ class Pool:
         }
         return [w.worker_id for w in same if w.worker_id not in usable] if usable else []
 
+    @property
+    def names(self) -> set[str]:
+        """Agent names of the workers that are or were here."""
+        return set(self._kinds)
+
     @staticmethod
     def live_jobs(worker: Worker) -> list[str]:
         """Returns the ids of the jobs whose processes are there."""
