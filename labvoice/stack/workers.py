@@ -30,6 +30,19 @@ _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 4
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a job ended.
+
+    Attributes:
+        reason: In words.
+        joined: Whether its agent was in the room before.
+    """
+
+    reason: str
+    joined: bool
+
+
+@dataclass(frozen=True)
 class WorkerStatus:
     """What a worker says of itself (`GET /worker`).
 
@@ -39,7 +52,7 @@ class WorkerStatus:
         active_jobs: Jobs that run now.
         load: 0 to 1; at 1 it takes no more.
         rejections: Reasons of refused requests, by dispatch id.
-        endings: Why the last agent of a room left, by room.
+        endings: How jobs ended, by dispatch id.
         failure: Why its last job process could not start, with the log's last lines.
         load_threshold: At this load it takes no more jobs.
     """
@@ -49,9 +62,9 @@ class WorkerStatus:
     active_jobs: int
     load: float
     rejections: dict[str, str] = field(default_factory=dict)
-    endings: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
     failure: str = ""
-    load_threshold: float = 0.99  # labvoice.agent.app.LOAD_THRESHOLD
+    load_threshold: float = _LIVEKIT_LOAD_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -215,9 +228,18 @@ class Worker:
             int(info.get("active_jobs", 0)),
             float(info.get("worker_load", 0.0)),
             {e["dispatch_id"]: e["reason"] for e in events if e["event"] == "rejected"},
-            {e["room"]: e["reason"] for e in events if e["event"] == "ended"},
+            self._endings(),
             self._failure(),
+            self._registration.get("load_threshold", _LIVEKIT_LOAD_THRESHOLD),
         )
+
+    def _endings(self) -> dict[str, Ending]:
+        joined = {e["job_id"] for e in self.events() if e["event"] == "started"}
+        return {
+            e["dispatch_id"]: Ending(e["reason"], e["job_id"] in joined)
+            for e in self.events()
+            if e["event"] == "ended"
+        }
 
     def _failure(self) -> str:
         tries = [e for e in self.events() if e["event"] in ("prewarmed", "failed")]
@@ -226,10 +248,14 @@ class Worker:
         return f"{tries[-1]['reason']}\n\nlast log lines:\n{self.process.log_tail()}"
 
     @property
+    def _registration(self) -> dict[str, Any]:
+        """What it told when the LiveKit server registered it last; empty before."""
+        return next((e for e in reversed(self.events()) if e["event"] == "registered"), {})
+
+    @property
     def worker_id(self) -> str:
         """Id that the LiveKit server gave it last; a restarted server gives another."""
-        registered = (e for e in reversed(self.events()) if e["event"] == "registered")
-        return next((str(event["worker_id"]) for event in registered), "")
+        return str(self._registration.get("worker_id", ""))
 
     @property
     def warm_processes(self) -> int:

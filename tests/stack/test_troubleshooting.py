@@ -151,14 +151,14 @@ async def test_a_token_is_ignored(lab: Lab) -> None:
 async def test_an_agent_leaves_an_empty_room(lab: Lab) -> None:
     """With a caller who never comes."""
     await lab.add_workers(agent_name="impatient-agent", idle_timeout_s=1)
-    await lab.dispatch("stood-up", "impatient-agent")
+    done = await lab.dispatch("stood-up", "impatient-agent")
     async with asyncio.timeout(15):
         while await agents_in(lab, "stood-up"):
             await asyncio.sleep(0.1)
     (reason,) = [
-        status.endings["stood-up"]
+        status.endings[done.dispatch_id].reason
         for status in await lab.pool.statuses()
-        if "stood-up" in status.endings
+        if done.dispatch_id in status.endings
     ]
     assert_documented(reason, "nobody was in the room for")  # entry
 
