@@ -33,6 +33,7 @@ from labvoice.job import (
 )
 from labvoice.stack.livekit_log import LiveKitLog
 
+DISPATCH_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 1.0
 _LONGEST_POLL_S = 0.3
@@ -135,7 +136,7 @@ class Dispatcher:
         agent_name: str,
         *,
         metadata: JobMetadata | None = None,
-        timeout_s: float = 10.0,
+        timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float], None] | None = None,
     ) -> Dispatch:
         """Puts exactly one agent into a room and returns when it is there.

@@ -185,10 +185,9 @@ class ConnectButton(anywidget.AnyWidget):
             await asyncio.to_thread(known.save)
             if record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
-                with contextlib.suppress(api.TwirpError, LabvoiceError):
-                    await self._lab.dispatcher.api.room.delete_room(
-                        api.DeleteRoomRequest(room=record.room)
-                    )
+                name = "" if record.strategy == "automatic" else self._lab.settings.agent_name
+                with contextlib.suppress(LabvoiceError):
+                    await self._lab.end_room(record.room, name)
 
     def __repr__(self) -> str:
         return f"<ConnectButton agent={self.agent_name!r} calls={len(self.calls)}>"
