@@ -65,8 +65,8 @@ class WorkerEvidence(Protocol):
         """Why its last job process could not start, with log lines; empty where it could."""
 
 
-Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence]]]
-"""Asks the workers that can be asked."""
+Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence] | None]]
+"""Asks the workers that can be asked; None where none can."""
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,10 @@ class ConnectButton(anywidget.AnyWidget):
         ]
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
-        _running = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        dispatcher = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        checks = await examine(
+            self._lab.settings, dispatcher=dispatcher, evidence=self._lab.pool.statuses
+        )
         return [
             {
                 "name": check.name,
@@ -168,7 +171,7 @@ class ConnectButton(anywidget.AnyWidget):
                 "detail": check.observed,
                 "hint": check.hint,
             }
-            for check in await examine(self._lab.settings)
+            for check in checks
         ]
 
     async def _record(self, arguments: dict[str, Any]) -> None:

@@ -63,6 +63,11 @@ def server_of(lab: Lab) -> dict[str, str]:
         "compare",
         "bench connect",
         "bench turns",
+        "bench burst",
+        "bench failover",
+        "bench leaks",
+        "doctor",
+        "up",
     ],
 )
 async def test_every_command_has_help_with_an_example(command: str, tmp_path: Path) -> None:
