@@ -301,9 +301,12 @@ class _Doctor:
         server = self.server
         evidence = self.pool.statuses if self.pool.workers else self.evidence
         async with AsyncExitStack() as stack:
-            dispatcher: Dispatcher = self.dispatcher or await stack.enter_async_context(
-                Dispatcher(server.url, server.api_key, server.api_secret, evidence, server.log)
-            )
+            dispatcher = self.dispatcher
+            if dispatcher is None:
+                own = Dispatcher(
+                    server.url, server.api_key, server.api_secret, evidence, server.log
+                )
+                dispatcher = await stack.enter_async_context(own)
             started_s = time.monotonic()
             try:
                 done: Dispatch = await dispatcher.dispatch(room, self.settings.agent_name)

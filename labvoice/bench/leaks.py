@@ -62,7 +62,7 @@ async def leaks(
     after = await _figures(lab)
     frame = pd.DataFrame({"before": before, "after": after})
     frame["change"] = frame["after"] - frame["before"]
-    frame["allowed"] = [once + each * calls for once, each in map(TOLERANCES.get, frame.index)]
+    frame["allowed"] = [once + each * calls for once, each in (TOLERANCES[name] for name in before)]
     return frame.assign(ok=frame["change"] <= frame["allowed"])
 
 

@@ -50,7 +50,6 @@ class Pool:
         self._starts: set[asyncio.Task[Worker]] = set()
         self._draining: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, JobProcess] = {}
-        self._logged: collections.Counter[Worker] = collections.Counter()
         self._restarting = 0
         self._short_lives: collections.Counter[str] = collections.Counter()
 
@@ -152,7 +151,6 @@ class Pool:
         async def drain() -> None:
             await worker.drain(worker.settings.drain_timeout_s)
             self._take_events(worker)
-            del self._logged[worker]
             self.workers.remove(worker)
             self.log.add("stopped", worker=worker.process.name)
 
@@ -229,7 +227,6 @@ class Pool:
         finally:
             self._restarting -= 1
             self._watchers.pop(worker, None)
-            del self._logged[worker]
             await worker.process.stop()  # closes the pipe to its guard
 
     async def _answers(self, worker: Worker) -> bool:
@@ -280,8 +277,7 @@ class Pool:
 
     def _take_events(self, worker: Worker) -> None:
         """Copies what a worker has told since the last time into the log."""
-        events = worker.events()
-        for event in events[self._logged[worker] :]:
+        for event in worker.take_events():
             if event["event"] == "started":
                 if len(self._jobs) >= _JOBS_KEPT:  # a job that was killed never tells its end
                     del self._jobs[next(iter(self._jobs))]
@@ -295,7 +291,6 @@ class Pool:
                 detail=str(event.get("reason", event.get("worker_id", ""))),
                 at_s=event["at_s"],
             )
-        self._logged[worker] = len(events)
 
     async def statuses(self) -> list[WorkerStatus]:
         """Asks every worker; those that do not answer are left out."""
