@@ -20,6 +20,8 @@ import psutil
 from livekit import api
 
 from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.dispatch.diagnosis import Evidence
+from labvoice.dispatch.service_evidence import HTTP_PORT
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
@@ -33,7 +35,6 @@ from labvoice.stack.model_server import ModelServer
 from labvoice.stack.pool import Pool
 from labvoice.stack.processes import require_free_port
 
-HTTP_PORT: Final = 9000
 _PACKAGES: Final = ("labvoice", "livekit", "livekit-agents", "livekit-api", "onnxruntime")
 _PINNED_AGENTS: Final = "1.8.9"
 _MIN_FREE_BYTES: Final = 2 * 2**30
@@ -74,8 +75,17 @@ def to_json(checks: list[Check]) -> dict[str, Any]:
     }
 
 
+class _NotLookedError(Exception):
+    """A thing could not be looked at, which is no fault."""
+
+
 async def examine(
-    settings: Settings, on_check: Callable[[Check], None] = lambda _: None
+    settings: Settings,
+    on_check: Callable[[Check], None] = lambda _: None,
+    *,
+    port: int = HTTP_PORT,
+    dispatcher: Dispatcher | None = None,
+    evidence: Evidence | None = None,
 ) -> list[Check]:
     """Looks at everything; a part that the settings do not name is started for the while.
 
@@ -85,11 +95,14 @@ async def examine(
     Args:
         settings: What to look at.
         on_check: Told every check as it is done.
+        port: Of the HTTP service.
+        dispatcher: Dispatches into the scratch room; one of its own when not given.
+        evidence: Asks the workers that serve `livekit_url`, where they can be asked.
     """
     state_dir = settings.data_dir / "doctor" / secrets.token_hex(4)
     try:
         async with AsyncExitStack() as stack:
-            doctor = _Doctor(settings, state_dir, stack, on_check)
+            doctor = _Doctor(settings, state_dir, stack, on_check, port, dispatcher, evidence)
             await doctor.run()
     finally:
         await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
@@ -102,6 +115,9 @@ class _Doctor:
     state_dir: Path
     stack: AsyncExitStack
     on_check: Callable[[Check], None]
+    port: int
+    dispatcher: Dispatcher | None
+    evidence: Evidence | None
     checks: list[Check] = field(default_factory=list)
     pool: Pool = field(default_factory=Pool)
     server: LiveKitServer | None = None
@@ -110,16 +126,17 @@ class _Doctor:
         self.stack.push_async_callback(self.pool.stop)
         await self._look("versions", _versions)
         await self._look("memory", _memory)
-        await self._look("http", _http_service)
+        await self._look("http", lambda: _http_service(self.port))
+        await self._look("microphone", lambda: _microphone_page(self.port), needs=("http",))
         await self._look_at_server()
         await self._look("speech", self._speech)
         await self._look("model", self._model)
-        if self.settings.letta_base_url:
-            await self._look("letta", self._letta)
+        await self._look("letta", self._letta)
         if self.settings.livekit_url is None:
             await self._look("worker", self._worker, needs=("key", "speech", "model"))
             await self._look("dispatch", self._dispatch, needs=("worker",))
         else:
+            await self._look("worker", self._their_workers, needs=("key",))
             await self._look("dispatch", self._dispatch, needs=("key",))
 
     async def _look(
@@ -132,9 +149,12 @@ class _Doctor:
             return
         started_s = time.monotonic()
         try:
-            observed, hint, ok = await look(), "", True
+            result: tuple[bool | None, str, str] = True, await look(), ""
+        except _NotLookedError as reason:
+            result = None, str(reason), ""
         except LabvoiceError as error:
-            observed, hint, ok = error.observed, error.hint, False
+            result = False, error.observed, error.hint
+        ok, observed, hint = result
         self._record(Check(name, ok, observed, hint, time.monotonic() - started_s))
 
     def _record(self, check: Check) -> None:
@@ -223,6 +243,8 @@ class _Doctor:
         return f"{body['model']} answers at {base_url}"
 
     async def _letta(self) -> str:
+        if not self.settings.letta_base_url:
+            raise _NotLookedError("LETTA_BASE_URL is not set: a lab starts a Letta of its own")
         base_url = str(self.settings.letta_base_url).rstrip("/")
         key = self.settings.letta_api_key
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
@@ -252,17 +274,39 @@ class _Doctor:
             }
         )
         await self.pool.add(settings, state_dir=self.state_dir)
-        (status,) = await self.pool.statuses()
-        return f"worker {status.worker_id} is registered as {status.agent_name!r}"
+        worker = self.pool.workers[-1]
+        return f"worker {worker.worker_id} is registered as {worker.agent_name!r}"
+
+    async def _their_workers(self) -> str:
+        name = self.settings.agent_name
+        workers = await self.evidence() if self.evidence is not None else None
+        if workers is None:
+            raise _NotLookedError(
+                "the LiveKit server does not tell of its workers; `dispatch` shows whether one is "
+                "there (with LABVOICE_API_KEY set, a running `labvoice up` is asked)"
+            )
+        same = [worker for worker in workers if worker.agent_name == name]
+        if not same:
+            names = ", ".join(sorted({repr(worker.agent_name) for worker in workers})) or "none"
+            raise LabvoiceError(
+                f"no worker of the lab is registered as {name!r}; registered: {names}",
+                f"`labvoice worker --agent-name {name}`, or correct LABVOICE_AGENT_NAME",
+            )
+        jobs = sum(worker.active_jobs for worker in same)
+        return f"{len(same)} registered as {name!r}, with {jobs} jobs"
 
     async def _dispatch(self) -> str:
         assert self.server is not None
         room = f"doctor-{secrets.token_hex(4)}"
         server = self.server
-        evidence = self.pool.statuses if self.pool.workers else None
-        async with Dispatcher(
-            server.url, server.api_key, server.api_secret, evidence, server.log
-        ) as dispatcher:
+        evidence = self.pool.statuses if self.pool.workers else self.evidence
+        async with AsyncExitStack() as stack:
+            dispatcher = self.dispatcher
+            if dispatcher is None:
+                own = Dispatcher(
+                    server.url, server.api_key, server.api_secret, evidence, server.log
+                )
+                dispatcher = await stack.enter_async_context(own)
             started_s = time.monotonic()
             try:
                 done: Dispatch = await dispatcher.dispatch(room, self.settings.agent_name)
@@ -297,19 +341,40 @@ async def _memory() -> str:
     return words
 
 
-async def _http_service() -> str:
+async def _http_service(port: int) -> str:
     """The port of the HTTP service is served by it, or free for it."""
     try:
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            answer = await client.get(f"http://127.0.0.1:{HTTP_PORT}/healthz")
+            answer = await client.get(f"http://127.0.0.1:{port}/healthz")
         if answer.status_code == httpx.codes.OK:
-            return f"the HTTP service answers on port {HTTP_PORT}"
+            return f"the HTTP service answers on port {port}"
     except httpx.ConnectError:
-        require_free_port(HTTP_PORT, "the HTTP service")
-        return f"port {HTTP_PORT} is free for the HTTP service, which does not run"
+        require_free_port(port, "the HTTP service")
+        return f"port {port} is free for the HTTP service, which does not run"
     except httpx.HTTPError:
         pass
     raise PortInUseError(
-        f"something that is not labvoice listens on port {HTTP_PORT}",
-        f"stop it (`ss -ltnp 'sport = :{HTTP_PORT}'` shows it), or use `labvoice up --port`",
+        f"something that is not labvoice listens on port {port}",
+        f"stop it (`ss -ltnp 'sport = :{port}'` shows it), or use `labvoice up --port`",
     )
+
+
+async def _microphone_page(port: int) -> str:
+    """The page with the microphone is served, where the HTTP service runs."""
+    url = f"http://127.0.0.1:{port}/debug"
+    try:
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+            answer = await client.get(url)
+    except httpx.ConnectError:
+        raise _NotLookedError("the HTTP service, which serves its page, does not run") from None
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(
+            f"the microphone page {url} does not answer: {error or type(error).__name__}",
+            "restart `labvoice up`",
+        ) from None
+    if answer.status_code != httpx.codes.OK or "text/html" not in answer.headers["content-type"]:
+        raise ServerUnreachableError(
+            f"the microphone page {url} answers with status {answer.status_code}",
+            "install labvoice anew: its page is not where it belongs",
+        )
+    return f"its page is served at {url}; the browser asks for the permission"

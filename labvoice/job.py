@@ -24,6 +24,9 @@ ATTRIBUTE_HISTORY = "labvoice.history"
 """Participant attribute with the conversation so far, as :func:`pack_history` writes it."""
 ATTRIBUTE_LEAVING = "labvoice.leaving"
 """Participant attribute by which an agent that leaves on purpose says why."""
+ATTRIBUTE_METADATA = "labvoice.metadata"
+"""Participant attribute with the metadata of an agent's dispatch, as :func:`carried` writes it: a
+server that was restarted knows no dispatch any more."""
 
 MAX_HISTORY_BYTES = 3000
 """Bound of the packed history. The server sends an agent's attributes, and so the history, to
@@ -112,6 +115,12 @@ def parse_metadata(text: str) -> JobMetadata:
             f"the dispatch metadata cannot be used: {where}: {first['msg']}",
             f"send a JSON object with these keys only: {', '.join(JobMetadata.model_fields)}",
         ) from None
+
+
+def carried(metadata: JobMetadata) -> str:
+    """Returns what an agent carries of its metadata for the one that may take its place."""
+    text = metadata.model_copy(update={"resume": None}).model_dump_json(exclude_none=True)
+    return "" if text == "{}" else text
 
 
 def standing(dispatches: Iterable[AgentDispatch], agent_name: str) -> list[AgentDispatch]:

@@ -14,13 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import aiohttp
 from livekit import api
 
 from labvoice.agent.turn_store import TurnStore
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
-from labvoice.dispatch import Dispatch, Dispatcher, Strategy
+from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
+from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.supervisor import Supervisor
 from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.job import JobMetadata
@@ -286,6 +288,11 @@ class Lab:
         return self.supervisor is not None and self.supervisor.running
 
     @property
+    def model_ended(self) -> bool:
+        """Whether the model server of this lab has ended by itself."""
+        return self._model is not None and not self._model.process.running
+
+    @property
     def server_version(self) -> str | None:
         """Version of the LiveKit server; None when it is somebody else's."""
         return self._server.version if self._server is not None else None
@@ -367,13 +374,19 @@ class Lab:
         return JobMetadata(letta_agent_id=letta_agent, mode=mode)
 
     async def dispatch(
-        self, room: str, agent_name: str | None = None, *, letta_agent: str | None = None
+        self,
+        room: str,
+        agent_name: str | None = None,
+        *,
+        letta_agent: str | None = None,
+        timeout_s: float = DISPATCH_TIMEOUT_S,
     ) -> Dispatch:
         """Puts exactly one agent into a room; see :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
         return await self.dispatcher.dispatch(
             room,
             self.settings.agent_name if agent_name is None else agent_name,
             metadata=await self.metadata(letta_agent),
+            timeout_s=timeout_s,
         )
 
     def new_call(
@@ -383,6 +396,7 @@ class Lab:
         agent_name: str | None = None,
         metadata: JobMetadata | None = None,
         strategy: Strategy = "sequential",
+        timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
         """Prepares a call that is not connected yet; :meth:`call` connects it too.
@@ -392,6 +406,7 @@ class Lab:
             agent_name: Name to dispatch; the settings' when not given.
             metadata: What the agent gets to know.
             strategy: When the agent is dispatched; see :data:`labvoice.dispatch.Strategy`.
+            timeout_s: How long to wait for the agent, in seconds.
             on_mark: Told every connection mark as it is set.
 
         Raises:
@@ -413,6 +428,7 @@ class Lab:
             agent_name=agent_name,
             metadata=metadata,
             strategy=strategy,
+            timeout_s=timeout_s,
             on_mark=on_mark,
         )
         self.recent_calls.append(call)
@@ -426,6 +442,7 @@ class Lab:
         letta_agent: str | None = None,
         mode: Mode | None = None,
         strategy: Strategy = "sequential",
+        timeout_s: float = DISPATCH_TIMEOUT_S,
     ) -> Call:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
@@ -435,13 +452,20 @@ class Lab:
             letta_agent: Id or name of the Letta agent whose memory the call uses.
             mode: How the agent uses Letta; the settings' when not given.
             strategy: As for :meth:`new_call`.
+            timeout_s: As for :meth:`new_call`.
 
         Raises:
             UsageError: There is no such Letta agent, or several.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
         metadata = await self.metadata(letta_agent, mode)
-        call = self.new_call(room, agent_name=agent_name, metadata=metadata, strategy=strategy)
+        call = self.new_call(
+            room,
+            agent_name=agent_name,
+            metadata=metadata,
+            strategy=strategy,
+            timeout_s=timeout_s,
+        )
         try:
             return await call.connect()
         except BaseException:
@@ -449,10 +473,20 @@ class Lab:
             raise
 
     async def end_call(self, call: Call) -> None:
-        """Hangs up and deletes the call's room, which ends its agent's job."""
+        """Hangs up and ends the call's agent; the room goes too, unless another human is in it."""
         await call.hang_up()
-        with contextlib.suppress(api.TwirpError):
-            await self.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=call.room_name))
+        await self.end_room(call.room_name, call.agent_name, gone=call.identity)
+
+    async def end_room(self, room: str, agent_name: str, *, gone: str = "") -> None:
+        """Ends the agent of a call that is over, and the room unless a human is in it.
+
+        Args:
+            room: Name of the room.
+            agent_name: Of the agent.
+            gone: Identity of the caller who hung up.
+        """
+        with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
+            await rooms.clear(self.dispatcher.api, room, agent_name=agent_name, gone={gone})
 
     async def settle(self) -> None:
         """Returns when the workers are idle and warm again; benchmarks wait so between trials."""

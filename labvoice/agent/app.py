@@ -38,6 +38,7 @@ from livekit.agents import (
 # that was dispatched ahead would look absent until then (livekit-agents 1.8.9, room_io.py,
 # `_init_task`). This class is not exported, hence the pinned version.
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
+from livekit.agents.worker import ServerEnvOption
 from livekit.plugins import deepgram, openai, silero
 
 from labvoice.agent import traces
@@ -51,7 +52,9 @@ from labvoice.job import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_MEMORY,
+    ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
+    carried,
     check_name,
     parse_metadata,
 )
@@ -71,6 +74,12 @@ _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cor
 def report_event(event: str, **facts: Any) -> None:
     """Writes one event line that the stack reads: registered, rejected, started, ended."""
     logger.info("%s%s", EVENT_PREFIX, json.dumps({"event": event, "at_s": time.time(), **facts}))
+
+
+def report_end(context: JobContext, reason: str) -> None:
+    """Writes that a job has ended, and why."""
+    job = {"job_id": context.job.id, "dispatch_id": context.job.dispatch_id}
+    report_event("ended", room=context.job.room.name, reason=reason, **job)
 
 
 @dataclass
@@ -181,7 +190,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
         check_name(request.room.name)
-        resume = parse_metadata(request.job.metadata).resume
+        metadata = parse_metadata(request.job.metadata)
     except LabvoiceError as error:
         report_event("rejected", reason=error.observed, **job)
         await request.reject()
@@ -191,6 +200,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
         report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
+    resume = metadata.resume
     if resume is not None and server.id in resume.avoid_workers:
         await request.reject(terminate=False)  # the server asks the next worker
         return
@@ -200,6 +210,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
         attributes={
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
             ATTRIBUTE_WORKER_ID: server.id,
+            ATTRIBUTE_METADATA: carried(metadata),
             **({ATTRIBUTE_BEAT: "0"} if beats else {}),
         },
     )
@@ -239,8 +250,7 @@ async def entrypoint(context: JobContext) -> None:
     try:
         await _serve(context)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        report_end(context, f"{type(error).__name__}: {error}")
         raise
 
 
@@ -278,7 +288,7 @@ async def _serve(context: JobContext) -> None:
     await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
     marks["agent_connected"] = time.time()
     if reason := await asking:
-        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        report_end(context, reason)
         context.shutdown(reason=reason)
         return
     presence = Presence(context.room, session, resume.history if resume else ())
@@ -350,7 +360,7 @@ async def _serve(context: JobContext) -> None:
         if left.is_set():  # the session closes because the job ends: no second reason
             return
         left.set()
-        report_event("ended", room=context.room.name, job_id=context.job.id, reason=reason)
+        report_end(context, reason)
         leaving = asyncio.create_task(presence.leave(reason if on_purpose else ""))
         leaving.add_done_callback(lambda _: context.shutdown(reason=reason))
 
@@ -410,10 +420,13 @@ async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]
 
 
 def report_registration(server: AgentServer, agent_name: str) -> None:
-    """Has the worker tell when it is registered, and under which name."""
+    """Has the worker tell when it is registered, under which name, and when it is full."""
+    # No public name (livekit-agents 1.8.9); a worker of ours runs as in production.
+    threshold = ServerEnvOption.getvalue(server._load_threshold, False)
+    facts = {"agent_name": agent_name, "load_threshold": threshold}
     server.on(
         "worker_registered",
-        lambda worker_id, _: report_event("registered", worker_id=worker_id, agent_name=agent_name),
+        lambda worker_id, _: report_event("registered", worker_id=worker_id, **facts),
     )
 
 

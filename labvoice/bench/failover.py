@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -129,7 +130,8 @@ async def _trial(source: CallSource, run: RunWriter, trial: int, kind: Kill) -> 
     finally:
         await source.end_call(call)
         if victim and kind == "hang":
-            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # its worker was faster
+                os.kill(victim, signal.SIGKILL)
 
 
 def _pid_of(pool: Pool, worker_id: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -18,12 +17,28 @@ from labvoice.lab import Lab
 _WARMUP: Final = 3
 """Calls before the first look: caches and pools have filled by then."""
 _SETTLE_S: Final = 120.0
+TOLERANCES: Final = {
+    "worker_pss": (30.0, 0.2),
+    "worker_rss": (15.0, 0.2),
+    "worker_processes": (0.0, 0.0),
+    "worker_files": (3.0, 0.02),
+    "worker_threads": (2.0, 0.0),
+    "lab_rss": (30.0, 0.3),
+    "lab_files": (3.0, 0.02),
+    "lab_tasks": (3.0, 0.0),
+    "server_pss": (40.0, 0.5),
+    "server_rooms": (0.0, 0.0),
+}
+"""How much of each figure may be more afterwards: at all, and besides for every call. What two
+looks at a lab at rest differ by, and what an allocator keeps, is below."""
 
 
 async def leaks(
     lab: Lab, calls: int = 100, *, progress: Callable[[str], None] = lambda _: None
 ) -> pd.DataFrame:
-    """Dispatches an agent into one room after the other, deletes the room, and compares.
+    """Makes short calls, one after the other, and compares what is held before and after them.
+
+    In each a caller joins with a microphone, hears the greeting and hangs up.
 
     Args:
         lab: With a worker, and with nothing else to do.
@@ -31,12 +46,13 @@ async def leaks(
         progress: Told a line now and then.
 
     Returns:
-        A row for each figure: `before`, `after` and `change`. Memory is in MiB, with the job
-        processes in `worker_pss` and without them in `worker_rss`.
+        A row for each figure: `before`, `after`, `change`, `allowed` and whether it is `ok`.
+        Memory is in MiB, with the job processes in `worker_pss` and without them in
+        `worker_rss`.
 
     Raises:
         UsageError: The number makes no sense.
-        DispatchError: An agent did not come.
+        LabvoiceError: A call failed.
     """
     if calls < 1:
         raise UsageError("no call is no test", "pass `--calls 1` or more")
@@ -45,17 +61,23 @@ async def leaks(
     await _call(lab, calls, progress)
     after = await _figures(lab)
     frame = pd.DataFrame({"before": before, "after": after})
-    return frame.assign(change=frame["after"] - frame["before"])
+    frame["change"] = frame["after"] - frame["before"]
+    frame["allowed"] = [once + each * calls for once, each in (TOLERANCES[name] for name in before)]
+    return frame.assign(ok=frame["change"] <= frame["allowed"])
 
 
 async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
     for number in range(calls):
-        room = f"leaks-{secrets.token_hex(4)}"
-        await lab.dispatcher.dispatch(room, lab.settings.agent_name, timeout_s=30)
-        await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+        call = lab.new_call(timeout_s=30)  # the worker's warm process may just be taken
+        try:
+            await call.connect()
+            await call.hear_greeting()
+        finally:
+            await lab.end_call(call)
         if (number + 1) % 10 == 0:
             progress(f"{number + 1}/{calls} calls")
     await lab.pool.settle(_SETTLE_S)
+    lab.recent_calls.clear()  # they hold what was heard
     await asyncio.sleep(1)
 
 

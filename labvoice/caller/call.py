@@ -24,6 +24,7 @@ from labvoice.caller.token import caller_token
 from labvoice.caller.turn import Turn
 from labvoice.caller.voice import Utterance, speech_bounds
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy
+from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.errors import (
     AgentLostError,
     CredentialsError,
@@ -71,12 +72,15 @@ class Call:
         identity: The caller's own.
         metadata: What the agent gets to know.
         strategy: When the agent is dispatched.
+        timeout_s: How long to wait for the agent, in seconds.
         on_mark: Told every mark of the connection as it is set: name, seconds, clock
             (`caller` or `worker`) and uncertainty in seconds.
 
     Attributes:
         strategy: As given.
         room_name: Name of the room.
+        agent_name: As given.
+        identity: As given.
         marks: Connection marks, in seconds on the caller's monotonic clock.
         turns: All turns, oldest first.
         dispatch: The confirmed dispatch; None before.
@@ -100,6 +104,7 @@ class Call:
         identity: str = "caller",
         metadata: JobMetadata | None = None,
         strategy: Strategy = "sequential",
+        timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> None:
         self.strategy = strategy
@@ -115,7 +120,8 @@ class Call:
         self.notice = ""
         self._url, self._key, self._secret = url, api_key, api_secret
         self._dispatcher = dispatcher
-        self._identity = identity
+        self.identity = identity
+        self._timeout_s = timeout_s
         self._metadata = metadata
         self._on_mark = on_mark
         self._room = rtc.Room()
@@ -156,7 +162,7 @@ class Call:
         if self.strategy == "token":
             metadata = self._metadata.model_dump_json(exclude_none=True) if self._metadata else ""
             named = api.RoomAgentDispatch(agent_name=self.agent_name, metadata=metadata)
-        token = caller_token(self._key, self._secret, self.room_name, self._identity, named)
+        token = caller_token(self._key, self._secret, self.room_name, self.identity, named)
         self._mark("token_issued")
         if self.strategy in ("token", "automatic"):
             self._mark("dispatch_requested")  # by connecting
@@ -181,7 +187,11 @@ class Call:
 
     async def _dispatch(self) -> None:
         self.dispatch = await self._dispatcher.dispatch(
-            self.room_name, self.agent_name, metadata=self._metadata, on_mark=self._mark
+            self.room_name,
+            self.agent_name,
+            metadata=self._metadata,
+            timeout_s=self._timeout_s,
+            on_mark=self._mark,
         )
 
     def _was_dispatched(self) -> bool:

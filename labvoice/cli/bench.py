@@ -187,7 +187,9 @@ def bench_leaks(
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls between the looks.")] = 100,
     json_path: JsonOption = None,
 ) -> None:
-    """Prints what worker, lab and server hold before and after many calls.
+    """Prints what worker, lab and server hold before and after many short calls.
+
+    Exits 1 when one of them holds more afterwards than chance explains.
 
     Example: labvoice bench leaks --calls 100
     """
@@ -201,8 +203,9 @@ async def _bench_leaks(calls: int, json_path: Path | None) -> int:
     async with Lab(progress=tell, llm="paced", letta=False) as lab:
         frame = await leaks(lab, calls, progress=tell)
     tell(frame.round(1).to_string())
-    write_json(json_path, {"calls": calls, "figures": frame.T.to_dict()})
-    return 0
+    ok = bool(frame["ok"].all())
+    write_json(json_path, {"calls": calls, "ok": ok, "figures": frame.T.to_dict()})
+    return 0 if ok else 1
 
 
 @bench_app.command("failover")

@@ -13,13 +13,15 @@ from labvoice.cli.common import (
     JsonOption,
     LettaAgentOption,
     LlmOption,
+    PortOption,
     console,
     run_command,
     tell,
     write_json,
 )
 from labvoice.errors import SettingsError
-from labvoice.settings import Llm, load_settings
+from labvoice.settings import Llm, load_settings, read_settings
+from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.dispatch import Strategy
@@ -122,13 +124,17 @@ def dispatch(
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 10.0,
+    port: PortOption = 9000,
     json_path: JsonOption = None,
 ) -> None:
     """Puts exactly one agent into a room of a running server, and proves that it joined.
 
+    With LABVOICE_API_KEY set, the HTTP service of a running `labvoice up` is asked for the cause
+    of a failure.
+
     Example: labvoice dispatch my-room --agent-name letta-voice-agent
     """
-    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, json_path))
+    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, port, json_path))
 
 
 async def _dispatch(
@@ -136,9 +142,11 @@ async def _dispatch(
     agent_name: str | None,
     letta_agent: str | None,
     timeout_s: float,
+    port: int,
     json_path: Path | None,
 ) -> int:
     from labvoice.dispatch import Dispatcher
+    from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.job import JobMetadata
     from labvoice.stack.letta_api import LettaApi
 
@@ -154,7 +162,10 @@ async def _dispatch(
         async with LettaApi(settings.letta_base_url, settings.letta_api_key) as letta:
             letta_agent = await letta.resolve(letta_agent)
     async with Dispatcher(
-        settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
+        settings.livekit_url,
+        settings.livekit_api_key,
+        settings.livekit_api_secret,
+        service_evidence(settings.livekit_url, read_settings(WebSettings).api_key, port),
     ) as dispatcher:
         done = await dispatcher.dispatch(
             room,

@@ -32,6 +32,9 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to w
 AgentNameOption = Annotated[
     str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
 ]
+PortOption = Annotated[
+    int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP service.")
+]
 LettaOption = Annotated[
     bool, typer.Option("--letta/--no-letta", help="With memory by Letta, or without.")
 ]

@@ -17,6 +17,7 @@ from labvoice.cli.common import (
     JsonOption,
     LettaOption,
     LlmOption,
+    PortOption,
     TrialsOption,
     command_line,
     run_command,
@@ -24,7 +25,8 @@ from labvoice.cli.common import (
     write_json,
 )
 from labvoice.errors import SettingsError, UsageError
-from labvoice.settings import Llm, load_settings
+from labvoice.settings import Llm, load_settings, read_settings
+from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.bench.run import Run
@@ -105,7 +107,7 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
 
 def up(
     workers: Annotated[int, typer.Option("--workers", min=0, help="How many workers.")] = 1,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="HTTP port.")] = 9000,
+    port: PortOption = 9000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Let --host be another than loopback.")
@@ -147,7 +149,10 @@ async def _up(
 
 
 def doctor(
-    agent_name: AgentNameOption = None, llm: LlmOption = None, json_path: JsonOption = None
+    agent_name: AgentNameOption = None,
+    llm: LlmOption = None,
+    port: PortOption = 9000,
+    json_path: JsonOption = None,
 ) -> None:
     """Is everything there, and does the agent really join? Prints ✓ or ✗ with a hint for each.
 
@@ -156,16 +161,28 @@ def doctor(
 
     Example: labvoice doctor --json doctor.json
     """
-    run_command(_doctor(agent_name, llm, json_path))
+    run_command(_doctor(agent_name, llm, port, json_path))
 
 
-async def _doctor(agent_name: str | None, llm: Llm | None, json_path: Path | None) -> int:
+async def _doctor(
+    agent_name: str | None, llm: Llm | None, port: int, json_path: Path | None
+) -> int:
+    from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.doctor import examine, to_json
 
     overrides: dict[str, Any] = {"llm": llm}
     if agent_name:
         overrides["agent_name"] = agent_name
-    checks = await examine(load_settings(**overrides), lambda check: tell(str(check)))
+    settings = load_settings(**overrides)
+    api_key = read_settings(WebSettings).api_key
+    checks = await examine(
+        settings,
+        lambda check: tell(str(check)),
+        port=port,
+        evidence=service_evidence(settings.livekit_url, api_key, port)
+        if settings.livekit_url
+        else None,
+    )
     result = to_json(checks)
     write_json(json_path, result)
     return 0 if result["ok"] else 1

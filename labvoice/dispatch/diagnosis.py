@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,18 @@ from labvoice.errors import (
     WorkerFullError,
 )
 from labvoice.stack.livekit_log import LoggedJob
+
+
+class Ending(Protocol):
+    """How a job ended."""
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether its agent was in the room before."""
 
 
 class WorkerEvidence(Protocol):
@@ -45,16 +57,16 @@ class WorkerEvidence(Protocol):
         """Reasons of refused requests, by dispatch id."""
 
     @property
-    def endings(self) -> dict[str, str]:
-        """Why the last agent of a room left, by room."""
+    def endings(self) -> Mapping[str, Ending]:
+        """How jobs ended, by dispatch id."""
 
     @property
     def failure(self) -> str:
         """Why its last job process could not start, with log lines; empty where it could."""
 
 
-Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence]]]
-"""Asks the workers that can be asked."""
+Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence] | None]]
+"""Asks the workers that can be asked; None where none can."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def diagnose(
     Args:
         agent_name: Name that was dispatched.
         room: Room that was dispatched to.
-        dispatch_ids: Ids that the server gave, in order of the attempts.
+        dispatch_ids: Ids of the dispatches that were waited for, in order of the attempts.
         job: Last state of the assigned job; None when no worker was assigned.
         timeout_s: How long was waited, in seconds.
         workers: What the reachable workers say; None when none can be asked.
@@ -103,11 +115,9 @@ def diagnose(
                     "correct the room name or the metadata of the dispatch",
                 )
     for worker in same:
-        if reason := worker.endings.get(room):
-            return AgentLostError(
-                f"{agent_name!r} joined room {room!r} and left: {reason}",
-                "the worker's log has the whole story of the job",
-            )
+        for dispatch_id in dispatch_ids:
+            if ending := worker.endings.get(dispatch_id):
+                return _of_ending(agent_name, room, ending)
     assigned = job is not None or (server is not None and server.job is not None)
     for worker in same:
         if worker.failure:
@@ -118,6 +128,20 @@ def diagnose(
     if assigned:
         return _of_job(agent_name, room, job, server, timeout_s)
     return _of_nobody(agent_name, room, timeout_s, workers, same, server)
+
+
+def _of_ending(agent_name: str, room: str, ending: Ending) -> DispatchError:
+    """The worker itself told how the job ended."""
+    if ending.joined:
+        return AgentLostError(
+            f"{agent_name!r} joined room {room!r} and left: {ending.reason}",
+            "the worker's log has the whole story of the job",
+        )
+    return AgentLostError(
+        f"the agent's job in room {room!r} ended before the agent stayed in the room: "
+        f"{ending.reason}",
+        "the worker's log has the traceback of the job",
+    )
 
 
 def _of_job(
@@ -158,24 +182,30 @@ def _of_nobody(
             f"within {timeout_s:g} s",
             f"{start} and compare the names",
         )
+    # Of somebody else's server, only this lab's own workers are known.
+    none = "no worker" if server is not None else "none of this lab's workers"
+    every = "every worker" if server is not None else "every worker of this lab"
     names = sorted(
         {worker.agent_name for worker in workers or ()} | set(server.names if server else ())
     )
     if not names:
         return NoWorkerError(
             f"no worker is registered, so nobody took the dispatch of {agent_name!r} "
-            f"to room {room!r}",
+            f"to room {room!r}"
+            if server is not None
+            else f"this lab has no worker, and no other one took the dispatch of {agent_name!r} "
+            f"to room {room!r} within {timeout_s:g} s",
             start,
         )
     if agent_name not in names:
         near = difflib.get_close_matches(agent_name, names, n=1, cutoff=0.5)
         return NameMismatchError(
-            f"no worker is registered as {agent_name!r}; registered: {', '.join(map(repr, names))}",
+            f"{none} is registered as {agent_name!r}; registered: {', '.join(map(repr, names))}",
             f"did you mean {near[0]!r}?" if near else "dispatch one of the registered names",
         )
     if same and all(worker.load >= worker.load_threshold for worker in same):
         return WorkerFullError(
-            f"every worker of {agent_name!r} is full: "
+            f"{every} named {agent_name!r} is full: "
             + ", ".join(
                 f"{worker.active_jobs} jobs, load {worker.load:.2f} of {worker.load_threshold:.2f}"
                 for worker in same

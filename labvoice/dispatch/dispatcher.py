@@ -8,44 +8,45 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
 import aiohttp
 from livekit import api
-from livekit.protocol.agent import JobState
 from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
+from labvoice.dispatch.agents import agents_of, keep_first, look, look_and_tidy, remove
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.history import new_history, remembered
+from labvoice.dispatch.rooms import withdraw
+from labvoice.dispatch.wish import Wish, under_way
 from labvoice.errors import (
     CredentialsError,
-    DuplicateAgentError,
     LabvoiceError,
     ServerUnreachableError,
 )
 from labvoice.job import (
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_WORKER_ID,
-    IN_FLIGHT_S,
     JobMetadata,
     check_name,
-    standing,
 )
 from labvoice.stack.livekit_log import LiveKitLog
 
+DISPATCH_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 1.0
 _LONGEST_POLL_S = 0.3
-_REMOVAL_S = 2.0
 _ATTEMPT_S = 3.5
 """After so long without an agent a dispatch is made anew: the server's own job request gives up
 after 3 s and is not repeated (psrpc's default request timeout). Should the first agent be only
 slow, deleting its dispatch ends it. The dispatch's own list of jobs is no evidence: on a fresh
 server a job shows there up to 5 s after its assignment (LiveKit `pkg/agent/client.go`, LaunchJob
 waits for `CheckEnabledTimeout`)."""
-_ATTRIBUTE_AGENT_NAME = "lk.agent.name"  # livekit.agents.types.ATTRIBUTE_AGENT_NAME
+_CALLED_OFF_S = 3.0
+"""An agent whose dispatch was deleted is gone after so long; one that stays was not called off."""
+_CALL_OFF_S = 3.0
+_PASSING_CODES = ("unavailable", "deadline_exceeded", "internal", "aborted")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Dispatcher:
         agent_name: str,
         *,
         metadata: JobMetadata | None = None,
-        timeout_s: float = 10.0,
+        timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float], None] | None = None,
     ) -> Dispatch:
         """Puts exactly one agent into a room and returns when it is there.
@@ -162,105 +163,178 @@ class Dispatcher:
         check_name(room)
         if agent_name:
             check_name(agent_name, "agent name")
-        until = time.monotonic() + timeout_s
-        marks: dict[str, float] = {}
-
-        def mark(name: str) -> None:
-            if name not in marks:
-                marks[name] = time.monotonic()
-                if on_mark is not None:
-                    on_mark(name, marks[name])
-
-        async with self.server_errors():
-            rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[room]))
-            room_existed = bool(rooms.rooms)
-            # Asking for the dispatches of a room that is not there takes the server 3 s.
-            agents, ours = await self._state(room, agent_name) if room_existed else ([], [])
-            found = bool(agents or _under_way(ours))
-            job: JobState | None = None
-            ids: list[str] = []
-            since_s = time.time()
-            pause_s = _FIRST_PAUSE_S
-            while not agents and time.monotonic() < until:
-                mark("dispatch_requested")
-                asked_s = time.time()
-                claim, own = await self._claim(room, agent_name, metadata, ours)
-                if own:
-                    ids.append(own)
-                mark("dispatch_acknowledged")
-                attempt_until = min(until, time.monotonic() + _ATTEMPT_S)
-                agents = await self._wait(room, agent_name, attempt_until, asked_s)
-                lost = self._lost(room, agent_name, asked_s)
-                if not agents and not lost:
-                    job = await self._job(room, claim)
-                    if job is not None or self._assigned(room, agent_name, asked_s):
-                        agents = await self._wait(room, agent_name, until, asked_s)
-                if agents:
-                    break
-                # A slow agent of this dispatch must not turn up beside the next one's.
-                await self._withdraw(room, claim)
-                if lost:
-                    await asyncio.sleep(min(pause_s, max(0.0, until - time.monotonic())))
-                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                agents, ours = await self._state(room, agent_name)
-                if self._job_ended(room, agent_name, asked_s):
-                    break
-            if agents:
-                agent = await self._keep_first(room, agent_name, agents)
-                return Dispatch(
-                    room,
-                    agent_name,
-                    agent.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
-                    agent.identity.removeprefix("agent-"),
-                    agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
-                    agent.identity,
-                    room_existed,
-                    found,
-                    len(ids),
-                    marks,
-                )
+        wish = Wish(room, agent_name, metadata, time.monotonic() + timeout_s, on_mark)
+        agent: ParticipantInfo | None = None
+        try:
+            async with self.server_errors():
+                if agents := await self._bring(wish):
+                    agent = await keep_first(self.api, room, agent_name, agents)
+        finally:
+            if agent is None:
+                # It may have been called off: nothing of it must bring an agent later.
+                await asyncio.shield(asyncio.create_task(self._call_off(wish)))
+        if agent is not None:
+            return Dispatch(
+                room,
+                agent_name,
+                agent.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
+                agent.identity.removeprefix("agent-"),
+                agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
+                agent.identity,
+                wish.room_existed,
+                wish.found,
+                len(wish.made),
+                wish.marks,
+            )
         raise diagnose(
             agent_name=agent_name,
             room=room,
-            dispatch_ids=ids,
-            job=job,
+            dispatch_ids=wish.claims,
+            job=wish.job,
             timeout_s=timeout_s,
             workers=await self._evidence() if self._evidence else None,
-            server=self._server_evidence(room, agent_name, since_s),
+            server=self._server_evidence(room, agent_name, wish.since_s),
         )
 
-    async def _claim(
-        self,
-        room: str,
-        agent_name: str,
-        metadata: JobMetadata | None,
-        ours: Sequence[AgentDispatch],
-    ) -> tuple[str, str]:
-        """Finds or makes the one dispatch that counts.
+    async def keep_one(self, room: str, agent_name: str) -> None:
+        """Removes every agent of that name but the one that joined first.
+
+        Raises:
+            DuplicateAgentError: The others do not go.
+            ServerUnreachableError: The server does not answer.
+        """
+        async with self.server_errors():
+            agents, strays, _ = await look(self.api, room, agent_name)
+            if agents or strays:
+                await keep_first(self.api, room, agent_name, agents or strays)
+
+    async def _bring(self, wish: Wish) -> list[ParticipantInfo]:
+        """Tries until an agent is there; none when the time is over, or trying makes no sense.
+
+        A server that does not answer the first question is not there. One that has answered is
+        asked again while there is time: it restarts, or is busy.
+        """
+        rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[wish.room]))
+        wish.room_existed = bool(rooms.rooms)
+        agents: list[ParticipantInfo] = []
+        # Asking for the dispatches of a room that is not there takes the server 3 s.
+        ours: Sequence[AgentDispatch] | None = None if wish.room_existed else []
+        looked = not wish.room_existed
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                if not looked:
+                    agents, ours = await self._first_look(wish.room, wish.agent_name)
+                    wish.found = bool(agents or under_way(ours))
+                    looked = True
+                elif ours is None:
+                    agents, ours = await look_and_tidy(self.api, wish.room, wish.agent_name)
+                if agents or wish.over or wish.left_s <= 0:
+                    break
+                if agents := await self._attempt(wish, ours):
+                    break
+                ours = None
+                if wish.lost:
+                    await asyncio.sleep(min(pause_s, max(0.0, wish.left_s)))
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+                if not _passes(error) or wish.left_s <= pause_s:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                ours = None
+        return agents
+
+    async def _first_look(
+        self, room: str, agent_name: str
+    ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
+        """Looks at what is there before anything is asked for.
+
+        The server forgets its dispatches when it is restarted, and an agent that came through
+        that has one it does not know. So has an agent that was just called off: it goes soon.
+        """
+        until = time.monotonic() + _CALLED_OFF_S
+        while True:
+            agents, strays, ours = await look(self.api, room, agent_name)
+            if agents or ours or not strays:
+                await remove(self.api, room, strays)
+                return agents, ours
+            if time.monotonic() > until:
+                return strays, ours
+            await asyncio.sleep(_LONGEST_POLL_S)
+
+    async def _attempt(self, wish: Wish, ours: Sequence[AgentDispatch]) -> list[ParticipantInfo]:
+        """Waits for the agent of one dispatch, and takes the dispatch back when it does not come.
+
+        Args:
+            wish: What is asked for; whether the server lost the request, or the job ended, is
+                noted in it.
+            ours: The room's dispatches of that name.
+        """
+        wish.mark("dispatch_requested")
+        asked_s = time.time()
+        claim = await self._claim(wish, ours)
+        wish.mark("dispatch_acknowledged")
+        room, name = wish.room, wish.agent_name
+        while wish.left_s > 0:
+            attempt_until = min(wish.until, time.monotonic() + _ATTEMPT_S)
+            if agents := await self._wait(room, name, attempt_until, asked_s):
+                return agents
+            if self._lost(room, name, asked_s) or self._job_ended(room, name, asked_s):
+                break
+            found = await self.api.agent_dispatch.get_dispatch(claim, room)
+            jobs = found.state.jobs if found is not None else []
+            if jobs:
+                wish.job = jobs[-1].state  # the server may restart a failed job
+            if found is None or not (jobs or self._assigned(room, name, asked_s)):
+                break  # somebody took it back, or no worker has taken it
+        wish.lost = self._lost(room, name, asked_s)
+        wish.over = self._job_ended(room, name, asked_s)
+        # A slow agent of this dispatch must not turn up beside the next one's. A dispatch that
+        # somebody else waits for stays, unless nothing will come of it.
+        if claim in wish.own or wish.lost or wish.over or wish.left_s > 0:
+            await self._withdraw(wish, claim)
+        return []
+
+    async def _claim(self, wish: Wish, ours: Sequence[AgentDispatch]) -> str:
+        """Finds or makes the one dispatch that counts, and returns its id.
 
         Callers in several processes agree without talking to each other: the oldest dispatch
         that is under way counts, and who made another one takes it back. A worker of labvoice
         refuses the job of one that does not count (:func:`labvoice.job.refusal`).
-
-        Returns:
-            The id of the dispatch that counts, and the id of the one that was made, if any.
         """
-        if under_way := _under_way(ours):
-            return under_way[0].id, ""
+        if coming := under_way(ours):
+            return wish.claim(coming[0].id)
         for left_over in ours:
-            await self._withdraw(room, left_over.id)
-        made = await self.api.agent_dispatch.create_dispatch(
-            api.CreateAgentDispatchRequest(
-                agent_name=agent_name,
-                room=room,
-                metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
-            )
+            await self._withdraw(wish, left_over.id)
+        metadata = wish.metadata.model_dump_json(exclude_none=True) if wish.metadata else ""
+        request = api.CreateAgentDispatchRequest(
+            agent_name=wish.agent_name, room=wish.room, metadata=metadata
         )
-        _, ours = await self._state(room, agent_name)
+        making = asyncio.create_task(self.api.agent_dispatch.create_dispatch(request))
+        wish.made.append(making)
+        made = await asyncio.shield(making)  # cancelled or not, it is known what was made
+        wish.own.add(made.id)
+        _, ours = await look_and_tidy(self.api, wish.room, wish.agent_name)
         if ours and ours[0].id != made.id:
-            await self._withdraw(room, made.id)
-            return ours[0].id, made.id
-        return made.id, made.id
+            await self._withdraw(wish, made.id)
+            return wish.claim(ours[0].id)
+        return wish.claim(made.id)
+
+    async def _call_off(self, wish: Wish) -> None:
+        """Takes back what a dispatch without success has made and not taken back yet."""
+        errors = (api.TwirpError, aiohttp.ClientError, TimeoutError)
+        with contextlib.suppress(*errors):
+            async with asyncio.timeout(_CALL_OFF_S):
+                for making in wish.made:
+                    with contextlib.suppress(*errors):
+                        wish.own.add((await making).id)
+                for dispatch_id in wish.own - wish.withdrawn:
+                    await self._withdraw(wish, dispatch_id)
+
+    async def _withdraw(self, wish: Wish, dispatch_id: str) -> None:
+        await withdraw(self.api, wish.room, dispatch_id)
+        wish.withdrawn.add(dispatch_id)
 
     async def _wait(
         self, room: str, agent_name: str, until: float, asked_s: float
@@ -269,8 +343,8 @@ class Dispatcher:
         pause_s = _POLL_S
         while time.monotonic() < until:
             await asyncio.sleep(pause_s)
-            if await self._agents(room, agent_name):
-                agents, _ = await self._state(room, agent_name)
+            if await agents_of(self.api, room, agent_name):
+                agents, _ = await look_and_tidy(self.api, room, agent_name)
                 if agents:
                     return agents
             if self._lost(room, agent_name, asked_s) or self._job_ended(room, agent_name, asked_s):
@@ -302,92 +376,6 @@ class Dispatcher:
             str(said or ""),
         )
 
-    # -- the room -------------------------------------------------------------------------
-
-    async def _keep_first(
-        self, room: str, agent_name: str, agents: Sequence[ParticipantInfo]
-    ) -> ParticipantInfo:
-        """Removes every agent but the one that joined first, and every dispatch but its own.
-
-        Raises:
-            DuplicateAgentError: The others do not go.
-        """
-        first = agents[0]
-        its_dispatch = first.attributes.get(ATTRIBUTE_DISPATCH_ID)
-        if its_dispatch:
-            _, ours = await self._state(room, agent_name)
-            for other in ours:
-                if other.id != its_dispatch:
-                    await self._withdraw(room, other.id)
-        until = time.monotonic() + _REMOVAL_S
-        while len(agents) > 1:
-            for agent in agents[1:]:
-                await self._remove(room, agent)
-            if time.monotonic() > until:
-                raise DuplicateAgentError(
-                    f"{len(agents)} agents named {agent_name!r} are in room {room!r}: "
-                    + ", ".join(agent.identity for agent in agents),
-                    "use a fresh room; the workers' logs tell who brought them",
-                )
-            await asyncio.sleep(_POLL_S)
-            agents = [
-                first,
-                *(a for a in await self._agents(room, agent_name) if a.identity != first.identity),
-            ]
-        return first
-
-    async def _state(
-        self, room: str, agent_name: str
-    ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
-        """Returns the agents and the dispatches of that name.
-
-        An agent whose dispatch was withdrawn does not count, and is removed: the server is
-        about to end it.
-        """
-        agents, listed = await asyncio.gather(
-            self._agents(room, agent_name), self.api.agent_dispatch.list_dispatch(room)
-        )
-        ours = standing(listed, agent_name)
-        ids = {"", *(each.id for each in ours)}
-        staying = []
-        for agent in agents:
-            if agent.attributes.get(ATTRIBUTE_DISPATCH_ID, "") in ids:
-                staying.append(agent)
-            else:
-                await self._remove(room, agent)
-        return staying, ours
-
-    async def _agents(self, room: str, agent_name: str) -> list[ParticipantInfo]:
-        """Returns the agents of that name in the room, the one that joined first in front."""
-        listed = await self.api.room.list_participants(api.ListParticipantsRequest(room=room))
-        agents = [
-            participant
-            for participant in listed.participants
-            if participant.kind == ParticipantInfo.Kind.AGENT
-            and participant.state == ParticipantInfo.State.ACTIVE
-            and participant.attributes.get(_ATTRIBUTE_AGENT_NAME, "") == agent_name
-        ]
-        return sorted(agents, key=lambda agent: (agent.joined_at_ms, agent.identity))
-
-    async def _job(self, room: str, dispatch_id: str) -> JobState | None:
-        found = await self.api.agent_dispatch.get_dispatch(dispatch_id, room)
-        jobs = found.state.jobs if found is not None else []
-        return jobs[-1].state if jobs else None  # the server may restart a failed job
-
-    async def _remove(self, room: str, agent: ParticipantInfo) -> None:
-        with contextlib.suppress(api.TwirpError):  # it may be gone already
-            await self.api.room.remove_participant(
-                api.RoomParticipantIdentity(room=room, identity=agent.identity)
-            )
-
-    async def _withdraw(self, room: str, dispatch_id: str) -> None:
-        """Deletes a dispatch; its job, if it has one, is ended by the server."""
-        try:
-            await self.api.agent_dispatch.delete_dispatch(dispatch_id, room)
-        except api.TwirpError as error:
-            if error.status != HTTPStatus.NOT_FOUND:  # somebody else was faster
-                raise
-
     @asynccontextmanager
     async def server_errors(self) -> AsyncIterator[None]:
         """Puts what goes wrong with the server inside the block into labvoice's words.
@@ -414,7 +402,6 @@ class Dispatcher:
             ) from None
 
 
-def _under_way(ours: Sequence[AgentDispatch]) -> list[AgentDispatch]:
-    """Returns the dispatches, oldest first, that are young enough to bring an agent yet."""
-    since_ns = time.time_ns() - int(IN_FLIGHT_S * 1e9)
-    return [each for each in ours if each.state.created_at > since_ns]
+def _passes(error: Exception) -> bool:
+    """Whether the same question may be answered a moment later."""
+    return not isinstance(error, api.TwirpError) or error.code in _PASSING_CODES

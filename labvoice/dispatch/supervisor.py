@@ -13,22 +13,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import aiohttp
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
 from labvoice.dispatch.dispatcher import Dispatcher
-from labvoice.dispatch.watched import ATTRIBUTE_AGENT_NAME, Watched, is_ours
-from labvoice.errors import LabvoiceError, MetadataError
-from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, Resume, parse_metadata
+from labvoice.dispatch.replacement import SERVER_ERRORS, Log, Replacements
+from labvoice.dispatch.rooms import (
+    ATTRIBUTE_AGENT_NAME,
+    delete_if_empty,
+    is_agent,
+    is_human,
+    participants,
+    remove_agent,
+)
+from labvoice.dispatch.watched import Watched, is_ours
 
 _PAUSE_S: Final = 0.25
 _BUSY: Final = 4
 """Pauses are at least so many times as long as the questions took: with many rooms the
 supervisor looks less often rather than taking the processor from the calls."""
+_LONGEST_PAUSE_S: Final = 2.0
+_ROOM_S: Final = 3.0
+"""How long one room may hold up the look at the others."""
 _REQUESTS_AT_ONCE: Final = 8
 _GRACE_S: Final = 0.5
 """How long a room may be without its agent before that counts as a loss."""
@@ -37,14 +45,10 @@ _RESTART_GRACE_S: Final = 5.0
 _RESTART_MEMORY_S: Final = 60.0
 """How long after a restart of the server a room may take to come back."""
 _ORPHAN_S: Final = 5.0
-"""How long a room with a dispatch and a caller may be without any agent. Only a room whose
-agent was lost while no supervisor ran gets so far."""
-_DISPATCH_TIMEOUT_S: Final = 10.0
-_TRY_AGAIN_S: Final = (1.0, 2.0, 4.0, 8.0)
-_BUDGET: Final = 5
-_BUDGET_WINDOW_S: Final = 60.0
-"""At most 5 replacements a minute in a room: an agent that always dies is no accident."""
-_SERVER_ERRORS: Final = (api.TwirpError, aiohttp.ClientError, TimeoutError, OSError)
+"""How long a room with a dispatch and a caller may be without any agent before it is asked
+whether the dispatch's agent was lost while no supervisor ran."""
+_DOUBLE_S: Final = 2.0
+"""How long two agents of one name may be in a room: one may just be leaving it."""
 _EMPTY_ROOM_S: Final = 30.0
 """How long a room that had an agent may be empty; LiveKit's own default is 300 s."""
 
@@ -66,12 +70,9 @@ class LocalWorkers(Protocol):
     def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
         """Ids of workers that shall leave a job to better ones."""
 
-
-class Log(Protocol):
-    """Takes the supervisor's events."""
-
-    def add(self, event: str, *, room: str = "", detail: str = "") -> None:
-        """Adds an event."""
+    @property
+    def names(self) -> set[str]:
+        """Agent names of the workers that are or were there."""
 
 
 class Supervisor:
@@ -83,9 +84,6 @@ class Supervisor:
         local: The workers on this host; None when there are none to ask.
         lost_after_s: Silence of an agent after which it counts as lost, in seconds. An agent
             beats every 0.5 s.
-
-    Attributes:
-        replaced: How many agents were replaced.
     """
 
     def __init__(
@@ -96,21 +94,26 @@ class Supervisor:
         local: LocalWorkers | None = None,
         lost_after_s: float = 1.5,
     ) -> None:
-        self.replaced = 0
         self._dispatcher = dispatcher
         self._log = log
         self._local = local
         self._lost_after_s = lost_after_s
         self._agents: dict[str, dict[str, Watched]] = {}
         self._buried: deque[str] = deque(maxlen=1000)
-        self._replacing: dict[str, asyncio.Task[None]] = {}
-        self._replacements: dict[str, deque[float]] = {}
         self._empty_since: dict[str, float] = {}
         self._orphan_since: dict[str, float] = {}
+        self._double_since: dict[str, dict[str, float]] = {}
+        self._unseen: set[str] = set()
         self._server_back_s = -_RESTART_MEMORY_S
         self._reachable = True
         self._limit = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
+        self._replacements = Replacements(
+            dispatcher,
+            log,
+            lambda: self._restarted,
+            local.worse_workers if local is not None else lambda *_: [],
+        )
 
     # -- life ---------------------------------------------------------------------------
 
@@ -120,13 +123,17 @@ class Supervisor:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Stops watching; a replacement under way is abandoned. Safe to call twice."""
-        tasks = [task for task in (self._task, *self._replacing.values()) if task is not None]
-        self._task = None
-        for task in tasks:
+        """Stops watching; a replacement under way is left to the next supervisor."""
+        task, self._task = self._task, None
+        if task is not None:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._replacing.clear()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._replacements.stop()
+
+    @property
+    def replaced(self) -> int:
+        """How many agents were replaced."""
+        return self._replacements.done
 
     @property
     def running(self) -> bool:
@@ -143,59 +150,89 @@ class Supervisor:
             began_s = time.monotonic()
             try:
                 await self._look()
-            except _SERVER_ERRORS as error:
-                if self._reachable:
-                    self._log.add("server_lost", detail=str(error) or type(error).__name__)
-                self._reachable = False
-            else:
-                if not self._reachable:
-                    self._log.add("server_back")
-                    self._server_back_s = time.monotonic()
-                self._reachable = True
+            except Exception as error:  # whatever it is: who guards the calls must go on
+                detail = f"{type(error).__name__}: {error}"
+                self._log.add("supervisor_failed", detail=detail)
             took_s = time.monotonic() - began_s
-            await asyncio.sleep(max(_PAUSE_S, _BUSY * took_s))
+            await asyncio.sleep(max(_PAUSE_S, min(_BUSY * took_s, _LONGEST_PAUSE_S)))
 
     # -- looking ------------------------------------------------------------------------
+
+    @property
+    def _restarted(self) -> bool:
+        """Whether the server came back lately."""
+        return time.monotonic() - self._server_back_s < _RESTART_MEMORY_S
 
     async def _look(self) -> None:
         """One round: asks for every room and judges what is seen."""
         service = self._dispatcher.api.room
-        rooms = [room.name for room in (await service.list_rooms(api.ListRoomsRequest())).rooms]
-
-        async def ask(room: str) -> tuple[float, list[ParticipantInfo]]:
-            async with self._limit:
-                asked_s = time.monotonic()
-                request = api.ListParticipantsRequest(room=room)
-                return asked_s, list((await service.list_participants(request)).participants)
-
-        seen = await asyncio.gather(*(ask(room) for room in rooms))
-        for room, (asked_s, participants) in zip(rooms, seen, strict=True):
-            if room not in self._replacing:
-                await self._judge(room, participants, asked_s)
-        restarted = time.monotonic() - self._server_back_s < _RESTART_MEMORY_S
-        for room in [name for name in self._agents if name not in rooms]:
-            # A room that is gone is over, unless its server was restarted under it.
-            if not restarted and self._reachable:
-                self._forget(room)
-
-    def _forget(self, room: str) -> None:
-        for table in (self._agents, self._empty_since, self._orphan_since, self._replacements):
-            table.pop(room, None)
-
-    async def _judge(self, room: str, participants: list[ParticipantInfo], now_s: float) -> None:
-        present = {p.identity: p for p in participants if is_ours(p)}
-        for identity in [each for each in present if each in self._buried]:
-            del present[identity]
-            await self._remove(room, identity)  # one that was given up has come back
-        if not present and room not in self._agents:
-            await self._look_for_orphan(room, participants, now_s)
+        try:
+            rooms = {room.name for room in (await service.list_rooms(api.ListRoomsRequest())).rooms}
+        except SERVER_ERRORS as error:
+            if self._reachable:
+                self._log.add("server_lost", detail=str(error) or type(error).__name__)
+            self._reachable = False
             return
-        watched = self._agents.setdefault(room, {})
+        if not self._reachable:
+            self._log.add("server_back")
+            self._server_back_s = time.monotonic()
+            self._reachable = True
+        await asyncio.gather(*map(self._look_at, rooms))
+        # A room that is gone is over, unless its server was restarted under it.
+        tables = (self._agents, self._empty_since, self._orphan_since, self._double_since)
+        if not self._restarted:
+            for room in {name for table in tables for name in table} - rooms:
+                self._replacements.forget(room)
+                for table in tables:
+                    table.pop(room, None)
+        self._unseen &= rooms
+
+    async def _look_at(self, room: str) -> None:
+        """Looks at one room; what goes wrong with it keeps nobody from looking at the others."""
+        async with self._limit:
+            try:
+                async with asyncio.timeout(_ROOM_S):
+                    asked_s = time.monotonic()
+                    seen = await participants(self._dispatcher.api, room)
+                    await self._judge(room, seen, asked_s)
+            except Exception as error:
+                if room not in self._unseen:
+                    detail = f"{type(error).__name__}: {error}"
+                    self._log.add("look_failed", room=room, detail=detail)
+                self._unseen.add(room)
+            else:
+                self._unseen.discard(room)
+
+    async def _judge(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        present = {
+            p.identity: p
+            for p in seen
+            if is_ours(p)
+            and not self._replacements.under_way(room, p.attributes.get(ATTRIBUTE_AGENT_NAME, ""))
+        }
+        for identity in [p.identity for p in seen if p.identity in self._buried]:
+            present.pop(identity, None)
+            await self._remove(room, identity)  # one that was given up has come back
+        watched = self._agents.setdefault(room, {}) if present else self._agents.get(room, {})
         for identity, participant in present.items():
             if identity not in watched:
-                watched[identity] = await self._meet(room, participant, now_s)
+                watched[identity] = Watched(room, participant, now_s)
             watched[identity].update(participant, now_s)
-        await self._clean(room, participants, now_s)
+        if room in self._agents:
+            await self._clean(room, seen, now_s)
+        await self._thin_out(room, seen, now_s)
+        if not watched:
+            await self._look_for_orphan(room, seen, now_s)
+        await self._replace_lost(room, watched, present, any(map(is_human, seen)), now_s)
+
+    async def _replace_lost(
+        self,
+        room: str,
+        watched: dict[str, Watched],
+        present: dict[str, ParticipantInfo],
+        human: bool,
+        now_s: float,
+    ) -> None:
         lost = {
             identity: cause
             for identity, agent in watched.items()
@@ -208,149 +245,83 @@ class Supervisor:
                 for other in present
                 if other not in lost and watched[other].agent_name == agent.agent_name
             ]
-            if identity in present:
-                self._buried.append(identity)
-                await self._remove(room, identity)
             # An agent that went when its caller did is no loss; one that dies while it waits
             # for its caller is.
-            missed = identity in present or any(_is_human(p) for p in participants)
-            if missed and not others and not agent.leaving:
-                self._replace(agent, cause)
+            missed = (identity in present or human) and not others and not agent.leaving
+            missed = missed and not self._replacements.under_way(room, agent.agent_name)
+            if identity in present or missed:
+                self._buried.append(identity)
+            try:
+                if identity in present:
+                    await self._remove(room, identity)
+            finally:
+                if missed:
+                    self._replace(agent, cause)
 
     def _loss(self, agent: Watched, present: bool, now_s: float) -> str:
         """Returns how an agent was lost; empty while it was not."""
         if not present:
-            restarted = now_s - self._server_back_s < _RESTART_MEMORY_S
-            grace_s = _RESTART_GRACE_S if restarted else _GRACE_S
+            grace_s = _RESTART_GRACE_S if self._restarted else _GRACE_S
             return "it left without a word" if agent.missing_for(now_s) >= grace_s else ""
-        process = self._local.process_of(agent.job_id) if self._local else None
-        if process is not None and not process.alive:
+        if self._is_dead(agent.job_id):
             return "its process died"
         silent_s = agent.silent_for(now_s)
         return f"it was silent for {silent_s:.1f} s" if silent_s >= self._lost_after_s else ""
 
-    async def _meet(self, room: str, participant: ParticipantInfo, now_s: float) -> Watched:
-        """Notes a new agent, with what its dispatch told it."""
-        dispatch_id = participant.attributes[ATTRIBUTE_DISPATCH_ID]
-        found = await self._dispatcher.api.agent_dispatch.get_dispatch(dispatch_id, room)
-        return Watched(room, participant, found.metadata if found is not None else "", now_s)
+    async def _thin_out(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        """Leaves one agent of each name that this lab serves, or has an agent of, in the room."""
+        names = set(self._local.names) if self._local is not None else set()
+        names |= {p.attributes.get(ATTRIBUTE_AGENT_NAME, "") for p in seen if is_ours(p)}
+        there = [
+            p.attributes.get(ATTRIBUTE_AGENT_NAME, "")
+            for p in seen
+            if is_agent(p) and p.state == ParticipantInfo.State.ACTIVE
+        ]
+        doubled = {name for name in names if name and there.count(name) > 1}
+        since = self._double_since.pop(room, {})
+        if doubled:
+            self._double_since[room] = {name: since.get(name, now_s) for name in doubled}
+        for name, since_s in self._double_since.get(room, {}).items():
+            if now_s - since_s >= _DOUBLE_S:
+                detail = f"{there.count(name)} agents named {name!r}; the first one stays"
+                self._log.add("duplicate_agent", room=room, detail=detail)
+                await self._dispatcher.keep_one(room, name)
 
-    async def _look_for_orphan(
-        self, room: str, participants: list[ParticipantInfo], now_s: float
-    ) -> None:
-        """Finds a caller whose agent was lost while nobody watched."""
-        if not any(_is_human(p) for p in participants):
+    async def _look_for_orphan(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        """Finds a caller whose agent was lost while nobody watched, or never came."""
+        if not any(map(is_human, seen)) or any(map(is_ours, seen)):
             self._orphan_since.pop(room, None)
             return
         since_s = self._orphan_since.setdefault(room, now_s)
         if now_s - since_s < _ORPHAN_S:
             return
         self._orphan_since[room] = now_s
-        there = {p.attributes.get(ATTRIBUTE_AGENT_NAME) for p in participants}
+        there = {p.attributes.get(ATTRIBUTE_AGENT_NAME) for p in seen}
         for found in await self._dispatcher.api.agent_dispatch.list_dispatch(room):
-            agent = Watched.from_dispatch(room, found, now_s)
-            if agent is not None and agent.agent_name not in there:
-                self._replace(agent, "it was lost while no supervisor ran")
-                return
+            if found.agent_name in there or self._replacements.under_way(room, found.agent_name):
+                continue
+            agent = Watched.from_dispatch(room, found, now_s, self._is_dead)
+            if agent is not None:
+                self._replace(agent, "it was lost while no supervisor ran, or never came")
 
-    async def _clean(self, room: str, participants: list[ParticipantInfo], now_s: float) -> None:
+    def _is_dead(self, job_id: str) -> bool:
+        process = self._local.process_of(job_id) if self._local is not None else None
+        return process is not None and not process.alive
+
+    async def _clean(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
         """Deletes a room that had an agent and has been empty for long."""
-        if participants:
+        if seen:
             self._empty_since.pop(room, None)
-        elif now_s - self._empty_since.setdefault(room, now_s) >= _EMPTY_ROOM_S:
-            await self._dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+            return
+        empty_s = now_s - self._empty_since.setdefault(room, now_s)
+        if empty_s >= _EMPTY_ROOM_S and await delete_if_empty(self._dispatcher.api, room):
             self._log.add("room_removed", room=room, detail="it was empty")
 
     async def _remove(self, room: str, identity: str) -> None:
         """Removes an agent from its room; that it is gone already is just as well."""
-        request = api.RoomParticipantIdentity(room=room, identity=identity)
-        if await _found(self._dispatcher.api.room.remove_participant(request)):
+        if await remove_agent(self._dispatcher.api, room, identity):
             self._log.add("agent_removed", room=room, detail=identity)
 
-    # -- replacing ----------------------------------------------------------------------
-
     def _replace(self, agent: Watched, cause: str) -> None:
-        now_s = time.monotonic()
         self._log.add("agent_lost", room=agent.room, detail=f"{agent.identity}: {cause}")
-        recent = self._replacements.setdefault(agent.room, deque())
-        while recent and now_s - recent[0] > _BUDGET_WINDOW_S:
-            recent.popleft()
-        if len(recent) >= _BUDGET:
-            detail = f"{_BUDGET} agents were lost within {_BUDGET_WINDOW_S:g} s"
-            self._log.add("given_up", room=agent.room, detail=detail)
-            return
-        recent.append(now_s)
-        task = asyncio.create_task(self._bring(agent))
-        self._replacing[agent.room] = task
-
-        def done(_: object) -> None:
-            self._replacing.pop(agent.room, None)
-
-        task.add_done_callback(done)
-
-    async def _bring(self, agent: Watched) -> None:
-        """Brings another agent into the room, with the lost one's conversation."""
-        began_s = time.monotonic()
-        withdrawn = time.monotonic() - self._server_back_s < _RESTART_MEMORY_S
-        for pause_s in (0.0, *_TRY_AGAIN_S):
-            await asyncio.sleep(pause_s)
-            try:
-                if not await self._wanted(agent, withdrawn):
-                    detail = "nobody wants it any more"
-                    self._log.add("not_replaced", room=agent.room, detail=detail)
-                    return
-                # The lost agent's dispatch must not count any more, or the new one is refused.
-                service = self._dispatcher.api.agent_dispatch
-                await _found(service.delete_dispatch(agent.dispatch_id, agent.room))
-                withdrawn = True
-                done = await self._dispatcher.dispatch(
-                    agent.room,
-                    agent.agent_name,
-                    metadata=self._metadata(agent),
-                    timeout_s=_DISPATCH_TIMEOUT_S,
-                )
-            except (LabvoiceError, *_SERVER_ERRORS) as error:
-                words = error.observed if isinstance(error, LabvoiceError) else str(error)
-                self._log.add("replacement_failed", room=agent.room, detail=words)
-                continue
-            self.replaced += 1
-            took_s = time.monotonic() - began_s
-            detail = f"{done.agent_identity} after {took_s:.2f} s"
-            self._log.add("agent_replaced", room=agent.room, detail=detail)
-            return
-        self._log.add("given_up", room=agent.room, detail="no agent could be brought")
-
-    async def _wanted(self, agent: Watched, withdrawn: bool) -> bool:
-        """Whether the room is there and nobody but us has deleted the agent's dispatch."""
-        service = self._dispatcher.api
-        rooms = await service.room.list_rooms(api.ListRoomsRequest(names=[agent.room]))
-        if not rooms.rooms or withdrawn:
-            return bool(rooms.rooms)
-        found = await service.agent_dispatch.list_dispatch(agent.room)
-        return agent.dispatch_id in {dispatch.id for dispatch in found}
-
-    def _metadata(self, agent: Watched) -> JobMetadata:
-        try:
-            metadata = parse_metadata(agent.metadata)
-        except MetadataError:
-            metadata = JobMetadata()
-        avoided = (
-            self._local.worse_workers(agent.agent_name, agent.worker_id) if self._local else []
-        )
-        resume = Resume(history=agent.history, avoid_workers=avoided[:64])
-        return metadata.model_copy(update={"resume": resume})
-
-
-def _is_human(participant: ParticipantInfo) -> bool:
-    return participant.kind in (ParticipantInfo.Kind.STANDARD, ParticipantInfo.Kind.SIP)
-
-
-async def _found(request: Coroutine[Any, Any, object]) -> bool:
-    """Sends a request; False when what it is about is gone already."""
-    try:
-        await request
-    except api.TwirpError as error:
-        if error.status == 404:
-            return False
-        raise
-    return True
+        self._replacements.begin(agent)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 from livekit.protocol.agent import JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME, is_agent
+from labvoice.errors import MetadataError
 from labvoice.job import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_HISTORY,
     ATTRIBUTE_LEAVING,
+    ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
     Said,
+    parse_metadata,
     unpack_history,
 )
 
-ATTRIBUTE_AGENT_NAME: Final = "lk.agent.name"  # livekit.agents.types.ATTRIBUTE_AGENT_NAME
 _START_S: Final = 5.0
 """An agent that has joined and not beaten yet is given so long."""
+_COLD_S: Final = 60.0
+"""A job whose agent is not there yet may load its models for so long: the server calls it
+running as soon as it asks a worker (LiveKit `pkg/agent/worker.go`, AssignJob)."""
 _LOOK_S: Final = 0.6
 """Looks further apart than this count as so long apart: silence takes several looks."""
 
@@ -28,7 +36,7 @@ _LOOK_S: Final = 0.6
 def is_ours(participant: ParticipantInfo) -> bool:
     """Whether a participant is an agent of labvoice's; never true of a human."""
     return (
-        participant.kind == ParticipantInfo.Kind.AGENT
+        is_agent(participant)
         and ATTRIBUTE_DISPATCH_ID in participant.attributes
         and ATTRIBUTE_BEAT in participant.attributes
     )
@@ -44,7 +52,6 @@ class Watched:
     Args:
         room: Name of its room.
         participant: As the server describes it.
-        metadata: Of its dispatch.
         now_s: Monotonic seconds.
 
     Attributes:
@@ -53,20 +60,20 @@ class Watched:
         agent_name: Name under which it was dispatched.
         dispatch_id: The dispatch that brought it.
         worker_id: The worker that runs it.
-        metadata: As given.
+        metadata: Of its dispatch, as far as its attributes tell.
+        begun: Whether there was an agent at all: a job had been given to a worker.
         history: What was said, as far as it told.
         leaving: Why it leaves; empty unless it does on purpose.
     """
 
-    def __init__(
-        self, room: str, participant: ParticipantInfo, metadata: str, now_s: float
-    ) -> None:
+    def __init__(self, room: str, participant: ParticipantInfo, now_s: float) -> None:
         self.room = room
         self.identity = participant.identity
         self.agent_name = participant.attributes.get(ATTRIBUTE_AGENT_NAME, "")
         self.dispatch_id = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
         self.worker_id = participant.attributes.get(ATTRIBUTE_WORKER_ID, "")
-        self.metadata = metadata
+        self.metadata = participant.attributes.get(ATTRIBUTE_METADATA, "")
+        self.begun = True
         self.history: list[Said] = []
         self.leaving = ""
         self._beat = ""
@@ -75,19 +82,43 @@ class Watched:
         self._seen_s = now_s
 
     @classmethod
-    def from_dispatch(cls, room: str, dispatch: AgentDispatch, now_s: float) -> Watched | None:
-        """Returns the lost agent of a dispatch whose job did not end well; None if it did."""
-        jobs = dispatch.state.jobs
-        if not jobs or jobs[-1].state.status == JobStatus.JS_SUCCESS:
+    def from_dispatch(
+        cls, room: str, dispatch: AgentDispatch, now_s: float, is_dead: Callable[[str], bool]
+    ) -> Watched | None:
+        """Returns the lost agent of a dispatch; None when its job ended well, or may just begin.
+
+        Args:
+            room: Name of the room, in which no agent of that name is.
+            dispatch: One of the room's.
+            now_s: Monotonic seconds.
+            is_dead: Whether the process of a job, by its id, is known to be gone.
+        """
+        job = dispatch.state.jobs[-1] if dispatch.state.jobs else None
+        since_ns = dispatch.state.created_at
+        if job is not None:
+            if job.state.status == JobStatus.JS_SUCCESS:
+                return None
+            since_ns = job.state.started_at or since_ns
+            if job.state.status == JobStatus.JS_FAILED or is_dead(job.id):
+                since_ns = 0
+        if time.time_ns() - since_ns < _COLD_S * 1e9:
             return None
         lost = ParticipantInfo(
-            identity=jobs[-1].state.participant_identity,
+            identity=f"agent-{job.id}" if job is not None else "",
             attributes={
                 ATTRIBUTE_AGENT_NAME: dispatch.agent_name,
                 ATTRIBUTE_DISPATCH_ID: dispatch.id,
+                ATTRIBUTE_METADATA: dispatch.metadata,
             },
         )
-        return cls(room, lost, dispatch.metadata, now_s)
+        found = cls(room, lost, now_s)
+        try:
+            resume = parse_metadata(dispatch.metadata).resume
+        except MetadataError:
+            resume = None
+        found.history = resume.history if resume is not None else []
+        found.begun = job is not None or resume is not None
+        return found
 
     @property
     def job_id(self) -> str:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 _KEPT: Final = 4000
 
-# LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go
+# LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go,
+# pkg/service/server.go
+_STARTING: Final = "starting LiveKit server"
 _REGISTERED: Final = "worker registered"
 _CLOSING: Final = "closing worker"
 _NO_WORKER: Final = "not dispatching agent job since no worker is available"
@@ -22,6 +24,7 @@ _ASSIGN_FAILED: Final = "failed to assign job to worker"
 _ASSIGNED: Final = "assigned job to worker"
 _ENDED: Final = "job ended"
 _MESSAGES: Final = (
+    _STARTING,
     _REGISTERED,
     _CLOSING,
     _NO_WORKER,
@@ -153,7 +156,9 @@ class LiveKitLog:
     def _take(self, event: LogEvent) -> None:
         self._events.append(event)
         worker_id = str(event.fields.get("workerID"))
-        if event.message == _REGISTERED:
+        if event.message == _STARTING:
+            self._workers.clear()  # a server that was killed took leave of nobody
+        elif event.message == _REGISTERED:
             self._workers[worker_id] = str(event.fields.get("agentName", ""))
         elif event.message == _CLOSING:
             self._workers.pop(worker_id, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import itertools
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Final
 
 import pandas as pd
 
-from labvoice.errors import LabvoiceError, StageTimeoutError, UsageError
+from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.events import EventLog
 from labvoice.stack.workers import AGENT_PROGRAM, JobProcess, Worker, WorkerStatus
@@ -46,9 +47,9 @@ class Pool:
         self._state_dir: Path | None = None
         self._kinds: dict[str, tuple[Settings, str]] = {}
         self._watchers: dict[Worker, asyncio.Task[None]] = {}
+        self._starts: set[asyncio.Task[Worker]] = set()
         self._draining: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, JobProcess] = {}
-        self._logged: collections.Counter[Worker] = collections.Counter()
         self._restarting = 0
         self._short_lives: collections.Counter[str] = collections.Counter()
 
@@ -75,25 +76,34 @@ class Pool:
         """
         self._state_dir = state_dir
         self._kinds[settings.agent_name] = settings, program
-        started = await asyncio.gather(
-            *(
+        starts = [
+            asyncio.create_task(
                 Worker.start(
                     settings,
                     state_dir=state_dir,
                     name=f"worker-{next(self._numbers)}",
                     program=program,
                 )
-                for _ in range(count)
-            ),
-            return_exceptions=True,
-        )
-        good = [item for item in started if isinstance(item, Worker)]
-        for item in started:
-            if isinstance(item, BaseException):
-                await asyncio.gather(*(worker.stop() for worker in good))
-                raise item
-        self.workers += good
-        for worker in good:
+            )
+            for _ in range(count)
+        ]
+        self._starts.update(starts)
+        try:
+            started = await asyncio.gather(*starts)
+        except BaseException:
+            stopped = any(start.cancelled() for start in starts)
+            for start in starts:
+                start.cancel()
+            ended = await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.gather(*(item.stop() for item in ended if isinstance(item, Worker)))
+            asked = asyncio.current_task()
+            if stopped and asked is not None and not asked.cancelling():
+                raise ProcessError("the pool was stopped while a worker started") from None
+            raise
+        finally:
+            self._starts.difference_update(starts)
+        self.workers += started
+        for worker in started:
             self._watchers[worker] = asyncio.create_task(self._watch(worker))
 
     async def scale(self, count: int, *, agent_name: str | None = None) -> None:
@@ -141,7 +151,6 @@ class Pool:
         async def drain() -> None:
             await worker.drain(worker.settings.drain_timeout_s)
             self._take_events(worker)
-            del self._logged[worker]
             self.workers.remove(worker)
             self.log.add("stopped", worker=worker.process.name)
 
@@ -167,12 +176,13 @@ class Pool:
         await self.drained()
 
     async def stop(self) -> None:
-        """Stops them all at once, calls or not."""
-        workers, self.workers = self.workers, []
-        for worker in workers:
-            self._forget(worker)
-        for task in list(self._draining):
+        """Stops them all at once, calls or not, those that are being started too."""
+        guards = [*self._watchers.values(), *self._draining]
+        for task in [*guards, *self._starts]:
             task.cancel()
+        await asyncio.gather(*guards, *self._starts, return_exceptions=True)
+        self._watchers.clear()
+        workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.stop() for worker in workers))
 
     # -- health -------------------------------------------------------------------------
@@ -190,12 +200,14 @@ class Pool:
                 async with asyncio.timeout(_HEALTH_EVERY_S):
                     await worker.process.wait()
             except TimeoutError:
-                silent = 0 if await worker.status() is not None else silent + 1
+                silent = 0 if await self._answers(worker) else silent + 1
                 if silent == _HUNG_AFTER:
                     self.log.add("worker_hung", worker=name, detail="it answers no more")
-                    os.killpg(worker.process.pid, signal.SIGKILL)
-        self._take_events(worker)
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.killpg(worker.process.pid, signal.SIGKILL)
         self.workers.remove(worker)
+        with contextlib.suppress(OSError, ValueError):  # its log tells no more
+            self._take_events(worker)
         status = worker.process.returncode
         self.log.add("worker_lost", worker=name, detail=f"it ended with status {status}")
         short = time.monotonic() - worker.process.started_s < _SHORT_LIFE_S
@@ -209,13 +221,22 @@ class Pool:
                 await self.add(worker.settings, state_dir=self._state_dir, program=program)
             else:
                 self.log.add("worker_given_up", worker=name, detail=worker.process.log_tail(1))
-        except LabvoiceError as error:
-            self.log.add("worker_given_up", worker=name, detail=error.observed)
+        except (LabvoiceError, OSError) as error:
+            words = error.observed if isinstance(error, LabvoiceError) else str(error)
+            self.log.add("worker_given_up", worker=name, detail=words)
         finally:
             self._restarting -= 1
             self._watchers.pop(worker, None)
-            del self._logged[worker]
             await worker.process.stop()  # closes the pipe to its guard
+
+    async def _answers(self, worker: Worker) -> bool:
+        """Asks whether a worker is there; that this cannot be asked is no sign of it."""
+        try:
+            return await worker.status() is not None
+        except Exception as error:  # whatever it is: the worker must be watched further
+            detail = f"{type(error).__name__}: {error}"
+            self.log.add("watch_failed", worker=worker.process.name, detail=detail)
+            return True
 
     def process_of(self, job_id: str) -> JobProcess | None:
         """Returns the process that runs a job of one of these workers; None for other jobs."""
@@ -244,6 +265,11 @@ class Pool:
         }
         return [w.worker_id for w in same if w.worker_id not in usable] if usable else []
 
+    @property
+    def names(self) -> set[str]:
+        """Agent names of the workers that are or were here."""
+        return set(self._kinds)
+
     @staticmethod
     def live_jobs(worker: Worker) -> list[str]:
         """Returns the ids of the jobs whose processes are there."""
@@ -251,8 +277,7 @@ class Pool:
 
     def _take_events(self, worker: Worker) -> None:
         """Copies what a worker has told since the last time into the log."""
-        events = worker.events()
-        for event in events[self._logged[worker] :]:
+        for event in worker.take_events():
             if event["event"] == "started":
                 if len(self._jobs) >= _JOBS_KEPT:  # a job that was killed never tells its end
                     del self._jobs[next(iter(self._jobs))]
@@ -266,7 +291,6 @@ class Pool:
                 detail=str(event.get("reason", event.get("worker_id", ""))),
                 at_s=event["at_s"],
             )
-        self._logged[worker] = len(events)
 
     async def statuses(self) -> list[WorkerStatus]:
         """Asks every worker; those that do not answer are left out."""

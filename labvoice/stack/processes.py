@@ -108,8 +108,10 @@ class ManagedProcess:
         try:
             async with asyncio.timeout(10):
                 line = await asyncio.get_running_loop().sock_recv(ours, 4096)
-        except TimeoutError:
-            ours.close()
+        except BaseException as error:
+            ours.close()  # which ends the guard, and the command with it
+            if not isinstance(error, TimeoutError):
+                raise
             raise StageTimeoutError(f"start of {name}", 10, "its guard said nothing") from None
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
         if word != "pid":

@@ -11,7 +11,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
@@ -26,7 +26,25 @@ AGENT_PROGRAM = "labvoice.agent"
 _PREPARING = re.compile("initializing (process|job runner)")
 _PREPARED = re.compile("(process|job runner) initialized|error initializing process")
 _LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
+_KEPT = 1000
+"""Events, jobs, refusals and endings that are remembered of a worker, whatever its age."""
 _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended.
+
+    Attributes:
+        reason: In words.
+        joined: Whether its agent was in the room before.
+    """
+
+    reason: str
+    joined: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +57,7 @@ class WorkerStatus:
         active_jobs: Jobs that run now.
         load: 0 to 1; at 1 it takes no more.
         rejections: Reasons of refused requests, by dispatch id.
-        endings: Why the last agent of a room left, by room.
+        endings: How jobs ended, by dispatch id.
         failure: Why its last job process could not start, with the log's last lines.
         load_threshold: At this load it takes no more jobs.
     """
@@ -49,9 +67,9 @@ class WorkerStatus:
     active_jobs: int
     load: float
     rejections: dict[str, str] = field(default_factory=dict)
-    endings: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
     failure: str = ""
-    load_threshold: float = 0.99  # labvoice.agent.app.LOAD_THRESHOLD
+    load_threshold: float = _LIVEKIT_LOAD_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,13 @@ class JobProcess:
             )
         except psutil.Error:
             return False
+
+
+def _keep(table: dict[str, _T], key: str, value: _T) -> None:
+    """Notes the first value of a key, and forgets the oldest key."""
+    table.setdefault(key, value)
+    if len(table) > _KEPT:
+        del table[next(iter(table))]
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -117,8 +142,14 @@ class Worker:
         self._preparing = 0
         self.settings = settings
         self.draining = False
-        self._events: list[dict[str, Any]] = []
         self._log_position = 0
+        self._fresh: collections.deque[dict[str, Any]] = collections.deque(maxlen=_KEPT)
+        self._registration: dict[str, Any] = {}
+        self._failed = ""
+        self._warm = 0
+        self._jobs: dict[str, JobProcess] = {}
+        self._rejections: dict[str, str] = {}
+        self._endings: dict[str, Ending] = {}
 
     @classmethod
     async def start(
@@ -173,16 +204,22 @@ class Worker:
         return worker
 
     async def _registered(self) -> bool:
-        for event in self.events():
-            if event["event"] == "failed":
-                raise ProcessError(
-                    f"{self.process.name} cannot load its models: {event['reason']}",
-                    log_tail=self.process.log_tail(),
-                )
-        return any(event["event"] == "registered" for event in self.events())
+        self._read()
+        if self._failed:
+            raise ProcessError(
+                f"{self.process.name} cannot load its models: {self._failed}",
+                log_tail=self.process.log_tail(),
+            )
+        return bool(self._registration)
 
-    def events(self) -> list[dict[str, Any]]:
-        """Returns what the worker has told so far, oldest first: registered, rejected, …."""
+    def take_events(self) -> list[dict[str, Any]]:
+        """Returns what the worker has told since this was asked last, oldest first."""
+        self._read()
+        fresh = list(self._fresh)
+        self._fresh.clear()
+        return fresh
+
+    def _read(self) -> None:
         with self.process.log_path.open("rb") as log:
             log.seek(self._log_position)
             data = log.read()
@@ -195,8 +232,27 @@ class Worker:
                 self._preparing -= 1
             _, found, text = line.partition(_EVENT_PREFIX)
             if found:
-                self._events.append(json.loads(text))
-        return self._events
+                self._take(json.loads(text))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._fresh.append(event)
+        match event["event"]:
+            case "registered":
+                self._registration = event
+            case "failed":
+                self._failed = event["reason"]
+            case "prewarmed":
+                self._failed = ""
+                self._warm += 1
+            case "started":
+                self._warm -= 1
+                job = JobProcess(event["pid"], event["room"], event["at_s"])
+                _keep(self._jobs, event["job_id"], job)
+            case "ended":
+                joined = self._jobs.pop(event["job_id"], None) is not None
+                _keep(self._endings, event["dispatch_id"], Ending(event["reason"], joined))
+            case "rejected":
+                _keep(self._rejections, event["dispatch_id"], event["reason"])
 
     async def status(self, timeout_s: float = 2.0) -> WorkerStatus | None:
         """Asks the worker for its state; None when it does not answer in time."""
@@ -208,51 +264,45 @@ class Worker:
                 info = await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
-        events = self.events()
         return WorkerStatus(
             self.worker_id,
             info.get("agent_name", ""),
             int(info.get("active_jobs", 0)),
             float(info.get("worker_load", 0.0)),
-            {e["dispatch_id"]: e["reason"] for e in events if e["event"] == "rejected"},
-            {e["room"]: e["reason"] for e in events if e["event"] == "ended"},
+            dict(self._rejections),
+            dict(self._endings),
             self._failure(),
+            self._registration.get("load_threshold", _LIVEKIT_LOAD_THRESHOLD),
         )
 
     def _failure(self) -> str:
-        tries = [e for e in self.events() if e["event"] in ("prewarmed", "failed")]
-        if not tries or tries[-1]["event"] == "prewarmed":
+        if not self._failed:
             return ""
-        return f"{tries[-1]['reason']}\n\nlast log lines:\n{self.process.log_tail()}"
+        return f"{self._failed}\n\nlast log lines:\n{self.process.log_tail()}"
 
     @property
     def worker_id(self) -> str:
         """Id that the LiveKit server gave it last; a restarted server gives another."""
-        registered = (e for e in reversed(self.events()) if e["event"] == "registered")
-        return next((str(event["worker_id"]) for event in registered), "")
+        self._read()
+        return str(self._registration.get("worker_id", ""))
 
     @property
     def warm_processes(self) -> int:
         """Job processes that wait with their models loaded."""
-        kinds = collections.Counter(event["event"] for event in self.events())
-        return kinds["prewarmed"] - kinds["started"]
+        self._read()
+        return self._warm
 
     def jobs(self) -> dict[str, JobProcess]:
         """Returns the jobs that began and did not tell their end, by job id."""
-        found: dict[str, JobProcess] = {}
-        for event in self.events():
-            if event["event"] == "started":
-                found[event["job_id"]] = JobProcess(event["pid"], event["room"], event["at_s"])
-            elif event["event"] == "ended":
-                found.pop(event["job_id"], None)
-        return found
+        self._read()
+        return dict(self._jobs)
 
     async def settled(self) -> bool:
         """Whether no job runs and no process is being prepared for the next one."""
         status = await self.status()
         if status is None or status.active_jobs:
             return False
-        self.events()
+        self._read()
         return self._preparing <= 0
 
     async def would_take_a_job(self) -> bool:

@@ -15,7 +15,7 @@ from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from labvoice.caller.token import TOKEN_LIFETIME, caller_token
-from labvoice.dispatch import Dispatch
+from labvoice.dispatch import Dispatch, rooms
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
 from labvoice.lab import Lab
@@ -116,7 +116,7 @@ class LabBackend:
         async def look(name: str, created_at_s: int) -> RoomFacts:
             async with slots:
                 participants, dispatches = await asyncio.gather(
-                    self._participants(name), self._dispatches(name)
+                    rooms.participants(self._lab.dispatcher.api, name), self._dispatches(name)
                 )
             return RoomFacts(
                 name=name,
@@ -132,10 +132,6 @@ class LabBackend:
                     *(look(room.name, room.creation_time) for room in listed.rooms)
                 )
             )
-
-    async def _participants(self, room: str) -> list[ParticipantInfo]:
-        request = api.ListParticipantsRequest(room=room)
-        return list((await self._lab.dispatcher.api.room.list_participants(request)).participants)
 
     async def _dispatches(self, room: str) -> list[api.AgentDispatch]:
         return list(await self._lab.dispatcher.api.agent_dispatch.list_dispatch(room))
@@ -155,27 +151,12 @@ class LabBackend:
             found = await server.room.list_rooms(api.ListRoomsRequest(names=[room]))
             if not found.rooms:
                 raise HttpError(404, "no_such_room", f"there is no room {room!r}")
-            dispatches = [dispatch.id for dispatch in await self._dispatches(room)]
-            for dispatch_id in dispatches:
-                await server.agent_dispatch.delete_dispatch(dispatch_id, room)
-            agents, humans = [], 0
-            for participant in await self._participants(room):
-                if participant.kind != ParticipantInfo.Kind.AGENT:
-                    humans += 1
-                    continue
-                agents.append(participant.identity)
-                await _unless_gone(
-                    server.room.remove_participant(
-                        api.RoomParticipantIdentity(room=room, identity=participant.identity)
-                    )
-                )
-            if not humans:
-                await _unless_gone(server.room.delete_room(api.DeleteRoomRequest(room=room)))
+            done = await rooms.clear(server, room, wait=False)
         return CleanAnswer(
             room=room,
-            agents_removed=agents,
-            dispatches_deleted=dispatches,
-            room_deleted=not humans,
+            agents_removed=done.agents,
+            dispatches_deleted=done.dispatches,
+            room_deleted=done.room_deleted,
         )
 
     async def delete_dispatch(self, dispatch_id: str) -> str:
@@ -216,7 +197,7 @@ class LabBackend:
                 f"no worker of this lab answers as {self.agent_name!r}",
                 f"start one with `labvoice worker --agent-name {self.agent_name}`",
             )
-        free = sum(worker.load < 1 for worker in workers)
+        free = sum(worker.load < worker.load_threshold for worker in workers)
         if not free:
             raise LabvoiceError(
                 f"all {len(workers)} workers are full", "start another worker, or end some calls"
@@ -224,9 +205,8 @@ class LabBackend:
         return f"{free} of {len(workers)} take calls"
 
     async def _check_model(self) -> str:
-        for part in self._lab.parts():
-            if part.name.startswith("model") and part.state not in ("up", "external"):
-                raise LabvoiceError(f"the model server has {part.state}", "restart the lab")
+        if self._lab.model_ended:
+            raise LabvoiceError("the model server has ended", "restart the lab")
         return "runs" if self._lab.settings.resolved_llm != "openai" else "external, not asked"
 
     async def _check_letta(self) -> str:
@@ -273,15 +253,6 @@ class LabBackend:
             HttpError: 401 when it is not, or the body is not what was signed.
         """
         return verified_event(body, token, self._key, self._secret)
-
-
-async def _unless_gone(request: Awaitable[object]) -> None:
-    """Waits for a removal; that it is gone already is as good."""
-    try:
-        await request
-    except api.TwirpError as error:
-        if error.code != "not_found":
-            raise
 
 
 async def _check(

@@ -212,12 +212,14 @@ class WorkerFacts(BaseModel):
     worker_id: str
     agent_name: str
     active_jobs: int
-    load: float = Field(description="0 to 1; at 1 it takes no more.")
+    load: float = Field(description="0 to 1.")
+    load_threshold: float = Field(description="At this load it takes no more.")
 
 
 class WorkersAnswer(BaseModel):
     """The workers that answer."""
 
+    livekit_url: str = Field(description="The LiveKit server that they serve.")
     workers: list[WorkerFacts]
 
 

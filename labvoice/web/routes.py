@@ -189,10 +189,11 @@ async def workers(service: TheService, _: Reading) -> m.WorkersAnswer:
     found = await service.backend.workers()
     fields = set(m.WorkerFacts.model_fields)
     return m.WorkersAnswer(
+        livekit_url=service.backend.media_url,
         workers=[
             m.WorkerFacts(**{name: value for name, value in vars(w).items() if name in fields})
             for w in found
-        ]
+        ],
     )
 
 

@@ -160,7 +160,10 @@ class ConnectButton(anywidget.AnyWidget):
         ]
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
-        _running = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        dispatcher = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        checks = await examine(
+            self._lab.settings, dispatcher=dispatcher, evidence=self._lab.pool.statuses
+        )
         return [
             {
                 "name": check.name,
@@ -168,7 +171,7 @@ class ConnectButton(anywidget.AnyWidget):
                 "detail": check.observed,
                 "hint": check.hint,
             }
-            for check in await examine(self._lab.settings)
+            for check in checks
         ]
 
     async def _record(self, arguments: dict[str, Any]) -> None:
@@ -185,10 +188,9 @@ class ConnectButton(anywidget.AnyWidget):
             await asyncio.to_thread(known.save)
             if record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
-                with contextlib.suppress(api.TwirpError, LabvoiceError):
-                    await self._lab.dispatcher.api.room.delete_room(
-                        api.DeleteRoomRequest(room=record.room)
-                    )
+                name = "" if record.strategy == "automatic" else self._lab.settings.agent_name
+                with contextlib.suppress(LabvoiceError):
+                    await self._lab.end_room(record.room, name)
 
     def __repr__(self) -> str:
         return f"<ConnectButton agent={self.agent_name!r} calls={len(self.calls)}>"

@@ -72,4 +72,4 @@ async def test_an_agent_that_nobody_joins_leaves(nameless: Lab) -> None:
         while await agents_in(nameless, "nobody-comes"):
             await asyncio.sleep(0.1)
     status = (await nameless.pool.statuses())[0]
-    assert status.endings["nobody-comes"] == "nobody was in the room for 2 s"
+    assert status.endings[done.dispatch_id].reason == "nobody was in the room for 2 s"

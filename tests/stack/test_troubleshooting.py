@@ -151,14 +151,14 @@ async def test_a_token_is_ignored(lab: Lab) -> None:
 async def test_an_agent_leaves_an_empty_room(lab: Lab) -> None:
     """With a caller who never comes."""
     await lab.add_workers(agent_name="impatient-agent", idle_timeout_s=1)
-    await lab.dispatch("stood-up", "impatient-agent")
+    done = await lab.dispatch("stood-up", "impatient-agent")
     async with asyncio.timeout(15):
         while await agents_in(lab, "stood-up"):
             await asyncio.sleep(0.1)
     (reason,) = [
-        status.endings["stood-up"]
+        status.endings[done.dispatch_id].reason
         for status in await lab.pool.statuses()
-        if "stood-up" in status.endings
+        if done.dispatch_id in status.endings
     ]
     assert_documented(reason, "nobody was in the room for")  # entry
 
@@ -167,8 +167,8 @@ async def checks_of(lab: Lab, monkeypatch: pytest.MonkeyPatch, **env: str) -> di
     """Runs the doctor against a lab's server, with these settings besides."""
     for name, value in {**server_of(lab), **env}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(doctor, "HTTP_PORT", free_port())
-    return {check.name: check for check in await examine(load_settings())}
+    checks = await examine(load_settings(), port=free_port(), evidence=lab.pool.statuses)
+    return {check.name: check for check in checks}
 
 
 async def test_the_doctor_finds_a_sound_lab_sound(
@@ -176,8 +176,12 @@ async def test_the_doctor_finds_a_sound_lab_sound(
 ) -> None:
     """Every check passes, and an agent of the lab's worker joined."""
     checks = await checks_of(lab, monkeypatch, LABVOICE_LLM="paced")
-    assert [str(check) for check in checks.values() if check.ok is not True] == []
-    assert set(checks) >= {"versions", "memory", "http", "livekit", "key", "speech", "dispatch"}
+    assert [str(check) for check in checks.values() if check.ok is False] == []
+    assert {name for name, check in checks.items() if check.ok} == {
+        *("versions", "memory", "http", "livekit", "key", "speech", "model", "worker", "dispatch")
+    }
+    assert "LETTA_BASE_URL is not set" in checks["letta"].observed
+    assert "does not run" in checks["microphone"].observed
     assert "joined a scratch room" in checks["dispatch"].observed
     assert to_json(list(checks.values()))["ok"]
 
@@ -191,7 +195,7 @@ async def test_the_doctor_finds_what_is_missing(bare: Lab, monkeypatch: pytest.M
     assert_documented(checks["model"].observed, "no model answers at")  # entry
     assert_documented(checks["letta"].observed, "no Letta server answers at")  # entry
     failed = {name for name, check in checks.items() if check.ok is False}
-    assert failed == {"model", "letta", "dispatch"}
+    assert failed == {"model", "letta", "worker", "dispatch"}
     assert all(checks[name].hint for name in failed)
     assert str(checks["model"]).startswith("✗ model")
     assert not to_json(list(checks.values()))["ok"]
@@ -207,7 +211,7 @@ async def test_the_doctor_tells_a_wrong_key_from_a_dead_server(
     assert checks["dispatch"].ok is None
 
 
-async def test_the_doctor_finds_a_stranger_on_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_doctor_finds_a_stranger_on_the_port() -> None:
     """With a program that answers nonsense where the HTTP service would."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,10 +219,9 @@ async def test_the_doctor_finds_a_stranger_on_the_port(monkeypatch: pytest.Monke
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    monkeypatch.setattr(doctor, "HTTP_PORT", server.sockets[0].getsockname()[1])
     async with server:
         with pytest.raises(LabvoiceError) as caught:
-            await doctor._http_service()
+            await doctor._http_service(server.sockets[0].getsockname()[1])
     assert_documented(
         caught.value.observed, "something that is not labvoice listens on port"
     )  # entry

@@ -109,3 +109,16 @@ def test_failed_requests_are_told_in_the_servers_words(path: Path) -> None:
     )
     (event,) = LiveKitLog(path).failed_requests("a", AT_S - 1)
     assert str(event).endswith("no servers available (received 1 responses)")
+
+
+def test_a_server_that_was_killed_keeps_no_workers(path: Path) -> None:
+    """What was registered before a restart that nobody announced is not registered after it."""
+    log = LiveKitLog(path)
+    write(path, line("worker registered", agentName="before", workerID="AW_1"))
+    assert log.workers() == {"AW_1": "before"}
+    write(
+        path,
+        line("starting LiveKit server", logger="livekit", portHttp=7880),
+        line("worker registered", agentName="after", workerID="AW_2"),
+    )
+    assert log.workers() == {"AW_2": "after"}

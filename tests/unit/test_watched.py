@@ -27,7 +27,7 @@ def agent(beat: int | None = 1, kind: int = ParticipantInfo.Kind.AGENT) -> Parti
 
 def test_beats_end_silence() -> None:
     """Silence grows from look to look and ends with a new beat."""
-    watched = Watched("room", agent(1), "", 0.0)
+    watched = Watched("room", agent(1), 0.0)
     watched.update(agent(1), 0.0)
     for step in range(1, 5):
         watched.update(agent(1), step * 0.25)
@@ -38,7 +38,7 @@ def test_beats_end_silence() -> None:
 
 def test_a_gap_between_two_looks_is_no_silence() -> None:
     """A supervisor that was held up for ten seconds has seen little."""
-    watched = Watched("room", agent(1), "", 0.0)
+    watched = Watched("room", agent(1), 0.0)
     watched.update(agent(1), 0.0)
     watched.update(agent(1), 10.0)
     assert watched.silent_for(10.0) < 1.0
@@ -46,7 +46,7 @@ def test_a_gap_between_two_looks_is_no_silence() -> None:
 
 def test_an_agent_that_starts_has_time() -> None:
     """An agent that has not beaten yet is given seconds."""
-    watched = Watched("room", agent(0), "", 0.0)
+    watched = Watched("room", agent(0), 0.0)
     for step in range(16):
         watched.update(agent(0), step * 0.25)
     assert watched.silent_for(4.0) == 0

@@ -1,0 +1,46 @@
+"""Asks the HTTP service of a lab on this machine for its workers, where it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import httpx
+from pydantic import SecretStr
+
+from labvoice.dispatch.diagnosis import Evidence
+from labvoice.stack.workers import WorkerStatus
+
+HTTP_PORT: Final = 9000
+_TIMEOUT_S: Final = 3.0
+
+
+def service_evidence(
+    livekit_url: str, api_key: SecretStr | None, port: int = HTTP_PORT
+) -> Evidence | None:
+    """Returns who asks the HTTP service for its workers; None without its key.
+
+    Its answer is None too where nothing answers, the key is refused, or its workers serve
+    another LiveKit server.
+
+    Args:
+        livekit_url: Address of the LiveKit server that is dispatched through.
+        api_key: Of the HTTP service (LABVOICE_API_KEY).
+        port: Of the HTTP service.
+    """
+    if api_key is None:
+        return None
+    headers = {"Authorization": f"Bearer {api_key.get_secret_value()}"}
+
+    async def ask() -> Sequence[WorkerStatus] | None:
+        try:
+            async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+                answer = await client.get(f"http://127.0.0.1:{port}/api/workers", headers=headers)
+            found = answer.raise_for_status().json()
+            if found["livekit_url"].rstrip("/") != livekit_url.rstrip("/"):
+                return None
+            return [WorkerStatus(**worker) for worker in found["workers"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # not there, or not ours
+            return None
+
+    return ask
