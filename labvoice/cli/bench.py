@@ -218,8 +218,9 @@ async def _bench(
 
     # Where Letta is measured as the one who answers, it is not made to wait for the others.
     settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
+    fresh = settings.letta_base_url is None  # a server of somebody else is used as it is
     async with Lab(
-        progress=tell, settings=settings, letta=bool(modes), fresh=True, supervise=False
+        progress=tell, settings=settings, letta=bool(modes), fresh=fresh, supervise=False
     ) as lab:
         measure = lab.bench.connect if kind == "connect" else lab.bench.turns
         run = await measure(command=command_line(), progress=tell, **options)
