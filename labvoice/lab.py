@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from livekit import api
 
-from labvoice.agent.turn_store import TurnStore
+from labvoice.agent.turn_store import DISK_ERRORS, TurnStore
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
@@ -339,7 +338,7 @@ class Lab:
             return None
         try:
             return (await self._turns.counts()).waiting
-        except sqlite3.Error as error:
+        except DISK_ERRORS as error:
             raise LabvoiceError(
                 f"the turns that wait for Letta cannot be read: {error}",
                 f"look at {self.settings.letta_turns_path} and at the room on its disk",

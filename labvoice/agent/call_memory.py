@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any, Final, Literal
 from letta_client import AsyncLetta
 
 from labvoice.agent.memory import MemorySnapshot, watch
-from labvoice.agent.turn_store import Counts, TurnStore
+from labvoice.agent.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.letta import MAX_STEPS, in_words, is_agent_id, new_client, resolve
 from labvoice.settings import Settings
@@ -149,7 +148,7 @@ class CallMemory:
             agent = self.agent_id or self._agent
             try:
                 await self._store.begin(agent, self._room, turn_id, user_text, instead_of)
-            except sqlite3.Error as error:
+            except DISK_ERRORS as error:
                 self.disk_error = f"a turn cannot be put on disk: {error}"
                 logger.exception("a turn that begins cannot be put on disk")
 
@@ -157,7 +156,7 @@ class CallMemory:
         """Id and words of the turn that a lost agent has asked Letta about in this room."""
         try:
             return await self._store.begun(self._room) if self._store is not None else None
-        except sqlite3.Error:
+        except DISK_ERRORS:
             logger.exception("the turns on disk cannot be read")
             return None
 
@@ -166,7 +165,7 @@ class CallMemory:
         while True:
             try:
                 await work()
-            except sqlite3.Error as error:
+            except DISK_ERRORS as error:
                 self.disk_error = f"{trouble}: {error}"
                 logger.warning("%s; trying again", self.disk_error)
                 await asyncio.sleep(_PUT_PAUSE_S)
@@ -188,7 +187,7 @@ class CallMemory:
         try:
             if self._store is not None:
                 found = await self._store.counts(self.agent_id or self._agent)
-        except sqlite3.Error as error:
+        except DISK_ERRORS as error:
             self.disk_error = f"the turns on disk cannot be read: {error}"
         since = found.waiting_since
         return {

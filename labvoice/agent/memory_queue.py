@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Final
 from letta_client import AsyncLetta
 
 from labvoice.agent.circuit import Circuit, CircuitBreaker, PutOffError
-from labvoice.agent.turn_store import Turn, TurnStore
+from labvoice.agent.turn_store import DISK_ERRORS, Turn, TurnStore
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.letta import (
     MAX_STEPS,
@@ -213,7 +212,7 @@ class MemoryQueue:
                         writer = asyncio.create_task(self._write_all(agent_id))
                         self._writers[agent_id] = writer
                         writer.add_done_callback(partial(self._ended, agent_id))
-            except sqlite3.Error:
+            except DISK_ERRORS:
                 _log.exception("the turns on disk cannot be read; trying again")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
@@ -238,7 +237,7 @@ class MemoryQueue:
         async def keep_lease() -> None:
             while True:
                 await asyncio.sleep(self._lease_s / 3)
-                with suppress(sqlite3.Error):
+                with suppress(*DISK_ERRORS):
                     if await self._lease(agent_id):
                         continue
                 this.cancel()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 _T = TypeVar("_T")
+DISK_ERRORS: Final = (sqlite3.Error, OSError)
+"""What every method of :class:`TurnStore` raises when the disk is full, slow or gone."""
 _BUSY_TIMEOUT_S: Final = 10.0
 _WAL_PAUSE_S: Final = 0.02
 # A written turn is remembered, without its words, so that putting it again does nothing.
@@ -101,7 +103,7 @@ class TurnStore:
     Args:
         path: The file; made, readable by the user only, where there is none.
 
-    Every method runs in a thread of its own and may raise `sqlite3.Error` when the disk does.
+    Every method runs in a thread of its own and may raise :data:`DISK_ERRORS`.
     """
 
     def __init__(self, path: Path) -> None:

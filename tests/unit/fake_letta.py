@@ -71,6 +71,10 @@ class FakeLetta:
         """Puts a message into an agent's history, as if a stream had told it."""
         self._otids.setdefault(agent, []).append(otid)
 
+    async def finish(self) -> None:
+        """Waits until everything that it was told is stored."""
+        await asyncio.gather(*self._late)
+
     async def _retrieve(self, request: Request) -> Response:
         agent = request.path_params["agent"]
         if agent in self.gone:

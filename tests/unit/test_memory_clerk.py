@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from labvoice.memory_text import turn_text, user_part
-from labvoice.stack.memory_clerk import NOTED, NOTHING, TOOL, app, facts
+from labvoice.stack.memory_clerk import FAILED, NOTED, NOTHING, TOOL, app, facts
 
 TOOLS = [{"type": "function", "function": {"name": TOOL, "parameters": {}}}]
 
@@ -110,6 +110,24 @@ async def test_calls_the_tool_then_closes() -> None:
     closing = (await post(request(statement, choice["message"], result))).json()["choices"][0]
     assert closing["finish_reason"] == "stop"
     assert closing["message"]["content"] == NOTED
+
+
+async def test_does_not_claim_what_the_tool_refused() -> None:
+    """Where Letta's tool answers that it failed, as with a full block, the user is told so."""
+    statement = says("My dog is called Rex.")
+    call = (await post(request(statement))).json()["choices"][0]["message"]
+    failure = json.dumps({"status": "Failed", "message": "the block is full"})
+    result = {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": failure}
+    closing = (await post(request(statement, call, result))).json()["choices"][0]["message"]
+    assert closing["content"] == FAILED
+
+
+async def test_a_fact_within_another_is_a_fact_of_its_own() -> None:
+    """What is known is compared sentence by sentence: a longer name hides no shorter one."""
+    body = request(says("My cat is called To."))
+    message = (await post(body)).json()["choices"][0]["message"]
+    [call] = message["tool_calls"]
+    assert "The user's cat is called To." in call["function"]["arguments"]
 
 
 @pytest.mark.parametrize("said", ["My cat is called Tom.", "my CAT is called tom", "Hello there."])

@@ -155,6 +155,7 @@ async def test_a_late_answer_is_waited_for(
         queue.start()
         await put(queue, A, "one", "two")
         assert await queue.drain(TIMEOUT_S)
+    await letta.finish()
     assert letta.told == {A: ["one", "two"]}
     assert letta.requests == 2
 
@@ -184,6 +185,7 @@ async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path)
         await until(refused)
         async with serving(fake):
             assert await queue.drain(TIMEOUT_S)
+            await fake.finish()
     assert fake.told == {A: ["one"]}
 
 
