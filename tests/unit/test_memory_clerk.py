@@ -11,6 +11,7 @@ import pytest
 from labvoice.memory_text import turn_text, user_part
 from labvoice.stack.memory_clerk import FAILED, NOTED, NOTHING, TOOL, app, facts
 
+KNOWN = "The user's cat is called Tom. The user's name is Anna."
 TOOLS = [{"type": "function", "function": {"name": TOOL, "parameters": {}}}]
 
 
@@ -81,7 +82,7 @@ def test_a_finished_turn_gives_only_what_the_user_said() -> None:
 
 
 def request(*messages: dict[str, Any], stream: bool = False) -> dict[str, Any]:
-    system = {"role": "system", "content": "<human>\nThe user's cat is called Tom.\n</human>"}
+    system = {"role": "system", "content": f"<human>\n{KNOWN}\n</human>"}
     return {"model": "any", "messages": [system, *messages], "tools": TOOLS, "stream": stream}
 
 
@@ -124,10 +125,9 @@ async def test_does_not_claim_what_the_tool_refused() -> None:
 
 async def test_a_fact_within_another_is_a_fact_of_its_own() -> None:
     """What is known is compared sentence by sentence: a longer name hides no shorter one."""
-    body = request(says("My cat is called To."))
-    message = (await post(body)).json()["choices"][0]["message"]
+    message = (await post(request(says("My name is Ann.")))).json()["choices"][0]["message"]
     [call] = message["tool_calls"]
-    assert "The user's cat is called To." in call["function"]["arguments"]
+    assert "The user's name is Ann." in call["function"]["arguments"]
 
 
 @pytest.mark.parametrize("said", ["My cat is called Tom.", "my CAT is called tom", "Hello there."])
