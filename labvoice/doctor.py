@@ -29,7 +29,8 @@ from labvoice.errors import (
     PortInUseError,
     ServerUnreachableError,
 )
-from labvoice.settings import Settings
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
+from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.livekit_server import LiveKitServer
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.pool import Pool
@@ -221,7 +222,7 @@ class _Doctor:
         key = self.settings.openai_api_key
         hint = "compare OPENAI_BASE_URL, OPENAI_API_KEY and LABVOICE_LLM_MODEL with the provider's"
         body = {
-            "model": self.settings.llm_model or "gpt-4o-mini",
+            "model": self.settings.llm_model or DEFAULT_OPENAI_MODEL,
             "messages": [{"role": "user", "content": "Say yes."}],
             "max_tokens": 1,
         }
@@ -245,24 +246,9 @@ class _Doctor:
     async def _letta(self) -> str:
         if not self.settings.letta_base_url:
             raise _NotLookedError("LETTA_BASE_URL is not set: a lab starts a Letta of its own")
-        base_url = str(self.settings.letta_base_url).rstrip("/")
-        key = self.settings.letta_api_key
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        hint = "correct LETTA_BASE_URL and LETTA_API_KEY, or unset both for an embedded server"
-        try:
-            async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
-                answer = await client.get(f"{base_url}/v1/agents/?limit=1", headers=headers)
-        except httpx.HTTPError as error:
-            raise ServerUnreachableError(
-                f"no Letta server answers at {base_url}: {error or type(error).__name__}", hint
-            ) from None
-        if answer.status_code in (401, 403):
-            raise CredentialsError(f"the Letta server at {base_url} refuses the key", hint)
-        if answer.status_code != httpx.codes.OK:
-            raise ServerUnreachableError(
-                f"what answers at {base_url} is no Letta server: HTTP {answer.status_code}", hint
-            )
-        return f"Letta answers at {base_url}"
+        async with LettaApi(self.settings.letta_base_url, self.settings.letta_api_key) as letta:
+            await letta.check()
+        return f"Letta answers at {self.settings.letta_base_url}"
 
     async def _worker(self) -> str:
         assert self.server is not None

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import aiohttp
 from livekit import api
 
-from labvoice.agent.turn_store import TurnStore
+from labvoice.agent.turn_store import DISK_ERRORS, TurnStore
 from labvoice.bench.experiment import Bench
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.supervisor import Supervisor
-from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.stack.letta_api import LettaApi
@@ -89,7 +88,7 @@ class Lab:
     ) -> None:
         if settings is not None and overrides:
             raise UsageError("give either settings or single ones", "put them all in `settings`")
-        self.settings = settings or load_settings(**overrides)
+        self.settings = self._asked_for = settings or load_settings(**overrides)
         self.pool = Pool()
         self.supervisor: Supervisor | None = None
         self.bench = Bench(self)
@@ -119,12 +118,14 @@ class Lab:
         """
         if self.running:
             return self
+        self._asked_for = self.settings
         self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
         self._state_dir.mkdir(parents=True)
         try:
             await self._start_parts(self._state_dir)
         except BaseException:
-            await self._stack.aclose()
+            self._state_dir = None  # the logs stay for whoever looks for the cause
+            await self.stop()
             raise
         return self
 
@@ -167,6 +168,7 @@ class Lab:
                 "letta_base_url": self._letta.base_url,
                 "letta_api_key": self._letta.api_key,
                 "letta_turns_path": self._letta.turns_path,
+                "letta_embedded": self._letta.embedded,
             }
         self.settings = self.settings.model_copy(update=update)
         self._dispatcher = await self._stack.enter_async_context(
@@ -257,6 +259,7 @@ class Lab:
         self._server = self._model = self._letta = self._dispatcher = None
         self._turns = None
         self.supervisor = None
+        self.settings = self._asked_for  # another start begins with what the user set
         if self._state_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
             self._state_dir = None
@@ -322,9 +325,15 @@ class Lab:
         """The Letta server's agents: `await lab.letta.agents()`, `create(…)`, `blocks(…)`, ….
 
         Raises:
-            LabvoiceError: The lab runs without Letta.
+            LabvoiceError: The lab runs without Letta, or its own is still starting or has failed.
         """
-        return self.letta_server.api
+        server = self.letta_server
+        if server.embedded and not server.answers:
+            raise server.error or LabvoiceError(
+                f"Letta does not answer yet: its state is {server.state!r}",
+                "`await lab.letta_server.until_up()` waits for it",
+            )
+        return server.api
 
     @property
     def letta_server(self) -> LettaServer:
@@ -346,8 +355,8 @@ class Lab:
         if self._turns is None:
             return None
         try:
-            return (await self._turns.counts())[0]
-        except sqlite3.Error as error:
+            return (await self._turns.counts()).waiting
+        except DISK_ERRORS as error:
             raise LabvoiceError(
                 f"the turns that wait for Letta cannot be read: {error}",
                 f"look at {self.settings.letta_turns_path} and at the room on its disk",
@@ -356,7 +365,9 @@ class Lab:
     async def metadata(
         self, letta_agent: str | None, mode: Mode | None = None
     ) -> JobMetadata | None:
-        """Returns a dispatch's metadata; a Letta agent's name becomes its id where Letta answers.
+        """Returns a dispatch's metadata; a Letta agent's name becomes its id where that is known.
+
+        Where Letta does not say it within a second, the worker finds the id.
 
         Args:
             letta_agent: Id or name of the Letta agent; None for a call without memory.
@@ -368,9 +379,8 @@ class Lab:
         """
         if letta_agent is None:
             return JobMetadata(mode=mode) if mode else None
-        if self.letta_server.state in ("up", "external"):
-            with contextlib.suppress(ServerUnreachableError):
-                letta_agent = await self.letta.resolve(letta_agent)
+        if self.letta_server.answers:
+            letta_agent = await self.letta.resolve_at_once(letta_agent)
         return JobMetadata(letta_agent_id=letta_agent, mode=mode)
 
     async def dispatch(

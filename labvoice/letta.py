@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import re
@@ -28,6 +29,9 @@ PAGE: Final = 100
 _LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
 # 408 and 429 ask for patience; 409 says that the agent is busy with another request.
 _PASSING: Final = {408, 409, 429}
+_AT_ONCE_S: Final = 1.0
+MAX_STEPS: Final = 4
+"""How many rounds of its model Letta may take for one message."""
 
 
 class NotReachedError(ServerUnreachableError):
@@ -40,6 +44,10 @@ class ServerFailedError(ServerUnreachableError):
 
 class AgentMissingError(UsageError):
     """The server has no such agent, block or provider."""
+
+
+class ModelRefusedError(ServerUnreachableError):
+    """The server's own model refuses the server's key: nothing is wrong with ours."""
 
 
 def is_local(base_url: str) -> bool:
@@ -85,6 +93,7 @@ def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
 
     Raises:
         CredentialsError: The key was refused.
+        ModelRefusedError: The model behind the server refused the server's key.
         AgentMissingError: There is no such thing.
         UsageError: The server refused the request.
         NotReachedError: No connection was made.
@@ -95,7 +104,12 @@ def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
     server = f"the Letta server at {address}"
     try:
         yield
-    except (letta_client.AuthenticationError, letta_client.PermissionDeniedError):
+    except (letta_client.AuthenticationError, letta_client.PermissionDeniedError) as error:
+        if _of_the_model(error):
+            raise ModelRefusedError(
+                f"the model behind {server} refuses the server's key: {_detail(error)}",
+                "correct the key that the Letta server has for its model",
+            ) from None
         raise CredentialsError(f"{server} refuses the key", "check LETTA_API_KEY") from None
     except letta_client.APITimeoutError:
         raise ServerUnreachableError(
@@ -108,11 +122,17 @@ def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
             f"({error.__cause__ or error})",
             "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
         ) from None
+    except httpx.HTTPError as error:  # the client hands a stream's own errors on as they are
+        raise ServerUnreachableError(
+            f"{server} broke off when asked for {what}: {error or type(error).__name__}",
+            "its log says why",
+        ) from None
     except letta_client.NotFoundError:
         raise AgentMissingError(f"{server} answered HTTP 404 when asked for {what}") from None
     except letta_client.InternalServerError as error:
-        # 502 and its like come from something in between, and say nothing of the request's end.
-        raise (ServerFailedError if error.status_code == 500 else ServerUnreachableError)(
+        # What comes from something in between says nothing of the request's end.
+        own = error.status_code == 500 and _is_lettas(error)
+        raise (ServerFailedError if own else ServerUnreachableError)(
             f"{server} answered HTTP {error.status_code} when asked for {what}", "its log says why"
         ) from None
     except letta_client.APIStatusError as error:
@@ -126,9 +146,21 @@ def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
         ) from None
 
 
+def _is_lettas(error: letta_client.APIStatusError) -> bool:
+    """Whether Letta itself answered so, in its JSON, and not a proxy on the way to it."""
+    return isinstance(error.body, dict) and bool({"detail", "error"} & error.body.keys())
+
+
+def _of_the_model(error: letta_client.APIStatusError) -> bool:
+    """Whether Letta passes on what its model answered (0.16.8, app.py, `llm_auth_…_handler`)."""
+    inner = error.body.get("error") if isinstance(error.body, dict) else None
+    return isinstance(inner, dict) and str(inner.get("type", "")).startswith("llm_")
+
+
 def _detail(error: letta_client.APIStatusError) -> str:
-    body = error.body
-    return str(body.get("detail", "")) if isinstance(body, dict) else ""
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    return str((inner if isinstance(inner, dict) else body).get("detail", ""))
 
 
 async def all_agents(client: AsyncLetta, **query: Any) -> list[AgentState]:
@@ -174,3 +206,18 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
         if close
         else f"there are: {', '.join(f'`{n}`' for n in names[:10]) or 'none; create one'}",
     )
+
+
+async def resolve_at_once(client: AsyncLetta, agent: str) -> str:
+    """Returns the id of the agent, or what was given where Letta does not say it within 1 s.
+
+    A call must not wait for Letta: the worker finds a name's id by itself when Letta answers.
+
+    Raises:
+        UsageError: Letta answers that there is none, or several.
+    """
+    try:
+        async with asyncio.timeout(_AT_ONCE_S):
+            return await resolve(client, agent)
+    except (TimeoutError, ServerUnreachableError, CredentialsError):
+        return agent

@@ -15,6 +15,8 @@ Llm = Literal["small", "paced", "openai"]
 Mode = Literal["hybrid", "letta", "direct"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
+DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
+"""Asked for at an OpenAI-compatible endpoint where no model is named."""
 
 
 class Settings(BaseSettings):
@@ -43,7 +45,7 @@ class Settings(BaseSettings):
     """`small` (embedded SmolLM2), `paced` (reference model with fixed timing) or `openai`;
     unset: `openai` where `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, `small` elsewhere."""
     llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
-    """Model name to ask an OpenAI-compatible endpoint for."""
+    """Model name to ask an OpenAI-compatible endpoint for; unset: :data:`DEFAULT_OPENAI_MODEL`."""
     llm_temperature: float = Field(0.0, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2)
     """Sampling temperature; 0 keeps replies the same from run to run."""
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
@@ -53,6 +55,8 @@ class Settings(BaseSettings):
     """Address of a running Letta server or of Letta Cloud; unset: start an embedded one."""
     letta_turns_path: Path | None = Field(None, validation_alias="LABVOICE_LETTA_TURNS_PATH")
     """File of the turns that wait to be written to Letta; the lab sets it for its workers."""
+    letta_embedded: bool = Field(False, validation_alias="LABVOICE_LETTA_EMBEDDED")
+    """Whether that address is the embedded server's; the lab sets it for its workers."""
     mode: Mode = Field("hybrid", validation_alias="LABVOICE_MODE")
     """How the agent uses Letta: `hybrid`, `letta` or `direct`."""
     letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")

@@ -58,7 +58,7 @@ from labvoice.job import (
     check_name,
     parse_metadata,
 )
-from labvoice.settings import Mode, Settings, load_settings
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
 from labvoice.stages import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 
 logger = logging.getLogger("labvoice.agent")
@@ -101,7 +101,7 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     workers that it starts.
     """
     return openai.LLM(
-        model=settings.llm_model or "gpt-4o-mini",
+        model=settings.llm_model or DEFAULT_OPENAI_MODEL,
         api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else "none",
         base_url=settings.openai_base_url,  # type: ignore[arg-type]  # None means OpenAI's own
         temperature=settings.llm_temperature,

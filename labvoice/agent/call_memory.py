@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from letta_client import AsyncLetta
 
 from labvoice.agent.memory import MemorySnapshot, watch
-from labvoice.agent.turn_store import TurnStore
+from labvoice.agent.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.letta import in_words, is_agent_id, new_client, resolve
+from labvoice.letta import MAX_STEPS, in_words, is_agent_id, new_client, resolve
 from labvoice.settings import Settings
 
 logger = logging.getLogger("labvoice.agent")
 
-_FIRST_TOKEN_TIMEOUT_S: Final = 4.0
-"""How long Letta may think in letta mode before the fast model answers instead, in seconds."""
+_SILENCE_S: Final = 4.0
+"""How long Letta may give no sign of work in letta mode before the fast model answers instead, in
+seconds. Each round with a tool is a sign; the pings that keep the connection open are none."""
+_FIRST_WORD_S: Final = 15.0
+"""How long all rounds before the first word may take together, in seconds."""
 _RESOLVE_PAUSE_S: Final = 2.0
+_PUT_PAUSE_S: Final = 1.0
+_PUTS_AT_END_S: Final = 5.0
 
 MemoryState = Literal["off", "loading", "ready", "unavailable"]
 
@@ -41,6 +47,7 @@ class CallMemory:
         client: Client of the Letta server; None without memory.
         agent_id: Id of the Letta agent; None until it is known.
         error: Why the memory is unavailable, in words; empty when it is not.
+        disk_error: Why turns cannot be put on disk, in words; empty when they can.
         updates: How often the blocks were taken up: once, and again for each change seen.
     """
 
@@ -55,11 +62,12 @@ class CallMemory:
         self.memory_load_s: float | None = None
         self.client: AsyncLetta | None = None
         self.agent_id: str | None = agent if agent and is_agent_id(agent) else None
-        self.error = ""
+        self.error = self.disk_error = ""
         self.updates = 0
         self._agent, self._room, self._on_state = agent, room, on_state
         self._store: TurnStore | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._following: asyncio.Task[None] | None = None
         if agent and settings.letta_base_url and settings.letta_turns_path:
             self.client = new_client(settings.letta_base_url, settings.letta_api_key)
             self._store = TurnStore(Path(settings.letta_turns_path))
@@ -72,7 +80,10 @@ class CallMemory:
         """
         if self.client is not None:
             self._set("loading")
-            self.spawn(self._follow(self.client, on_memory, time.monotonic()))
+            self._following = asyncio.create_task(
+                self._follow(self.client, on_memory, time.monotonic())
+            )
+            self._following.add_done_callback(_log_failure)
 
     async def _follow(
         self, client: AsyncLetta, on_memory: Callable[[MemorySnapshot], None], began_s: float
@@ -82,11 +93,13 @@ class CallMemory:
         while self.agent_id is None:
             try:
                 self.agent_id = await resolve(client, self._agent)
-                await self._store.rename(self._agent, self.agent_id)
             except LabvoiceError as error:
                 logger.warning("no memory for now: %s", error.observed)
-                self._set("unavailable", error)
+                self._set("unavailable", error.observed)
                 await asyncio.sleep(_RESOLVE_PAUSE_S)
+        await self._on_disk(
+            partial(self._store.rename, self._agent, self.agent_id), "the turns cannot be read"
+        )
 
         def changed(snapshot: MemorySnapshot) -> None:
             if self.memory_load_s is None:
@@ -99,11 +112,13 @@ class CallMemory:
             client,
             self.agent_id,
             changed,
-            on_error=lambda error: self._set("unavailable" if error else "ready", error),
+            on_error=lambda error: self._set(
+                "unavailable" if error else "ready", error.observed if error else ""
+            ),
         )
 
-    def _set(self, state: MemoryState, error: LabvoiceError | None = None) -> None:
-        self.error = error.observed if error else ""
+    def _set(self, state: MemoryState, error: str = "") -> None:
+        self.error = error
         if state != self.state:
             self.state = state
             self._on_state(state)
@@ -119,26 +134,71 @@ class CallMemory:
         """
         if self._store is not None and self._agent is not None:
             agent = self.agent_id or self._agent
-            self.spawn(
-                self._store.put(agent, self._room, turn_id, user_text, agent_text, int(sent))
+            put = partial(
+                self._store.put, agent, self._room, turn_id, user_text, agent_text, int(sent)
             )
+            self.spawn(self._on_disk(put, "a turn cannot be put on disk"))
+
+    async def begin(self, turn_id: str, user_text: str, instead_of: str | None) -> None:
+        """Notes a turn on disk before Letta is asked; see :meth:`TurnStore.begin`.
+
+        Without that note, an agent that takes the place of this one would ask once more.
+        """
+        if self._store is not None and self._agent is not None:
+            agent = self.agent_id or self._agent
+            try:
+                await self._store.begin(agent, self._room, turn_id, user_text, instead_of)
+            except DISK_ERRORS as error:
+                self.disk_error = f"a turn cannot be put on disk: {error}"
+                logger.exception("a turn that begins cannot be put on disk")
+
+    async def begun(self) -> tuple[str, str] | None:
+        """Id and words of the turn that a lost agent has asked Letta about in this room."""
+        try:
+            return await self._store.begun(self._room) if self._store is not None else None
+        except DISK_ERRORS:
+            logger.exception("the turns on disk cannot be read")
+            return None
+
+    async def _on_disk(self, work: Callable[[], Awaitable[object]], trouble: str) -> None:
+        """Does something with the file, again and again until it succeeds."""
+        while True:
+            try:
+                await work()
+            except DISK_ERRORS as error:
+                self.disk_error = f"{trouble}: {error}"
+                logger.warning("%s; trying again", self.disk_error)
+                await asyncio.sleep(_PUT_PAUSE_S)
+            else:
+                self.disk_error = ""
+                return
 
     async def synced(self) -> dict[str, float]:
         """Seconds from the end of each of this call's turns to its being in Letta, by turn id."""
         return await self._store.synced(self._room) if self._store is not None else {}
 
     async def facts(self) -> dict[str, Any]:
-        """How the memory stands, for the caller: state, error, and the turns of all calls."""
-        waiting, _, lost, error = (
-            await self._store.counts() if self._store is not None else (0, None, 0, None)
-        )
+        """How the memory stands, for the caller: its state, and the turns on disk.
+
+        `waiting_turns` and `oldest_turn_age_s` (None when none waits) are of all calls that share
+        the file; `lost_turns` and the errors are of this agent.
+        """
+        found = Counts()
+        try:
+            if self._store is not None:
+                found = await self._store.counts(self.agent_id or self._agent)
+        except DISK_ERRORS as error:
+            self.disk_error = f"the turns on disk cannot be read: {error}"
+        since = found.waiting_since
         return {
             "state": self.state,
-            "error": self.error or error or "",
+            "error": self.disk_error or self.error or found.error or "",
             "updates": self.updates,
             "memory_load_s": self.memory_load_s,
-            "waiting_turns": waiting,
-            "lost_turns": lost,
+            "waiting_turns": found.waiting,
+            "oldest_turn_age_s": None if since is None else max(0.0, time.time() - since),
+            "lost_turns": found.lost,
+            "lost_error": found.lost_error or "",
         }
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -146,18 +206,24 @@ class CallMemory:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
 
-    async def stream(self, turn_id: str, user_text: str) -> AsyncGenerator[str, None]:
+    async def stream(
+        self, turn_id: str, user_text: str, on_kept: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[str, None]:
         """Has Letta itself answer, token by token; left early, its run is cancelled.
 
-        Letta keeps nothing of a cancelled run, not even what the user said (0.16.8, by trial).
+        Letta stores a message at the end of the first round of its model (0.16.8,
+        letta_agent_v3.py, `_checkpoint_messages`): of a run that is cancelled before, it keeps
+        nothing, not even what the user said.
 
         Args:
             turn_id: The `otid` of the message.
             user_text: What the user said.
+            on_kept: Called when Letta has stored it, whatever becomes of the run from there on.
 
         Raises:
-            LabvoiceError: Letta does not answer in time, or not at all.
+            LabvoiceError: Letta does not answer in time, or not at all, or breaks off.
         """
         if self.client is None or self.agent_id is None:
             raise LabvoiceError("the Letta agent is not there yet")
@@ -165,28 +231,38 @@ class CallMemory:
             raise LabvoiceError(self.error)
         client, agent_id = self.client, self.agent_id
         run: list[str] = []
-        done = False
+        done = spoken = False
+        asked_s = time.monotonic()
         try:
             with in_words(client, f"the agent {agent_id}"):
-                async with asyncio.timeout(_FIRST_TOKEN_TIMEOUT_S):
+                async with asyncio.timeout(_SILENCE_S):
                     answer = await client.agents.messages.create(
                         agent_id,
                         messages=[{"role": "user", "content": user_text, "otid": turn_id}],
+                        max_steps=MAX_STEPS,
                         streaming=True,
                         stream_tokens=True,
                         include_pings=True,  # the first one, at once, names the run
                     )
-                    pieces = _texts(answer, run)
-                    first = await anext(pieces, None)
-                if first is None:
-                    raise LabvoiceError("Letta ended the turn without an answer")
-                yield first
-                async for piece in pieces:
-                    yield piece
+                pieces = _texts(answer, run, on_kept)
+                while True:
+                    rest_s = _SILENCE_S
+                    if not spoken:
+                        rest_s = min(rest_s, asked_s + _FIRST_WORD_S - time.monotonic())
+                    async with asyncio.timeout(rest_s):
+                        piece = await anext(pieces, None)
+                    if piece is None:
+                        break
+                    if piece:
+                        spoken = True
+                        yield piece
                 done = True
+                if not spoken:
+                    raise LabvoiceError("Letta ended the turn without an answer")
         except TimeoutError:
+            stage = "letta_answer" if spoken else "letta_ttft"
             raise StageTimeoutError(
-                "letta_ttft", _FIRST_TOKEN_TIMEOUT_S, "Letta has not answered yet"
+                stage, time.monotonic() - asked_s, "Letta gives no sign of work"
             ) from None
         finally:
             if run and not done:
@@ -203,26 +279,44 @@ class CallMemory:
 
     async def aclose(self) -> None:
         """Finishes what is being put on disk and closes the connections."""
-        puts = [task for task in self._tasks if not task.done()]
-        if puts:
-            await asyncio.wait(puts, timeout=1.0)
-        for task in puts:
-            task.cancel()
+        if self._following is not None:
+            self._following.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_PUTS_AT_END_S)
+            for task in late:
+                task.cancel()
+            if late and self.disk_error:
+                logger.error("a turn of room %s is lost: %s", self._room, self.disk_error)
         if self._store is not None:
             await self._store.close()
         if self.client is not None:
             await self.client.close()
 
 
-async def _texts(answer: Any, run: list[str]) -> AsyncGenerator[str, None]:
-    """The words of a streamed answer; puts the id of its run into `run` when it is known."""
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("memory: a task failed", exc_info=error)
+
+
+async def _texts(
+    answer: Any, run: list[str], on_kept: Callable[[], None]
+) -> AsyncGenerator[str, None]:
+    """The words of a streamed answer, and an empty text for every other sign of work.
+
+    Args:
+        answer: The stream.
+        run: Takes the id of its run when it is known.
+        on_kept: Called when a tool has answered: a round has ended.
+    """
     async for chunk in answer:
         if not run and chunk.run_id:
             run.append(chunk.run_id)
         if chunk.message_type == "assistant_message":
             content = chunk.content
-            text = content if isinstance(content, str) else "".join(p.text for p in content)
-            if text:
-                yield text
+            yield content if isinstance(content, str) else "".join(p.text for p in content)
         elif chunk.message_type == "error_message":
             raise LabvoiceError(f"Letta's turn failed: {chunk.message}")
+        elif chunk.message_type != "ping":
+            if chunk.message_type == "tool_return_message":
+                on_kept()
+            yield ""

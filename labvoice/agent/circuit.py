@@ -9,9 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from labvoice.errors import CredentialsError, ServerUnreachableError
+from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError
 
 Circuit = Literal["closed", "open", "half-open"]
+
+
+class PutOffError(LabvoiceError):
+    """No attempt is made now."""
 
 
 class CircuitBreaker:
@@ -50,10 +54,15 @@ class CircuitBreaker:
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
-        """Waits until an attempt may be made, and learns from a `LabvoiceError` out of it."""
+        """Lets an attempt through, and learns from a `LabvoiceError` out of it.
+
+        Raises:
+            PutOffError: It is too early; also when the attempt that this one waited for failed.
+        """
         if self._failures:
             async with self._one_at_a_time:
-                await asyncio.sleep(max(0.0, self._retry_at_s - time.monotonic()))
+                if self.put_off:
+                    raise PutOffError("the server has just failed")
                 async with self._watched():
                     yield
         else:

@@ -8,6 +8,7 @@ what comes late is taken up when it comes, and where Letta does not answer, the 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
@@ -50,11 +51,14 @@ class LabAgent(Agent):
         self.figures: dict[str, dict[str, float]] = {}
         self._mode = mode
         self._memory = memory
-        owed = history and history[-1].role == "user"
-        self._user_text = history[-1].text if owed else ""
+        owed = [*itertools.takewhile(lambda said: said.role == "user", reversed(history))]
+        self._user_text = " ".join(said.text for said in reversed(owed))
+        self._owes_answer = bool(owed)
         self._letta_ttft_s: float | None = None
-        self._letta_turn: tuple[str, str] | None = None
-        self._letta_has: set[str] = set()  # messages of the user that a finished run has kept
+        self._letta_turn: tuple[str, str] | None = None  # begun, and not written back yet
+        self._letta_kept = False  # whether Letta has stored that turn
+        self._asking: dict[str, str] = {}  # the user's messages in it
+        self._letta_has: set[str] = set()  # the user's messages that Letta has stored
         self._turn_ids: dict[str, str] = {}
 
     async def on_enter(self) -> None:
@@ -76,18 +80,14 @@ class LabAgent(Agent):
     ) -> AsyncIterable[llm.ChatChunk | str | FlushSentinel]:
         """Answers by Letta in letta mode where Letta answers, by the fast model otherwise."""
         self._letta_ttft_s = None
-        if self._mode == "letta":
+        if self._mode == "letta" and (said := await self._begin_turn(_unanswered(chat_ctx))):
             asked_s = time.monotonic()
-            unanswered = _unanswered(chat_ctx)
-            said = " ".join(text for id_, text in unanswered.items() if id_ not in self._letta_has)
-            turn_id = uuid.uuid4().hex
-            self._letta_turn = (turn_id, said)
             try:
-                async for piece in self._memory.stream(turn_id, said):
+                async for piece in self._memory.stream(*said, self._on_kept):
                     if self._letta_ttft_s is None:
                         self._letta_ttft_s = time.monotonic() - asked_s
                     yield piece
-                self._letta_has.update(unanswered)
+                self._on_kept()
                 return
             except LabvoiceError as error:
                 if self._letta_ttft_s is not None:
@@ -96,6 +96,35 @@ class LabAgent(Agent):
                 logger.warning("the fast model answers instead of Letta: %s", error.observed)
         async for chunk in Agent.default.llm_node(self, chat_ctx, tools, model_settings):
             yield chunk
+
+    async def _begin_turn(self, unanswered: dict[str, str]) -> tuple[str, str] | None:
+        """Notes what Letta is about to be asked: a turn's id and words; None: it has them already.
+
+        It has them when the agent whose place this one takes asked before it was lost: Letta
+        finishes such a run, the queue makes sure of it, and the fast model answers the user.
+        """
+        before, self._letta_turn = self._letta_turn, None
+        if before and self._letta_kept:
+            self._memory.write_back(*before, "", sent=True)  # stored, but its answer never heard
+            before = None
+        owes, self._owes_answer = self._owes_answer, False
+        if owes and (asked := await self._memory.begun()):
+            self._letta_turn = asked
+            self._asking = unanswered
+            self._on_kept()
+            return None
+        self._asking = {i: text for i, text in unanswered.items() if i not in self._letta_has}
+        if not self._asking:
+            return None
+        self._letta_turn = turn = (uuid.uuid4().hex, " ".join(self._asking.values()))
+        self._letta_kept = False
+        await self._memory.begin(*turn, instead_of=before[0] if before else None)
+        return turn
+
+    def _on_kept(self) -> None:
+        """Letta has what it was asked, or will have it: it is not told so again."""
+        self._letta_kept = True
+        self._letta_has.update(self._asking)
 
     def on_item(self, event: ConversationItemAddedEvent) -> None:
         """Takes note of a finished message: its figures, and the turn to write back."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable
@@ -24,15 +23,16 @@ from typing import Final
 
 from letta_client import AsyncLetta
 
-from labvoice.agent.circuit import Circuit, CircuitBreaker
-from labvoice.agent.turn_store import Turn, TurnStore
+from labvoice.agent.circuit import Circuit, CircuitBreaker, PutOffError
+from labvoice.agent.turn_store import DISK_ERRORS, Turn, TurnStore
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.letta import (
+    MAX_STEPS,
+    AgentMissingError,
     NotReachedError,
     ServerFailedError,
     in_words,
     is_agent_id,
-    is_local,
     resolve,
 )
 from labvoice.memory_text import turn_text
@@ -43,7 +43,7 @@ _POLL_S: Final = 0.5
 _LEASE_S: Final = 15.0
 _SEND_TIMEOUT_S: Final = 90.0
 _RUN_LIMIT_S: Final = 120.0
-_MAX_STEPS: Final = 4
+_LONGEST_PAUSE_S: Final = 30.0  # between two attempts at a turn that Letta refuses
 _HISTORY: Final = 50
 _ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
 _UNDER_WAY: Final = {"created", "running"}
@@ -75,7 +75,8 @@ class Backlog:
         oldest_age_s: For how long the oldest has waited, in seconds; None when none waits.
         lost: Turns that can never be written: their agent is gone. Their words are kept.
         circuit: `closed` when writing works; `open` when it is put off after failures.
-        error: The last failure, in words.
+        error: Why the first of those that wait was not written yet, in words.
+        lost_error: Why the last lost one was lost, in words.
     """
 
     count: int
@@ -83,10 +84,15 @@ class Backlog:
     lost: int
     circuit: Circuit
     error: str | None
+    lost_error: str | None
 
 
 class _UnderWayError(LabvoiceError):
     """Letta still works on the agent; nothing is known yet."""
+
+
+class _RefusedError(LabvoiceError):
+    """Letta cannot take this turn; what it was asked is over, and the agent is there."""
 
 
 class MemoryQueue:
@@ -95,6 +101,9 @@ class MemoryQueue:
     Args:
         path: The file that holds the turns; one for each Letta server.
         client: Client of that server; see :func:`labvoice.letta.new_client`.
+        own_server: The server is the embedded one, reached directly: where nothing listens on
+            its port, its process and all that it did are over. Of an address that leads through
+            a tunnel or a proxy this does not follow.
         on_written: Called with each turn that this process has written.
         breaker: When to ask a failing server again.
         lease_s: After how many seconds without a sign of life another process takes over.
@@ -107,6 +116,7 @@ class MemoryQueue:
         path: Path,
         client: AsyncLetta,
         *,
+        own_server: bool = False,
         on_written: Callable[[WrittenTurn], None] = lambda _: None,
         breaker: CircuitBreaker | None = None,
         lease_s: float = _LEASE_S,
@@ -115,6 +125,7 @@ class MemoryQueue:
     ) -> None:
         self._store = TurnStore(path)
         self._client = client
+        self._own_server = own_server
         self._on_written = on_written
         self._breaker = breaker or CircuitBreaker()
         self._lease_s = lease_s
@@ -128,6 +139,7 @@ class MemoryQueue:
         # those that ended with their server or without their database.
         self._over_before: dict[str, float] = {}
         self._all_over_before = 0.0
+        self._not_before_s: dict[str, float] = {}  # by agent, after refusals
 
     def start(self) -> None:
         """Begins to write in the background, also what earlier processes left behind."""
@@ -163,9 +175,11 @@ class MemoryQueue:
 
     async def backlog(self) -> Backlog:
         """Returns what is still to be written."""
-        count, since, lost, error = await self._store.counts()
+        found = await self._store.counts()
+        since = found.waiting_since
         age_s = None if since is None else max(0.0, time.time() - since)
-        return Backlog(count, age_s, lost, self._breaker.state, error)
+        state = self._breaker.state
+        return Backlog(found.waiting, age_s, found.lost, state, found.error, found.lost_error)
 
     async def drain(self, timeout_s: float) -> bool:
         """Waits until nothing waits any more; returns whether that was reached in time."""
@@ -192,11 +206,13 @@ class MemoryQueue:
                 # While attempts are put off no lease is held: another worker may do better.
                 agents = [] if self._breaker.put_off else await self._store.waiting_agents()
                 for agent_id in agents:
-                    if agent_id not in self._writers and await self._lease(agent_id):
+                    if agent_id in self._writers or self._put_off(agent_id):
+                        continue
+                    if await self._lease(agent_id):
                         writer = asyncio.create_task(self._write_all(agent_id))
                         self._writers[agent_id] = writer
                         writer.add_done_callback(partial(self._ended, agent_id))
-            except sqlite3.Error:
+            except DISK_ERRORS:
                 _log.exception("the turns on disk cannot be read; trying again")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
@@ -206,6 +222,9 @@ class MemoryQueue:
         del self._writers[agent_id]
         if not writer.cancelled() and (error := writer.exception()):
             _log.error("writing to %s was interrupted; trying again", agent_id, exc_info=error)
+
+    def _put_off(self, agent_id: str) -> bool:
+        return self._breaker.put_off or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
 
     async def _lease(self, agent_id: str) -> bool:
         return await self._store.lease(agent_id, self._holder, self._lease_s)
@@ -218,7 +237,7 @@ class MemoryQueue:
         async def keep_lease() -> None:
             while True:
                 await asyncio.sleep(self._lease_s / 3)
-                with suppress(sqlite3.Error):
+                with suppress(*DISK_ERRORS):
                     if await self._lease(agent_id):
                         continue
                 this.cancel()
@@ -226,7 +245,7 @@ class MemoryQueue:
 
         keeper = asyncio.create_task(keep_lease())
         try:
-            while not self._breaker.put_off and (turn := await self._store.next(agent_id)):
+            while not self._put_off(agent_id) and (turn := await self._store.next(agent_id)):
                 await self._write(turn)
         finally:
             keeper.cancel()
@@ -236,30 +255,53 @@ class MemoryQueue:
         """Tries once to bring a turn to Letta; what it then is stands in the store."""
         try:
             async with self._breaker.attempt():
-                if not is_agent_id(turn.agent_id):
-                    agent_id = await resolve(self._client, turn.agent_id)
-                    await self._store.rename(turn.agent_id, agent_id)
-                    return
-                if not turn.sent or not await self._arrived(turn):
-                    await self._send(turn)
+                await self._bring(turn)
+        except PutOffError:
+            return
         except _UnderWayError:
             await asyncio.sleep(_POLL_S)
+        except _RefusedError as error:
+            _log.warning("turn %s was refused: %s", turn.turn_id, error.observed)
+            pause_s = min(_LONGEST_PAUSE_S, _POLL_S * 2 ** min(turn.refused, 16))
+            self._not_before_s[turn.agent_id] = time.monotonic() + pause_s
+            await self._store.refused(turn, error.observed)
+        except AgentMissingError as error:
+            _log.warning("turn %s cannot be written: %s", turn.turn_id, error.observed)
+            await self._store.lost(turn, error.observed)
         except NotReachedError as error:
-            if is_local(str(self._client.base_url)):
+            if self._own_server:
                 self._all_over_before = time.time()  # its process has gone
             await self._store.unknown(turn, error.observed)
         except ServerFailedError as error:
             self._over_before[turn.agent_id] = time.time()
-            await self._store.unknown(turn, error.observed)
+            await self._store.refused(turn, error.observed)
         except (ServerUnreachableError, CredentialsError) as error:
             await self._store.unknown(turn, error.observed)
-        except UsageError as error:
-            _log.warning("turn %s cannot be written: %s", turn.turn_id, error.observed)
-            await self._store.lost(turn, error.observed)
         else:
+            if not is_agent_id(turn.agent_id):
+                return
             written_at = await self._store.written(turn)
             sync_s = written_at - turn.put_at
             self._on_written(WrittenTurn(turn.turn_id, turn.agent_id, turn.room, sync_s))
+
+    async def _bring(self, turn: Turn) -> None:
+        """Sends a turn that Letta does not have; one that was put under a name gets its id.
+
+        Raises:
+            AgentMissingError: The agent is gone.
+            _RefusedError: Letta refuses something else.
+        """
+        agent = turn.agent_id
+        try:
+            if not is_agent_id(agent):
+                await self._store.rename(agent, await resolve(self._client, agent))
+            elif not turn.sent or not await self._arrived(turn):
+                await self._send(turn)
+        except UsageError as error:
+            if is_agent_id(agent):
+                with in_words(self._client, f"the agent {agent}"):
+                    await self._client.agents.retrieve(agent)
+            raise _RefusedError(error.observed, error.hint) from None
 
     async def _send(self, turn: Turn) -> None:
         await self._store.sending(turn)
@@ -274,7 +316,7 @@ class MemoryQueue:
                             "otid": turn.turn_id,
                         }
                     ],
-                    max_steps=_MAX_STEPS,
+                    max_steps=MAX_STEPS,
                     timeout=self._send_timeout_s,
                 )
                 # The client makes an object of anything; a garbled answer lacks this one.

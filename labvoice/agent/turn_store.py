@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 _T = TypeVar("_T")
+DISK_ERRORS: Final = (sqlite3.Error, OSError)
+"""What every method of :class:`TurnStore` raises when the disk is full, slow or gone."""
 _BUSY_TIMEOUT_S: Final = 10.0
 _WAL_PAUSE_S: Final = 0.02
 # A written turn is remembered, without its words, so that putting it again does nothing.
 _REMEMBERED_S: Final = 7 * 24 * 3600.0
+# How long an agent that died while Letta answered may hold its turn.
+_HELD_S: Final = 120.0
+# A turn that was refused so often lets those behind it pass, and has its next go after them.
+_REFUSALS_IN_A_ROW: Final = 30
+# Columns that files of earlier versions lack.
+_ADDED: Final = ("refused integer not null default 0", "held_until real not null default 0")
 _SCHEMA: Final = """
 create table if not exists turns (
     seq integer primary key autoincrement,
@@ -30,7 +38,9 @@ create table if not exists turns (
     state text not null default 'waiting' check (state in ('waiting', 'written', 'lost')),
     sent integer not null default 0,
     written_at real,
-    error text
+    error text,
+    refused integer not null default 0,
+    held_until real not null default 0
 );
 create index if not exists turns_waiting on turns (agent_id, seq) where state = 'waiting';
 create table if not exists leases (
@@ -54,6 +64,7 @@ class Turn:
         agent_text: What the agent answered.
         put_at: When it ended, in seconds of the wall clock.
         sent: How often it was sent without a known outcome.
+        refused: How often Letta answered that it could not take it.
     """
 
     seq: int
@@ -64,6 +75,26 @@ class Turn:
     agent_text: str
     put_at: float
     sent: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is in the file.
+
+    Attributes:
+        waiting: Turns that wait to be written, of all agents.
+        waiting_since: When the oldest of them ended, in seconds of the wall clock.
+        error: Why the first waiting turn was not written at its last attempt, if it failed.
+        lost: Turns that can never be written, for their agent is gone; their words are kept.
+        lost_error: How that showed, the last time.
+    """
+
+    waiting: int = 0
+    waiting_since: float | None = None
+    error: str | None = None
+    lost: int = 0
+    lost_error: str | None = None
 
 
 class TurnStore:
@@ -72,7 +103,7 @@ class TurnStore:
     Args:
         path: The file; made, readable by the user only, where there is none.
 
-    Every method runs in a thread of its own and may raise `sqlite3.Error` when the disk does.
+    Every method runs in a thread of its own and may raise :data:`DISK_ERRORS`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,25 +120,67 @@ class TurnStore:
         agent_text: str,
         sent: int = 0,
     ) -> bool:
-        """Adds a turn unless one of this id is there; returns whether it was new."""
-        return await self._do(
-            lambda db: (
+        """Adds a finished turn, or finishes the one that was begun under this id.
+
+        Returns:
+            Whether it was new or under way; a second finished turn of one id is ignored.
+        """
+        statement = (
+            "insert into turns (turn_id, agent_id, room, user_text, agent_text, put_at, sent) "
+            "values (?, ?, ?, ?, ?, ?, ?) on conflict (turn_id) do update set "
+            "agent_text = excluded.agent_text, put_at = excluded.put_at, held_until = 0 "
+            "where held_until > 0 and state = 'waiting'"
+        )
+        values = (turn_id, agent_id, room, user_text, agent_text, time.time(), sent)
+        return await self._do(lambda db: db.execute(statement, values).rowcount == 1)
+
+    async def begin(
+        self, agent_id: str, room: str, turn_id: str, user_text: str, instead_of: str | None = None
+    ) -> None:
+        """Notes a turn before Letta is asked for its answer; nobody sends it meanwhile.
+
+        Args:
+            agent_id: Whose memory it belongs to.
+            room: Where it is spoken.
+            turn_id: Its id.
+            user_text: What the user said.
+            instead_of: A turn that was begun and came to nothing; its words are in this one.
+        """
+
+        def note(db: sqlite3.Connection) -> None:
+            now = time.time()
+            db.execute("begin immediate")
+            with db:
+                if instead_of:
+                    db.execute(
+                        "delete from turns where turn_id = ? and held_until > 0", (instead_of,)
+                    )
                 db.execute(
                     "insert or ignore into turns "
-                    "(turn_id, agent_id, room, user_text, agent_text, put_at, sent) "
-                    "values (?, ?, ?, ?, ?, ?, ?)",
-                    (turn_id, agent_id, room, user_text, agent_text, time.time(), sent),
-                ).rowcount
-                == 1
-            )
+                    "(turn_id, agent_id, room, user_text, agent_text, put_at, sent, held_until) "
+                    "values (?, ?, ?, ?, '', ?, 1, ?)",
+                    (turn_id, agent_id, room, user_text, now, now + _HELD_S),
+                )
+
+        await self._do(note)
+
+    async def begun(self, room: str) -> tuple[str, str] | None:
+        """Returns id and user's words of the turn that a lost agent left unfinished in a room."""
+        query = (
+            "select turn_id, user_text from turns "
+            "where room = ? and state = 'waiting' and held_until > 0 order by seq desc limit 1"
         )
+        row = await self._do(lambda db: db.execute(query, (room,)).fetchone())
+        return (row[0], row[1]) if row else None
 
     async def waiting_agents(self) -> list[str]:
         """Returns the agents that have turns waiting, the longest waiting first."""
         query = (
-            "select agent_id from turns where state = 'waiting' group by agent_id order by min(seq)"
+            "select agent_id from turns where state = 'waiting' and held_until < ? "
+            "group by agent_id order by min(seq)"
         )
-        return [row[0] for row in await self._do(lambda db: db.execute(query).fetchall())]
+        now = (time.time(),)
+        return [row[0] for row in await self._do(lambda db: db.execute(query, now).fetchall())]
 
     async def rename(self, name: str, agent_id: str) -> None:
         """Gives the turns that were put under an agent's name to its id."""
@@ -116,13 +189,13 @@ class TurnStore:
 
     async def next(self, agent_id: str) -> Turn | None:
         """Returns an agent's first waiting turn."""
-        row = await self._do(
-            lambda db: db.execute(
-                "select seq, turn_id, agent_id, room, user_text, agent_text, put_at, sent "
-                "from turns where state = 'waiting' and agent_id = ? order by seq limit 1",
-                (agent_id,),
-            ).fetchone()
+        query = (
+            "select seq, turn_id, agent_id, room, user_text, agent_text, put_at, sent, refused "
+            "from turns where state = 'waiting' and agent_id = ? and held_until < ? "
+            "order by refused / ?, seq limit 1"
         )
+        values = (agent_id, time.time(), _REFUSALS_IN_A_ROW)
+        row = await self._do(lambda db: db.execute(query, values).fetchone())
         return Turn(*row) if row else None
 
     async def sending(self, turn: Turn) -> None:
@@ -136,6 +209,10 @@ class TurnStore:
     async def unknown(self, turn: Turn, error: str) -> None:
         """Notes why the outcome of a turn is not known."""
         await self._update("error = ?", turn, error)
+
+    async def refused(self, turn: Turn, error: str) -> None:
+        """Notes that Letta could not take the turn, and why."""
+        await self._update("refused = refused + 1, error = ?", turn, error)
 
     async def written(self, turn: Turn) -> float:
         """Notes that Letta has the turn, and forgets its words; returns the time, wall clock."""
@@ -167,16 +244,22 @@ class TurnStore:
         statement = "delete from leases where agent_id = ? and holder = ?"
         await self._do(lambda db: db.execute(statement, (agent_id, holder)))
 
-    async def counts(self) -> tuple[int, float | None, int, str | None]:
-        """Returns how many turns wait, since when, how many are lost, and the last error."""
+    async def counts(self, agent_id: str | None = None) -> Counts:
+        """Returns how many turns wait or are lost.
+
+        Args:
+            agent_id: Tell the errors and the lost turns of this agent only.
+        """
         query = (
             "select count(*) filter (where state = 'waiting'), "
             "min(put_at) filter (where state = 'waiting'), "
-            "count(*) filter (where state = 'lost'), "
-            "(select error from turns where error is not null order by seq limit 1) from turns"
+            "(select error from turns where state = 'waiting' and error is not null "
+            "and agent_id = ifnull(:agent, agent_id) order by seq limit 1), "
+            "count(*) filter (where state = 'lost' and agent_id = ifnull(:agent, agent_id)), "
+            "(select error from turns where state = 'lost' "
+            "and agent_id = ifnull(:agent, agent_id) order by seq desc limit 1) from turns"
         )
-        waiting, since, lost, error = await self._do(lambda db: db.execute(query).fetchone())
-        return waiting, since, lost, error
+        return Counts(*await self._do(lambda db: db.execute(query, {"agent": agent_id}).fetchone()))
 
     async def synced(self, room: str) -> dict[str, float]:
         """Returns how long each written turn of a room waited, in seconds, by turn id."""
@@ -223,6 +306,9 @@ def _open(path: Path) -> sqlite3.Connection:
     # A turn that was put is there after a power cut too.
     db.execute("pragma synchronous = full")
     db.executescript(_SCHEMA)
+    for column in _ADDED:
+        with contextlib.suppress(sqlite3.OperationalError):  # it is there
+            db.execute(f"alter table turns add column {column}")
     db.execute(
         "delete from turns where state = 'written' and written_at < ?",
         (time.time() - _REMEMBERED_S,),

@@ -61,7 +61,7 @@ async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
         yield
         return
     client = new_client(settings.letta_base_url, settings.letta_api_key)
-    queue = MemoryQueue(settings.letta_turns_path, client)
+    queue = MemoryQueue(settings.letta_turns_path, client, own_server=settings.letta_embedded)
     queue.start()
     try:
         yield

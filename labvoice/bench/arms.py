@@ -71,7 +71,7 @@ TURN_ARMS: Final = (
     Arm(
         "hybrid-down",
         agent_name="hybrid-down-agent",
-        settings={"letta_base_url": "http://127.0.0.1:9"},
+        settings={"letta_base_url": "http://127.0.0.1:9", "letta_embedded": False},
         mode="hybrid",
     ),
 )

@@ -21,7 +21,7 @@ from labvoice.bench.arms import (
 from labvoice.bench.burst import BURST_ARMS, burst
 from labvoice.bench.memory import (
     LettaSource,
-    prepare_memory,
+    memories_of,
     record_memory,
     wait_for_memory,
 )
@@ -328,18 +328,17 @@ class Bench:
         # Every arm says the same, so each has a round of its own through the utterances.
         said = {arm.name: itertools.cycle(utterances) for arm in arms}
         await self._start_workers(arms, progress)
-        memories = await prepare_memory(self._source, arms, progress)
         facts = await asyncio.to_thread(host.facts, self._source.server_version)
         table = {arm.name: arm_columns(settings, arm) for arm in arms}
         rounds = warmup + trials
-        with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
-            for trial, (number, arm) in enumerate(interleave(arms, rounds)):
-                await self._source.settle()
-                words = await self._trial(
-                    run, trial, arm, number < warmup, said[arm.name], turns, memories.get(arm.name)
-                )
-                name = f" {arm.name}" if len(arms) > 1 else ""
-                progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
+        async with memories_of(self._source, arms, progress) as memories:
+            with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
+                for trial, (number, arm) in enumerate(interleave(arms, rounds)):
+                    await self._source.settle()
+                    memory, warm = memories.get(arm.name), number < warmup
+                    words = await self._trial(run, trial, arm, warm, said[arm.name], turns, memory)
+                    name = f" {arm.name}" if len(arms) > 1 else ""
+                    progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
         return Run.load(path)
 
     async def _start_workers(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from labvoice.bench.arms import Arm
 from labvoice.bench.run import RunWriter
 from labvoice.caller.call import Call
-from labvoice.errors import StageTimeoutError
+from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.job import JobMetadata
 from labvoice.settings import Settings
 from labvoice.stack.letta_api import LettaApi
@@ -34,25 +35,38 @@ class LettaSource(Protocol):
         """The Letta server."""
 
 
-async def prepare_memory(
+@asynccontextmanager
+async def memories_of(
     lab: LettaSource, arms: Sequence[Arm], progress: Callable[[str], None]
-) -> dict[str, JobMetadata]:
-    """Creates an agent for each arm that uses Letta; returns what its dispatches carry.
+) -> AsyncIterator[dict[str, JobMetadata]]:
+    """An agent for each arm that uses Letta, until the run ends; gives what its dispatches carry.
 
     In the letta arm the agents' own fast model stands behind Letta, so that the arms differ in
     the way to it and not in the model. The other arms never wait for Letta's model.
     """
     modes = {arm.name: arm.mode for arm in arms if arm.mode}
     if not modes:
-        return {}
+        yield {}
+        return
     progress("Letta: waiting for it")
     await lab.letta_server.until_up()
-    found = {}
-    for name, mode in modes.items():
-        model = await _fast_model(lab) if mode == "letta" else None
-        agent = await lab.letta.create(f"bench {name} {secrets.token_hex(4)}", model=model)
-        found[name] = JobMetadata(letta_agent_id=agent, mode=mode)
-    return found
+    found: dict[str, JobMetadata] = {}
+    try:
+        for name, mode in modes.items():
+            model = await _fast_model(lab) if mode == "letta" else None
+            agent = await lab.letta.create(f"bench {name} {secrets.token_hex(4)}", model=model)
+            found[name] = JobMetadata(letta_agent_id=agent, mode=mode)
+        yield found
+    finally:
+        await _forget(lab, found)
+
+
+async def _forget(lab: LettaSource, memories: dict[str, JobMetadata]) -> None:
+    """Deletes the agents that the run made; one that is left behind harms nobody."""
+    for metadata in memories.values():
+        assert metadata.letta_agent_id
+        with contextlib.suppress(LabvoiceError):
+            await lab.letta.delete(metadata.letta_agent_id)
 
 
 async def _fast_model(lab: LettaSource) -> str | None:
@@ -60,6 +74,7 @@ async def _fast_model(lab: LettaSource) -> str | None:
     if lab.letta_server.state == "external" or settings.resolved_llm == "openai":
         return None  # Letta has a model of its own, or already the one that is configured
     assert settings.openai_base_url
+    assert settings.llm_model
     return await lab.letta.register_model(
         _PROVIDER, settings.openai_base_url, None, settings.llm_model
     )

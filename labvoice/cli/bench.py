@@ -256,12 +256,13 @@ async def _bench(
 
     # Where Letta is measured as the one who answers, it is not made to wait for the others.
     settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
+    fresh = settings.letta_base_url is None  # a server of somebody else is used as it is
     async with Lab(
         progress=tell,
         settings=settings,
         workers=workers,
         letta=bool(modes),
-        fresh=True,
+        fresh=fresh,
         supervise=False,
     ) as lab:
         run = await getattr(lab.bench, kind)(command=command_line(), progress=tell, **options)

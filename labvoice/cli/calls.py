@@ -19,7 +19,7 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.errors import SettingsError
+from labvoice.errors import LabvoiceError, SettingsError
 from labvoice.settings import Llm, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
@@ -77,7 +77,10 @@ async def _call(
     async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
         if letta_agent is not None:
-            await lab.letta_server.until_up()
+            try:
+                await lab.letta_server.until_up()
+            except LabvoiceError as error:
+                tell(f"notice: the call begins without memory: {error.observed}")
         if strategy == "automatic":
             await lab.add_workers(agent_name="")
         call = await lab.call(
@@ -160,7 +163,7 @@ async def _dispatch(
     assert settings.livekit_api_secret
     if letta_agent and settings.letta_base_url:
         async with LettaApi(settings.letta_base_url, settings.letta_api_key) as letta:
-            letta_agent = await letta.resolve(letta_agent)
+            letta_agent = await letta.resolve_at_once(letta_agent)
     async with Dispatcher(
         settings.livekit_url,
         settings.livekit_api_key,

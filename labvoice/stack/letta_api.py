@@ -11,7 +11,15 @@ from letta_client.types.agent_state import AgentState
 from pydantic import SecretStr
 
 from labvoice.errors import ServerUnreachableError, UsageError
-from labvoice.letta import PAGE, all_agents, in_words, is_local, new_client, resolve
+from labvoice.letta import (
+    PAGE,
+    all_agents,
+    in_words,
+    is_local,
+    new_client,
+    resolve,
+    resolve_at_once,
+)
 
 _TIMEOUT_S: Final = 30.0
 # Letta 0.16.8 answers 500 to a name with a dot.
@@ -163,6 +171,10 @@ class LettaApi:
         """
         return await resolve(self._client, agent)
 
+    async def resolve_at_once(self, agent: str) -> str:
+        """As :func:`labvoice.letta.resolve_at_once`."""
+        return await resolve_at_once(self._client, agent)
+
     async def blocks(self, agent: str) -> dict[str, str]:
         """Returns the text of each memory block of an agent, by label.
 
@@ -200,7 +212,13 @@ class LettaApi:
             await self._client.agents.delete(agent_id)
 
     async def register_model(
-        self, provider: str, base_url: str, api_key: SecretStr | None, model: str | None
+        self,
+        provider: str,
+        base_url: str,
+        api_key: SecretStr | None,
+        model: str,
+        *,
+        or_first: bool = False,
     ) -> str:
         """Makes a model behind OpenAI's HTTP known to the server, under a provider's name.
 
@@ -211,7 +229,8 @@ class LettaApi:
             provider: Name for the provider.
             base_url: Address of the model's server, ending in `/v1`.
             api_key: Its key.
-            model: The model's name there; None: the first one that it lists.
+            model: The model's name there.
+            or_first: Take the first model that it lists where it does not list that one.
 
         Returns:
             The model's handle, for new agents.
@@ -236,12 +255,10 @@ class LettaApi:
             )
             offered = [m for m in await self._client.models.list() if m.provider_name == provider]
         handles = {m.model: m.handle for m in offered if m.handle}
-        handle = handles.get(model) if model else next(iter(handles.values()), None)
+        handle = handles.get(model) or (next(iter(handles.values()), None) if or_first else None)
         if handle is None:
             raise UsageError(
-                f"the endpoint {base_url} does not offer the model {model!r}"
-                if model
-                else f"the endpoint {base_url} lists no model",
+                f"the endpoint {base_url} does not offer the model {model!r}",
                 f"it offers: {', '.join(sorted(handles)) or 'none'}",
             )
         for agent in await self._all():

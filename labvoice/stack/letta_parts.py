@@ -18,7 +18,7 @@ from labvoice.errors import (
     ServerUnreachableError,
     StageTimeoutError,
 )
-from labvoice.settings import Settings
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.stack import memory_clerk
 from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.letta_env import LETTA_VERSION, SERVE, LettaEnv, Progress
@@ -146,8 +146,13 @@ class LettaParts:
             await self._clerk.until_ready(lambda: _healthy(url), timeout_s=_CLERK_TIMEOUT_S)
             return await self._api.register_model(PROVIDER, f"{url}/v1", None, memory_clerk.MODEL)
         address = (self._settings.openai_base_url or _OPENAI_URL).rstrip("/")
+        named = self._settings.llm_model
         return await self._api.register_model(
-            PROVIDER, address, self._settings.openai_api_key, self._settings.llm_model
+            PROVIDER,
+            address,
+            self._settings.openai_api_key,
+            named or DEFAULT_OPENAI_MODEL,  # as the voice's, which an endpoint need not list
+            or_first=named is None,
         )
 
     async def _migrate(self, env: LettaEnv, postgres: Postgres, progress: Progress) -> None:

@@ -14,18 +14,28 @@ from typing import Final, Literal, TextIO
 
 from pydantic import SecretStr
 
-from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
+from labvoice.errors import (
+    CredentialsError,
+    LabvoiceError,
+    ProcessError,
+    ServerUnreachableError,
+    StageTimeoutError,
+    UsageError,
+)
 from labvoice.settings import Settings
 from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.letta_env import Progress, prepare_letta_env
 from labvoice.stack.letta_parts import LettaParts
 from labvoice.stack.processes import ManagedProcess, free_port
 
-State = Literal["preparing", "starting", "up", "failed", "external", "stopped"]
+State = Literal["preparing", "starting", "up", "failed", "unreachable", "external", "stopped"]
 
 # A part that keeps ending has a reason that another start does not take away.
 _MOST_REVIVALS: Final = 5
 _REVIVALS_WITHIN_S: Final = 300.0
+_LONGEST_PAUSE_S: Final = 30.0
+_EXTERNAL_POLL_S: Final = 2.0
+_EXTERNAL_LOOK_S: Final = 5.0
 
 
 class LettaServer:
@@ -38,8 +48,9 @@ class LettaServer:
         base_url: Its address; known from the beginning.
         api_key: Its key; known from the beginning.
         state: `preparing` (the environment is installed), `starting`, `up`, `failed`,
-            `stopped`, or `external` when the server is somebody else's.
-        error: Why it failed.
+            `stopped`; for a server of somebody else `external`, or `unreachable` until it
+            answers for the first time.
+        error: Why it failed or cannot be reached.
         api: Its agents and models.
         turns_path: File for the turns that wait to be written to this server.
     """
@@ -83,10 +94,17 @@ class LettaServer:
             progress: Told in words what is being done.
 
         Raises:
-            ServerUnreachableError: The server that the settings name does not answer.
-            CredentialsError: It refuses the key.
-            UsageError: Another lab has the memories open.
+            CredentialsError: The server that the settings name refuses the key. One that does
+                not answer is waited for in the background.
+            UsageError: Another lab has the memories open, or an empty database is asked of a
+                server of somebody else.
         """
+        if settings.letta_base_url and fresh:
+            raise UsageError(
+                f"`--fresh` is for the embedded Letta, and LETTA_BASE_URL names "
+                f"{settings.letta_base_url}",
+                "leave `--fresh` out, or unset LETTA_BASE_URL",
+            )
         if settings.letta_base_url:
             return await cls._external(settings, settings.letta_base_url)
         root = state_dir / "letta-data" if fresh else settings.data_dir / "letta"
@@ -104,19 +122,54 @@ class LettaServer:
 
     @classmethod
     async def _external(cls, settings: Settings, base_url: str) -> LettaServer:
-        # Agent ids are another server's nonsense, so each address has turns of its own.
-        name = hashlib.sha256(base_url.encode()).hexdigest()[:12]
+        # Agent ids are nonsense to another server or account: each has turns of its own.
+        key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else ""
+        name = hashlib.sha256(f"{base_url} {key}".encode()).hexdigest()[:12]
         turns = settings.data_dir / "letta-turns" / f"{name}.sqlite"
         server = cls(settings, base_url, settings.letta_api_key, turns)
         server.api.model = settings.llm_model
-        server.state = "external"
-        server._settled.set()
         try:
-            await server.api.check()
-        except LabvoiceError:
+            await server._look()
+        except CredentialsError:
             await server.api.close()
             raise
+        if not server.answers:
+            server._task = asyncio.create_task(server._until_reached(), name="letta server")
         return server
+
+    async def _look(self) -> None:
+        """Asks a server of somebody else once; what it answers is its state from here on."""
+        try:
+            async with asyncio.timeout(_EXTERNAL_LOOK_S):
+                await self.api.check()
+        except TimeoutError:
+            self.state = "unreachable"
+            self.error = StageTimeoutError(
+                "letta server", _EXTERNAL_LOOK_S, f"{self.base_url} has not answered"
+            )
+        except ServerUnreachableError as error:
+            self.state, self.error = "unreachable", error
+        else:
+            self.state, self.error = "external", None
+        self._settled.set()
+
+    async def _until_reached(self) -> None:
+        while not self.answers:
+            await asyncio.sleep(_EXTERNAL_POLL_S)
+            try:
+                await self._look()
+            except CredentialsError as error:
+                self.error = error
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has answered, and has not ended since as far as this process knows."""
+        return self.state in ("up", "external")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is our own."""
+        return self._parts is not None
 
     @property
     def processes(self) -> list[ManagedProcess]:
@@ -131,7 +184,7 @@ class LettaServer:
 
         Raises:
             StageTimeoutError: It is still not there.
-            LabvoiceError: It failed; the reason.
+            LabvoiceError: It failed, or a server of somebody else cannot be reached; the reason.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -158,26 +211,36 @@ class LettaServer:
             self._lock.close()
 
     async def _keep_up(self, parts: LettaParts, progress: Progress) -> None:
-        """Brings the server up, and again whenever a part of it ends."""
-        revivals: list[float] = []
+        """Brings the server up, and again whenever a part of it ends or cannot be started."""
+        troubles: list[float] = []
         try:
             env = await prepare_letta_env(self._settings.cache_dir, progress)
             while True:
                 self.state = "starting"
-                await parts.start(env, progress)
-                self.state = "up"
-                self._settled.set()
-                ended = await parts.any_ended()
-                self._settled.clear()
-                now = time.monotonic()
-                revivals = [at for at in revivals if now - at < _REVIVALS_WITHIN_S] + [now]
-                if len(revivals) > _MOST_REVIVALS:
-                    raise ProcessError(
-                        f"{ended.name} keeps ending, the last time with status {ended.returncode}",
+                try:
+                    await parts.start(env, progress)
+                    self.state, self.error = "up", None
+                    self._settled.set()
+                    ended = await parts.any_ended()
+                    self._settled.clear()
+                    trouble: LabvoiceError = ProcessError(
+                        f"{ended.name} ended with status {ended.returncode}",
                         f"see `{ended.log_path}`",
                         ended.log_tail(),
                     )
-                progress(f"Letta: {ended.name} ended with status {ended.returncode}; starting it")
+                    told = f"{ended.name} ended with status {ended.returncode}"
+                except LabvoiceError as error:
+                    trouble, told = error, error.observed
+                now = time.monotonic()
+                troubles = [at for at in troubles if now - at < _REVIVALS_WITHIN_S] + [now]
+                if len(troubles) > _MOST_REVIVALS:
+                    # An endpoint that cannot be reached may come back at any time.
+                    if not isinstance(trouble, ServerUnreachableError):
+                        raise trouble
+                    self.error = trouble
+                    self._settled.set()
+                progress(f"Letta: {told}; starting it again")
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (len(troubles) - 1) - 1))
         except Exception as error:  # whatever it is, somebody waits for this to be settled
             if not isinstance(error, LabvoiceError):
                 words = f"Letta cannot be started: {type(error).__name__}: {error}"

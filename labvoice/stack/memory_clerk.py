@@ -31,6 +31,7 @@ TOOL: Final = "core_memory_append"
 BLOCK: Final = "human"
 NOTED: Final = "I have made a note of that."
 NOTHING: Final = "Understood."
+FAILED: Final = "I could not make a note of that."
 # Letta asks for it as vLLM reports it, and summarises long histories by it.
 _CONTEXT_TOKENS: Final = 32768
 _MAX_VALUE_WORDS: Final = 12
@@ -42,6 +43,7 @@ _LEAD_IN: Final = re.compile(
     r"\b[,.!]?\s*)+",
     re.IGNORECASE,
 )
+_TAG: Final = re.compile(r"<[^<>]*>")  # Letta frames the blocks in its prompt so
 _QUESTION: Final = re.compile(
     r"^(?:what|who|whose|whom|which|where|when|why|how|is|are|am|was|were|do|does|did|can|could"
     r"|would|will|should|shall|have|has|may|might|tell me|if|unless|suppose|imagine)\b",
@@ -168,10 +170,16 @@ def reply(chat: ChatRequest) -> dict[str, Any]:
     ]
     # One round of filing for a message, whatever the tool answered: no loop on a refusal.
     if filed:
-        return {"role": "assistant", "content": NOTED}
+        refused = any(_refusal(message) for message in chat.messages[last_user + 1 :])
+        return {"role": "assistant", "content": FAILED if refused else NOTED}
     offered = {tool.get("function", {}).get("name") for tool in chat.tools or ()}
     system = (m for m in chat.messages if m.get("role") in {"system", "developer"})
-    known = _plain(" ".join(map(_text, system)))
+    known = {
+        _plain(sentence)
+        for message in system
+        for line in _TAG.sub("\n", _text(message)).splitlines()
+        for sentence in (line, *_SENTENCE_END.split(line))
+    }
     new = [
         fact
         for fact in facts(user_part(_user_words(chat.messages[last_user])))
@@ -195,6 +203,17 @@ def _text(message: dict[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return " ".join(part.get("text", "") for part in content)
+
+
+def _refusal(message: dict[str, Any]) -> bool:
+    """Whether this is a tool's answer that it failed, as Letta wraps it."""
+    if message.get("role") != "tool":
+        return False
+    try:
+        answer = json.loads(_text(message))
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("status") == "Failed"
 
 
 def _user_words(message: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ class LabBackend:
             "workers": self._check_workers,
             "model": self._check_model,
         }
-        if self._lab.settings.letta_base_url:
+        if self._lab.has_letta:
             looks["letta"] = self._check_letta
         return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
 
@@ -211,7 +211,7 @@ class LabBackend:
 
     async def _check_letta(self) -> str:
         server = self._lab.letta_server
-        if server.state not in ("up", "external"):
+        if not server.answers:
             raise LabvoiceError(
                 f"the Letta server's state is {server.state!r}; calls go on without memory",
                 "wait while it starts; its log tells why it failed",

@@ -151,7 +151,7 @@ class ConnectButton(anywidget.AnyWidget):
     async def _agents(self, _: dict[str, Any]) -> list[dict[str, Any]] | None:
         if not self._lab.has_letta:
             return None
-        if self._lab.letta_server.state not in ("up", "external"):
+        if not self._lab.letta_server.answers:
             return []  # it is still starting; the page asks again
         agents = await self._lab.letta.agents()
         return [

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from livekit import api
+from pydantic import SecretStr
 
 from labvoice.bench.calibrate import DELAYS_S
 from labvoice.bench.run import Run
@@ -59,6 +61,31 @@ async def test_a_lab_that_does_not_run_says_so() -> None:
     """Using a lab before its start names the way to start it."""
     with pytest.raises(LabvoiceError, match=r"await lab\.start"):
         await Lab().call()
+
+
+async def test_a_lab_is_started_again_after_its_stop_and_after_a_failed_start(
+    tmp_path: Path,
+) -> None:
+    """Each start begins with what the user set, and with nothing of the servers before."""
+    lab = Lab(llm="paced", letta=False, workers=0, data_dir=tmp_path)
+    asked_for = lab.settings.model_copy()
+    addresses = []
+    for _ in range(2):
+        await lab.start()
+        addresses.append(lab.settings.livekit_url)
+        assert lab.server_version is not None  # its own server, not the dead one as somebody's
+        listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+        assert list(listed.rooms) == []
+        await lab.stop()
+        assert not lab.running
+        assert lab.settings == asked_for
+    assert None not in addresses
+
+    lab.settings.livekit_url, lab.settings.livekit_api_key = "ws://127.0.0.1:9", "key"
+    lab.settings.livekit_api_secret = SecretStr("secret")
+    with pytest.raises(LabvoiceError):
+        await lab.start()
+    assert not lab.running
 
 
 async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from labvoice.letta import new_client
 from labvoice.settings import load_settings
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.processes import free_port
+from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running, told_turns
 
 
@@ -90,16 +91,75 @@ async def test_a_named_server_is_used_as_it_is(letta: Running) -> None:
     await letta.server.api.check()
 
 
-async def test_an_address_without_letta_is_an_error_in_words(letta: Running) -> None:
-    """Nothing there, or something else there, are two different sentences."""
-    nothing = load_settings(letta_base_url=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(ServerUnreachableError, match="nothing answers at"):
-        await LettaServer.start(nothing, letta.state_dir)
+async def test_an_address_without_letta_is_waited_for(letta: Running) -> None:
+    """Nothing there, or something else there, are two sentences; neither ends the start."""
     clerk = next(p for p in letta.server.processes if p.name == "memory clerk")
     port = psutil.Process(clerk.pid).cmdline()[-1]
-    other = load_settings(letta_base_url=f"http://127.0.0.1:{port}")
-    with pytest.raises(ServerUnreachableError, match="is not a Letta server"):
-        await LettaServer.start(other, letta.state_dir)
+    for address, words in (
+        (f"http://127.0.0.1:{free_port()}", "nothing answers at"),
+        (f"http://127.0.0.1:{port}", "is not a Letta server"),
+    ):
+        settings = load_settings(letta_base_url=address)
+        server = await LettaServer.start(settings, letta.state_dir)
+        try:
+            assert server.state == "unreachable"
+            with pytest.raises(ServerUnreachableError, match=words):
+                await server.until_up()
+        finally:
+            await server.stop()
+
+
+async def test_a_named_server_that_comes_late_is_taken_up(
+    letta: Running, proxy: FaultyLetta
+) -> None:
+    """Started while nothing answers, the state turns to external once something does."""
+    await proxy.set("refuse")
+    settings = load_settings(letta_base_url=proxy.base_url, letta_api_key=letta.server.api_key)
+    server = await LettaServer.start(settings, letta.state_dir)
+    try:
+        assert not server.answers
+        await proxy.set("pass")
+        async with asyncio.timeout(30):
+            while server.state != "external":
+                await asyncio.sleep(0.1)
+        await server.until_up()
+    finally:
+        await server.stop()
+
+
+async def test_two_accounts_of_a_server_have_turns_of_their_own(letta: Running) -> None:
+    """What waits for one account's agents is never sent with another account's key."""
+    paths = set()
+    for key in ("one", "other"):
+        settings = load_settings(letta_base_url="http://127.0.0.1:9", letta_api_key=SecretStr(key))
+        server = await LettaServer.start(settings, letta.state_dir)
+        paths.add(server.turns_path)
+        await server.stop()
+    assert len(paths) == 2
+
+
+async def test_a_fresh_database_is_empty_and_deleted(letta: Running, tmp_path: Path) -> None:
+    """With `--fresh` the kept memories, even open elsewhere, are neither seen nor touched."""
+    kept = await letta.server.api.create("Kept")
+    fresh = await LettaServer.start(letta.settings, tmp_path, fresh=True)
+    try:
+        await fresh.until_up()
+        assert (await fresh.api.agents()).empty
+        await fresh.api.create("For a day")
+        folder = fresh.turns_path.parent
+        assert folder.is_dir()
+    finally:
+        await fresh.stop()
+    assert not folder.exists()
+    assert list((await letta.server.api.agents())["id"]).count(kept) == 1
+    assert "For a day" not in list((await letta.server.api.agents())["name"])
+
+
+async def test_fresh_is_refused_for_a_server_of_somebody_else(letta: Running) -> None:
+    """Nobody is left to believe that a named server was emptied."""
+    settings = load_settings(letta_base_url=letta.server.base_url)
+    with pytest.raises(UsageError, match="`--fresh` is for the embedded Letta"):
+        await LettaServer.start(settings, letta.state_dir, fresh=True)
 
 
 async def test_a_second_lab_is_told_who_has_the_memories(letta: Running) -> None:
@@ -167,7 +227,9 @@ async def test_a_killed_part_comes_back_and_no_turn_is_lost_or_doubled(
     """Killed while turns are being written, each part is revived and the writing ends well."""
     agent = await letta.server.api.create(f"Survives without {part}")
     client = new_client(letta.server.base_url, letta.server.api_key)
-    queue = MemoryQueue(tmp_path / "turns.sqlite", client, breaker=CircuitBreaker(longest_s=1.0))
+    queue = MemoryQueue(
+        tmp_path / "turns.sqlite", client, own_server=True, breaker=CircuitBreaker(longest_s=1.0)
+    )
     queue.start()
     await queue.put(agent, "room", f"{part}-0", "My dog is called Rex.", "I see.")
     await asyncio.sleep(0.1)

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from labvoice.memory_text import turn_text, user_part
-from labvoice.stack.memory_clerk import NOTED, NOTHING, TOOL, app, facts
+from labvoice.stack.memory_clerk import FAILED, NOTED, NOTHING, TOOL, app, facts
 
+KNOWN = "The user's cat is called Tom. The user's name is Anna."
 TOOLS = [{"type": "function", "function": {"name": TOOL, "parameters": {}}}]
 
 
@@ -81,7 +82,7 @@ def test_a_finished_turn_gives_only_what_the_user_said() -> None:
 
 
 def request(*messages: dict[str, Any], stream: bool = False) -> dict[str, Any]:
-    system = {"role": "system", "content": "<human>\nThe user's cat is called Tom.\n</human>"}
+    system = {"role": "system", "content": f"<human>\n{KNOWN}\n</human>"}
     return {"model": "any", "messages": [system, *messages], "tools": TOOLS, "stream": stream}
 
 
@@ -110,6 +111,23 @@ async def test_calls_the_tool_then_closes() -> None:
     closing = (await post(request(statement, choice["message"], result))).json()["choices"][0]
     assert closing["finish_reason"] == "stop"
     assert closing["message"]["content"] == NOTED
+
+
+async def test_does_not_claim_what_the_tool_refused() -> None:
+    """Where Letta's tool answers that it failed, as with a full block, the user is told so."""
+    statement = says("My dog is called Rex.")
+    call = (await post(request(statement))).json()["choices"][0]["message"]
+    failure = json.dumps({"status": "Failed", "message": "the block is full"})
+    result = {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": failure}
+    closing = (await post(request(statement, call, result))).json()["choices"][0]["message"]
+    assert closing["content"] == FAILED
+
+
+async def test_a_fact_within_another_is_a_fact_of_its_own() -> None:
+    """What is known is compared sentence by sentence: a longer name hides no shorter one."""
+    message = (await post(request(says("My name is Ann.")))).json()["choices"][0]["message"]
+    [call] = message["tool_calls"]
+    assert "The user's name is Ann." in call["function"]["arguments"]
 
 
 @pytest.mark.parametrize("said", ["My cat is called Tom.", "my CAT is called tom", "Hello there."])

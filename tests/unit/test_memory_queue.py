@@ -17,8 +17,13 @@ from labvoice.agent.circuit import CircuitBreaker
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
 from labvoice.agent.memory_queue import MemoryQueue, WrittenTurn
 from labvoice.agent.turn_store import TurnStore
-from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
-from labvoice.letta import AgentMissingError, new_client
+from labvoice.errors import (
+    LabvoiceError,
+    ServerUnreachableError,
+    StageTimeoutError,
+    UsageError,
+)
+from labvoice.letta import AgentMissingError, new_client, resolve_at_once
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 
@@ -125,6 +130,7 @@ async def test_the_same_turn_counts_once(
         ["garbage-after"],
         ["500", "500-after", "500", "garbage-after"],
         ["401", "500"],
+        ["401-model", "404", "422"],
     ],
 )
 async def test_failures_lose_and_double_nothing(
@@ -139,17 +145,99 @@ async def test_failures_lose_and_double_nothing(
     assert letta.told == {A: ["one", "two", "three"]}
 
 
+@pytest.mark.parametrize("fault", ["hang", "proxy-500"])
 async def test_a_late_answer_is_waited_for(
-    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path, fault: str
 ) -> None:
     """Letta goes on after the client gave up; the turn is not sent a second time meanwhile."""
-    letta.faults = ["hang"]
+    letta.faults = [fault]
     async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
         queue.start()
         await put(queue, A, "one", "two")
         assert await queue.drain(TIMEOUT_S)
+    await letta.finish()
     assert letta.told == {A: ["one", "two"]}
     assert letta.requests == 2
+
+
+async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path) -> None:
+    """Behind a port where nothing listens for a while, Letta may still finish what it was told."""
+    fake = FakeLetta(free_port())
+    fake.hang_s = 5.0
+    async with (
+        new_client(fake.base_url, None) as client,
+        open_queue(tmp_path, client, send_timeout_s=0.1) as queue,
+    ):
+        async with serving(fake):
+            fake.faults = ["hang"]
+            await put(queue, A, "one")
+            queue.start()
+
+            async def sent() -> bool:
+                return fake.requests == 1
+
+            await until(sent)
+            await asyncio.sleep(0.2)
+
+        async def refused() -> bool:
+            return "attempts failed" in ((await queue.backlog()).error or "")
+
+        await until(refused)
+        async with serving(fake):
+            assert await queue.drain(TIMEOUT_S)
+            await fake.finish()
+    assert fake.told == {A: ["one"]}
+
+
+async def test_a_turn_that_is_refused_lets_others_pass(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused again and again it is not lost, and those behind it are written meanwhile."""
+    monkeypatch.setattr("labvoice.agent.turn_store._REFUSALS_IN_A_ROW", 2)
+    letta.faults = ["422", "422"]
+    async with open_queue(tmp_path, client) as queue:
+        queue.start()
+        await put(queue, A, "poison", "two", "three")
+        assert await queue.drain(TIMEOUT_S)
+        assert (await queue.backlog()).lost == 0
+    assert letta.told == {A: ["two", "three", "poison"]}
+
+
+async def test_the_models_key_is_not_told_as_ours(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """A 401 that Letta passes on from its model does not send the user to LETTA_API_KEY."""
+    letta.faults = ["401-model"] * 100
+    async with open_queue(tmp_path, client) as queue:
+        await put(queue, A, "one")
+        queue.start()
+
+        async def told() -> bool:
+            return (await queue.backlog()).error is not None
+
+        await until(told)
+        error = (await queue.backlog()).error
+    assert error is not None
+    assert "the model behind the Letta server" in error
+    assert "no such key" in error
+
+
+async def test_a_name_is_resolved_at_once_or_handed_on(
+    letta: FakeLetta, client: AsyncLetta
+) -> None:
+    """Slow, failing or refusing, Letta delays no call; only a name that it denies is refused."""
+    letta.names["Anna"] = A
+    assert await resolve_at_once(client, "Anna") == A
+    with pytest.raises(UsageError, match="there is no Letta agent named 'Ann'"):
+        await resolve_at_once(client, "Ann")
+    letta.list_status = 401
+    assert await resolve_at_once(client, "Ann") == "Ann"
+    letta.list_status = 500
+    assert await resolve_at_once(client, "Ann") == "Ann"
+    letta.list_status, letta.list_s = 200, TIMEOUT_S
+    assert await resolve_at_once(client, "Anna") == "Anna"
+    async with new_client(f"http://127.0.0.1:{free_port()}", None) as nobody:
+        assert await resolve_at_once(nobody, "Anna") == "Anna"
 
 
 async def test_a_server_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
@@ -200,16 +288,19 @@ async def test_a_deleted_agent_stops_nobody_else(
     letta: FakeLetta, client: AsyncLetta, tmp_path: Path
 ) -> None:
     """A turn for an agent that is gone is set apart and counted; others are written."""
-    letta.faults = ["404"]
+    letta.gone = {B}
     async with open_queue(tmp_path, client) as queue:
         await put(queue, B, "one")
         await put(queue, A, "one")
         queue.start()
         assert await queue.drain(TIMEOUT_S)
         backlog = await queue.backlog()
+        of_a = await queue._store.counts(A)
     assert (backlog.count, backlog.lost) == (0, 1)
-    assert backlog.error is not None
-    assert "404" in backlog.error
+    assert (of_a.lost, of_a.lost_error) == (0, None)
+    assert backlog.error is None
+    assert backlog.lost_error is not None
+    assert "404" in backlog.lost_error
     assert letta.told == {A: ["one"]}
 
 
@@ -292,7 +383,7 @@ async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
     for number in range(20):
         stores = [TurnStore(tmp_path / f"{number}.sqlite") for _ in range(12)]
         counted = await asyncio.gather(*(store.counts() for store in stores))
-        assert [waiting for waiting, *_ in counted] == [0] * len(stores)
+        assert [counts.waiting for counts in counted] == [0] * len(stores)
         await asyncio.gather(*(store.close() for store in stores))
 
 
