@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import anywidget
 import traitlets
 from livekit import api
 from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.token import caller_token
-from labvoice.doctor import examine
+from labvoice.checks import diagnose
+from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
@@ -31,14 +33,27 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 """Where the built JavaScript lies; its sources are in `js/`."""
 
-STRATEGIES: list[dict[str, str]] = [
-    {"name": "sequential", "title": "After the microphone is on", "when": "after"},
-    {"name": "concurrent", "title": "While the browser connects", "when": "during"},
-    {"name": "token", "title": "By the access token", "when": "token"},
-    {"name": "ahead", "title": "Before the click", "when": "ahead"},
-]
-"""The ways of :mod:`labvoice.dispatch.strategies`; `js/src/types.ts` says what each field means."""
-_AUTOMATIC = {"name": "automatic", "title": "By a worker that serves every room", "when": "token"}
+_AHEAD_MARGIN_S = 10.0
+"""So long before an agent that was dispatched ahead gives up, another one is asked for."""
+
+
+def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
+    """Returns the strategies that the widget offers, with the fields of `js/src/types.ts`.
+
+    Automatic dispatch is among them only where a worker serves every room.
+    """
+    serves_all = any(not worker.agent_name for worker in lab.pool.workers)
+    lifetime_s = max(1.0, lab.settings.idle_timeout_s - _AHEAD_MARGIN_S)
+    return [
+        {
+            "name": name,
+            "title": WHEN_DISPATCHED[name].title,
+            "when": WHEN_DISPATCHED[name].when,
+            "lifetime_s": lifetime_s,
+        }
+        for name in STRATEGIES
+        if name != "automatic" or serves_all
+    ]
 
 
 class _Ask(BaseModel):
@@ -46,7 +61,7 @@ class _Ask(BaseModel):
 
     room: str | None = Field(None, max_length=128)
     letta_agent_id: str | None = Field(None, max_length=128)
-    strategy: str = "sequential"
+    strategy: Strategy = "sequential"
 
 
 class ConnectButton(anywidget.AnyWidget):
@@ -72,9 +87,7 @@ class ConnectButton(anywidget.AnyWidget):
 
     def __init__(self, lab: Lab) -> None:
         _ = lab.dispatcher  # refuses a lab that is not running, in words
-        serves_all = any(not worker.agent_name for worker in lab.pool.workers)
-        strategies = [*STRATEGIES, *([_AUTOMATIC] if serves_all else [])]
-        super().__init__(strategies=strategies, agent_name=lab.settings.agent_name)
+        super().__init__(strategies=strategies_for(lab), agent_name=lab.settings.agent_name)
         self._lab = lab
         self.calls: list[BrowserCall] = []
         self._bridge = Bridge(
@@ -160,7 +173,6 @@ class ConnectButton(anywidget.AnyWidget):
         ]
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
-        _running = self._lab.dispatcher  # refuses a lab that was stopped, in words
         return [
             {
                 "name": check.name,
@@ -168,7 +180,7 @@ class ConnectButton(anywidget.AnyWidget):
                 "detail": check.observed,
                 "hint": check.hint,
             }
-            for check in await examine(self._lab.settings)
+            for check in await diagnose(self._lab)
         ]
 
     async def _record(self, arguments: dict[str, Any]) -> None:
@@ -177,15 +189,18 @@ class ConnectButton(anywidget.AnyWidget):
         if known is None:
             known = BrowserCall(record, self._lab.settings)
             self.calls.append(known)
-            self._lab.recent_calls.append(known)
+            self._lab.remember(known)
         elif known.ended:
             return
         known.record = record
-        if record.ended:
+        if not record.ended:
+            return
+        try:
             await asyncio.to_thread(known.save)
+        finally:
             if record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
-                with contextlib.suppress(api.TwirpError, LabvoiceError):
+                with contextlib.suppress(api.TwirpError, aiohttp.ClientError, LabvoiceError):
                     await self._lab.dispatcher.api.room.delete_room(
                         api.DeleteRoomRequest(room=record.room)
                     )
