@@ -7,6 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import aiohttp
 import anywidget
 import traitlets
 from livekit import api
+from livekit.protocol.models import ParticipantInfo
 from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.token import caller_token
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 """Where the built JavaScript lies; its sources are in `js/`."""
 
+_LOOKS_FOR_CALLER = 15
+"""One a second; a browser that is closed leaves its room at once, a page's request waits 20 s."""
 _AHEAD_MARGIN_S = 10.0
 """So long before an agent that was dispatched ahead gives up, another one is asked for."""
 
@@ -95,6 +99,8 @@ class ConnectButton(anywidget.AnyWidget):
                 "token": self._token,
                 "dispatch": self._dispatch,
                 "agents": self._agents,
+                "create_agent": self._create_agent,
+                "hello": self._hello,
                 "diagnose": self._diagnose,
                 "record": self._record,
             },
@@ -172,6 +178,35 @@ class ConnectButton(anywidget.AnyWidget):
             for agent in agents.itertuples()
         ]
 
+    async def _create_agent(self, _: dict[str, Any]) -> dict[str, Any]:
+        name = f"voice {datetime.now():%Y-%m-%d %H-%M-%S}"
+        return {"id": await self._lab.letta.create(name), "name": name, "description": ""}
+
+    async def _hello(self, _: dict[str, Any]) -> None:
+        """A page has begun: calls are over that a page before it has left, reloaded or closed."""
+        for call in [call for call in self.calls if not call.ended]:
+            for _look in range(_LOOKS_FOR_CALLER):
+                if call.ended or not await self._caller_is_there(call.record.room):
+                    break
+                await asyncio.sleep(1.0)
+            else:
+                continue  # it goes on in another window
+            if not call.ended:
+                detail = call.record.detail or "The page was reloaded or closed during the call."
+                call.record = call.record.model_copy(update={"ended": True, "detail": detail})
+                await self._finish(call)
+
+    async def _caller_is_there(self, room: str) -> bool:
+        dispatcher = self._lab.dispatcher
+        try:
+            async with dispatcher.server_errors():
+                there = await dispatcher.api.room.list_participants(
+                    api.ListParticipantsRequest(room=room)
+                )
+        except LabvoiceError:
+            return False  # without a server there is no call either
+        return any(one.kind != ParticipantInfo.Kind.AGENT for one in there.participants)
+
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         return [
             {
@@ -193,16 +228,18 @@ class ConnectButton(anywidget.AnyWidget):
         elif known.ended:
             return
         known.record = record
-        if not record.ended:
-            return
+        if record.ended:
+            await self._finish(known)
+
+    async def _finish(self, call: BrowserCall) -> None:
         try:
-            await asyncio.to_thread(known.save)
+            await asyncio.to_thread(call.save)
         finally:
-            if record.room:
+            if room := call.record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
                 with contextlib.suppress(api.TwirpError, aiohttp.ClientError, LabvoiceError):
                     await self._lab.dispatcher.api.room.delete_room(
-                        api.DeleteRoomRequest(room=record.room)
+                        api.DeleteRoomRequest(room=room)
                     )
 
     def __repr__(self) -> str:
