@@ -18,7 +18,7 @@ from livekit import api
 
 from labvoice.agent.turn_store import DISK_ERRORS, TurnStore
 from labvoice.bench.experiment import Bench
-from labvoice.caller.call import Call
+from labvoice.caller.call import Call, PastCall
 from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from labvoice.widgets.monitor import Monitor
 
 Progress = Callable[[str], None]
+
+_CALLS_WITH_AUDIO = 4
+"""A minute of what a caller has heard takes 2.9 MB."""
 
 
 def _speech_weights(settings: Settings) -> tuple[WeightName, ...]:
@@ -71,7 +74,8 @@ class Lab:
         pool: The workers.
         supervisor: Replaces agents that are lost; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
-        recent_calls: The last 50 calls, the browser's among them, oldest first.
+        recent_calls: The last 50 calls, the browser's among them, oldest first; of a call that
+            is not among the last few, the figures without the audio that was heard.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class Lab:
         self.supervisor: Supervisor | None = None
         self.bench = Bench(self)
         self.setup_s: dict[str, float] = {}
-        self.recent_calls: deque[Call | BrowserCall] = deque(maxlen=50)
+        self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
         self._worker_count = workers
         self._speech_fetched = False
         self._wants_letta, self._fresh = letta, fresh
@@ -441,8 +445,17 @@ class Lab:
             timeout_s=timeout_s,
             on_mark=on_mark,
         )
-        self.recent_calls.append(call)
+        self.remember(call)
         return call
+
+    def remember(self, call: Call | BrowserCall) -> None:
+        """Adds a call to :attr:`recent_calls`; that makes an older one forget what it heard."""
+        self.recent_calls.append(call)
+        if len(self.recent_calls) > _CALLS_WITH_AUDIO:
+            old = self.recent_calls[-1 - _CALLS_WITH_AUDIO]
+            if isinstance(old, Call):
+                figures = PastCall(old.room_name, old.marks, old.turns)
+                self.recent_calls[-1 - _CALLS_WITH_AUDIO] = figures
 
     async def call(
         self,

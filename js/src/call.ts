@@ -39,6 +39,7 @@ export default () => {
       const call = new Session(made);
       backend = made;
       session = call;
+      made.hello();
       return () => {
         void call.hangUp();
         made.close();

@@ -39,14 +39,15 @@ function table(names: string[], rows: string[][], empty: string): HTMLElement {
 }
 
 function draw(seen: Snapshot): HTMLElement[] {
-  if (seen.running === undefined) return [h("p", {}, "looking…")];
+  const trouble = seen.trouble ? [h("p", { class: "lv-trouble", role: "alert" }, seen.trouble)] : [];
+  if (seen.running === undefined) return [...trouble, h("p", {}, "looking…")];
   if (!seen.running) return [h("p", {}, "The lab is not running any more.")];
   const { figures, series } = seen;
   const good = seen.dispatches - seen.failed;
   const rate = seen.dispatches ? `${Math.round((100 * good) / seen.dispatches)} %` : "–";
   const failure = seen.failed ? `${seen.failed} failed, the last: ${seen.last_failure}` : "none failed";
   return [
-    ...(seen.trouble ? [h("p", { class: "lv-trouble", role: "alert" }, seen.trouble)] : []),
+    ...trouble,
     h(
       "div",
       { class: "lv-tiles" },
@@ -57,9 +58,9 @@ function draw(seen: Snapshot): HTMLElement[] {
         seen.silent_workers ? `${seen.silent_workers} do not answer` : `${seen.workers.length} answer`,
         series["load"],
       ),
-      tile("Dispatches that succeeded", rate, failure, []),
+      tile("Dispatches that succeeded", rate, failure, series["success"]),
       tile("Dispatch to agent", ms(figures["dispatch_s"]), "median of the last 20", series["dispatch_s"]),
-      tile("Voice to voice", ms(figures["voice_to_voice_s"]), `median of ${seen.turns} turns`, series["voice_to_voice_s"]),
+      tile("Voice to voice", ms(figures["voice_to_voice_s"]), `median of the last 20 of ${seen.turns} turns`, series["voice_to_voice_s"]),
       ...(figures["memory_backlog"] == null
         ? [] // the lab runs without Letta
         : [tile("Memory backlog", String(figures["memory_backlog"]), "turns on their way to Letta", series["memory_backlog"])]),

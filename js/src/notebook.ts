@@ -18,10 +18,10 @@ interface Answer {
 
 /** A dispatch takes 10 s at most (Dispatcher.dispatch); the rest is for a kernel that is busy. */
 const PATIENCE_MS = 20_000;
-/** The doctor dispatches an agent and looks at every model. */
-const DIAGNOSIS_MS = 90_000;
+/** The diagnosis dispatches an agent too, after everything else has answered or not. */
+const DIAGNOSIS_MS = 40_000;
 
-export function notebookBackend(model: Model): Backend & { close(): void } {
+export function notebookBackend(model: Model): Backend & { hello(): void; close(): void } {
   let last = 0;
   const waiting = new Map<number, (answer: Answer) => void>();
   const onMessage = (content: Answer) => {
@@ -57,8 +57,11 @@ export function notebookBackend(model: Model): Backend & { close(): void } {
     token: (args) => ask("token", args),
     dispatch: (args) => ask("dispatch", args),
     agents: () => ask("agents", {}),
+    createAgent: () => ask("create_agent", {}),
     diagnose: () => ask("diagnose", {}, DIAGNOSIS_MS),
     record: (_, record) => ask("record", record),
+    // Nobody waits for it: the kernel then looks whether calls were left by a page before.
+    hello: () => void ask("hello", {}).catch(() => undefined),
     close: () => model.off("msg:custom", onMessage as (...args: never[]) => void),
   };
 }

@@ -28,7 +28,17 @@ import {
   microphoneTrouble,
 } from "./troubles";
 import { Turns } from "./turns";
-import type { Ask, Backend, CallRecord, Mark, Strategy, Token, Turn } from "./types";
+import type {
+  Ask,
+  Backend,
+  CallRecord,
+  DispatchAnswer,
+  Mark,
+  Strategy,
+  Token,
+  Trouble,
+  Turn,
+} from "./types";
 import { VoiceDetector } from "./voice";
 
 const STATE_ATTRIBUTE = "lk.agent.state";
@@ -39,7 +49,7 @@ const RPC_TIMEOUT_MS = 2000;
 const LAST_FIGURES_MS = 500;
 const CLOCK_ROUNDS = 5;
 const RECORD_EVERY_MS = 300;
-const AHEAD_LIFETIME_S = 300; // of a token's ten minutes
+const AHEAD_LIFETIME_S = 50; // where the backend does not tell: of LABVOICE_IDLE_TIMEOUT_S's 60
 
 export interface LogLine {
   /** Seconds since the click. */
@@ -58,11 +68,26 @@ export interface Levels {
   agent: number;
 }
 
+/** A dispatch's answer, and when it was asked for and came. */
+interface Asked {
+  answer: DispatchAnswer;
+  sent_s: number;
+  back_s: number;
+}
+
+/** What was asked for before the click. */
+interface Ahead {
+  key: string;
+  since_s: number;
+  token: Promise<Token>;
+  asked: Asked | null;
+}
+
 /** Random, and possible on an insecure page too, where `randomUUID` is missing. */
 const callId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-function asked(choice: Choice): Ask {
+function askOf(choice: Choice): Ask {
   const ask: Ask = { strategy: choice.strategy.name };
   if (choice.letta_agent_id) ask.letta_agent_id = choice.letta_agent_id;
   return ask;
@@ -82,7 +107,8 @@ export class Session {
   private meters: Meters | null = null;
   private agentIdentity = "";
   private choice: Choice | null = null;
-  private ahead: { key: string; since_s: number; token: Promise<Token> } | null = null;
+  private ahead: Ahead | null = null;
+  private ending: Promise<void> | null = null;
   private notes: CallRecord["notes"] = {};
   private outcome = "error";
   private detail = "";
@@ -117,14 +143,17 @@ export class Session {
     if (choice.strategy.when !== "ahead") return (this.ahead = null);
     const key = choice.letta_agent_id;
     const since_s = now_s();
-    if (this.ahead?.key === key && since_s - this.ahead.since_s < AHEAD_LIFETIME_S) return this.ahead.token;
-    const ask = asked(choice);
+    const lifetime_s = choice.strategy.lifetime_s ?? AHEAD_LIFETIME_S;
+    if (this.ahead?.key === key && since_s - this.ahead.since_s < lifetime_s) return this.ahead.token;
+    const ask = askOf(choice);
     const token = this.backend.token(ask).then(async (made) => {
+      const sent_s = now_s();
       // Confirmed again after the click, where a failure is shown.
-      await this.backend.dispatch({ ...ask, room: made.room }).catch(() => null);
+      const answer = await this.backend.dispatch({ ...ask, room: made.room }).catch(() => null);
+      if (answer?.success) ahead.asked = { answer, sent_s, back_s: now_s() };
       return made;
     });
-    const ahead = (this.ahead = { key, since_s, token });
+    const ahead: Ahead = (this.ahead = { key, since_s, token, asked: null });
     token.catch(() => {
       if (this.ahead === ahead) this.ahead = null; // another one may have been chosen since
     });
@@ -136,14 +165,16 @@ export class Session {
     this.reset(choice);
     this.mark("click");
     this.send({ type: "click" });
+    globalThis.addEventListener?.("pagehide", this.leave);
     // Made while the click is fresh, or the browser may hold the sound back.
     const meters = (this.meters = new Meters());
     const room = (this.room = new Room());
-    const ask = asked(choice);
+    const ask = askOf(choice);
     const mine = () => this.room === room;
     let url = "";
     try {
       const token = await (this.prepare(choice) ?? this.backend.token(ask));
+      const ahead = this.ahead as Ahead | null;
       this.ahead = null; // a room is for one call
       if (!mine()) return;
       this.mark("token_issued");
@@ -160,7 +191,7 @@ export class Session {
       this.say("connected to the room");
       await this.publishMicrophone(room, meters, choice.device_id);
       if (!mine()) return;
-      await (early ?? this.dispatch({ ...ask, room: token.room }, mine));
+      await (early ?? this.dispatch({ ...ask, room: token.room }, mine, ahead?.asked));
     } catch (error) {
       if (!mine()) return;
       const trouble = url ? connectTrouble(error, url, here()) : backendTrouble(error);
@@ -221,7 +252,11 @@ export class Session {
     this.send({ type: "dispatch_requested" });
   }
 
-  private async dispatch(ask: Ask & { room: string }, mine: () => boolean): Promise<void> {
+  private async dispatch(
+    ask: Ask & { room: string },
+    mine: () => boolean,
+    before: Asked | null = null,
+  ): Promise<void> {
     if (this.choice?.strategy.when !== "ahead") this.askForAgent();
     const sent_s = now_s();
     try {
@@ -232,15 +267,9 @@ export class Session {
         this.fail(dispatchTrouble(answer));
         return;
       }
-      const { marks = {}, clock } = answer;
-      if (clock) {
-        // The way there and back are taken for equally long.
-        const held_s = clock.answered_s - clock.received_s;
-        const half_s = Math.max(0, back_s - sent_s - held_s) / 2;
-        const offset_s = sent_s + half_s - clock.received_s;
-        for (const [name, at_s] of Object.entries(marks))
-          this.mark(name, at_s + offset_s, "caller", half_s);
-      }
+      // An agent that was there already needed no request: then the one before the click counts.
+      const found = Object.keys(answer.marks ?? {}).length === 0;
+      this.takeMarks(found && before ? before : { answer, sent_s, back_s });
       this.note("dispatch_id", answer.dispatch_id);
       this.note("agent_name", answer.agent_name);
       this.send({ type: "dispatch_confirmed" });
@@ -248,6 +277,17 @@ export class Session {
     } catch (error) {
       if (mine()) this.fail(backendTrouble(error, "dispatch"));
     }
+  }
+
+  /** Takes a dispatch's marks, moved to this clock. */
+  private takeMarks({ answer: { marks = {}, clock }, sent_s, back_s }: Asked): void {
+    if (!clock) return;
+    // The way there and back are taken for equally long.
+    const held_s = clock.answered_s - clock.received_s;
+    const half_s = Math.max(0, back_s - sent_s - held_s) / 2;
+    const offset_s = sent_s + half_s - clock.received_s;
+    for (const [name, at_s] of Object.entries(marks))
+      this.mark(name, at_s + offset_s, "caller", half_s);
   }
 
   private watch(room: Room, meters: Meters): void {
@@ -440,7 +480,7 @@ export class Session {
 
   async type(text: string): Promise<void> {
     if (!this.room || !text.trim()) return;
-    this.turns.typed(text);
+    this.turns.typed(text, now_s());
     this.transcript.set(`typed-${this.turns.all.length}`, "you", text, true);
     this.changed();
     await this.room.localParticipant.sendText(text, { topic: "lk.chat" });
@@ -451,13 +491,35 @@ export class Session {
     await this.room?.startAudio();
   }
 
-  async hangUp(): Promise<void> {
+  /** Ends the call, once, however often it is asked to. */
+  hangUp(): Promise<void> {
+    return (this.ending ??= this.end().finally(() => {
+      this.ending = null;
+    }));
+  }
+
+  private async end(): Promise<void> {
     if (!this.connected) return;
+    const { room } = this;
     this.say("hung up");
     const patience = new Promise((done) => setTimeout(done, LAST_FIGURES_MS));
     await Promise.race([this.fetchWorker(), patience]);
+    if (this.room !== room) return; // it ended meanwhile, and another may have begun
     this.send({ type: "hang_up" });
     await this.close();
+  }
+
+  /** The page is reloaded or closed: there is no time to wait for anything. */
+  private readonly leave = (): void => {
+    if (!this.connected) return;
+    this.detail = "The page was reloaded or closed during the call.";
+    this.send({ type: "hang_up" });
+    void this.close();
+  };
+
+  /** Says what became of something that the user asked for; null where nothing failed. */
+  notify(notice: Trouble | null): void {
+    if (notice !== this.state.notice) this.send({ type: "notice", notice });
   }
 
   private fail(trouble: ReturnType<typeof agentLeftTrouble>): void {
@@ -472,6 +534,7 @@ export class Session {
   private async close(): Promise<void> {
     const { room, meters } = this;
     this.room = this.meters = null;
+    globalThis.removeEventListener?.("pagehide", this.leave);
     this.levels = { you: 0, agent: 0 };
     for (const element of this.sounds) element.remove();
     this.sounds.clear();
@@ -527,7 +590,8 @@ export class Session {
     if (now === this.lastRecord) return;
     this.lastRecord = now;
     this.backend.record(this.callId, record).catch((error: unknown) => {
-      console.warn("labvoice: the call's figures could not be handed over:", error);
+      // Before the end it matters little: the next record has everything again.
+      if (ended && this.callId === record.call_id) this.notify(backendTrouble(error));
     });
   }
 }

@@ -11,6 +11,8 @@ export interface State {
   muted: boolean;
   audioBlocked: boolean;
   trouble: Trouble | null;
+  /** What became of the last thing that the user asked for, where it failed; of no link. */
+  notice: Trouble | null;
 }
 
 export type Event =
@@ -26,6 +28,7 @@ export type Event =
   | { type: "muted"; muted: boolean }
   | { type: "audio_blocked"; blocked: boolean; trouble: Trouble }
   | { type: "trouble"; trouble: Trouble; fatal: boolean }
+  | { type: "notice"; notice: Trouble | null }
   | { type: "hang_up" };
 
 const LINKS: Record<Link, LinkState> = {
@@ -45,6 +48,7 @@ export const initial: State = {
   muted: false,
   audioBlocked: false,
   trouble: null,
+  notice: null,
 };
 
 const link = (state: State, name: Link, to: LinkState): State => ({
@@ -58,8 +62,9 @@ function mended(state: State, name: Link): State {
   return state.trouble?.link === name ? { ...ok, trouble: null } : ok;
 }
 
-/** Returns the state after an event; an event that comes too late changes nothing. */
+/** Returns the state after an event; one of the call that comes too late changes nothing. */
 export function next(state: State, event: Event): State {
+  if (event.type === "notice") return { ...state, notice: event.notice };
   const over = state.phase === "idle" || state.phase === "ended" || state.phase === "failed";
   if (event.type === "click") {
     if (!over) return state;

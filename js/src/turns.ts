@@ -56,10 +56,10 @@ export class Turns {
     }
   }
 
-  typed(text: string): void {
+  typed(text: string, at_s: number): void {
     const last = this.last;
     if (last && this.agentSpeaks) last.outcome = "interrupted";
-    this.begin(true, text);
+    this.begin(true, text).marks["typed"] = at_s;
   }
 
   /** The agent's voice began. */
@@ -96,6 +96,7 @@ export class Turns {
       const owner = item.interrupted && before && turn.user_messages === 0 ? before : turn;
       owner.reply = `${owner.reply} ${item.text}`.trim();
       owner.metrics = { ...item.metrics, ...owner.metrics };
+      if (item.interrupted) owner.outcome = "interrupted";
       this.messages.set(item.id, owner);
     }
   }

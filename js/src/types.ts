@@ -11,6 +11,8 @@ export interface Strategy {
    * `ahead`: before the click, as soon as it is chosen.
    */
   when: "after" | "during" | "token" | "ahead";
+  /** How long an agent that was dispatched ahead waits for the click, in seconds. */
+  lifetime_s?: number;
 }
 
 export interface LettaAgent {
@@ -92,6 +94,8 @@ export interface Backend {
   dispatch(ask: Ask & { room: string }): Promise<DispatchAnswer>;
   /** The Letta agents to choose from; null where there is no Letta. */
   agents(): Promise<LettaAgent[] | null>;
+  /** Makes a Letta agent that knows nothing yet; missing where the backend cannot. */
+  createAgent?(): Promise<LettaAgent>;
   diagnose(): Promise<Check[]>;
   record(callId: string, record: CallRecord): Promise<void>;
 }

@@ -4,7 +4,7 @@ import { h, type Child } from "./dom";
 import type { Choice, Session } from "./session";
 import { backendTrouble } from "./troubles";
 import type { Backend, LettaAgent, Link, Strategy } from "./types";
-import { axisEnd, connectionRows, turnRows, type Row } from "./waterfall";
+import { axisEnd, connectionRows, turnRows, turnZero, type Row } from "./waterfall";
 import { now_s } from "./meter";
 
 export interface ViewOptions {
@@ -46,7 +46,8 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   let agents: LettaAgent[] = [];
 
   const act = (work: () => Promise<void>) => () => {
-    work().catch((error: unknown) => show(backendTrouble(error)));
+    session.notify(null);
+    work().catch((error: unknown) => session.notify(backendTrouble(error)));
   };
 
   // -- choices
@@ -58,11 +59,22 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     input: () => fillAgents(),
   }) as HTMLInputElement;
   const refresh = h("button", { type: "button", class: "lv-quiet", click: () => void loadAgents() }, "Refresh");
+  const newAgent = h(
+    "button",
+    {
+      type: "button",
+      class: "lv-quiet",
+      title: "Makes a Letta agent that knows nothing yet, and chooses it",
+      hidden: !backend.createAgent,
+      click: act(makeAgent),
+    },
+    "New agent",
+  );
   const agentField = h(
     "div",
     { class: "lv-field", hidden: true },
     h("label", { for: `${id}-agent` }, "Memory (Letta agent)"),
-    h("div", { class: "lv-inline" }, agentSelect, agentFilter, refresh),
+    h("div", { class: "lv-inline" }, agentSelect, agentFilter, newAgent, refresh),
   );
   const micSelect = h("select", { id: `${id}-mic` }) as HTMLSelectElement;
   const strategySelect = h("select", {
@@ -93,7 +105,10 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   const diagnose = button("Diagnose", async () => {
     diagnosis.replaceChildren(h("li", {}, "looking…"));
     diagnosis.hidden = false;
-    const checks = await backend.diagnose();
+    const checks = await backend.diagnose().catch((error: unknown) => {
+      diagnosis.hidden = true;
+      throw error;
+    });
     diagnosis.replaceChildren(
       ...checks.map((check) =>
         h(
@@ -239,6 +254,15 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     if (shown.some((one) => one.id === chosen)) agentSelect.value = chosen;
   }
 
+  async function makeAgent(): Promise<void> {
+    const made = await backend.createAgent?.();
+    if (!made) return;
+    agentFilter.value = "";
+    await loadAgents();
+    agentSelect.value = made.id;
+    prepare();
+  }
+
   let again: ReturnType<typeof setTimeout> | undefined;
   async function loadAgents(): Promise<void> {
     clearTimeout(again);
@@ -251,7 +275,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
       // A Letta server that is starting has none yet.
       if (found?.length === 0) again = setTimeout(() => void loadAgents(), AGENTS_AGAIN_MS);
     } catch (error) {
-      show(backendTrouble(error));
+      session.notify(backendTrouble(error));
     }
   }
 
@@ -287,10 +311,12 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     const end = axisEnd(rows, now_ms);
     const lines = rows.map((row) => {
       const to_ms = row.end_ms ?? Math.max(now_ms, row.start_ms);
+      // What began before the zero, such as a dispatch ahead of the click, is cut off there.
       const left = Math.max(0, Math.min(row.start_ms, to_ms));
+      const right = Math.max(left, row.start_ms, to_ms);
       const bar = h("i", { class: `lv-bar lv-${row.kind}${row.end_ms === null ? " lv-open" : ""}` });
       bar.style.left = `${(100 * left) / end}%`;
-      bar.style.width = `${Math.max(0.25, (100 * Math.abs(to_ms - row.start_ms)) / end)}%`;
+      bar.style.width = `${Math.max(0.25, (100 * (right - left)) / end)}%`;
       const figure = row.end_ms === null ? "…" : `${Math.round(row.end_ms - row.start_ms)} ms`;
       return h(
         "tr",
@@ -328,7 +354,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
       ? [chart("Connection", "since the click", done(first), (now - click.t_s) * 1000)]
       : [h("p", { class: "lv-empty" }, "Press Connect: each step appears here as it happens.")];
     turns.forEach((turn, at) => {
-      const zero = turn.marks["user_speech_end"];
+      const zero = turnZero(turn);
       const rows = done(parts[at] ?? []);
       const said = turn.transcript || turn.said;
       const words = said ? `“${said}”` : "";
@@ -362,7 +388,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     interrupt.disabled = !live;
     startAudio.hidden = !state.audioBlocked;
     input.disabled = sendButton.disabled = !live;
-    show(state.trouble);
+    show(state.notice ?? state.trouble);
     list(
       talk,
       session.lines.map((line) => ({
@@ -402,7 +428,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   const devices = navigator.mediaDevices;
   const onDevices = () => void fillMicrophones();
   devices?.addEventListener("devicechange", onDevices);
-  act(fillMicrophones)();
+  fillMicrophones().catch((error: unknown) => session.notify(backendTrouble(error)));
   void loadAgents();
 
   return () => {

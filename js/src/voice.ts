@@ -19,7 +19,8 @@ export interface VoiceEvents {
 /**
  * Takes the RMS of 10 ms frames and tells when voice begins and ends.
  *
- * A microphone's own noise is learnt: its threshold is a multiple of the quietest second so far.
+ * A microphone's own noise is learnt: its threshold is a multiple of the quietest second so far,
+ * of those in which it gave any sound.
  */
 export class VoiceDetector {
   private run = 0;
@@ -40,7 +41,8 @@ export class VoiceDetector {
 
   /** Takes one frame that ended at `at_s`, in seconds. */
   feed(rms: number, at_s: number): void {
-    if (this.learnsNoise) this.learn(rms);
+    // Zero comes from a track that is muted or has not begun, and tells nothing of the room.
+    if (this.learnsNoise && rms > 0) this.learn(rms);
     if (rms > this.threshold) {
       if (this.current) {
         this.current.end_s = at_s;

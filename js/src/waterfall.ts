@@ -44,6 +44,7 @@ export function connectionRows(marks: Record<string, Mark>): Row[] {
 const GENERATION = ["playback_latency", "tts_node_ttfb", "llm_node_ttfs"];
 const TITLES: Record<string, string> = {
   voice_to_voice: "from your last voiced sample to the first of the reply",
+  "typed to voice": "from the moment you sent it to the first voiced sample of the reply",
   end_of_turn_delay: "LiveKit: until it is sure that you have finished",
   transcription_delay: "LiveKit: until the final transcript, inside the former",
   llm_node_ttft: "LiveKit: until the model's first token",
@@ -54,9 +55,13 @@ const TITLES: Record<string, string> = {
   transport: "what those figures do not explain: network, jitter buffers, queues",
 };
 
+/** Where a turn's time begins: at the end of what was said, or when it was typed. */
+export const turnZero = (turn: Turn): number | undefined =>
+  turn.marks[turn.typed ? "typed" : "user_speech_end"];
+
 /** The rows of a turn, placed as in labvoice/report/plots.py; growing while it is unanswered. */
 export function turnRows(turn: Turn): Row[] {
-  const zero = turn.marks["user_speech_end"];
+  const zero = turnZero(turn);
   if (zero === undefined) return [];
   const heard = turn.marks["reply_heard"];
   const total_ms = heard === undefined ? null : (heard - zero) * 1000;
@@ -68,11 +73,13 @@ export function turnRows(turn: Turn): Row[] {
     const length_s = m[name];
     if (length_s !== undefined) row(name, start_ms, start_ms + length_s * 1000, "agent");
   };
-  row("voice_to_voice", 0, total_ms, "headline");
+  row(turn.typed ? "typed to voice" : "voice_to_voice", 0, total_ms, "headline");
   from("e2e_latency", 0);
   from("transcription_delay", 0);
   from("end_of_turn_delay", 0);
-  const e2e_s = m["e2e_latency"];
+  const generated_s = GENERATION.reduce((sum, name) => sum + (m[name] ?? 0), 0);
+  // LiveKit has no figure for all of a typed turn, whose reply is begun at once.
+  const e2e_s = m["e2e_latency"] ?? (turn.typed && generated_s > 0 ? generated_s : undefined);
   if (e2e_s === undefined) return rows;
   let begin_ms = e2e_s * 1000;
   const placed: [string, number][] = [];

@@ -62,3 +62,13 @@ test("a second click while it connects changes nothing", () => {
   const connecting = run({ type: "click" });
   expect(next(connecting, { type: "click" })).toBe(connecting);
 });
+
+test("a notice stays through what the call does, after its end too, and a click clears it", () => {
+  const notice = agentLeftTrouble();
+  const live = run(...GOOD, { type: "notice", notice }, { type: "agent_state", state: "speaking" });
+  expect(live.notice).toBe(notice);
+  expect(live.trouble).toBeNull();
+  const ended = next(run(...GOOD, { type: "hang_up" }), { type: "notice", notice });
+  expect(ended.notice).toBe(notice);
+  expect(next(ended, { type: "click" }).notice).toBeNull();
+});

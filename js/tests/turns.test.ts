@@ -79,10 +79,20 @@ test("a cough that nobody took for speech is no turn, a sentence that got no ans
 
 test("a typed turn has its text and no voice marks", () => {
   const turns = new Turns();
-  turns.typed("Hi");
+  turns.typed("Hi", 2.5);
   turns.agentStarts(voice(3, 3));
   expect(turns.counted()[0]).toMatchObject({ typed: true, said: "Hi", transcript: "Hi", outcome: "ok" });
   expect(turns.counted()[0]!.marks["user_speech_end"]).toBeUndefined();
+});
+
+test("an agent that is interrupted by the button leaves its turn interrupted", () => {
+  const turns = new Turns();
+  turns.typed("Tell me a story.", 10);
+  turns.agentStarts(voice(10.6, 10.6));
+  turns.item(item("user", "Tell me a story."));
+  turns.item(item("assistant", "Once upon", { interrupted: true }));
+  turns.agentEnds();
+  expect(turns.counted()[0]).toMatchObject({ outcome: "interrupted", reply: "Once upon" });
 });
 
 test("interim words are replaced, and both sides keep their order", () => {
@@ -121,4 +131,14 @@ test("a microphone's steady noise is learnt", () => {
   const found = heard(noise, true).at(-1)!;
   expect(found.start_s).toBeCloseTo(3.0);
   expect(found.end_s).toBeCloseTo(3.49);
+});
+
+test("a muted microphone does not make its noise be forgotten", () => {
+  const found = heard(
+    [...frames(300, 0.01), ...frames(300, 0), ...frames(300, 0.01), ...frames(50, 0.1), ...frames(100, 0.01)],
+    true,
+  );
+  // The first second's noise was not known yet; what follows the silence is no voice.
+  expect(found.filter((voice) => voice.start_s > 3)).toHaveLength(1);
+  expect(found.at(-1)!.start_s).toBeCloseTo(9.0);
 });

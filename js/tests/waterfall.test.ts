@@ -39,6 +39,17 @@ test("a turn grows from the end of speech; what the figures leave unexplained is
   expect(at["llm_node_ttfs"]!.end_ms).toBeCloseTo(700);
 });
 
+test("a typed turn grows from the moment it was sent, through LiveKit's figures", () => {
+  const figures = { llm_node_ttft: 0.2, llm_node_ttfs: 0.3, tts_node_ttfb: 0.1 };
+  const rows = turnRows({ ...turn({ typed: 5, reply_heard: 5.6 }, figures), typed: true });
+  const at = Object.fromEntries(rows.map((row) => [row.name, row]));
+  expect(at["typed to voice"]!.end_ms).toBeCloseTo(600);
+  expect(at["llm_node_ttfs"]!.start_ms).toBeCloseTo(0);
+  expect(at["tts_node_ttfb"]!.end_ms).toBeCloseTo(400);
+  expect(at["transport"]!.start_ms).toBeCloseTo(400);
+  expect(turnRows({ ...turn({ typed: 5 }, {}), typed: true })).toHaveLength(1);
+});
+
 test("a turn without an end of speech has no rows", () => {
   expect(turnRows(turn({}, { e2e_latency: 1 }))).toEqual([]);
 });

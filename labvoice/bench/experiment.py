@@ -287,7 +287,7 @@ class Bench:
             RunFileError: The run file exists already.
         """
         path = out or run_path("call")
-        arms = {"default": columns(self._source.settings)}
+        arms = {"default": {**columns(self._source.settings), "strategy": call.strategy}}
         with RunWriter(path, kind="call", arms=arms) as run:
             run.trial(0, call.room_name, "default")
             for mark, at_s in call.marks.items():

@@ -72,12 +72,12 @@ class RunWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("x", encoding="utf-8")
-        except FileExistsError:
-            raise RunFileError(
-                f"{path} exists already, and a run is never written over",
-                "choose another name, or move the file away",
-            ) from None
         except OSError as error:
+            if path.exists():
+                raise RunFileError(
+                    f"{path} exists already, and a run is never written over",
+                    "choose another name, or move the file away",
+                ) from None
             raise RunFileError(
                 f"{path} cannot be written: {error.strerror}", "choose another place"
             ) from None

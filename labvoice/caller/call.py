@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from labvoice.errors import (
     StageTimeoutError,
 )
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
+from labvoice.show import Facts, call_facts
 from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 
 _JOIN_TIMEOUT_S = 10.0
@@ -57,6 +60,21 @@ async def _both(*work: Coroutine[Any, Any, None]) -> None:
 
 def _is_agent(participant: rtc.Participant) -> bool:
     return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+
+
+@dataclass(frozen=True)
+class PastCall:
+    """The figures of a call without its connections and what it heard; both grow together.
+
+    Attributes:
+        room_name: Name of the room.
+        marks: As :attr:`Call.marks`.
+        turns: As :attr:`Call.turns`.
+    """
+
+    room_name: str
+    marks: dict[str, float]
+    turns: list[Turn]
 
 
 class Call:
@@ -90,6 +108,7 @@ class Call:
             waiting_turns, lost_turns.
         greeting: What the agent said first.
         notice: What did not go as the strategy meant it, in words; empty where it did.
+        failure: Why no agent listened or no reply came, the last time; empty where none failed.
     """
 
     def __init__(
@@ -118,6 +137,7 @@ class Call:
         self.memory: dict[str, Any] = {}
         self.greeting = ""
         self.notice = ""
+        self.failure = ""
         self._url, self._key, self._secret = url, api_key, api_secret
         self._dispatcher = dispatcher
         self.identity = identity
@@ -130,6 +150,7 @@ class Call:
         self._agent_identity = ""
         self._agent_state = ""
         self._agent_gone = ""
+        self._ended = False
         self._changed = asyncio.Event()
         self._session = RemoteSession(RoomSessionTransport(self._room))
 
@@ -155,6 +176,19 @@ class Call:
             DispatchError: The agent did not come; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
         """
+        with self._failures():
+            await self._connect(click_s)
+        return self
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except LabvoiceError as error:
+            self.failure = error.observed
+            raise
+
+    async def _connect(self, click_s: float | None) -> None:
         if self.strategy == "ahead" and self.dispatch is None:
             await self.dispatch_ahead()
         self._mark("click", click_s if click_s is not None else time.monotonic())
@@ -183,7 +217,6 @@ class Call:
             await self._until(
                 functools.partial(self.marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
             )
-        return self
 
     async def _dispatch(self) -> None:
         self.dispatch = await self._dispatcher.dispatch(
@@ -398,6 +431,11 @@ class Call:
         if not self.turns:
             raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
         turn = self.turns[-1]
+        with self._failures():
+            await self._hear(turn, timeout_s)
+        return turn
+
+    async def _hear(self, turn: Turn, timeout_s: float) -> None:
         since_s = turn.marks["user_speech_start"]
         try:
             onset = await self._onset_since(since_s, "reply_heard", timeout_s)
@@ -413,7 +451,6 @@ class Call:
             turn.outcome = "agent_lost"
             raise
         await self._fetch_worker()
-        return turn
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller who will speak over it.
@@ -524,6 +561,7 @@ class Call:
 
     async def hang_up(self) -> None:
         """Leaves the room and stops sending; safe to call twice."""
+        self._ended = True
         await self._session.aclose()
         await self._microphone.aclose()
         await self._listener.aclose()
@@ -535,6 +573,26 @@ class Call:
     async def __aexit__(self, *_: object) -> None:
         await self.hang_up()
 
+    def _facts(self) -> Facts:
+        if self._ended:
+            state = "ended"
+        elif "click" not in self.marks:
+            state = "not connected yet"
+        else:
+            state = f"the agent is {self._agent_state}" if self._agent_state else "connecting"
+        return call_facts(
+            "Call",
+            self.room_name,
+            state,
+            strategy=self.strategy,
+            marks=self.marks,
+            greeting=self.greeting,
+            turns=self.turns,
+            troubles=[self.failure, self.notice],
+        )
+
     def __repr__(self) -> str:
-        state = self._agent_state or "connecting"
-        return f"<Call room={self.room_name!r} agent={state} turns={len(self.turns)}>"
+        return self._facts().text()
+
+    def _repr_html_(self) -> str:
+        return self._facts().html()

@@ -31,6 +31,7 @@ from labvoice.job import (
     JobMetadata,
     check_name,
 )
+from labvoice.show import Facts
 from labvoice.stack.livekit_log import LiveKitLog
 
 DISPATCH_TIMEOUT_S = 10.0
@@ -49,7 +50,7 @@ _CALL_OFF_S = 3.0
 _PASSING_CODES = ("unavailable", "deadline_exceeded", "internal", "aborted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dispatch:
     """A dispatch that is confirmed: exactly one live agent of that name is in the room.
 
@@ -78,6 +79,26 @@ class Dispatch:
     found: bool = False
     attempts: int = 1
     marks: dict[str, float] = field(default_factory=dict)
+
+    def _facts(self) -> Facts:
+        name = repr(self.agent_name) if self.agent_name else "a worker that serves every room"
+        how = "found there" if self.found else f"dispatched, attempts: {self.attempts}"
+        rows = [
+            ("dispatch", self.dispatch_id or "unknown"),
+            ("job", self.job_id),
+            ("worker", self.worker_id or "unknown"),
+            ("room was there before", "yes" if self.room_existed else "no"),
+        ]
+        if len(self.marks) > 1:
+            took_s = self.marks["dispatch_acknowledged"] - self.marks["dispatch_requested"]
+            rows.append(("acknowledged after", f"{took_s * 1000:.0f} ms"))
+        return Facts(f"Dispatch: {name} is in room {self.room!r}, {how}", rows=rows)
+
+    def __repr__(self) -> str:
+        return self._facts().text()
+
+    def _repr_html_(self) -> str:
+        return self._facts().html()
 
 
 class Dispatcher:

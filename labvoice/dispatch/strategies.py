@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from labvoice.errors import UsageError
 
@@ -19,6 +19,29 @@ Strategy = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
 """
 
 STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
+
+
+class Moment(NamedTuple):
+    """When a browser has the agent dispatched, and how a menu says so.
+
+    Attributes:
+        when: `after` the microphone is on, `during` the connecting, by the `token` or the server
+            alone, or `ahead` of the click; as in `js/src/types.ts`.
+        title: For the menu.
+    """
+
+    when: Literal["after", "during", "token", "ahead"]
+    title: str
+
+
+WHEN_DISPATCHED: Final[dict[Strategy, Moment]] = {
+    "sequential": Moment("after", "After the microphone is on"),
+    "concurrent": Moment("during", "While the browser connects"),
+    "token": Moment("token", "By the access token"),
+    "ahead": Moment("ahead", "Before the click"),
+    "automatic": Moment("token", "By a worker that serves every room"),
+}
+"""What each strategy means in a browser."""
 
 
 def check_strategy(name: str) -> Strategy:

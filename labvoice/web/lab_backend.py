@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 
-import aiohttp
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
+from labvoice import checks
 from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch, rooms
-from labvoice.errors import LabvoiceError, StageTimeoutError
+from labvoice.doctor import Check as DoctorCheck
+from labvoice.errors import LabvoiceError
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
 from labvoice.lab import Lab
 from labvoice.stack.workers import WorkerStatus
@@ -36,8 +34,6 @@ from labvoice.web.models import (
 )
 
 _ROOMS_AT_ONCE: Final = 8
-_CHECK_TIMEOUT_S: Final = 3.0
-_SCRATCH_TIMEOUT_S: Final = 15.0
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 
 
@@ -175,71 +171,12 @@ class LabBackend:
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 
     async def checks(self) -> list[Check]:
-        """Checks the LiveKit server, the workers, the model and Letta, each within 3 s."""
-        looks: dict[str, Callable[[], Awaitable[str]]] = {
-            "livekit": self._check_livekit,
-            "workers": self._check_workers,
-            "model": self._check_model,
-        }
-        if self._lab.has_letta:
-            looks["letta"] = self._check_letta
-        return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
-
-    async def _check_livekit(self) -> str:
-        async with self._lab.dispatcher.server_errors():
-            listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
-        return f"answers and accepts the key; rooms: {len(listed.rooms)}"
-
-    async def _check_workers(self) -> str:
-        workers = [w for w in await self.workers() if w.agent_name == self.agent_name]
-        if not workers:
-            raise LabvoiceError(
-                f"no worker of this lab answers as {self.agent_name!r}",
-                f"start one with `labvoice worker --agent-name {self.agent_name}`",
-            )
-        free = sum(worker.load < worker.load_threshold for worker in workers)
-        if not free:
-            raise LabvoiceError(
-                f"all {len(workers)} workers are full", "start another worker, or end some calls"
-            )
-        return f"{free} of {len(workers)} take calls"
-
-    async def _check_model(self) -> str:
-        if self._lab.model_ended:
-            raise LabvoiceError("the model server has ended", "restart the lab")
-        return "runs" if self._lab.settings.resolved_llm != "openai" else "external, not asked"
-
-    async def _check_letta(self) -> str:
-        server = self._lab.letta_server
-        if not server.answers:
-            raise LabvoiceError(
-                f"the Letta server's state is {server.state!r}; calls go on without memory",
-                "wait while it starts; its log tells why it failed",
-            )
-        await server.api.check()
-        return "answers"
+        """As :func:`labvoice.checks.look`."""
+        return [_web_check(check) for check in await checks.look(self._lab)]
 
     async def diagnose(self) -> list[Check]:
-        """Checks every dependency and, where LiveKit answers, whether an agent really joins.
-
-        As the doctor does, but nothing is started or loaded beside the calls that run.
-        """
-        checks = await self.checks()
-        if all(check.ok for check in checks if check.name == "livekit"):
-            checks.append(await _check("dispatch", self._check_dispatch, _SCRATCH_TIMEOUT_S))
-        return checks
-
-    async def _check_dispatch(self) -> str:
-        room = f"scratch-{secrets.token_hex(4)}"
-        dispatcher = self._lab.dispatcher
-        started_s = time.monotonic()
-        try:
-            done = await dispatcher.dispatch(room, self.agent_name)
-            took_s = time.monotonic() - started_s
-        finally:
-            with contextlib.suppress(api.TwirpError, aiohttp.ClientError):
-                await dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
-        return f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms"
+        """As :func:`labvoice.checks.diagnose`."""
+        return [_web_check(check) for check in await checks.diagnose(self._lab)]
 
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""
@@ -255,19 +192,14 @@ class LabBackend:
         return verified_event(body, token, self._key, self._secret)
 
 
-async def _check(
-    name: str, look: Callable[[], Awaitable[str]], timeout_s: float = _CHECK_TIMEOUT_S
-) -> Check:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return Check(name=name, ok=True, message=await look())
-    except TimeoutError:
-        error: LabvoiceError = StageTimeoutError("the answer", timeout_s, "silence")
-    except LabvoiceError as caught:
-        error = caught
-    # A call goes on without memory.
-    required = name != "letta"
-    return Check(name=name, ok=False, message=error.observed, hint=error.hint, required=required)
+def _web_check(check: DoctorCheck) -> Check:
+    return Check(
+        name=check.name,
+        ok=check.ok is not False,
+        message=check.observed,
+        hint=check.hint,
+        required=check.name != "letta",  # a call goes on without memory
+    )
 
 
 def _participant(participant: ParticipantInfo) -> RoomParticipant:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from labvoice.bench.run import Run
 from labvoice.settings import Settings
+from labvoice.show import Facts, call_facts
 from labvoice.widgets.record import BrowserTurn, CallRecord, write_run
 
 
@@ -31,9 +32,10 @@ class BrowserCall:
         Raises:
             RunFileError: It cannot be written.
         """
-        self.path = folder / f"browser-{self.record.call_id}.jsonl"
-        write_run(self.record, self.path, self._settings)
-        return self.path
+        path = folder / f"browser-{self.record.call_id}.jsonl"
+        write_run(self.record, path, self._settings)
+        self.path = path  # only now: a file that could not be written cannot be read either
+        return path
 
     @property
     def run(self) -> Run:
@@ -67,18 +69,22 @@ class BrowserCall:
         """Whether the call is over."""
         return self.record.ended
 
-    def __repr__(self) -> str:
+    def _facts(self) -> Facts:
         record = self.record
-        state = "ended" if record.ended else "under way"
-        head = f"<BrowserCall {state} outcome={record.outcome} turns={len(record.turns)}>"
-        lines = [head if not record.detail else f"{head}\n  {record.detail}"]
-        for turn in record.turns:
-            heard_s = turn.voice_to_voice_s
-            took = "" if heard_s is None else f"  voice to voice {heard_s * 1000:.0f} ms"
-            lines.append(
-                f"  {turn.number + 1}. you: {turn.transcript}\n     agent: {turn.reply}{took}"
-            )
-        return "\n".join(lines)
+        greeting = record.notes.get("greeting")
+        return call_facts(
+            "BrowserCall",
+            record.room or "none",
+            f"{'ended' if record.ended else 'under way'}, outcome {record.outcome}",
+            strategy=record.strategy or "unknown",
+            marks=self.marks,
+            greeting=str(greeting or ""),
+            turns=self.turns,
+            troubles=[record.detail],
+        )
+
+    def __repr__(self) -> str:
+        return self._facts().text()
 
     def _repr_html_(self) -> str:
-        return self.run._repr_html_()
+        return self._facts().html()

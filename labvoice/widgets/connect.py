@@ -7,16 +7,19 @@ import contextlib
 import logging
 import secrets
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
 from livekit import api
+from livekit.protocol.models import ParticipantInfo
 from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.token import caller_token
-from labvoice.doctor import examine
+from labvoice.checks import diagnose
+from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
@@ -31,14 +34,29 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 """Where the built JavaScript lies; its sources are in `js/`."""
 
-STRATEGIES: list[dict[str, str]] = [
-    {"name": "sequential", "title": "After the microphone is on", "when": "after"},
-    {"name": "concurrent", "title": "While the browser connects", "when": "during"},
-    {"name": "token", "title": "By the access token", "when": "token"},
-    {"name": "ahead", "title": "Before the click", "when": "ahead"},
-]
-"""The ways of :mod:`labvoice.dispatch.strategies`; `js/src/types.ts` says what each field means."""
-_AUTOMATIC = {"name": "automatic", "title": "By a worker that serves every room", "when": "token"}
+_LOOKS_FOR_CALLER = 15
+"""One a second; a browser that is closed leaves its room at once, a page's request waits 20 s."""
+_AHEAD_MARGIN_S = 10.0
+"""So long before an agent that was dispatched ahead gives up, another one is asked for."""
+
+
+def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
+    """Returns the strategies that the widget offers, with the fields of `js/src/types.ts`.
+
+    Automatic dispatch is among them only where a worker serves every room.
+    """
+    serves_all = any(not worker.agent_name for worker in lab.pool.workers)
+    lifetime_s = max(1.0, lab.settings.idle_timeout_s - _AHEAD_MARGIN_S)
+    return [
+        {
+            "name": name,
+            "title": WHEN_DISPATCHED[name].title,
+            "when": WHEN_DISPATCHED[name].when,
+            "lifetime_s": lifetime_s,
+        }
+        for name in STRATEGIES
+        if name != "automatic" or serves_all
+    ]
 
 
 class _Ask(BaseModel):
@@ -46,7 +64,7 @@ class _Ask(BaseModel):
 
     room: str | None = Field(None, max_length=128)
     letta_agent_id: str | None = Field(None, max_length=128)
-    strategy: str = "sequential"
+    strategy: Strategy = "sequential"
 
 
 class ConnectButton(anywidget.AnyWidget):
@@ -72,9 +90,7 @@ class ConnectButton(anywidget.AnyWidget):
 
     def __init__(self, lab: Lab) -> None:
         _ = lab.dispatcher  # refuses a lab that is not running, in words
-        serves_all = any(not worker.agent_name for worker in lab.pool.workers)
-        strategies = [*STRATEGIES, *([_AUTOMATIC] if serves_all else [])]
-        super().__init__(strategies=strategies, agent_name=lab.settings.agent_name)
+        super().__init__(strategies=strategies_for(lab), agent_name=lab.settings.agent_name)
         self._lab = lab
         self.calls: list[BrowserCall] = []
         self._bridge = Bridge(
@@ -82,6 +98,8 @@ class ConnectButton(anywidget.AnyWidget):
                 "token": self._token,
                 "dispatch": self._dispatch,
                 "agents": self._agents,
+                "create_agent": self._create_agent,
+                "hello": self._hello,
                 "diagnose": self._diagnose,
                 "record": self._record,
             },
@@ -159,11 +177,36 @@ class ConnectButton(anywidget.AnyWidget):
             for agent in agents.itertuples()
         ]
 
+    async def _create_agent(self, _: dict[str, Any]) -> dict[str, Any]:
+        name = f"voice {datetime.now():%Y-%m-%d %H-%M-%S}"
+        return {"id": await self._lab.letta.create(name), "name": name, "description": ""}
+
+    async def _hello(self, _: dict[str, Any]) -> None:
+        """A page has begun: calls are over that a page before it has left, reloaded or closed."""
+        for call in [call for call in self.calls if not call.ended]:
+            for _look in range(_LOOKS_FOR_CALLER):
+                if call.ended or not await self._caller_is_there(call.record.room):
+                    break
+                await asyncio.sleep(1.0)
+            else:
+                continue  # it goes on in another window
+            if not call.ended:
+                detail = call.record.detail or "The page was reloaded or closed during the call."
+                call.record = call.record.model_copy(update={"ended": True, "detail": detail})
+                await self._finish(call)
+
+    async def _caller_is_there(self, room: str) -> bool:
+        dispatcher = self._lab.dispatcher
+        try:
+            async with dispatcher.server_errors():
+                there = await dispatcher.api.room.list_participants(
+                    api.ListParticipantsRequest(room=room)
+                )
+        except LabvoiceError:
+            return False  # without a server there is no call either
+        return any(one.kind != ParticipantInfo.Kind.AGENT for one in there.participants)
+
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
-        dispatcher = self._lab.dispatcher  # refuses a lab that was stopped, in words
-        checks = await examine(
-            self._lab.settings, dispatcher=dispatcher, evidence=self._lab.pool.statuses
-        )
         return [
             {
                 "name": check.name,
@@ -171,7 +214,7 @@ class ConnectButton(anywidget.AnyWidget):
                 "detail": check.observed,
                 "hint": check.hint,
             }
-            for check in checks
+            for check in await diagnose(self._lab)
         ]
 
     async def _record(self, arguments: dict[str, Any]) -> None:
@@ -180,17 +223,22 @@ class ConnectButton(anywidget.AnyWidget):
         if known is None:
             known = BrowserCall(record, self._lab.settings)
             self.calls.append(known)
-            self._lab.recent_calls.append(known)
+            self._lab.remember(known)
         elif known.ended:
             return
         known.record = record
         if record.ended:
-            await asyncio.to_thread(known.save)
-            if record.room:
+            await self._finish(known)
+
+    async def _finish(self, call: BrowserCall) -> None:
+        try:
+            await asyncio.to_thread(call.save)
+        finally:
+            if room := call.record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
-                name = "" if record.strategy == "automatic" else self._lab.settings.agent_name
+                name = "" if call.record.strategy == "automatic" else self._lab.settings.agent_name
                 with contextlib.suppress(LabvoiceError):
-                    await self._lab.end_room(record.room, name)
+                    await self._lab.end_room(room, name)
 
     def __repr__(self) -> str:
         return f"<ConnectButton agent={self.agent_name!r} calls={len(self.calls)}>"

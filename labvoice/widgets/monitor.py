@@ -29,26 +29,20 @@ _SHOWN = 20
 """Dispatches and turns whose median is shown."""
 
 
-class Monitor(anywidget.AnyWidget):
-    """Shows a running lab live; made by `lab.monitor()`.
-
-    It asks once a second and sends the page what has changed, so a notebook full of monitors
-    floods nothing. It ends with the lab, or with :meth:`close`.
+class Watcher:
+    """Looks at a lab once a second for all monitors that show it; ends with the last of them.
 
     Args:
         lab: The running lab.
 
-    Raises:
-        LabvoiceError: The lab is not running.
-        UsageError: There is no running event loop.
+    Attributes:
+        views: The monitors.
+        seen: What was seen last.
     """
 
-    _esm = Path(__file__).parent / "static" / "monitor.js"
-    snapshot = traitlets.Dict().tag(sync=True)
-
     def __init__(self, lab: Lab) -> None:
-        _ = lab.dispatcher  # refuses a lab that is not running, in words
-        super().__init__()
+        self.views: set[Monitor] = set()
+        self.seen: dict[str, Any] = {}
         self._lab = lab
         self._series: dict[str, deque[float | None]] = {}
         self._parts: list[dict[str, Any]] = []
@@ -59,18 +53,42 @@ class Monitor(anywidget.AnyWidget):
                 "a widget needs the notebook's event loop",
                 "make it in a cell of a notebook, where the lab was started",
             ) from None
-        self._task = loop.create_task(self._watch(), name="labvoice-monitor")
+        self.task = loop.create_task(self._watch(), name="labvoice-monitor")
 
     async def _watch(self) -> None:
         number = 0
-        while self._lab.running:
-            try:
-                self.snapshot = await self.look(with_parts=number % _PARTS_EVERY == 0)
-            except (LabvoiceError, api.TwirpError, OSError) as error:
-                self.snapshot = {**self.snapshot, "trouble": str(error)}
-            number += 1
-            await asyncio.sleep(_EVERY_S)
-        self.snapshot = {"running": False}
+        try:
+            while self._lab.running:
+                try:
+                    self._show(await self.look(with_parts=number % _PARTS_EVERY == 0))
+                except LabvoiceError as error:
+                    self._show({**self.seen, "trouble": str(error)})
+                except Exception as error:
+                    if not self._lab.running:
+                        break  # it was stopped under our hands
+                    logger.exception("the monitor could not look")
+                    self._show({**self.seen, "trouble": f"{type(error).__name__}: {error}"})
+                number += 1
+                await asyncio.sleep(_EVERY_S)
+        finally:
+            self._forget()
+            self._show({"running": False})
+
+    def _forget(self) -> None:
+        if _WATCHERS.get(self._lab) is self:
+            del _WATCHERS[self._lab]
+
+    def remove(self, view: Monitor) -> None:
+        """Shows it to one monitor less."""
+        self.views.discard(view)
+        if not self.views:
+            self._forget()  # here too, for a task that has not begun never ends in order
+            self.task.cancel()
+
+    def _show(self, seen: dict[str, Any]) -> None:
+        self.seen = seen
+        for view in self.views:
+            view.snapshot = seen
 
     async def look(self, *, with_parts: bool = True) -> dict[str, Any]:
         """Asks everything once; returns what the page shows, times in seconds.
@@ -79,7 +97,7 @@ class Monitor(anywidget.AnyWidget):
             with_parts: Whether to ask the processes for their memory too.
 
         Raises:
-            LabvoiceError: The lab was stopped.
+            LabvoiceError: The lab was stopped, or its LiveKit server does not answer.
         """
         lab = self._lab
         if with_parts or not self._parts:
@@ -89,22 +107,24 @@ class Monitor(anywidget.AnyWidget):
                 for p in parts
             ]
         statuses = await lab.pool.statuses()
-        rooms = await self._rooms()
+        async with lab.dispatcher.server_errors():
+            rooms = await self._rooms()
         past = list(lab.dispatcher.history)
+        failed = [one for one in past if one.outcome != "ok"]
         took = [one.took_s for one in past[-_SHOWN:] if one.outcome == "ok"]
         heard = [
             turn.voice_to_voice_s
             for call in lab.recent_calls
             for turn in call.turns
             if turn.voice_to_voice_s is not None
-        ][-_SHOWN:]
-        failed = [one for one in past if one.outcome != "ok"]
+        ]
         figures: dict[str, float | None] = {
             "rooms": len(rooms),
             "agents": sum(len(room["agents"]) for room in rooms),
             "load": statistics.fmean(s.load for s in statuses) if statuses else None,
+            "success": (len(past) - len(failed)) / len(past) if past else None,
             "dispatch_s": statistics.median(took) if took else None,
-            "voice_to_voice_s": statistics.median(heard) if heard else None,
+            "voice_to_voice_s": statistics.median(heard[-_SHOWN:]) if heard else None,
             "memory_backlog": await lab.memory_backlog(),
         }
         for name, value in figures.items():
@@ -136,7 +156,12 @@ class Monitor(anywidget.AnyWidget):
         listed = await client.list_rooms(api.ListRoomsRequest())
         rooms = []
         for room in listed.rooms:
-            there = await client.list_participants(api.ListParticipantsRequest(room=room.name))
+            try:
+                there = await client.list_participants(api.ListParticipantsRequest(room=room.name))
+            except api.TwirpError as error:
+                if error.code == "not_found":  # it was deleted meanwhile
+                    continue
+                raise
             agents = [p for p in there.participants if p.kind == ParticipantInfo.Kind.AGENT]
             rooms.append(
                 {
@@ -147,15 +172,53 @@ class Monitor(anywidget.AnyWidget):
             )
         return rooms
 
+
+_WATCHERS: dict[Lab, Watcher] = {}
+"""One for each lab that somebody watches."""
+
+
+class Monitor(anywidget.AnyWidget):
+    """Shows a running lab live; made by `lab.monitor()`.
+
+    All monitors of a lab share one look at it a second, and the page is sent one message for it,
+    or none where nothing has changed. It ends with the lab, or with :meth:`close`.
+
+    Args:
+        lab: The running lab.
+
+    Attributes:
+        snapshot: What was seen last.
+
+    Raises:
+        LabvoiceError: The lab is not running.
+        UsageError: There is no running event loop.
+    """
+
+    _esm = Path(__file__).parent / "static" / "monitor.js"
+    snapshot = traitlets.Dict().tag(sync=True)
+    _watcher: Watcher | None = None
+
+    def __init__(self, lab: Lab) -> None:
+        _ = lab.dispatcher  # refuses a lab that is not running, in words
+        watcher = _WATCHERS.get(lab) or _WATCHERS.setdefault(lab, Watcher(lab))
+        super().__init__(snapshot=watcher.seen)
+        self._watcher = watcher
+        watcher.views.add(self)
+
     def close(self) -> None:
-        """Ends the watching and removes the widget."""
-        self._task.cancel()
+        """Removes the widget; the last one of a lab ends the watching."""
+        if self._watcher is not None:
+            self._watcher.remove(self)
         super().close()
 
     def __repr__(self) -> str:
         seen = self.snapshot
-        if not seen.get("running"):
-            return "<Monitor of a lab that is not running>"
+        if "rooms" not in seen:
+            return (
+                "<Monitor of a lab that is not running>"
+                if seen.get("running") is False
+                else f"<Monitor that has seen nothing yet {seen.get('trouble', '')}>"
+            )
         return (
             f"<Monitor rooms={len(seen['rooms'])} workers={len(seen['workers'])} "
             f"dispatches={seen['dispatches']} failed={seen['failed']} turns={seen['turns']}>"

@@ -89,8 +89,9 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
         RunFileError: The run file exists already or cannot be written.
     """
     known = CALLER_CONNECTION_MARKS + WORKER_CONNECTION_MARKS
-    config = {"caller": "browser", "strategy": record.strategy, "agent_name": settings.agent_name}
-    with RunWriter(path, kind="call", config=config, arms={"default": columns(settings)}) as run:
+    config = {"caller": "browser", "agent_name": settings.agent_name}
+    arms = {"default": {**columns(settings), "strategy": record.strategy or None}}
+    with RunWriter(path, kind="call", config=config, arms=arms) as run:
         run.trial(0, record.room or "none", "default")
         for name, mark in record.marks.items():
             if name in known:
@@ -114,7 +115,8 @@ def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
         if name in AGENT_TURN_STAGES + MEMORY_STAGES:
             run.stage(0, name, duration_s, turn=turn.number)
     facts: dict[str, Any] = {"said": turn.said, "transcript": turn.transcript, "reply": turn.reply}
-    facts["wer"] = word_error_rate(turn.said, turn.transcript) if turn.said.strip() else None
+    recognised = turn.said.strip() and not turn.typed  # what was typed, nobody had to recognise
+    facts["wer"] = word_error_rate(turn.said, turn.transcript) if recognised else None
     run.note(0, turn.number, typed=turn.typed, user_messages=turn.user_messages, **facts)
     run.outcome(0, _outcome(turn.outcome), turn=turn.number)
 

@@ -163,7 +163,7 @@ async def test_a_call_with_the_browsers_microphone(
         await page.locator(".jp-Cell", has_text="print(button.call)").click()
         await page.keyboard.press("Shift+Enter")
         measured = page.locator(".jp-Cell", has_text="print(button.call)")
-        await expect(measured).to_contain_text("<BrowserCall ended outcome=ok turns=2>")
+        await expect(measured).to_contain_text("BrowserCall: ended, outcome ok, 2 turns")
         await expect(measured).to_contain_text("voice to voice")
         await expect(measured).to_contain_text("time_to_greeting")
         await page.keyboard.press("Shift+Enter")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
+from labvoice.bench.arms import DEFAULT
+from labvoice.bench.experiment import arm_columns
+from labvoice.bench.lines import FRAME_COLUMNS
+from labvoice.caller.call import Call
+from labvoice.caller.turn import Turn
+from labvoice.dispatch import Dispatcher
+from labvoice.errors import RunFileError
+from labvoice.lab import Lab
 from labvoice.settings import Settings
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord, write_run
@@ -44,6 +53,26 @@ SENT: dict[str, Any] = {
 }
 
 
+def simulated_call(settings: Settings) -> tuple[Call, Lab]:
+    """A call as the simulated caller leaves it, with the same figures, and the lab it was in."""
+    secret = SecretStr("not-a-real-secret-but-long-enough")
+    call = Call(
+        url="ws://127.0.0.1:9",
+        api_key="key",
+        api_secret=secret,
+        dispatcher=Dispatcher("ws://127.0.0.1:9", "key", secret),
+        room="lab-1",
+        agent_name=settings.agent_name,
+        strategy="concurrent",
+    )
+    marks = SENT["marks"].items()
+    call.marks = {name: mark["t_s"] for name, mark in marks if name != "something_new"}
+    turn = dict(SENT["turns"][0])
+    del turn["typed"]
+    call.turns = [Turn(**turn)]
+    return call, Lab(settings=settings)
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """The defaults."""
@@ -58,10 +87,71 @@ def test_a_browser_call_has_the_stages_of_a_simulated_one(settings: Settings) ->
     assert frame["job_request"] == pytest.approx(0.2)
     assert frame["voice_to_voice"] == pytest.approx(0.9)
     assert frame["transport"] == pytest.approx(0.3)
-    assert {"run_id", "arm", "llm", "outcome"} <= set(call.frame)
-    assert "voice to voice 900 ms" in repr(call)
-    assert "connection" in call._repr_html_()
     assert next(iter(call.marks)) == "click"
+
+
+async def test_all_ways_to_record_a_call_give_the_same_columns(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A browser's call, a recorded one and a benchmark's arm can be laid beside each other."""
+    simulated, lab = simulated_call(settings)
+    recorded = lab.bench.record(simulated, tmp_path / "call.jsonl").frame
+    own = BrowserCall(CallRecord.model_validate(SENT), settings).frame
+    assert list(own) == list(recorded)
+    assert set(own["strategy"]) == {"sequential"}
+    assert set(recorded["strategy"]) == {"concurrent"}
+    assert set(own) == set(FRAME_COLUMNS) | set(arm_columns(settings, DEFAULT))
+
+
+async def test_calls_show_the_same_as_text_and_as_html(settings: Settings) -> None:
+    """State, marks, transcripts, figures and what went wrong: of a browser's call and of ours."""
+    sent = {**SENT, "detail": "The agent <left> the room."}
+    own = BrowserCall(CallRecord.model_validate(sent), settings)
+    simulated, _ = simulated_call(settings)
+    simulated.failure = "The agent <left> the room."
+    for call in (own, simulated):
+        shown = html.unescape(call._repr_html_())
+        for words in (
+            "1 turn",
+            "click 0",
+            "agent_listening 800",
+            "How are you?",
+            "Well, thank you.",
+            "voice to voice 900 ms, e2e_latency 600",
+            "The agent <left> the room.",
+        ):
+            assert words in repr(call)
+            assert words in shown
+        assert "<left>" not in call._repr_html_()
+
+
+def test_what_was_typed_has_no_word_error_rate(settings: Settings) -> None:
+    """Nobody had to recognise it, so it must not make the recogniser look better."""
+    typed = {**SENT["turns"][0], "typed": True, "said": "Hello", "transcript": "Hello"}
+    record = CallRecord.model_validate({**SENT, "turns": [typed]})
+    assert BrowserCall(record, settings).run.word_error_rate is None
+
+
+def test_a_call_that_could_not_be_saved_can_still_be_read(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A save that fails says so and loses nothing."""
+    call = BrowserCall(CallRecord.model_validate(SENT), settings)
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(RunFileError, match="cannot be written"):
+        call.save(tmp_path / "runs")
+    assert call.path is None
+    assert "voice_to_voice" in set(call.frame["stage"])
+
+
+async def test_a_lab_keeps_the_figures_of_old_calls_without_their_audio(settings: Settings) -> None:
+    """Only the last few calls keep what they heard; every call keeps its turns."""
+    lab = Lab(settings=settings)
+    for number in range(8):
+        call = BrowserCall(CallRecord.model_validate(SENT), settings) if number == 2 else None
+        lab.remember(call or simulated_call(settings)[0])
+    assert sum(isinstance(call, Call) for call in lab.recent_calls) == 4
+    assert [len(call.turns) for call in lab.recent_calls] == [1] * 8
 
 
 def test_a_call_that_ended_is_kept_as_a_run_file(settings: Settings, tmp_path: Path) -> None:

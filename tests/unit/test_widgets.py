@@ -1,0 +1,276 @@
+"""The kernel's side of the widgets: requests, the Connect button and the monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import SecretStr
+
+from labvoice import checks
+from labvoice.dispatch import Dispatcher, Strategy
+from labvoice.errors import LabvoiceError, RunFileError, UsageError
+from labvoice.lab import Lab
+from labvoice.settings import Settings
+from labvoice.widgets.bridge import Bridge
+from labvoice.widgets.connect import ConnectButton
+from labvoice.widgets.monitor import Monitor, Watcher
+from tests.unit.test_browser_call import SENT
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    """A lab that is up but whose LiveKit server answers no more: nothing listens there."""
+    secret = SecretStr("not-a-real-secret-but-long-enough")
+    lab = Lab(
+        settings=Settings(
+            cache_dir=tmp_path,
+            data_dir=tmp_path,
+            livekit_url="ws://127.0.0.1:9",
+            livekit_api_key="key",
+            livekit_api_secret=secret,
+        )
+    )
+    async with Dispatcher("ws://127.0.0.1:9", "key", secret) as dispatcher:
+        lab._dispatcher = dispatcher
+        yield lab
+        await lab.stop()
+
+
+class Page:
+    """The other end of a bridge: what it was sent, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.answers: list[dict[str, Any]] = []
+        self._more = asyncio.Event()
+
+    def send(self, content: dict[str, Any], *_: object) -> None:
+        """Takes an answer."""
+        self.answers.append(content)
+        self._more.set()
+
+    async def answer(self) -> dict[str, Any]:
+        """Returns the next answer."""
+        async with asyncio.timeout(10):
+            while not self.answers:
+                self._more.clear()
+                await self._more.wait()
+        return self.answers.pop(0)
+
+
+def request(method: str, args: Any, number: int = 1) -> dict[str, Any]:
+    """A request as `js/src/notebook.ts` sends it."""
+    return {"kind": "request", "id": number, "method": method, "args": args}
+
+
+async def ask(button: ConnectButton, method: str, args: Any) -> dict[str, Any]:
+    """Asks a button as the page does; returns its answer."""
+    page = Page()
+    button._bridge._send = page.send
+    button._handle_custom_msg(request(method, args), [])
+    return await page.answer()
+
+
+# -- the bridge
+
+
+async def test_a_request_from_another_thread_is_answered_on_the_labs_loop() -> None:
+    """JupyterLab delivers a widget's messages on a thread where nothing may be awaited."""
+    page = Page()
+    ours = threading.get_ident()
+
+    async def where(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"here": threading.get_ident() == ours, **arguments}
+
+    bridge = Bridge({"where": where}, page.send)
+    await asyncio.to_thread(bridge.take, request("where", {"a": 1}, 7))
+    assert await page.answer() == {"kind": "answer", "id": 7, "result": {"here": True, "a": 1}}
+
+
+@pytest.mark.parametrize("wrong", [request("nonsense", {}), request("known", ["no", "object"])])
+async def test_a_request_that_nobody_understands_is_refused_in_words(wrong: Any) -> None:
+    """An unknown method, or arguments that are none, end in an answer and not in silence."""
+    page = Page()
+
+    async def known(_: dict[str, Any]) -> None:
+        """Answers nothing."""
+
+    Bridge({"known": known}, page.send).take(wrong)
+    assert "which is unknown" in (await page.answer())["error"]["message"]
+
+
+async def test_a_message_that_is_no_request_is_left_alone() -> None:
+    """Other messages of the widget's, and what is no message at all, are not answered."""
+    page = Page()
+    bridge = Bridge({}, page.send)
+    for other in (None, "text", {"kind": "answer"}, [request("a", {})]):
+        bridge.take(other)
+    bridge.take(request("last", {}, 2))
+    assert (await page.answer())["id"] == 2
+    assert page.answers == []
+
+
+def test_a_bridge_without_an_event_loop_is_refused() -> None:
+    """Outside a notebook nobody would answer."""
+    with pytest.raises(UsageError, match="event loop"):
+        Bridge({}, lambda _: None)
+
+
+# -- the Connect button
+
+
+async def test_the_button_offers_every_strategy_once(lab: Lab) -> None:
+    """They are those of the dispatcher; the agent that comes ahead is renewed before it leaves."""
+    button = lab.connect_button()
+    assert [one["name"] for one in button.strategies] == [
+        name for name in get_args(Strategy) if name != "automatic"
+    ]
+    assert {one["lifetime_s"] for one in button.strategies} == {lab.settings.idle_timeout_s - 10}
+
+
+@pytest.mark.parametrize("wrong", [{"room": 3}, {"strategy": "nonsense"}, {"unknown": True}])
+async def test_a_token_is_refused_to_a_request_that_cannot_be_right(
+    lab: Lab, wrong: dict[str, Any]
+) -> None:
+    """A page of another version is told to reload."""
+    answer = await ask(lab.connect_button(), "token", wrong)
+    assert "reload the page" in answer["error"]["hint"]
+
+
+async def test_a_button_of_a_stopped_lab_says_so(lab: Lab) -> None:
+    """Token and dispatch are refused, a new button too, and the diagnosis names the server."""
+    button = lab.connect_button()
+    await lab.stop()
+    for method in ("token", "dispatch"):
+        answer = await ask(button, method, {"room": "a-room"})
+        assert answer["error"]["message"] == "the lab is not running"
+    diagnosis = (await ask(button, "diagnose", {}))["result"]
+    assert [one["ok"] for one in diagnosis if one["name"] == "livekit"] == [False]
+    with pytest.raises(LabvoiceError, match="not running"):
+        lab.connect_button()
+    with pytest.raises(LabvoiceError, match="no call was made"):
+        _ = button.call
+
+
+async def test_the_diagnosis_starts_nothing(lab: Lab) -> None:
+    """It looks at the lab as it stands, as the HTTP service does, and says what is missing."""
+    answer = await ask(lab.connect_button(), "diagnose", {})
+    seen = {check.name: check for check in await checks.diagnose(lab)}
+    assert list(seen) == ["livekit", "workers", "model"]
+    assert {one["name"]: one["hint"] for one in answer["result"]} == {
+        name: check.hint for name, check in seen.items()
+    }
+    assert "no LiveKit server answers" in seen["livekit"].observed
+
+
+async def test_a_call_that_cannot_be_saved_is_said_and_kept(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page hears of it, and the kernel still has the figures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("in the way")
+    button = lab.connect_button()
+    assert "error" not in await ask(button, "record", {**SENT, "ended": False})
+    answer = await ask(button, "record", SENT)
+    assert "cannot be written" in answer["error"]["message"]
+    assert button.call.ended
+    assert "connection" in set(button.call.frame["stage"])
+    assert list(lab.recent_calls) == [button.call]
+    with pytest.raises(RunFileError):
+        button.call.save()
+
+
+# -- the monitor
+
+
+async def seen(monitor: Monitor, key: str) -> Any:
+    """Waits until the monitor shows something under a key."""
+    async with asyncio.timeout(10):
+        while key not in monitor.snapshot:
+            await asyncio.sleep(0.01)
+    return monitor.snapshot[key]
+
+
+async def test_the_first_look_that_fails_is_shown(lab: Lab) -> None:
+    """A monitor that has seen nothing yet says what is the matter."""
+    monitor = lab.monitor()
+    assert "no LiveKit server answers" in await seen(monitor, "trouble")
+    assert "no LiveKit server answers" in repr(monitor)
+    monitor.close()
+
+
+async def test_an_error_that_nobody_expected_is_shown_and_does_not_end_the_watching(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next look may succeed again."""
+    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.01)
+    looks = iter([RuntimeError("Session is closed")])
+
+    async def look(self: Watcher, *, with_parts: bool = True) -> dict[str, Any]:
+        for error in looks:
+            raise error
+        return {"running": True, "again": True}
+
+    monkeypatch.setattr(Watcher, "look", look)
+    monitor = lab.monitor()
+    shown: list[str] = []
+    monitor.observe(lambda change: shown.append(change["new"].get("trouble", "")), "snapshot")
+    assert await seen(monitor, "again")
+    assert shown == ["RuntimeError: Session is closed", ""]
+    monitor.close()
+
+
+async def test_monitors_of_a_lab_share_one_watcher_that_ends_with_the_last(lab: Lab) -> None:
+    """A notebook full of monitors asks no more than one."""
+    first, second = lab.monitor(), lab.monitor()
+    assert first._watcher is second._watcher
+    assert first._watcher is not None
+    await seen(second, "trouble")
+    first.close()
+    assert not first._watcher.task.cancelled()
+    second.close()
+    third = lab.monitor()
+    assert third._watcher is not first._watcher
+    third.close()
+
+
+async def test_a_monitor_ends_with_its_lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that the lab runs no more, and a new one is refused."""
+    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.01)
+    monitor = lab.monitor()
+    await seen(monitor, "trouble")
+    await lab.stop()
+    async with asyncio.timeout(10):
+        while monitor.snapshot != {"running": False}:
+            await asyncio.sleep(0.01)
+    with pytest.raises(LabvoiceError, match="not running"):
+        lab.monitor()
+    monitor.close()
+
+
+async def test_what_has_not_changed_is_not_sent_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many looks at the same thing make one message."""
+    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.001)
+    monitor = lab.monitor()
+    sent: list[object] = []
+    looks = 0
+    look = Watcher.look
+
+    async def counted(self: Watcher, *, with_parts: bool = True) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        return await look(self, with_parts=with_parts)
+
+    monkeypatch.setattr(Watcher, "look", counted)
+    monitor.observe(sent.append, "snapshot")
+    async with asyncio.timeout(10):
+        while looks < 5:
+            await asyncio.sleep(0.01)
+    assert len(sent) == 1
+    monitor.close()
