@@ -129,7 +129,7 @@ def test_what_was_typed_has_no_word_error_rate(settings: Settings) -> None:
     """Nobody had to recognise it, so it must not make the recogniser look better."""
     typed = {**SENT["turns"][0], "typed": True, "said": "Hello", "transcript": "Hello"}
     record = CallRecord.model_validate({**SENT, "turns": [typed]})
-    assert BrowserCall(record, settings).run.word_error_rate is None
+    assert BrowserCall(record, settings).run.word_error_rate() is None
 
 
 def test_a_call_that_could_not_be_saved_can_still_be_read(
