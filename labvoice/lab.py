@@ -23,7 +23,7 @@ from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.supervisor import Supervisor
-from labvoice.errors import LabvoiceError, UsageError
+from labvoice.errors import LabvoiceError, SettingsError, UsageError
 from labvoice.job import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.stack.letta_api import LettaApi
@@ -124,11 +124,18 @@ class Lab:
             return self
         self._asked_for = self.settings
         self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
-        self._state_dir.mkdir(parents=True)
+        try:
+            self._state_dir.mkdir(parents=True)
+        except OSError as error:
+            self._state_dir = None
+            raise SettingsError(
+                f"{self.settings.data_dir} cannot be written: {error.strerror}",
+                "set LABVOICE_DATA_DIR to a folder of your own",
+            ) from None
         try:
             await self._start_parts(self._state_dir)
         except BaseException:
-            self._state_dir = None  # the logs stay for whoever looks for the cause
+            self._keep_logs()
             await self.stop()
             raise
         return self
@@ -268,12 +275,18 @@ class Lab:
             await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
             self._state_dir = None
 
+    def _keep_logs(self) -> None:
+        """Leaves the logs for whoever looks for the cause."""
+        if self._state_dir is not None:
+            self._progress(f"the logs are kept in {self._state_dir}")
+            self._state_dir = None
+
     async def __aenter__(self) -> Lab:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._state_dir = None  # the logs stay for whoever looks for the cause
+            self._keep_logs()
         await self.stop()
 
     def __enter__(self) -> NoReturn:
@@ -524,7 +537,7 @@ class Lab:
         """
         if isinstance(what, Path):
             return await asyncio.to_thread(load_wav, what)
-        return await asyncio.to_thread(synthesize, what, self.settings)
+        return await asyncio.to_thread(synthesize, what, self.settings, self._progress)
 
     # -- looks --------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -129,6 +130,16 @@ class Settings(BaseSettings):
         return "openai" if self.openai_base_url or self.openai_api_key else "small"
 
 
+ENV_FILE: Final = "LABVOICE_ENV_FILE"
+"""Name of the variable that names another file than `.env`; empty: none is read."""
+
+
+def env_file() -> Path | None:
+    """Returns the file whose settings count where the environment has none; None for no file."""
+    named = os.environ.get(ENV_FILE, ".env")
+    return Path(named) if named else None
+
+
 def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
     """Reads settings of one kind; `overrides` (field names) win over the environment.
 
@@ -136,7 +147,8 @@ def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
         SettingsError: A value is malformed.
     """
     try:
-        return kind(**overrides)
+        # pydantic-settings knows this argument by its underscore.
+        return kind(_env_file=env_file(), **overrides)
     except ValidationError as error:
         # `input` is left out: it may be a secret.
         problems = "; ".join(

@@ -343,7 +343,9 @@ async def _serve(context: JobContext) -> None:
         while True:
             await state_changed.wait()
             state_changed.clear()
-            await local.set_attributes({ATTRIBUTE_MEMORY: memory.state})
+            with contextlib.suppress(TimeoutError):  # one answer in some hundred never comes
+                async with asyncio.timeout(_ASK_TIMEOUT_S):
+                    await local.set_attributes({ATTRIBUTE_MEMORY: memory.state})
 
     showing = asyncio.create_task(show_memory_state())
 

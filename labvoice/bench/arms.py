@@ -15,7 +15,6 @@ from labvoice.stack.workers import AGENT_PROGRAM
 
 _SEED: Final = 20261
 _LONGEST_DELAY_S: Final = 5.0  # as labvoice.settings.Settings.min_endpointing_delay_s has it
-_MAX_ENDPOINTING_DELAY_S: Final = 1.0  # the default of Settings.max_endpointing_delay_s
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,12 @@ TURN_ARMS: Final = (
 """What `labvoice bench turns --arms` knows."""
 
 
-def endpointing_arms(delays: str | Sequence[str]) -> list[Arm]:
+def endpointing_arms(delays: str | Sequence[str], longest_s: float = 0.0) -> list[Arm]:
     """Returns an arm for each silence after which a turn may end; its worker has that setting.
 
     Args:
         delays: In seconds; a list, or one text with commas.
+        longest_s: Silence after which a turn ends in any case, in seconds; never below the arm's.
 
     Raises:
         UsageError: One is no number of seconds from 0 to 5, is given twice, or none is given.
@@ -100,7 +100,7 @@ def endpointing_arms(delays: str | Sequence[str]) -> list[Arm]:
             raise UsageError(f"the arm {name} is named twice", "name each arm once")
         settings = {
             "min_endpointing_delay_s": delay_s,
-            "max_endpointing_delay_s": max(delay_s, _MAX_ENDPOINTING_DELAY_S),
+            "max_endpointing_delay_s": max(delay_s, longest_s),
         }
         arms[name] = Arm(name, agent_name=f"endpointing-{name}", settings=settings)
     if not arms:

@@ -19,7 +19,7 @@ from labvoice.caller.call import Call
 from labvoice.caller.listener import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.caller.voice import Pcm, Utterance
-from labvoice.errors import LabvoiceError, UsageError
+from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.settings import Settings
 from labvoice.stages import CALIBRATION_STAGES
 
@@ -31,6 +31,7 @@ DELAYS_S: Final = (0.5, 0.7, 0.9, 1.2)
 """Delays of the reference's replies, in turn; all above the 0.4 s of silence by which a listener
 knows that a voice has ended."""
 _TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
+_JOIN_TIMEOUT_S: Final = 10.0
 _REPLY_TIMEOUT_S: Final = 5.0
 
 
@@ -100,8 +101,15 @@ class _ReferenceAgent:
             .with_grants(api.VideoGrants(room_join=True, room=room, agent=True))
             .with_ttl(_TOKEN_LIFETIME)
         )
-        await self._room.connect(url, token.to_jwt())
-        await self._microphone.publish(self._room)
+        try:
+            async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                await self._room.connect(url, token.to_jwt())
+                await self._microphone.publish(self._room)
+        except (rtc.ConnectError, TimeoutError) as error:
+            raise ServerUnreachableError(
+                f"the reference agent cannot connect to {url}: {error or 'no answer'}",
+                "check that the server runs and that its RTC ports can be reached",
+            ) from None
 
     def _on_voice(self) -> None:
         ended = [voice for voice in self._listener.voices if voice.ended]
@@ -116,6 +124,12 @@ class _ReferenceAgent:
         samples = tone()
         left_s, _ = await self._microphone.play(samples, 0, len(samples) - 1)
         self.replies.append(_Reply(heard_s, left_s))
+
+    def reply_between(self, said_s: float, heard_s: float) -> _Reply:
+        for reply in self.replies:
+            if said_s <= reply.left_s <= heard_s:
+                return reply
+        raise LabvoiceError("what was heard is no reply of the reference", "repeat the run")
 
     async def leave(self) -> None:
         for task in self._answers:
@@ -173,7 +187,8 @@ async def _trial(source: CalibrationSource, run: RunWriter, trial: int) -> str:
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
     reference = _ReferenceAgent()
-    errors = []
+    errors: list[float] = []
+    connected = False
     try:
         await reference.join(
             settings.livekit_url,
@@ -183,11 +198,13 @@ async def _trial(source: CalibrationSource, run: RunWriter, trial: int) -> str:
         )
         await call.connect()
         run.outcome(trial, "ok")
+        connected = True
         for delay_s in DELAYS_S:
             reference.delay_s = delay_s
             errors.append(await _turn(run, trial, call, reference))
     except LabvoiceError as error:
-        run.outcome(trial, outcome_of(error), detail=error.observed)
+        if not connected:
+            run.outcome(trial, outcome_of(error), detail=error.observed)
         return error.observed
     finally:
         await reference.leave()
@@ -200,10 +217,10 @@ async def _turn(run: RunWriter, trial: int, call: Call, reference: _ReferenceAge
     try:
         turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
         await call.hear_end()
+        reply = reference.reply_between(turn.marks["user_speech_end"], turn.marks["reply_heard"])
     except LabvoiceError as error:
-        run.outcome(trial, outcome_of(error), turn=turn.number)
+        run.outcome(trial, outcome_of(error), turn=turn.number, detail=error.observed)
         raise
-    reply = reference.replies[turn.number]
     uplink_s = reply.heard_s - turn.marks["user_speech_end"]
     downlink_s = turn.marks["reply_heard"] - reply.left_s
     for mark, at_s in turn.marks.items():

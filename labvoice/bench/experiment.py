@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from labvoice.bench import host
 from labvoice.bench.arms import (
@@ -35,7 +35,13 @@ from labvoice.caller.voice import (
     synthesize_all,
 )
 from labvoice.dispatch import Dispatcher, Strategy
-from labvoice.errors import DispatchError, LabvoiceError, NoReplyError, UsageError
+from labvoice.errors import (
+    DispatchError,
+    LabvoiceError,
+    NoReplyError,
+    StageTimeoutError,
+    UsageError,
+)
 from labvoice.job import JobMetadata
 from labvoice.settings import Settings
 from labvoice.stack.pool import Pool
@@ -85,11 +91,23 @@ class CallSource(LettaSource, Protocol):
         """Returns when the workers are idle and warm again."""
 
 
+_OUTCOMES_OF_WAITS: Final = {
+    "agent_visible": "join_timeout",
+    "agent_audio_subscribed": "join_timeout",
+    "agent_listening": "join_timeout",
+    "greeting_heard": "no_reply",
+}
+
+
 def outcome_of(error: LabvoiceError) -> str:
     """Returns the outcome that an error of a call stands for."""
     if isinstance(error, DispatchError):
         return error.outcome
-    return "no_reply" if isinstance(error, NoReplyError) else "error"
+    if isinstance(error, NoReplyError):
+        return "no_reply"
+    if isinstance(error, StageTimeoutError):
+        return _OUTCOMES_OF_WAITS.get(error.stage, "error")
+    return "error"
 
 
 class Bench:
@@ -160,7 +178,9 @@ class Bench:
             raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
         chosen = choose(arms, TURN_ARMS)
         if utterances is None:
-            utterances = await asyncio.to_thread(_default_utterances, self._source.settings)
+            utterances = await asyncio.to_thread(
+                _default_utterances, self._source.settings, progress
+            )
         return await self._run(
             "turns", trials, warmup, out, command, progress, chosen, utterances, turns
         )
@@ -193,8 +213,8 @@ class Bench:
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        chosen = endpointing_arms(arms)
-        said = await asyncio.to_thread(_default_utterances, self._source.settings)
+        chosen = endpointing_arms(arms, self._source.settings.max_endpointing_delay_s)
+        said = await asyncio.to_thread(_default_utterances, self._source.settings, progress)
         return await self._run(
             "endpointing", trials, warmup, out, command, progress, chosen, said, 1
         )
@@ -299,6 +319,8 @@ class Bench:
             record_memory(run, 0, call)
             run.outcome(0, "ok" if "agent_listening" in call.marks else "error")
             for turn in call.turns:
+                for mark, at_s in turn.marks.items():
+                    run.mark(0, mark, at_s, turn=turn.number)
                 record_turn(run, 0, turn)
         return Run.load(path)
 
@@ -334,7 +356,10 @@ class Bench:
         async with memories_of(self._source, arms, progress) as memories:
             with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
                 for trial, (number, arm) in enumerate(interleave(arms, rounds)):
-                    await self._source.settle()
+                    try:
+                        await self._source.settle()
+                    except StageTimeoutError as error:  # the trial shows what that does to it
+                        progress(f"warning: {error.observed}")
                     memory, warm = memories.get(arm.name), number < warmup
                     words = await self._trial(run, trial, arm, warm, said[arm.name], turns, memory)
                     name = f" {arm.name}" if len(arms) > 1 else ""
@@ -375,22 +400,22 @@ class Bench:
                 uncertainty_s=error_s,
             ),
         )
+        call.on_turn_mark = lambda turn, name, at_s: run.mark(trial, name, at_s, turn=turn.number)
         run.trial(trial, call.room_name, arm.name, warmup)
+        connected = False
         try:
             await call.connect()
             await call.hear_greeting()
+            connected = True
             run.note(trial, **_connection_facts(call))
             run.outcome(trial, "ok")
-        except LabvoiceError as error:
-            run.outcome(trial, outcome_of(error), detail=error.observed)
-            await self._source.end_call(call)
-            return error.observed
-        try:
             for _ in range(turns):
                 await self._turn(run, trial, call, next(said))
             await wait_for_memory(call)
             record_memory(run, trial, call)
         except LabvoiceError as error:
+            if not connected:
+                run.outcome(trial, outcome_of(error), detail=error.observed)
             return error.observed
         finally:
             await self._source.end_call(call)
@@ -402,25 +427,27 @@ class Bench:
         )
 
     async def _turn(self, run: RunWriter, trial: int, call: Call, utterance: Utterance) -> None:
-        turn = await call.say(utterance)
+        number = len(call.turns)
+        run.note(trial, number, said=utterance.text)  # a turn that is cut off is one that failed
         try:
+            await call.say(utterance)
             await call.hear()
         finally:
-            record_turn(run, trial, turn)
+            if len(call.turns) > number:
+                record_turn(run, trial, call.turns[number])
 
 
-def _default_utterances(settings: Settings) -> list[Utterance]:
+def _default_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
     """Human recordings and synthesised questions in turn."""
     pairs = itertools.zip_longest(
-        human_utterances(settings), synthesize_all(DEFAULT_UTTERANCES, settings)
+        human_utterances(settings, progress),
+        synthesize_all(DEFAULT_UTTERANCES, settings, progress),
     )
     return [utterance for pair in pairs for utterance in pair if utterance is not None]
 
 
 def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
-    """Records a turn's marks, LiveKit's figures, texts and outcome."""
-    for mark, at_s in turn.marks.items():
-        run.mark(trial, mark, at_s, turn=turn.number)
+    """Records LiveKit's figures of a turn, its texts and its outcome; its marks are there."""
     for stage, duration_s in turn.metrics.items():
         if stage != "memory_sync":  # it comes later
             run.stage(trial, stage, duration_s, turn=turn.number)

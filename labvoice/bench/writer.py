@@ -23,6 +23,19 @@ from labvoice.bench.lines import (
 from labvoice.errors import RunFileError
 
 
+def check_new(path: Path) -> None:
+    """Checks that a run may be written there.
+
+    Raises:
+        RunFileError: There is a file already.
+    """
+    if path.exists():
+        raise RunFileError(
+            f"{path} exists already, and a run is never written over",
+            "choose another name, or move the file away",
+        )
+
+
 class RunWriter:
     """Writes a run file: one JSON line for each thing that happens, flushed at once.
 
@@ -69,15 +82,11 @@ class RunWriter:
             arms={name: dict(columns) for name, columns in self._arms.items()},
             host=dict(host_facts if host_facts is not None else host.facts()),
         )
+        check_new(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("x", encoding="utf-8")
         except OSError as error:
-            if path.exists():
-                raise RunFileError(
-                    f"{path} exists already, and a run is never written over",
-                    "choose another name, or move the file away",
-                ) from None
             raise RunFileError(
                 f"{path} cannot be written: {error.strerror}", "choose another place"
             ) from None

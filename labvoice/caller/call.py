@@ -41,8 +41,10 @@ from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARK
 
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
+_REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
 _MEMORY_POLL_S = 0.1
+_CLOSE_TIMEOUT_S = 5.0
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
 
@@ -107,6 +109,7 @@ class Call:
         memory: How the agent's memory stands: state, error, updates, memory_load_s,
             waiting_turns, lost_turns.
         greeting: What the agent said first.
+        on_turn_mark: Told every mark of a turn as it is set: the turn, name, seconds.
         notice: What did not go as the strategy meant it, in words; empty where it did.
         failure: Why no agent listened or no reply came, the last time; empty where none failed.
     """
@@ -144,6 +147,7 @@ class Call:
         self._timeout_s = timeout_s
         self._metadata = metadata
         self._on_mark = on_mark
+        self.on_turn_mark: Callable[[Turn, str, float], None] | None = None
         self._room = rtc.Room()
         self._microphone = Microphone()
         self._listener = Listener(self._wake)
@@ -237,7 +241,13 @@ class Call:
         self._mark("room_connected")
         for participant in self._room.remote_participants.values():
             self._on_participant(participant)
-        await self._microphone.publish(self._room)
+        try:
+            async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                await self._microphone.publish(self._room)
+        except TimeoutError:
+            raise StageTimeoutError(
+                "mic_published", _JOIN_TIMEOUT_S, "the server did not take the caller's track"
+            ) from None
         self._mark("mic_published")
 
     async def _connect_room(self, token: str) -> None:
@@ -268,6 +278,11 @@ class Call:
         if self._on_mark is not None:
             self._on_mark(name, self.marks[name], clock, error_s)
         self._changed.set()
+
+    def _mark_turn(self, turn: Turn, name: str, at_s: float) -> None:
+        turn.marks[name] = at_s
+        if self.on_turn_mark is not None:
+            self.on_turn_mark(turn, name, at_s)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -414,7 +429,8 @@ class Call:
         whole = (0, len(utterance.samples) - 1)  # of silence, every sample counts
         first, last = speech_bounds(utterance.samples, MICROPHONE_RATE_HZ) or whole
         start_s, end_s = await self._microphone.play(utterance.samples, first, last)
-        turn.marks["user_speech_start"], turn.marks["user_speech_end"] = start_s, end_s
+        self._mark_turn(turn, "user_speech_start", start_s)
+        self._mark_turn(turn, "user_speech_end", end_s)
         return turn
 
     async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
@@ -431,26 +447,26 @@ class Call:
         if not self.turns:
             raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
         turn = self.turns[-1]
-        with self._failures():
-            await self._hear(turn, timeout_s)
-        return turn
-
-    async def _hear(self, turn: Turn, timeout_s: float) -> None:
-        since_s = turn.marks["user_speech_start"]
         try:
-            onset = await self._onset_since(since_s, "reply_heard", timeout_s)
-            turn.marks["reply_heard"] = onset
-            if onset < turn.marks["user_speech_end"]:
-                turn.outcome = "interrupted"
+            onset_s = await self._onset_since(
+                turn.marks["user_speech_start"], "reply_heard", timeout_s
+            )
+            self._mark_turn(turn, "reply_heard", onset_s)
+            split = onset_s < turn.marks["user_speech_end"]
+            if split:  # the reply to the rest belongs to this turn as well, where there is one
+                with contextlib.suppress(NoReplyError):
+                    await self.hear_onset(_REST_TIMEOUT_S)
             await self.hear_end()
             await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
+            await self._fetch_worker()
         except NoReplyError:
             turn.outcome = "no_reply"
             raise
         except AgentLostError:
             turn.outcome = "agent_lost"
             raise
-        await self._fetch_worker()
+        turn.outcome = "interrupted" if split else "ok"
+        return turn
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller who will speak over it.
@@ -494,11 +510,17 @@ class Call:
         agent = self._room.remote_participants.get(self._agent_identity)
         if agent is None or ATTRIBUTE_DISPATCH_ID not in agent.attributes:
             return  # not labvoice's agent: it answers no questions
-        if self.offset is None:
-            self.offset = await measure_offset(self._room, self._agent_identity)
-        answer = await self._room.local_participant.perform_rpc(
-            destination_identity=self._agent_identity, method=RPC_MARKS, payload=""
-        )
+        try:
+            if self.offset is None:
+                self.offset = await measure_offset(self._room, self._agent_identity)
+            answer = await self._room.local_participant.perform_rpc(
+                destination_identity=self._agent_identity, method=RPC_MARKS, payload=""
+            )
+        except rtc.RpcError as error:
+            raise AgentLostError(
+                f"the agent did not answer when it was asked for its marks: {error.message}",
+                "the worker's log tells whether its job ended",
+            ) from None
         self.worker = json.loads(answer)
         marks = self.worker.pop("marks")
         for name in WORKER_CONNECTION_MARKS:
@@ -561,11 +583,16 @@ class Call:
 
     async def hang_up(self) -> None:
         """Leaves the room and stops sending; safe to call twice."""
-        self._ended = True
-        await self._session.aclose()
-        await self._microphone.aclose()
-        await self._listener.aclose()
-        await self._room.disconnect()
+        for close in (
+            self._session.aclose,
+            self._microphone.aclose,
+            self._listener.aclose,
+            self._room.disconnect,
+        ):
+            # One that fails or hangs must not keep the others from it.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await close()
 
     async def __aenter__(self) -> Call:
         return self

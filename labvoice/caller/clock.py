@@ -40,7 +40,7 @@ async def measure_offset(room: rtc.Room, agent_identity: str) -> ClockOffset:
     for _ in range(_ROUNDS):
         asked_s = time.monotonic()
         answer = await room.local_participant.perform_rpc(
-            destination_identity=agent_identity, method=RPC_CLOCK, payload="", response_timeout=5
+            destination_identity=agent_identity, method=RPC_CLOCK, payload="", response_timeout=5.0
         )
         answered_s = time.monotonic()
         half = (answered_s - asked_s) / 2

@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
+from labvoice.errors import LabvoiceError
+
 SAMPLE_RATE_HZ = 48000
 _FRAME_S = 0.01
 _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
 
 
-@dataclass
+@dataclass(eq=False)
 class _Playing:
     samples: npt.NDArray[np.int16]
     first_voiced: int
@@ -66,7 +68,14 @@ class Microphone:
         Returns:
             When the first and the last voiced sample left, in monotonic seconds. It returns
             after the last sample of all.
+
+        Raises:
+            LabvoiceError: The microphone is not published, or it ended meanwhile.
         """
+        if self._task is None or self._task.done():
+            raise LabvoiceError(
+                "the caller's microphone is not on", "connect the call first, and hang up last"
+            )
         playing = _Playing(
             samples, first_voiced, last_voiced, asyncio.get_running_loop().create_future()
         )
@@ -100,6 +109,16 @@ class Microphone:
                 playing.done.set_result((playing.started_s, playing.ended_s))
 
     async def _send(self) -> None:
+        try:
+            await self._send_frames()
+        finally:
+            for playing in self._waiting:
+                if not playing.done.done():
+                    playing.done.set_exception(
+                        LabvoiceError("the caller's microphone ended while it spoke")
+                    )
+
+    async def _send_frames(self) -> None:
         due = time.monotonic()
         while True:
             data = self._next_frame()
@@ -121,7 +140,4 @@ class Microphone:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for playing in self._waiting:
-            playing.done.cancel()
-        self._waiting.clear()
         await self._source.aclose()

@@ -29,7 +29,7 @@ class Turn:
         transcript: What the agent recognised.
         reply: What the agent answered, as text.
         user_messages: Into how many user turns the agent split the utterance; 1 is right.
-        outcome: One of :data:`labvoice.stages.OUTCOMES`.
+        outcome: One of :data:`labvoice.stages.OUTCOMES`; `error` until it was heard to its end.
         reply_ids: LiveKit's ids of the reply's messages.
     """
 
@@ -40,7 +40,7 @@ class Turn:
     transcript: str = ""
     reply: str = ""
     user_messages: int = 0
-    outcome: str = "ok"
+    outcome: str = "error"
     reply_ids: list[str] = field(default_factory=list, repr=False)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,11 +19,12 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.errors import LabvoiceError, SettingsError
+from labvoice.errors import DispatchError, LabvoiceError, SettingsError
 from labvoice.settings import Llm, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
+    from labvoice.caller.call import Call
     from labvoice.dispatch import Strategy
 
 
@@ -40,7 +41,7 @@ def call(
     llm: LlmOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """One simulated caller: joins, speaks, listens, and prints every mark.
+    """One simulated caller: joins, speaks, listens, and prints every mark; texts before files.
 
     Example: labvoice call --say "What is the capital of France?"
     """
@@ -83,12 +84,16 @@ async def _call(
                 tell(f"notice: the call begins without memory: {error.observed}")
         if strategy == "automatic":
             await lab.add_workers(agent_name="")
-        call = await lab.call(
-            room, agent_name=agent_name, letta_agent=letta_agent, strategy=strategy
+        call = lab.new_call(
+            room,
+            agent_name=agent_name,
+            metadata=await lab.metadata(letta_agent),
+            strategy=strategy,
         )
-        if call.notice:
-            tell(f"notice: {call.notice}")
         try:
+            await call.connect()
+            if call.notice:
+                tell(f"notice: {call.notice}")
             tell(f"agent: {await call.hear_greeting()}")
             for utterance in spoken:
                 await call.say(utterance)
@@ -96,30 +101,45 @@ async def _call(
                 tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
         finally:
             await lab.end_call(call)
-    marks = Table("mark", "ms since click")
-    for name, at_s in sorted(call.marks.items(), key=lambda item: item[1]):
-        marks.add_row(name, f"{(at_s - call.marks['click']) * 1000:.0f}")
-    console.print(marks)
+            _print_marks(call)
+            write_json(json_path, _facts(call))
+    return 0
+
+
+def _print_marks(call: Call) -> None:
+    zero_s = call.marks.get("click", 0.0)
+    table = Table("mark", "ms since click")
+    named = list(call.marks.items())
+    for turn in call.turns:
+        named += [(f"{name} (turn {turn.number + 1})", at_s) for name, at_s in turn.marks.items()]
+    for name, at_s in sorted(named, key=lambda item: item[1]):
+        table.add_row(name, f"{(at_s - zero_s) * 1000:.0f}")
+    console.print(table)
+    for turn in call.turns:
+        heard_s = turn.voice_to_voice_s
+        stages = {} if heard_s is None else {"voice_to_voice": heard_s}
+        words = (
+            f"{name} {took_s * 1000:.0f} ms" for name, took_s in (stages | turn.metrics).items()
+        )
+        tell(f"turn {turn.number + 1}: {turn.outcome}; {', '.join(words) or 'no figures'}")
+
+
+def _facts(call: Call) -> dict[str, Any]:
     turns = [
         {
             "said": turn.said,
             "transcript": turn.transcript,
             "reply": turn.reply,
+            "outcome": turn.outcome,
+            "word_error_rate": turn.word_error_rate,
+            "user_messages": turn.user_messages,
+            "marks": turn.marks,
             "voice_to_voice_s": turn.voice_to_voice_s,
             **turn.metrics,
         }
         for turn in call.turns
     ]
-    for turn_facts in turns:
-        tell(
-            ", ".join(
-                f"{name} {value * 1000:.0f} ms"
-                for name, value in turn_facts.items()
-                if isinstance(value, float)
-            )
-        )
-    write_json(json_path, {"room": call.room_name, "marks": call.marks, "turns": turns})
-    return 0
+    return {"room": call.room_name, "marks": call.marks, "turns": turns}
 
 
 def dispatch(
@@ -170,12 +190,17 @@ async def _dispatch(
         settings.livekit_api_secret,
         service_evidence(settings.livekit_url, read_settings(WebSettings).api_key, port),
     ) as dispatcher:
-        done = await dispatcher.dispatch(
-            room,
-            agent_name or settings.agent_name,
-            metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
-            timeout_s=timeout_s,
-        )
+        try:
+            done = await dispatcher.dispatch(
+                room,
+                agent_name or settings.agent_name,
+                metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+                timeout_s=timeout_s,
+            )
+        except DispatchError as error:
+            words = {"room": room, "message": error.observed, "hint": error.hint}
+            write_json(json_path, {"success": False, "outcome": error.outcome, **words})
+            raise
     result = {**vars(done), "outcome": "ok", "success": True}
     for name, value in result.items():
         tell(f"{name}: {value}")

@@ -14,12 +14,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from labvoice.errors import UsageError
 from labvoice.settings import Llm
 
 console = Console(highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Write the machine-readable result there too.")
+    Path | None,
+    typer.Option("--json", dir_okay=False, help="Write the machine-readable result there too."),
 ]
 LlmOption = Annotated[
     Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
@@ -28,7 +30,19 @@ TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many tri
 ArmsOption = Annotated[
     str, typer.Option("--arms", help="Configurations to measure side by side: a,b,…")
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The run file to write.")]
+
+
+def _new_file(path: Path | None) -> Path | None:
+    if path is not None:
+        from labvoice.bench.writer import check_new  # takes a second, `--help` need not wait
+
+        check_new(path)  # told before anything is started
+    return path
+
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", callback=_new_file, help="The run file to write.")
+]
 AgentNameOption = Annotated[
     str | None, typer.Option("--agent-name", help="Name of the agent (LABVOICE_AGENT_NAME).")
 ]
@@ -81,8 +95,13 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Writes the machine-readable result where `--json` wants it."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}", "choose another place for `--json`"
+        ) from None
     tell(f"wrote {path}")
 
 

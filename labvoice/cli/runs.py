@@ -16,6 +16,7 @@ def report(
     pictures: Annotated[
         Path | None, typer.Option("--pictures", help="Write the pictures there as PNG too.")
     ] = None,
+    json_path: JsonOption = None,
 ) -> None:
     """Writes a single-file HTML report of recorded runs.
 
@@ -25,11 +26,14 @@ def report(
     from labvoice.report.html import write_pictures, write_report
 
     loaded = [Run.load(path) for path in runs]
-    tell(f"report: {write_report(loaded, out).resolve()}")
-    if pictures is not None:
-        for run in loaded:
-            for path in write_pictures(run, pictures):
-                tell(f"picture: {path}")
+    written = write_report(loaded, out).resolve()
+    tell(f"report: {written}")
+    drawn = [path for run in loaded if pictures for path in write_pictures(run, pictures)]
+    for path in drawn:
+        tell(f"picture: {path}")
+    figures = {run.header.run_id: run.to_json() for run in loaded}
+    files = {"report": str(written), "pictures": [str(path) for path in drawn]}
+    write_json(json_path, {**files, "runs": figures})
 
 
 def compare(

@@ -25,7 +25,7 @@ from labvoice.cli.common import (
     write_json,
 )
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.settings import Llm, load_settings, read_settings
+from labvoice.settings import ENV_FILE, Llm, env_file, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
@@ -241,6 +241,8 @@ def lab(
         raise UsageError(
             "there is no folder `notebooks` here", "run it in the checkout of labvoice"
         )
+    if (file := env_file()) is not None and file.is_file():
+        os.environ[ENV_FILE] = str(file.absolute())  # kernels run in the folder of their notebook
     os.execvp(  # noqa: S606  # JupyterLab takes this process over, signals included
         sys.executable,
         [sys.executable, "-m", "jupyterlab", f"--port={port}", "--notebook-dir", str(notebooks)],

@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 
 from labvoice.errors import ProcessError
-from labvoice.settings import Settings
+from labvoice.settings import ENV_FILE, Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
 _EVENT_PREFIX = "labvoice-event "  # labvoice.agent.app.EVENT_PREFIX; importing it costs 3 s
@@ -118,6 +118,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
             continue
         get_secret = getattr(value, "get_secret_value", None)
         environment[key] = get_secret() if get_secret else str(value)
+    environment[ENV_FILE] = ""  # what is unset here stays unset, whatever `.env` says
     # One thread per model: recognition, synthesis and the model share few cores.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment["PYTHONUNBUFFERED"] = "1"
