@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Mapping
@@ -14,9 +15,16 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from labvoice.bench.calibrate import DELAYS_S
+from labvoice.caller.voice import Utterance
+from labvoice.cli import app
 from labvoice.lab import Lab
+from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
+from labvoice.stages import CALLER_CONNECTION_MARKS, TURN_MARKS
+from tests.unit.recorded_runs import connect_run
 
 
 async def labvoice(
@@ -104,6 +112,10 @@ async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None
         (["report", "missing.jsonl"], {}, 2, "missing.jsonl"),
         (["compare", "missing.jsonl", "missing.jsonl"], {}, 2, "missing.jsonl"),
         (["bench", "connect", "--trials", "0"], {}, 2, "--trials"),
+        (["bench", "endpointing", "--arms", "soon"], {}, 2, "silence in seconds"),
+        (["calibrate", "--out", "."], {}, 2, "exists already"),
+        (["calibrate", "--json", "."], {}, 2, "directory"),
+        (["calibrate"], {"LABVOICE_DATA_DIR": "/proc/none"}, 2, "LABVOICE_DATA_DIR"),
         (["lab"], {}, 2, "notebooks"),
     ],
 )
@@ -174,3 +186,93 @@ async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
     assert "Traceback" not in rest.decode()
     _, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
     assert alive == []
+
+
+async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
+    """The main job: stack up, connections and turns measured, report and summary written."""
+    code, output = await labvoice(
+        "demo", "--trials", "1", "--calls", "1", "--llm", "paced", "--no-letta", cwd=tmp_path
+    )
+    assert code == 0, output
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text(encoding="utf-8"))
+    assert summary["connect"]["outcomes"] == {"ok": 1}
+    assert summary["turns"]["outcomes"] == {"ok": 2}
+    report = (tmp_path / "runs/demo/report.html").read_text(encoding="utf-8")
+    assert summary["turns"]["run_id"] in report
+    assert str(tmp_path / "runs/demo/report.html") in output
+
+
+async def test_a_call_by_command_shows_every_mark(
+    recorded: list[Utterance], tmp_path: Path
+) -> None:
+    """A spoken file is answered; marks of the connection and of the turn are shown and written."""
+    soundfile.write(tmp_path / "said.wav", recorded[0].samples, recorded[0].sample_rate)
+    code, output = await labvoice(
+        "call", "--wav", "said.wav", "--llm", "paced", "--json", "call.json", cwd=tmp_path
+    )
+    assert code == 0, output
+    call = json.loads((tmp_path / "call.json").read_text(encoding="utf-8"))
+    (turn,) = call["turns"]
+    assert turn["outcome"] == "ok"
+    assert set(turn["marks"]) == set(TURN_MARKS)
+    for mark in (*CALLER_CONNECTION_MARKS, *TURN_MARKS):
+        assert mark in output
+    assert f"agent: {turn['reply']}" in output
+
+
+async def test_runs_by_command_are_reported_and_compared(tmp_path: Path) -> None:
+    """A bench writes its run; it is reported, passes beside itself, and is never written over."""
+    made = ("calibrate", "--trials", "1", "--out", "run.jsonl", "--json", "run.json")
+    code, output = await labvoice(*made, cwd=tmp_path)
+    assert code == 0, output
+    assert "voice_to_voice_error" in output
+    result = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert result["outcomes"] == {"ok": len(DELAYS_S)}
+    code, output = await labvoice("report", "run.jsonl", "--json", "report.json", cwd=tmp_path)
+    assert code == 0, output
+    assert list(json.loads((tmp_path / "report.json").read_text())["runs"]) == [result["run_id"]]
+    code, output = await labvoice("compare", "run.jsonl", "run.jsonl", cwd=tmp_path)
+    assert code == 0, output
+    code, output = await labvoice(*made, cwd=tmp_path)
+    assert code == 2, output
+    assert "never written over" in output
+    assert "starting" not in output
+
+
+def test_a_regression_fails_the_comparison(tmp_path: Path) -> None:
+    """`compare` exits 1 when a headline stage became slower than allowed."""
+    base, slow = str(tmp_path / "base.jsonl"), str(tmp_path / "slow.jsonl")
+    connect_run(tmp_path / "base.jsonl", trials=20)
+    connect_run(tmp_path / "slow.jsonl", trials=20, slower=1.5)
+    assert CliRunner().invoke(app, ["compare", slow, base]).exit_code == 0
+    result = CliRunner().invoke(app, ["compare", base, slow])
+    assert result.exit_code == 1
+    assert "slower" in result.output
+
+
+@pytest.mark.parametrize("lacks", ["model", "server"])
+async def test_what_cannot_be_obtained_ends_the_command(tmp_path: Path, lacks: str) -> None:
+    """Weights that cannot be had, and neither a server nor Go to build it, end in one error."""
+    env = {"LABVOICE_TEST_MARKER": secrets.token_hex(8), "LABVOICE_CACHE_DIR": str(tmp_path)}
+    if lacks == "model":
+        (tmp_path / "weights").write_text("a file where a folder should be", encoding="utf-8")
+        built = load_settings().cache_dir / "livekit-server"
+        (tmp_path / "livekit-server").symlink_to(built, target_is_directory=True)
+        words = str(tmp_path / "weights")
+    else:
+        env |= {"PATH": str(tmp_path), "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path / "uv")}
+        words = "no LiveKit server here and no Go"
+    code, output = await labvoice("bench", "connect", "--llm", "paced", cwd=tmp_path, env=env)
+    assert code == 1, output
+    assert words in output
+    assert "hint:" in output
+    assert "Traceback" not in output
+    marked = {"LABVOICE_TEST_MARKER": env["LABVOICE_TEST_MARKER"]}
+    assert not [p for p in psutil.process_iter() if marked.items() <= _environment(p).items()]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}

@@ -203,7 +203,7 @@ import asyncio, signal
 from labvoice.lab import Lab
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
 async def main():
-    async with Lab(llm="paced", letta=False, workers=0) as lab:
+    async with Lab(llm="paced", letta=False, workers=1) as lab:
         print(*(part.pid for part in lab.parts()), flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
@@ -222,7 +222,9 @@ async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
     )
     assert parent.stdout is not None
     pids = [int(word) for word in (await parent.stdout.readline()).split()]
-    assert len(pids) == 2
+    assert len(pids) == 3
+    pids += [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
+    assert len(pids) > 3  # the worker's warm process among them
     parent.send_signal(number)
     await parent.wait()
     _, alive = await asyncio.to_thread(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from labvoice.errors import SettingsError
-from labvoice.settings import load_settings
+from labvoice.settings import DEFAULT_AGENT_NAME, ENV_FILE, load_settings
+from labvoice.stack.workers import worker_environment
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +65,30 @@ def test_dotenv_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().agent_name == "from-file"
     monkeypatch.setenv("LABVOICE_AGENT_NAME", "from-environment")
     assert load_settings().agent_name == "from-environment"
+
+
+def test_another_file_may_be_named_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LABVOICE_ENV_FILE names the file that is read in place of `.env`; empty, none is."""
+    Path(".env").write_text("LABVOICE_AGENT_NAME=from-here\n", encoding="utf-8")
+    other = tmp_path / "other.env"
+    other.write_text("LABVOICE_AGENT_NAME=from-there\n", encoding="utf-8")
+    monkeypatch.setenv(ENV_FILE, str(other))
+    assert load_settings().agent_name == "from-there"
+    monkeypatch.setenv(ENV_FILE, "")
+    assert load_settings().agent_name == DEFAULT_AGENT_NAME
+
+
+def test_a_worker_gets_the_labs_settings_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lab left unset stays unset in its workers, whatever environment and `.env` say."""
+    Path(".env").write_text("OPENAI_API_KEY=sk-file\nDEEPGRAM_API_KEY=file\n", encoding="utf-8")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    settings = load_settings(llm="paced", openai_api_key=None, deepgram_api_key=None)
+    environment = worker_environment(settings)
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    there = load_settings()
+    assert there.openai_api_key is None
+    assert there.deepgram_api_key is None
+    assert there.resolved_llm == "paced"

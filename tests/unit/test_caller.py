@@ -1,0 +1,159 @@
+"""The caller's parts without a server: outcomes of turns, clocks, a microphone that is off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from livekit import rtc
+from pydantic import SecretStr
+
+from labvoice.caller.call import Call
+from labvoice.caller.clock import measure_offset
+from labvoice.caller.microphone import Microphone
+from labvoice.caller.turn import Turn
+from labvoice.dispatch import Dispatcher
+from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
+from labvoice.stages import RPC_CLOCK
+
+_SKEW_S = 1e6
+
+
+class _Answering:
+    """A local participant whose agent answers with a wall clock of its own, some rounds late."""
+
+    def __init__(self, delays_s: list[float]) -> None:
+        self.delays_s = delays_s
+
+    async def perform_rpc(self, *, method: str, **_: Any) -> str:
+        assert method == RPC_CLOCK
+        late_s = self.delays_s.pop(0) if self.delays_s else 0.0
+        await asyncio.sleep(late_s)
+        return json.dumps({"wall_s": time.monotonic() + _SKEW_S})
+
+
+async def test_a_skewed_clock_is_moved_by_the_shortest_round_trip() -> None:
+    """An agent's instant lands on the caller's clock within the uncertainty that is told."""
+    room = cast("rtc.Room", SimpleNamespace(local_participant=_Answering([0.2, 0.1])))
+    offset = await measure_offset(room, "agent")
+    now_s = time.monotonic()
+    assert abs(offset.to_caller(now_s + _SKEW_S) - now_s) <= offset.uncertainty_s
+    assert offset.uncertainty_s < 0.05  # not that of the slow rounds
+
+
+async def test_a_microphone_that_is_off_says_so() -> None:
+    """Playing before it is published or after it was closed is an error, and waits for nothing."""
+    microphone = Microphone()
+    with pytest.raises(LabvoiceError, match="microphone is not on"):
+        await microphone.play(np.zeros(480, np.int16), 0, 479)
+    await microphone.aclose()
+    with pytest.raises(LabvoiceError, match="microphone is not on"):
+        await microphone.play(np.zeros(480, np.int16), 0, 479)
+
+
+def _call() -> Call:
+    dispatcher = Dispatcher("ws://127.0.0.1:9", "key", SecretStr("secret"))
+    call = Call(
+        url="ws://127.0.0.1:9",
+        api_key="key",
+        api_secret=SecretStr("secret"),
+        dispatcher=dispatcher,
+        room="room",
+        agent_name="agent",
+    )
+    call.turns = [Turn(0, "Hello", {"user_speech_start": 1.0, "user_speech_end": 2.0})]
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (NoReplyError("reply_heard", 1, "silence"), "no_reply"),
+        (AgentLostError("the agent left the room"), "agent_lost"),
+        (StageTimeoutError("the end of the agent's speech", 60, "it still speaks"), "error"),
+    ],
+)
+async def test_a_turn_that_was_not_heard_to_its_end_is_not_ok(
+    monkeypatch: pytest.MonkeyPatch, error: LabvoiceError, outcome: str
+) -> None:
+    """Whatever ends the hearing early, the turn does not count as answered."""
+    call = _call()
+
+    async def fail(*_: object, **__: object) -> float:
+        raise error
+
+    async def onset(*_: object) -> float:
+        return 2.5
+
+    if outcome == "error":
+        monkeypatch.setattr(call, "_onset_since", onset)
+        monkeypatch.setattr(call, "hear_end", fail)
+    else:
+        monkeypatch.setattr(call, "_onset_since", fail)
+    with pytest.raises(type(error)):
+        await call.hear()
+    assert call.turns[0].outcome == outcome
+
+
+async def test_marks_of_a_turn_are_told_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply's onset is told before anybody waits for the reply's end."""
+    call = _call()
+    told: list[str] = []
+    call.on_turn_mark = lambda turn, name, at_s: told.append(f"{turn.number} {name} {at_s}")
+
+    async def onset(*_: object) -> float:
+        return 2.5
+
+    async def never_ends() -> None:
+        raise StageTimeoutError("the end of the agent's speech", 60, "it still speaks")
+
+    monkeypatch.setattr(call, "_onset_since", onset)
+    monkeypatch.setattr(call, "hear_end", never_ends)
+    with pytest.raises(StageTimeoutError):
+        await call.hear()
+    assert told == ["0 reply_heard 2.5"]
+
+
+async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is answered to the rest of a split utterance belongs to the same turn."""
+    call = _call()
+    onsets = [1.5, 2.8]
+
+    async def onset(*_: object) -> float:
+        return onsets.pop(0)
+
+    async def done() -> None:
+        call.turns[0].reply = "Sure."
+
+    async def nothing() -> None:
+        return None
+
+    monkeypatch.setattr(call, "_onset_since", onset)
+    monkeypatch.setattr(call, "hear_end", done)
+    monkeypatch.setattr(call, "_fetch_worker", nothing)
+    turn = await call.hear()
+    assert turn.outcome == "interrupted"
+    assert onsets == []
+    assert turn.marks["reply_heard"] == 1.5
+
+
+async def test_an_agent_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RPC that fails is an outcome of the call, not a stranger's exception."""
+    call = _call()
+    agent = SimpleNamespace(attributes={"labvoice.dispatch_id": "AD_1"})
+
+    class Refusing:
+        async def perform_rpc(self, **_: Any) -> str:
+            raise rtc.RpcError(1503, "Recipient disconnected")
+
+    room = SimpleNamespace(remote_participants={"": agent}, local_participant=Refusing())
+    monkeypatch.setattr(call, "_room", room)
+    with pytest.raises(AgentLostError, match="Recipient disconnected"):
+        await call._fetch_worker()
