@@ -20,8 +20,8 @@ async def entrypoint(context: JobContext) -> None:
     """Fails before it joins, or joins late, or never."""
     if context.job.agent_name == "raising-agent":
         raise ValueError("no such voice: baritone")
-    if context.job.agent_name == "slow-agent":
-        await asyncio.sleep(SLOW_S)
+    if context.job.agent_name in ("slow-agent", "plain-agent"):
+        await asyncio.sleep(SLOW_S if context.job.agent_name == "slow-agent" else 0)
         await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)
         return
     await asyncio.sleep(60)
@@ -54,10 +54,11 @@ def make_faulty_server(settings: Settings, *, port: int) -> AgentServer:
     )
     if broken:
         server.setup_fnc = prepare
+    plain = settings.agent_name == "plain-agent"  # takes whatever is asked of it
     server.rtc_session(
         entrypoint,
         agent_name=settings.agent_name,
-        on_request=lambda request: on_request(server, request, beats=False),
+        on_request=None if plain else lambda request: on_request(server, request, beats=False),
     )
     report_registration(server, settings.agent_name)
     return server

@@ -13,6 +13,7 @@ import pytest
 from livekit import api
 
 from labvoice.dispatch import Dispatcher
+from labvoice.dispatch.diagnosis import Evidence
 from labvoice.errors import DispatchError
 from labvoice.lab import Lab
 from tests.stack.faulty_agent import SLOW_S
@@ -94,14 +95,17 @@ async def test_a_worker_that_is_about_to_register_is_waited_for(light: Lab) -> N
     assert await agents_in(light, "early") == [done.agent_identity]
 
 
-def dispatcher_of(lab: Lab, url: str | None = None) -> Dispatcher:
-    """A dispatcher without the server's log and without evidence, as on another host."""
+def dispatcher_of(lab: Lab, url: str | None = None, evidence: Evidence | None = None) -> Dispatcher:
+    """A dispatcher without the server's log, as on another host."""
     settings = lab.settings
     assert settings.livekit_url
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
     return Dispatcher(
-        url or settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
+        url or settings.livekit_url,
+        settings.livekit_api_key,
+        settings.livekit_api_secret,
+        evidence,
     )
 
 

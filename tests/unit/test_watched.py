@@ -101,7 +101,7 @@ def dispatch(
 ) -> AgentDispatch:
     """A dispatch whose job, if it has a status, began so long ago."""
     at_ns = time.time_ns() - int(age_s * 1e9)
-    job = Job(id="AJ_1", state=JobState(status=status, started_at=at_ns))  # type: ignore[arg-type]
+    job = Job(id="AJ_1", state=JobState(status=status, started_at=at_ns))
     state = AgentDispatchState(created_at=at_ns, jobs=[job] if status is not None else [])
     return AgentDispatch(id="AD_1", agent_name="agent", metadata=metadata, state=state)
 
