@@ -282,7 +282,7 @@ class Dispatcher:
                 return agents, ours
             if time.monotonic() > until:
                 return strays, ours
-            await asyncio.sleep(_LONGEST_POLL_S)
+            await asyncio.sleep(_POLL_S)
 
     async def _attempt(self, wish: Wish, ours: Sequence[AgentDispatch]) -> list[ParticipantInfo]:
         """Waits for the agent of one dispatch, and takes the dispatch back when it does not come.

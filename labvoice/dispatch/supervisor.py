@@ -220,10 +220,11 @@ class Supervisor:
             watched[identity].update(participant, now_s)
         if room in self._agents:
             await self._clean(room, seen, now_s)
-        await self._thin_out(room, seen, now_s)
-        if not watched:
-            await self._look_for_orphan(room, seen, now_s)
+        unwatched = not watched
         await self._replace_lost(room, watched, present, any(map(is_human, seen)), now_s)
+        await self._thin_out(room, seen, now_s)
+        if unwatched:
+            await self._look_for_orphan(room, seen, now_s)
 
     async def _replace_lost(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from labvoice.bench.calibrate import DELAYS_S
@@ -24,7 +25,14 @@ from labvoice.lab import Lab
 from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
 from labvoice.stages import CALLER_CONNECTION_MARKS, TURN_MARKS
+from labvoice.web.app import create_app
+from labvoice.web.lab_backend import LabBackend
+from labvoice.web.security import Keyring
+from labvoice.web.server import HttpServer, bind_port
+from labvoice.web.settings import WebSettings
 from tests.unit.recorded_runs import connect_run
+
+KEY = "a-key-of-the-users-own-0123456789"
 
 
 async def labvoice(
@@ -276,3 +284,63 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return process.environ()
     except psutil.Error:
         return {}
+
+
+async def test_a_worker_by_command_serves_and_drains(lab: Lab, tmp_path: Path) -> None:
+    """It registers, takes a dispatch, and after SIGTERM ends once its call is over."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "labvoice", "worker", "--agent-name", "by-command"),
+        cwd=tmp_path,
+        env={**os.environ, **server_of(lab), "LABVOICE_LLM": "paced"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        done = await lab.dispatcher.dispatch("by command", "by-command", timeout_s=90)
+        assert done.worker_id
+        process.send_signal(signal.SIGTERM)
+        seen = ""
+        async with asyncio.timeout(30):
+            while "no more jobs are taken" not in seen:
+                seen += (await process.stdout.readline()).decode()
+        await asyncio.sleep(1)
+        assert process.returncode is None
+        await lab.end_room("by command", "by-command")
+        async with asyncio.timeout(60):
+            rest, _ = await process.communicate()
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in rest.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_the_doctor_by_command_examines_a_stack_of_its_own(tmp_path: Path) -> None:
+    """Without LIVEKIT_URL it starts everything, exits 0, and writes what it saw."""
+    arguments = ("--llm", "paced", "--port", str(free_port()), "--json", "doctor.json")
+    env = {"LIVEKIT_URL": "", "LETTA_BASE_URL": ""}
+    code, output = await labvoice("doctor", *arguments, cwd=tmp_path, env=env)
+    result = json.loads((tmp_path / "doctor.json").read_text(encoding="utf-8"))
+    bad = {check["name"] for check in result["checks"] if check["ok"] is False}
+    assert bad <= {"memory"}, output  # which other programs may need just now
+    assert code == (1 if bad else 0)
+    assert {check["name"] for check in result["checks"] if check["ok"]} >= {"worker", "dispatch"}
+
+
+async def test_the_running_service_gives_a_failed_dispatch_its_cause(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """With the key of a lab's HTTP service, the command knows the names of the lab's workers."""
+    settings = WebSettings(api_key=SecretStr(KEY))
+    service = create_app(LabBackend(lab), settings, Keyring(settings))
+    async with HttpServer(service, bind_port("127.0.0.1", 0)) as server:
+        code, output = await labvoice(
+            *("dispatch", "room", "--agent-name", "letta-voice-agnet", "--timeout", "1"),
+            *("--port", str(server.port)),
+            cwd=tmp_path,
+            env={**server_of(lab), "LABVOICE_API_KEY": KEY},
+        )
+    assert code == 1
+    assert "did you mean 'letta-voice-agent'?" in output

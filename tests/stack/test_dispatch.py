@@ -108,11 +108,13 @@ async def test_no_worker_and_a_full_worker_are_told_apart() -> None:
     """Without a worker the cause is no_worker; with one that is full, worker_full."""
     async with Lab(llm="paced", letta=False, workers=0, max_jobs=1) as lab:
         with pytest.raises(NoWorkerError, match="no worker is registered"):
-            await lab.dispatcher.dispatch("empty", lab.settings.agent_name, timeout_s=1)
+            await lab.dispatch("empty", timeout_s=1)
         await lab.add_workers()
         await lab.dispatch("first")
         with pytest.raises(WorkerFullError, match=r"1 jobs, load 1\.00"):
-            await lab.dispatcher.dispatch("second", lab.settings.agent_name, timeout_s=2)
+            await lab.dispatch("second", timeout_s=2)
+        with pytest.raises(WorkerFullError, match="is full"):
+            await lab.call("third", timeout_s=1)
 
 
 async def test_a_server_that_is_not_there(lab: Lab) -> None:

@@ -13,8 +13,11 @@ import pytest
 from livekit import api
 
 from labvoice.dispatch import Dispatcher
+from labvoice.dispatch.diagnosis import Evidence
 from labvoice.errors import DispatchError
 from labvoice.lab import Lab
+from tests.stack.faulty_agent import SLOW_S
+from tests.stack.link import Link
 from tests.stack.test_cli import labvoice, server_of
 from tests.stack.test_dispatch import agents_in
 
@@ -56,14 +59,9 @@ async def test_callers_in_several_processes_get_the_same_agent(light: Lab, tmp_p
 
 async def test_callers_in_the_same_moment_get_the_same_agent(light: Lab) -> None:
     """Twelve callers who do not know of each other: one agent, one dispatch left."""
-    settings = light.settings
-    assert settings.livekit_url
-    assert settings.livekit_api_key
-    assert settings.livekit_api_secret
-    address = (settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret)
 
     async def ask() -> str:
-        async with Dispatcher(*address) as dispatcher:
+        async with dispatcher_of(light) as dispatcher:
             return (await dispatcher.dispatch("crowd", LIGHT, timeout_s=20)).agent_identity
 
     agents = set(await asyncio.gather(*(ask() for _ in range(12))))
@@ -97,22 +95,97 @@ async def test_a_worker_that_is_about_to_register_is_waited_for(light: Lab) -> N
     assert await agents_in(light, "early") == [done.agent_identity]
 
 
+def dispatcher_of(lab: Lab, url: str | None = None, evidence: Evidence | None = None) -> Dispatcher:
+    """A dispatcher without the server's log, as on another host."""
+    settings = lab.settings
+    assert settings.livekit_url
+    assert settings.livekit_api_key
+    assert settings.livekit_api_secret
+    return Dispatcher(
+        url or settings.livekit_url,
+        settings.livekit_api_key,
+        settings.livekit_api_secret,
+        evidence,
+    )
+
+
 async def test_a_slow_first_agent_makes_no_second_one(light: Lab) -> None:
     """A worker that stands still past the retry and then goes on brings one agent, not two."""
     root = psutil.Process(light.pool.workers[0].process.pid)
     processes = [root, *root.children(recursive=True)]
     for process in processes:
         process.send_signal(signal.SIGSTOP)
-    try:
-        dispatching = asyncio.create_task(light.dispatcher.dispatch("slow", LIGHT, timeout_s=40))
-        await asyncio.sleep(5)
-        assert not dispatching.done()
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
-    done = await dispatching
+    async with dispatcher_of(light) as dispatcher:
+        try:
+            dispatching = asyncio.create_task(dispatcher.dispatch("slow", LIGHT, timeout_s=40))
+            await asyncio.sleep(5)
+            assert not dispatching.done()
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGCONT)
+        done = await dispatching
+    assert done.attempts > 1
     await asyncio.sleep(LATE_S)
     assert await agents_in(light, "slow") == [done.agent_identity]
+
+
+@pytest.fixture(scope="module")
+async def slow(light: Lab) -> Lab:
+    """The lab, with a worker whose agents take eight seconds to join."""
+    await light.add_workers(agent_name="slow-agent", program="tests.stack.faulty_agent")
+    return light
+
+
+async def test_a_job_that_was_accepted_is_waited_for(slow: Lab) -> None:
+    """An agent whose entrypoint takes longer than a retry is one agent all the same."""
+    async with dispatcher_of(slow) as dispatcher:
+        done = await dispatcher.dispatch("late-entry", "slow-agent", timeout_s=60)
+    await asyncio.sleep(SLOW_S + 2)
+    assert await agents_in(slow, "late-entry") == [done.agent_identity]
+
+
+async def test_who_waits_short_takes_nothing_from_who_waits_long(slow: Lab) -> None:
+    """A caller whose time is over leaves the dispatch that another one made and waits for."""
+    patient = asyncio.create_task(slow.dispatcher.dispatch("patience", "slow-agent", timeout_s=60))
+    await asyncio.sleep(1)
+    async with dispatcher_of(slow) as dispatcher:
+        with pytest.raises(DispatchError):
+            await dispatcher.dispatch("patience", "slow-agent", timeout_s=1)
+    done = await patient
+    assert done.attempts == 1
+    assert await agents_in(slow, "patience") == [done.agent_identity]
+
+
+async def test_a_dispatch_that_is_called_off_leaves_nothing(light: Lab) -> None:
+    """Cancelled while it waits, it takes its dispatch back."""
+    waiting = asyncio.create_task(light.dispatcher.dispatch("called-off", "zzz", timeout_s=30))
+    await asyncio.sleep(1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    listed = await light.dispatcher.api.agent_dispatch.list_dispatch("called-off")
+    assert [each for each in listed if each.agent_name == "zzz"] == []
+
+
+async def test_a_broken_connection_is_made_anew(light: Lab) -> None:
+    """Requests that break off for a second end in one agent, not in an error."""
+    link = Link(int(str(light.settings.livekit_url).rsplit(":", 1)[1]))
+    await link.open()
+    try:
+        async with dispatcher_of(light, f"ws://127.0.0.1:{link.port}") as dispatcher:
+            waiting = asyncio.create_task(
+                dispatcher.dispatch("broken-off", "later-agent", timeout_s=60)
+            )
+            for _ in range(300):
+                await asyncio.sleep(0.01)
+                link.interrupt()
+            assert not waiting.done()
+            await add_light_worker(light, "later-agent")
+            done = await waiting
+        await asyncio.sleep(LATE_S)
+        assert await agents_in(light, "broken-off") == [done.agent_identity]
+    finally:
+        await link.cut()
 
 
 async def test_a_failed_dispatch_leaves_nothing_that_could_come_later(light: Lab) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import psutil
 import pytest
 from livekit import api
 
 from labvoice.caller.voice import Utterance
 from labvoice.dispatch.watched import is_ours
-from labvoice.errors import UsageError
+from labvoice.errors import ProcessError, UsageError
 from labvoice.lab import Lab
-from labvoice.stack.pool import COLUMNS
+from labvoice.stack.pool import COLUMNS, Pool
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +130,82 @@ async def test_wrong_sizes_are_refused_in_words(pool_lab: Lab) -> None:
         await pool_lab.pool.scale(-1)
     with pytest.raises(UsageError, match="never had"):
         await pool_lab.pool.scale(1, agent_name="nobody")
+
+
+async def brief_worker(lab: Lab, pool: Pool, folder: Path) -> None:
+    """Adds a worker whose agents do nothing, which starts in seconds."""
+    settings = lab.settings.model_copy(update={"agent_name": "brief-agent"})
+    await pool.add(settings, state_dir=folder, program="labvoice.agent.light")
+
+
+def brief_processes() -> list[psutil.Process]:
+    """All processes of such workers that this one has started and that still are there."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+        and "--agent-name=brief-agent" in process.cmdline()
+    ]
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["a first start", "a start after a death"])
+async def test_stopping_ends_a_worker_that_is_being_started(
+    pool_lab: Lab, tmp_path: Path, restart: bool
+) -> None:
+    """A pool that is stopped while a worker starts leaves no process behind."""
+    pool = Pool()
+    if restart:
+        await brief_worker(pool_lab, pool, tmp_path)
+        os.kill(pool.workers[0].process.pid, signal.SIGKILL)
+        starting = None
+    else:
+        starting = asyncio.create_task(brief_worker(pool_lab, pool, tmp_path))
+    async with asyncio.timeout(30):
+        while not pool._starts or not brief_processes():
+            await asyncio.sleep(0.05)
+    await pool.stop()
+    if starting is not None:
+        with pytest.raises(ProcessError, match="was stopped"):
+            await starting
+    assert pool.workers == []
+    assert brief_processes() == []
+
+
+async def test_a_worker_that_hangs_is_started_again(
+    pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped worker answers no more, is ended, and another one takes its place."""
+    monkeypatch.setattr("labvoice.stack.pool._HEALTH_EVERY_S", 0.5)
+    pool = Pool()
+    try:
+        await brief_worker(pool_lab, pool, tmp_path)
+        (hung,) = pool.workers
+        os.kill(hung.process.pid, signal.SIGSTOP)
+        async with asyncio.timeout(90):
+            while not pool.workers or pool.workers[0] is hung:
+                await asyncio.sleep(0.1)
+        assert not hung.process.running
+        assert {"worker_hung", "worker_lost"} <= set(pool.events["event"])
+    finally:
+        await pool.stop()
+
+
+async def test_scaling_up_leaves_a_running_call_alone(
+    pool_lab: Lab, recorded: list[Utterance]
+) -> None:
+    """A worker is added while a call runs; the call keeps its agent and goes on."""
+    name = pool_lab.settings.agent_name
+    await pool_lab.pool.settle(150)
+    call = await pool_lab.call()
+    try:
+        await call.hear_greeting()
+        job = call.worker["job_id"]
+        await pool_lab.pool.scale(3, agent_name=name)
+        assert len(pool_lab.pool.workers) == 3
+        await call.say(recorded[0])
+        turn = await call.hear()
+        assert turn.outcome == "ok"
+        assert call.worker["job_id"] == job
+    finally:
+        await pool_lab.end_call(call)
+        await pool_lab.pool.scale(2, agent_name=name)

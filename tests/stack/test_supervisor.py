@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +16,7 @@ from livekit.protocol.models import ParticipantInfo
 from labvoice.bench.failover import KILLS, failover, parse_kills
 from labvoice.caller.call import Call
 from labvoice.caller.voice import Utterance
+from labvoice.dispatch.supervisor import Supervisor
 from labvoice.dispatch.watched import is_ours
 from labvoice.errors import UsageError
 from labvoice.job import (
@@ -26,6 +26,8 @@ from labvoice.job import (
     unpack_history,
 )
 from labvoice.lab import Lab
+from labvoice.stack.events import EventLog
+from tests.stack.link import Link
 
 
 @pytest.fixture(scope="module")
@@ -56,37 +58,13 @@ async def agents(lab: Lab, room: str) -> list[str]:
     return [p.identity for p in await participants(lab, room) if is_ours(p)]
 
 
-class Link:
-    """The network between a worker and the server: TCP on loopback, until it is cut."""
-
-    def __init__(self, server_port: int) -> None:
-        self._server_port = server_port
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", self._server_port)
-        self._writers |= {writer, there[1]}
-        await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def cut(self) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-
-
-def token(lab: Lab, room: str, identity: str, kind: str = "standard") -> str:
+def token(
+    lab: Lab,
+    room: str,
+    identity: str,
+    kind: str = "standard",
+    attributes: dict[str, str] | None = None,
+) -> str:
     """A token to join with; an agent's carries what labvoice's agents carry."""
     assert lab.settings.livekit_api_key
     assert lab.settings.livekit_api_secret
@@ -95,7 +73,8 @@ def token(lab: Lab, room: str, identity: str, kind: str = "standard") -> str:
     made = api.AccessToken(lab.settings.livekit_api_key, secret).with_identity(identity)
     if kind == "agent":
         made = made.with_kind("agent")
-    attributes = {ATTRIBUTE_DISPATCH_ID: "AD_lost", ATTRIBUTE_BEAT: "7"}
+    if attributes is None:
+        attributes = {ATTRIBUTE_DISPATCH_ID: "AD_lost", ATTRIBUTE_BEAT: "7"}
     return made.with_grants(grants).with_attributes(attributes).to_jwt()
 
 
@@ -185,9 +164,14 @@ async def test_an_agent_that_was_called_off_is_not_replaced(pair: Lab, call: Cal
 
 @pytest.mark.parametrize("pause_s", [0.0, 25.0], ids=["at once", "when the room is empty of it"])
 async def test_a_new_supervisor_finds_what_died_without_it(
-    pair: Lab, call: Call, pause_s: float
+    pair: Lab, call: Call, recorded: list[Utterance], pause_s: float
 ) -> None:
-    """An agent that died while nobody watched is replaced, from what the server knows."""
+    """An agent that died while nobody watched is replaced, from what the server knows.
+
+    As long as the server lists the dead agent, what was said is known too.
+    """
+    await call.say(recorded[0])
+    turn = await call.hear()
     assert pair.supervisor is not None
     await pair.supervisor.stop()
     try:
@@ -198,12 +182,16 @@ async def test_a_new_supervisor_finds_what_died_without_it(
         pair.supervise()
     await call.hear_return()
     assert len(await agents(pair, call.room_name)) == 1
+    (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
+    said = unpack_history(there.attributes.get(ATTRIBUTE_HISTORY, ""))
+    assert (turn.transcript in [message.text for message in said]) == (pause_s == 0)
 
 
 async def test_a_restarted_server_has_the_call_again(
     pair: Lab, call: Call, recorded: list[Utterance]
 ) -> None:
     """After the server was killed and started again the caller has one agent, which answers."""
+    (before,) = await agents(pair, call.room_name)
     assert pair._server is not None
     assert pair._server.process is not None
     os.kill(pair._server.process.pid, signal.SIGKILL)
@@ -214,6 +202,11 @@ async def test_a_restarted_server_has_the_call_again(
 
     await until(both, 60)
     await asyncio.sleep(5)
+    if before in (there := await agents(pair, call.room_name)):
+        # Its dispatch went with the server; asking again must not cost the call its agent.
+        done = await pair.dispatch(call.room_name)
+        assert (done.agent_identity, done.attempts) == (before, 0)
+        assert await agents(pair, call.room_name) == there
     await call.say(recorded[0])
     await call.hear()
     assert len(await agents(pair, call.room_name)) == 1
@@ -258,6 +251,136 @@ async def test_an_empty_room_is_removed(pair: Lab) -> None:
         return not listed.rooms
 
     await until(gone, 60)
+
+
+async def test_a_cold_start_is_no_loss(pair: Lab) -> None:
+    """A human beside an agent that takes long to come gets that agent, and no other."""
+    await pair.add_workers(agent_name="slow-agent", program="tests.stack.faulty_agent")
+    assert pair.settings.livekit_url
+    human = rtc.Room()
+    await human.connect(pair.settings.livekit_url, token(pair, "cold", "human"))
+    try:
+        made = await pair.dispatcher.api.agent_dispatch.create_dispatch(
+            api.CreateAgentDispatchRequest(agent_name="slow-agent", room="cold")
+        )
+
+        async def there() -> bool:
+            return len(await participants(pair, "cold")) == 2
+
+        await until(there, 30)
+        (agent,) = [p for p in await participants(pair, "cold") if p.identity != "human"]
+        assert agent.attributes[ATTRIBUTE_DISPATCH_ID] == made.id
+        events = pair.pool.events
+        assert "agent_lost" not in set(events[events["room"] == "cold"]["event"])
+    finally:
+        await human.disconnect()
+        await pair.pool.scale(0, agent_name="slow-agent")
+
+
+async def test_a_room_without_an_agent_is_not_forgotten(
+    pair: Lab, recorded: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can take over, the next supervisor does once somebody can, with the history."""
+    monkeypatch.setattr("labvoice.dispatch.watched._COLD_S", 3.0)
+    await pair.add_workers(agent_name="only-agent")
+    call = await pair.call(agent_name="only-agent")
+    try:
+        await call.hear_greeting()
+        await call.say(recorded[0])
+        turn = await call.hear()
+        (worker,) = [w for w in pair.pool.workers if w.agent_name == "only-agent"]
+        pair.pool._forget(worker)  # nobody starts it again
+        os.kill(worker.process.pid, signal.SIGKILL)
+
+        async def failed() -> bool:
+            events = pair.pool.log.frame()
+            mine = events[events["room"] == call.room_name]
+            return "replacement_failed" in set(mine["event"])
+
+        await until(failed, 40)
+        assert pair.supervisor is not None
+        await pair.supervisor.stop()
+        listed = await pair.dispatcher.api.agent_dispatch.list_dispatch(call.room_name)
+        assert [each.agent_name for each in listed] == ["only-agent"]
+        await pair.add_workers(agent_name="only-agent")
+        pair.supervisor = None  # the next one knows nothing
+        pair.supervise()
+        await call.hear_return(60)
+        (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
+        said = unpack_history(there.attributes[ATTRIBUTE_HISTORY])
+        assert turn.transcript in [message.text for message in said]
+    finally:
+        await pair.end_call(call)
+        pair.supervise()
+        pair.pool.workers.remove(worker)
+        await worker.stop()
+        await pair.pool.scale(0, agent_name="only-agent")
+
+
+async def test_of_two_agents_the_first_stays(pair: Lab) -> None:
+    """Two agents of one name that nobody coordinated, even strangers': the later one goes."""
+    name = pair.settings.agent_name
+    assert pair.settings.livekit_url
+    attributes = {"lk.agent.name": name}
+    first, second = rtc.Room(), rtc.Room()
+    gone = asyncio.Event()
+    second.on("disconnected", lambda _: gone.set())
+    try:
+        for room, identity in ((first, "agent-first"), (second, "agent-second")):
+            made = token(pair, "twice", identity, "agent", attributes)
+            await room.connect(pair.settings.livekit_url, made)
+        async with asyncio.timeout(20):
+            await gone.wait()
+        assert [p.identity for p in await participants(pair, "twice")] == ["agent-first"]
+    finally:
+        await first.disconnect()
+        await second.disconnect()
+
+
+async def test_the_end_of_a_call_spares_other_humans(pair: Lab) -> None:
+    """Whoever hangs up takes the agent along; a guest in the room stays, and so does the room."""
+    assert pair.settings.livekit_url
+    await pair.pool.settle(150)
+    call = await pair.call("with-a-guest")
+    guest = rtc.Room()
+    await guest.connect(pair.settings.livekit_url, token(pair, "with-a-guest", "guest"))
+    try:
+        await pair.end_call(call)
+
+        async def alone() -> bool:
+            return [p.identity for p in await participants(pair, "with-a-guest")] == ["guest"]
+
+        await until(alone, 20)
+        await asyncio.sleep(3)
+        assert await alone()
+        assert await pair.dispatcher.api.agent_dispatch.list_dispatch("with-a-guest") == []
+    finally:
+        await guest.disconnect()
+
+
+async def test_one_room_that_cannot_be_seen_hides_no_other(
+    pair: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error about one room is an event; the server is not lost, and the others are looked at."""
+    service = pair.dispatcher.api.room
+    for name in ("bad", "good"):
+        await service.create_room(api.CreateRoomRequest(name=name))
+    log = EventLog()
+    supervisor = Supervisor(pair.dispatcher, log)
+    judged = []
+
+    async def judge(room: str, *_: object) -> None:
+        if room == "bad":
+            raise api.TwirpError("not_found", "no such room", status=404)
+        judged.append(room)
+
+    monkeypatch.setattr(supervisor, "_judge", judge)
+    await supervisor._look()
+    await supervisor._look()
+    assert judged.count("good") == 2
+    events = log.frame()
+    assert list(events["event"]) == ["look_failed"]
+    assert list(events["room"]) == ["bad"]
 
 
 async def test_the_benchmark_kills_and_counts(pair: Lab, tmp_path: Path) -> None:

@@ -9,18 +9,24 @@ from pathlib import Path
 
 import pytest
 from livekit import api
+from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
 from labvoice import doctor
 from labvoice.dispatch import Dispatcher
+from labvoice.dispatch.replacement import Replacements
+from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
+from labvoice.dispatch.watched import Watched
 from labvoice.doctor import Check, examine, to_json
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
+from labvoice.stack.events import EventLog
 from labvoice.stack.processes import free_port
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
+from tests.stack.test_exactly_one import dispatcher_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 ENTRIES = re.findall(r"^> (.+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -57,6 +63,17 @@ async def test_nobody_is_there(bare: Lab) -> None:
     error = await failure(bare, "some-agent", "nobody", timeout_s=1)
     assert error.outcome == "no_worker"
     assert_documented(error.observed, "no worker is registered")  # entry
+
+
+async def test_nobody_is_known_to_be_there(bare: Lab) -> None:
+    """Without a worker, and without the server's log, as with somebody else's server."""
+    async with dispatcher_of(bare, evidence=bare.pool.statuses) as dispatcher:
+        with pytest.raises(DispatchError) as caught:
+            await dispatcher.dispatch("nobody-known", "some-agent", timeout_s=1)
+    assert caught.value.outcome == "no_worker"
+    assert_documented(
+        caught.value.observed, "this lab has no worker, and no other one took the dispatch"
+    )  # entry
 
 
 async def test_another_name_is_there(bare: Lab) -> None:
@@ -163,6 +180,43 @@ async def test_an_agent_leaves_an_empty_room(lab: Lab) -> None:
     assert_documented(reason, "nobody was in the room for")  # entry
 
 
+async def test_two_agents_of_a_name(lab: Lab) -> None:
+    """With two plain dispatches, taken by a worker that refuses neither."""
+    await lab.add_workers(agent_name="plain-agent", program="tests.stack.faulty_agent")
+    request = api.CreateAgentDispatchRequest(agent_name="plain-agent", room="doubled")
+    for _ in range(2):
+        await lab.dispatcher.api.agent_dispatch.create_dispatch(request)
+
+    def told() -> list[str]:
+        events = lab.pool.log.frame()
+        mine = (events["event"] == "duplicate_agent") & (events["room"] == "doubled")
+        return list(events[mine]["detail"])
+
+    async with asyncio.timeout(60):
+        while not told():
+            await asyncio.sleep(0.2)
+        while len(await agents_in(lab, "doubled")) != 1:
+            await asyncio.sleep(0.2)
+    await lab.end_room("doubled", "plain-agent")
+    await lab.pool.scale(0, agent_name="plain-agent")
+    assert_documented(told()[0], "the first one stays")  # entry
+
+
+async def test_agents_that_always_die(lab: Lab) -> None:
+    """With six losses in a room within a minute."""
+    log = EventLog()
+    replacements = Replacements(lab.dispatcher, log, lambda: False, lambda *_: [])
+    for number in range(6):
+        lost = ParticipantInfo(
+            identity=f"agent-{number}", attributes={ATTRIBUTE_AGENT_NAME: f"agent-{number}"}
+        )
+        replacements.begin(Watched("unlucky", lost, 0.0))
+    events = log.frame()
+    await replacements.stop()
+    (detail,) = events[events["event"] == "replacement_waits"]["detail"]
+    assert_documented(detail, "agents were lost within 60 s")  # entry
+
+
 async def checks_of(lab: Lab, monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, Check]:
     """Runs the doctor against a lab's server, with these settings besides."""
     for name, value in {**server_of(lab), **env}.items():
@@ -181,7 +235,8 @@ async def test_the_doctor_finds_a_sound_lab_sound(
         *("versions", "memory", "http", "livekit", "key", "speech", "model", "worker", "dispatch")
     }
     assert "LETTA_BASE_URL is not set" in checks["letta"].observed
-    assert "does not run" in checks["microphone"].observed
+    assert checks["microphone"].ok is None
+    assert_documented(checks["microphone"].observed, "its page, does not run")  # entry
     assert "joined a scratch room" in checks["dispatch"].observed
     assert to_json(list(checks.values()))["ok"]
 

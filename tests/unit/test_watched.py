@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from livekit.protocol.agent import Job, JobState, JobStatus
+from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo
 
 from labvoice.dispatch.watched import Watched, is_ours
@@ -11,9 +15,12 @@ from labvoice.job import (
     ATTRIBUTE_DISPATCH_ID,
     MAX_HISTORY_BYTES,
     MAX_HISTORY_MESSAGES,
+    JobMetadata,
     Resume,
     Said,
+    carried,
     pack_history,
+    parse_metadata,
     unpack_history,
 )
 
@@ -87,3 +94,53 @@ def test_history_keeps_the_newest() -> None:
 def test_history_that_cannot_be_read_is_none(text: str) -> None:
     """A foreign or broken attribute is no conversation, and no error."""
     assert unpack_history(text) == []
+
+
+def dispatch(
+    age_s: float, status: JobStatus | None = JobStatus.JS_RUNNING, metadata: str = ""
+) -> AgentDispatch:
+    """A dispatch whose job, if it has a status, began so long ago."""
+    at_ns = time.time_ns() - int(age_s * 1e9)
+    job = Job(id="AJ_1", state=JobState(status=status, started_at=at_ns))
+    state = AgentDispatchState(created_at=at_ns, jobs=[job] if status is not None else [])
+    return AgentDispatch(id="AD_1", agent_name="agent", metadata=metadata, state=state)
+
+
+@pytest.mark.parametrize(
+    ("made", "dead", "lost"),
+    [
+        (dispatch(10), False, False),  # it may load its models
+        (dispatch(10), True, True),
+        (dispatch(90), False, True),
+        (dispatch(10, JobStatus.JS_FAILED), False, True),
+        (dispatch(90, JobStatus.JS_SUCCESS), True, False),
+        (dispatch(10, None), False, False),
+        (dispatch(90, None), False, True),
+    ],
+)
+def test_a_cold_start_is_told_from_a_loss(made: AgentDispatch, dead: bool, lost: bool) -> None:
+    """A job that runs is lost when its process is, or when its agent stays away too long."""
+    found = Watched.from_dispatch("room", made, 0.0, lambda job_id: dead and job_id == "AJ_1")
+    assert (found is not None) == lost
+
+
+def test_a_dispatch_hands_on_what_it_was_told() -> None:
+    """Metadata and history of a lost agent's dispatch go to the next; a first agent has none."""
+    said = [Said(role="user", text="My dog is called Rex.")]
+    metadata = JobMetadata(letta_agent_id="agent-7", resume=Resume(history=said))
+    text = metadata.model_dump_json(exclude_none=True)
+    again = Watched.from_dispatch("room", dispatch(90, None, text), 0.0, lambda _: False)
+    assert again is not None
+    assert again.history == said
+    assert again.begun
+    assert again.metadata == text
+    first = Watched.from_dispatch("room", dispatch(90, None), 0.0, lambda _: False)
+    assert first is not None
+    assert not first.begun
+
+
+def test_an_agent_carries_its_metadata_without_the_history() -> None:
+    """What its attributes tell is enough to dispatch it anew, and small."""
+    metadata = JobMetadata(letta_agent_id="agent-7", mode="letta", resume=Resume())
+    assert parse_metadata(carried(metadata)) == JobMetadata(letta_agent_id="agent-7", mode="letta")
+    assert carried(JobMetadata()) == ""

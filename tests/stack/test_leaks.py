@@ -1,0 +1,25 @@
+"""The search for leaks, over a few real calls."""
+
+from __future__ import annotations
+
+import pytest
+
+from labvoice.bench import leaks as bench
+from labvoice.errors import UsageError
+from labvoice.lab import Lab
+
+
+async def test_a_few_calls_leave_nothing_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is there twice, and neither rooms, processes nor files are left over."""
+    monkeypatch.setattr(bench, "_WARMUP", 1)
+    frame = await bench.leaks(lab, 2)
+    assert set(frame.index) == set(bench.TOLERANCES)
+    assert list(frame.columns) == ["before", "after", "change", "allowed", "ok"]
+    assert (frame["before"].drop("server_rooms") > 0).all()
+    assert frame.loc[["server_rooms", "worker_processes", "worker_files"], "ok"].all(), frame
+
+
+async def test_no_call_is_refused(lab: Lab) -> None:
+    """A number that makes no sense is an error of use."""
+    with pytest.raises(UsageError, match="no call"):
+        await bench.leaks(lab, 0)
