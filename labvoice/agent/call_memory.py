@@ -98,8 +98,9 @@ class CallMemory:
                 logger.warning("no memory for now: %s", error.observed)
                 self._set("unavailable", error.observed)
                 await asyncio.sleep(_RESOLVE_PAUSE_S)
-        rename = partial(self._store.rename, self._agent, self.agent_id)
-        self.spawn(self._on_disk(rename, "the turns on disk cannot be read"))
+            else:
+                rename = partial(self._store.rename, self._agent, self.agent_id)
+                self.spawn(self._on_disk(rename, "the turns on disk cannot be read"))
 
         def changed(snapshot: MemorySnapshot) -> None:
             if self.memory_load_s is None:
