@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from letta_client import AsyncLetta
 
-from labvoice.agent.circuit import CircuitBreaker
+from labvoice.agent.circuit import CircuitBreaker, PutOffError
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
 from labvoice.agent.memory_queue import MemoryQueue, WrittenTurn
 from labvoice.agent.turn_store import TurnStore
@@ -282,6 +282,32 @@ async def test_a_failing_server_is_not_hammered(
     await asyncio.sleep(0.1)
     assert letta.requests <= before + 1
     await queue.close()
+
+
+async def test_who_waits_for_an_attempt_that_fails_gives_up() -> None:
+    """A second writer does not sit out the pause with its lease in hand."""
+    breaker = CircuitBreaker(first_s=1.0, longest_s=10.0)
+    begun = asyncio.Event()
+
+    async def fail() -> None:
+        async with breaker.attempt():
+            begun.set()
+            await asyncio.sleep(0.1)
+            raise ServerUnreachableError("down")
+
+    with pytest.raises(ServerUnreachableError):
+        await fail()
+    with pytest.raises(PutOffError):
+        await fail()
+    while breaker.put_off:
+        await asyncio.sleep(0.05)
+    begun.clear()
+    first = asyncio.create_task(fail())
+    await begun.wait()
+    with pytest.raises(PutOffError):
+        await fail()
+    with pytest.raises(ServerUnreachableError):
+        await first
 
 
 async def test_a_deleted_agent_stops_nobody_else(
