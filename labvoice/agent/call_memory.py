@@ -27,6 +27,7 @@ _FIRST_WORD_S: Final = 15.0
 """How long all rounds before the first word may take together, in seconds."""
 _RESOLVE_PAUSE_S: Final = 2.0
 _PUT_PAUSE_S: Final = 1.0
+_NOTE_S: Final = 1.0  # the user waits for it
 _PUTS_AT_END_S: Final = 5.0
 
 MemoryState = Literal["off", "loading", "ready", "unavailable"]
@@ -97,9 +98,9 @@ class CallMemory:
                 logger.warning("no memory for now: %s", error.observed)
                 self._set("unavailable", error.observed)
                 await asyncio.sleep(_RESOLVE_PAUSE_S)
-        await self._on_disk(
-            partial(self._store.rename, self._agent, self.agent_id), "the turns cannot be read"
-        )
+            else:
+                rename = partial(self._store.rename, self._agent, self.agent_id)
+                self.spawn(self._on_disk(rename, "the turns on disk cannot be read"))
 
         def changed(snapshot: MemorySnapshot) -> None:
             if self.memory_load_s is None:
@@ -147,7 +148,8 @@ class CallMemory:
         if self._store is not None and self._agent is not None:
             agent = self.agent_id or self._agent
             try:
-                await self._store.begin(agent, self._room, turn_id, user_text, instead_of)
+                async with asyncio.timeout(_NOTE_S):
+                    await self._store.begin(agent, self._room, turn_id, user_text, instead_of)
             except DISK_ERRORS as error:
                 self.disk_error = f"a turn cannot be put on disk: {error}"
                 logger.exception("a turn that begins cannot be put on disk")

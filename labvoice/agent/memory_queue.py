@@ -14,7 +14,6 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,23 +46,6 @@ _LONGEST_PAUSE_S: Final = 30.0  # between two attempts at a turn that Letta refu
 _HISTORY: Final = 50
 _ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
 _UNDER_WAY: Final = {"created", "running"}
-
-
-@dataclass(frozen=True)
-class WrittenTurn:
-    """A turn that Letta has.
-
-    Attributes:
-        turn_id: As put.
-        agent_id: As put.
-        room: As put.
-        memory_sync_s: From the put to the end of Letta's own turn, in seconds.
-    """
-
-    turn_id: str
-    agent_id: str
-    room: str
-    memory_sync_s: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,6 @@ class MemoryQueue:
         own_server: The server is the embedded one, reached directly: where nothing listens on
             its port, its process and all that it did are over. Of an address that leads through
             a tunnel or a proxy this does not follow.
-        on_written: Called with each turn that this process has written.
         breaker: When to ask a failing server again.
         lease_s: After how many seconds without a sign of life another process takes over.
         send_timeout_s: How long an answer is waited for, in seconds.
@@ -117,7 +98,6 @@ class MemoryQueue:
         client: AsyncLetta,
         *,
         own_server: bool = False,
-        on_written: Callable[[WrittenTurn], None] = lambda _: None,
         breaker: CircuitBreaker | None = None,
         lease_s: float = _LEASE_S,
         send_timeout_s: float = _SEND_TIMEOUT_S,
@@ -126,7 +106,6 @@ class MemoryQueue:
         self._store = TurnStore(path)
         self._client = client
         self._own_server = own_server
-        self._on_written = on_written
         self._breaker = breaker or CircuitBreaker()
         self._lease_s = lease_s
         self._send_timeout_s = send_timeout_s
@@ -278,11 +257,8 @@ class MemoryQueue:
         except (ServerUnreachableError, CredentialsError) as error:
             await self._store.unknown(turn, error.observed)
         else:
-            if not is_agent_id(turn.agent_id):
-                return
-            written_at = await self._store.written(turn)
-            sync_s = written_at - turn.put_at
-            self._on_written(WrittenTurn(turn.turn_id, turn.agent_id, turn.room, sync_s))
+            if is_agent_id(turn.agent_id):  # else it only got its agent's id
+                await self._store.written(turn)
 
     async def _bring(self, turn: Turn) -> None:
         """Sends a turn that Letta does not have; one that was put under a name gets its id.

@@ -214,12 +214,10 @@ class TurnStore:
         """Notes that Letta could not take the turn, and why."""
         await self._update("refused = refused + 1, error = ?", turn, error)
 
-    async def written(self, turn: Turn) -> float:
-        """Notes that Letta has the turn, and forgets its words; returns the time, wall clock."""
-        now = time.time()
+    async def written(self, turn: Turn) -> None:
+        """Notes that Letta has the turn, and forgets its words."""
         change = "state = 'written', written_at = ?, user_text = '', agent_text = '', error = null"
-        await self._update(change, turn, now)
-        return now
+        await self._update(change, turn, time.time())
 
     async def lost(self, turn: Turn, error: str) -> None:
         """Notes that a turn can never be written, and why; its words are kept."""

@@ -107,7 +107,7 @@ class Call:
         offset: The agent's clock against the caller's; None before it was measured.
         worker: What the agent told of its job: job_id, worker_id, pid.
         memory: How the agent's memory stands: state, error, updates, memory_load_s,
-            waiting_turns, lost_turns.
+            waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
         greeting: What the agent said first.
         on_turn_mark: Told every mark of a turn as it is set: the turn, name, seconds.
         notice: What did not go as the strategy meant it, in words; empty where it did.

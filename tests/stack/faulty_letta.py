@@ -16,7 +16,7 @@ from starlette.routing import Route
 from labvoice.stack.processes import free_port
 from tests.serving import serving
 
-Mode = Literal["pass", "refuse", "slow", "500", "garbage"]
+Mode = Literal["pass", "refuse", "slow", "500", "garbage", "cut"]
 SLOW_S = 10.0
 _DROPPED = {"host", "content-length", "transfer-encoding", "connection", "content-encoding"}
 
@@ -25,7 +25,8 @@ class FaultyLetta:
     """Hands every request on to the real server; what becomes of the answer is the mode's.
 
     `slow` keeps it for 10 s, `500` and `garbage` replace it: the server has done its work all the
-    same, which is the hardest case for whoever must do nothing twice. `refuse` closes the port.
+    same, which is the hardest case for whoever must do nothing twice. `cut` breaks a streamed
+    answer off after its first piece. `refuse` closes the port.
 
     Args:
         target: Address of the real server.
@@ -78,10 +79,14 @@ class FaultyLetta:
         if mode == "slow":
             await asyncio.sleep(SLOW_S)
 
+        streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
+
         async def body() -> AsyncIterator[bytes]:
             try:
                 async for piece in answer.aiter_bytes():
                     yield piece
+                    if mode == "cut" and streamed:
+                        raise ConnectionError("cut")
             finally:
                 await answer.aclose()
 

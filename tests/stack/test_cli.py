@@ -96,6 +96,19 @@ async def test_every_command_has_help_with_an_example(command: str, tmp_path: Pa
     assert "Example:" in output
 
 
+async def test_a_demo_whose_letta_is_down_still_reports(tmp_path: Path) -> None:
+    """What was measured is in the report; what could not be shown is said, and the exit is 1."""
+    code, output = await labvoice(
+        *("demo", "--trials", "1", "--calls", "1", "--llm", "paced"),
+        cwd=tmp_path,
+        env={"LETTA_BASE_URL": "http://127.0.0.1:9"},
+    )
+    assert code == 1, output
+    assert "memory: not shown: nothing answers at http://127.0.0.1:9" in output
+    assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size
+    assert (tmp_path / "runs" / "demo" / "summary.json").stat().st_size
+
+
 async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None:
     """`labvoice dispatch` prints the agent that joined, and writes it as JSON."""
     code, output = await labvoice(

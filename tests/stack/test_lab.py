@@ -82,7 +82,7 @@ async def test_a_lab_is_started_again_after_its_stop_and_after_a_failed_start(
     assert None not in addresses
 
     lab.settings.livekit_url, lab.settings.livekit_api_key = "ws://127.0.0.1:9", "key"
-    lab.settings.livekit_api_secret = SecretStr("secret")
+    lab.settings.livekit_api_secret = SecretStr("secret" * 8)
     with pytest.raises(LabvoiceError):
         await lab.start()
     assert not lab.running

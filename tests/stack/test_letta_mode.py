@@ -11,7 +11,7 @@ from letta_client import AsyncLetta
 from labvoice.lab import Lab
 from labvoice.letta import new_client
 from labvoice.settings import load_settings
-from labvoice.stack.memory_clerk import NOTHING
+from labvoice.stack.memory_clerk import NOTED, NOTHING
 from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running, user_messages
@@ -86,10 +86,28 @@ async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle:
     assert "Oslo" in told[1]
 
 
+async def test_a_fact_told_by_voice_is_filed_once(letta: Running, lab: Lab) -> None:
+    """Letta files what the caller states by its own tool, and its answer is heard."""
+    agent = await letta.server.api.create("Files by itself", model="lab/memory-clerk")
+    await lab.settle()
+    call = await lab.call(letta_agent=agent, mode="letta")
+    await call.hear_greeting()
+    await call.until_memory()
+    await call.say(await lab.utterance("My dog is called Rex."))
+    turn = await call.hear()
+    assert (turn.outcome, turn.reply) == ("ok", NOTED)
+    await call.until_synced(150)
+    await lab.end_call(call)
+    human = (await letta.server.api.blocks(agent))["human"]
+    assert human.strip().splitlines() == ["The user's dog is called Rex."]
+    async with new_client(letta.server.base_url, letta.server.api_key) as client:
+        assert len(await user_messages(client, agent)) == 1
+
+
 async def test_letta_down_or_slow_the_fast_model_answers(
     letta: Running, lab: Lab, proxy: FaultyLetta
 ) -> None:
-    """Letta answers; then it is slow, then down: the fast model answers; all is kept once."""
+    """Letta answers; then it breaks off, is slow, is down: the fast model answers; all is kept."""
     agent = await letta.server.api.create("Falls back", model="lab/memory-clerk")
     await lab.settle()
     call = await lab.call(letta_agent=agent, mode="letta")
@@ -98,19 +116,21 @@ async def test_letta_down_or_slow_the_fast_model_answers(
     replies = []
     for mode, text in (
         ("pass", "How are you today?"),
+        ("cut", "I have two cats."),
         ("slow", "I live in Oslo."),
         ("refuse", "I like jazz."),
     ):
         await proxy.set(mode)  # type: ignore[arg-type]
         await call.say(await lab.utterance(text))
         replies.append((await call.hear()).reply)
-    assert replies == [NOTHING, REPLY, REPLY]
+    assert replies == [NOTHING, REPLY, REPLY, REPLY]
     await proxy.set("pass")
     await call.until_synced(150)
     async with new_client(letta.server.base_url, letta.server.api_key) as client:
         told = await user_messages(client, agent)
-    assert [word for text in told for word in ("How", "Oslo", "jazz") if word in text] == [
+    assert [word for text in told for word in ("How", "cats", "Oslo", "jazz") if word in text] == [
         "How",
+        "cats",
         "Oslo",
         "jazz",
     ]

@@ -22,8 +22,10 @@ from labvoice.letta import new_client
 from labvoice.settings import load_settings
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.processes import free_port
+from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running, told_turns
+from tests.stack.recording_model import MODEL, RecordingModel
 
 
 async def test_an_agent_files_a_told_fact_with_lettas_tool(letta: Running) -> None:
@@ -153,6 +155,27 @@ async def test_a_fresh_database_is_empty_and_deleted(letta: Running, tmp_path: P
     assert not folder.exists()
     assert list((await letta.server.api.agents())["id"]).count(kept) == 1
     assert "For a day" not in list((await letta.server.api.agents())["name"])
+
+
+async def test_a_model_endpoint_that_comes_late_is_taken_up(tmp_path: Path) -> None:
+    """An endpoint that is down when Letta starts does not leave it failed for good."""
+    model = RecordingModel()
+    settings = load_settings(
+        llm="openai", openai_base_url=model.base_url, data_dir=tmp_path, letta_base_url=None
+    )
+    told: list[str] = []
+    server = await LettaServer.start(settings, tmp_path, fresh=True, progress=told.append)
+    try:
+        async with asyncio.timeout(200):
+            while not any("does not list its models" in line for line in told):
+                await asyncio.sleep(0.1)
+        assert not server.answers
+        async with serving(model.app, model.port):
+            await server.until_up(100)
+            # It names no model, and the endpoint does not know the default.
+            assert server.api.model == f"lab/{MODEL}"
+    finally:
+        await server.stop()
 
 
 async def test_fresh_is_refused_for_a_server_of_somebody_else(letta: Running) -> None:

@@ -12,10 +12,13 @@ from letta_client import AsyncLetta
 from livekit import api
 
 from labvoice.caller.call import Call
-from labvoice.errors import UsageError
+from labvoice.errors import LabvoiceError, UsageError
+from labvoice.job import JobMetadata
 from labvoice.lab import Lab
 from labvoice.letta import new_client
 from labvoice.settings import load_settings
+from labvoice.stack.letta_env import LettaEnv, Progress, prepare_letta_env
+from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
 from tests.stack.test_cli import labvoice, server_of
@@ -116,16 +119,91 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
     assert len(told) == 2
 
 
-async def test_two_rooms_with_two_agents_stay_apart(talking: Lab) -> None:
-    """At once, in two rooms, each agent learns what it was told and nothing of the other."""
-    agents = [await talking.letta.create(f"Apart by voice {n}") for n in range(2)]
+async def test_two_rooms_with_two_agents_stay_apart(talking: Lab, model: RecordingModel) -> None:
+    """At once, in two rooms, each agent knows and learns what is its own, nothing of the other."""
+    names = ("Anna", "Bert")
+    agents = [await talking.letta.create(f"For {n}", human=f"I am for {n}.") for n in names]
+    before = len(model.prompts)
     async with connected(talking, *agents) as calls:
         await asyncio.gather(
             *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
         )
         await asyncio.gather(*(call.until_synced() for call in calls))
-    facts = [TOLD[text] for text in list(TOLD)[:2]]
-    assert [await known(talking, agent) for agent in agents] == [[fact] for fact in facts]
+        for call in calls:
+            await tell(talking, call, "Thank you.")
+    facts = [[f"I am for {n}.", fact] for n, fact in zip(names, TOLD.values(), strict=False)]
+    assert [await known(talking, agent) for agent in agents] == facts
+    prompts = model.prompts[before:]
+    for words in facts:
+        assert any(words[0] in prompt for prompt in prompts)
+        assert all((facts[0][0] in prompt) != (facts[1][0] in prompt) for prompt in prompts)
+    assert not any(facts[0][1] in prompt and facts[1][1] in prompt for prompt in prompts)
+
+
+async def test_the_worker_finds_a_names_agent_itself(talking: Lab, model: RecordingModel) -> None:
+    """A dispatch that carries a name, as one made while Letta was down, is served as by the id."""
+    agent = await talking.letta.create("Day watch", human="The user is called Anna.")
+    await talking.settle()
+    call = talking.new_call(metadata=JobMetadata(letta_agent_id="Day watch"))
+    await call.connect()
+    await call.hear_greeting()
+    await call.until_memory()
+    await tell(talking, call, "I live in Oslo.")
+    assert "The user is called Anna." in model.prompts[-1]
+    await call.until_synced()
+    await talking.end_call(call)
+    assert await known(talking, agent) == ["The user is called Anna.", "The user lives in Oslo."]
+
+
+async def test_a_bench_of_turns_shows_the_stages_of_memory(talking: Lab, tmp_path: Path) -> None:
+    """With an arm that uses Letta they are in the frame; its agents are deleted afterwards."""
+    run = await talking.bench.turns(
+        1, turns=1, warmup=0, arms="hybrid,direct", out=tmp_path / "turns.jsonl"
+    )
+    frame = run.frame
+    for stage in ("memory_load", "memory_sync"):
+        found = frame[frame["stage"] == stage]
+        assert set(found["arm"]) == {"hybrid"}
+        assert (found["duration_s"] > 0).all()
+    assert (await talking.letta.agents()).empty
+
+
+async def test_the_http_service_lists_the_agents(talking: Lab) -> None:
+    """Whoever may dispatch by HTTP finds the agents of the real Letta there."""
+    agent = await talking.letta.create("Listed")
+    found = (await LabBackend(talking).agents()).agents
+    assert [(each.id, each.name) for each in found] == [(agent, "Listed")]
+
+
+async def test_a_call_before_letta_is_up_takes_its_memory_up_later(
+    tmp_path: Path, model: RecordingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded Letta still boots: the caller is answered, and later the agent knows them."""
+    gate = asyncio.Event()
+
+    async def held_up(cache_dir: Path, progress: Progress) -> LettaEnv:
+        await gate.wait()
+        return await prepare_letta_env(cache_dir, progress)
+
+    monkeypatch.setattr("labvoice.stack.letta_server.prepare_letta_env", held_up)
+    settings = load_settings(
+        llm="openai", openai_base_url=model.base_url, llm_model=MODEL, data_dir=tmp_path
+    )
+    async with Lab(settings=settings) as lab:
+        with pytest.raises(LabvoiceError, match="does not answer yet"):
+            await lab.letta.agents()
+        call = await lab.call(letta_agent="Comes late")
+        await call.hear_greeting()
+        await tell(lab, call, "I live in Oslo.")
+        assert call.memory["state"] != "ready"
+        gate.set()
+        await lab.letta_server.until_up()
+        await lab.letta.create("Comes late", human="The user is called Anna.")
+        await call.until_memory(timeout_s=60)
+        await tell(lab, call, "Thank you.")
+        assert "The user is called Anna." in model.prompts[-1]
+        await call.until_synced(60)
+        await lab.end_call(call)
 
 
 async def test_one_agent_in_two_rooms_at_once(talking: Lab, model: RecordingModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from labvoice.caller.call import Call
 from labvoice.lab import Lab
@@ -120,7 +121,7 @@ async def test_letta_fails_in_mid_call(
 async def test_a_worker_with_a_wrong_key_still_answers(letta: Running, lab: Lab) -> None:
     """Its calls run without memory, and their state names the key."""
     await lab.settle()
-    right, lab.settings.letta_api_key = lab.settings.letta_api_key, None
+    right, lab.settings.letta_api_key = lab.settings.letta_api_key, SecretStr("wrong")
     try:
         await lab.add_workers(1, agent_name="wrong-key")
     finally:

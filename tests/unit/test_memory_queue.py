@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from letta_client import AsyncLetta
 
-from labvoice.agent.circuit import CircuitBreaker
+from labvoice.agent.circuit import CircuitBreaker, PutOffError
 from labvoice.agent.memory import MemorySnapshot, load_memory, watch
-from labvoice.agent.memory_queue import MemoryQueue, WrittenTurn
+from labvoice.agent.memory_queue import MemoryQueue
 from labvoice.agent.turn_store import TurnStore
 from labvoice.errors import (
     LabvoiceError,
@@ -70,8 +70,7 @@ async def test_turns_arrive_in_order_and_each_once(
 ) -> None:
     """Every agent's turns reach Letta in the order in which they were put, never two at once."""
     letta.delay_s = 0.02
-    written: list[WrittenTurn] = []
-    async with open_queue(tmp_path, client, on_written=written.append) as queue:
+    async with open_queue(tmp_path, client) as queue:
         queue.start()
         for number in range(5):
             await put(queue, A, f"{number}")
@@ -79,8 +78,9 @@ async def test_turns_arrive_in_order_and_each_once(
         assert await queue.drain(TIMEOUT_S)
         assert letta.told == {agent: list("01234") for agent in (A, B)}
         assert letta.most_at_once == 1
-        assert {turn.turn_id for turn in written} == {f"{a}-{n}" for a in (A, B) for n in range(5)}
-        assert all(turn.memory_sync_s > 0 for turn in written)
+        synced = await queue._store.synced("room")
+        assert set(synced) == {f"{a}-{n}" for a in (A, B) for n in range(5)}
+        assert all(sync_s > 0 for sync_s in synced.values())
 
 
 async def test_turns_put_under_a_name_go_to_the_agent_of_that_name(
@@ -282,6 +282,32 @@ async def test_a_failing_server_is_not_hammered(
     await asyncio.sleep(0.1)
     assert letta.requests <= before + 1
     await queue.close()
+
+
+async def test_who_waits_for_an_attempt_that_fails_gives_up() -> None:
+    """A second writer does not sit out the pause with its lease in hand."""
+    breaker = CircuitBreaker(first_s=1.0, longest_s=10.0)
+    begun = asyncio.Event()
+
+    async def fail() -> None:
+        async with breaker.attempt():
+            begun.set()
+            await asyncio.sleep(0.1)
+            raise ServerUnreachableError("down")
+
+    with pytest.raises(ServerUnreachableError):
+        await fail()
+    with pytest.raises(PutOffError):
+        await fail()
+    while breaker.put_off:
+        await asyncio.sleep(0.05)
+    begun.clear()
+    first = asyncio.create_task(fail())
+    await begun.wait()
+    with pytest.raises(PutOffError):
+        await fail()
+    with pytest.raises(ServerUnreachableError):
+        await first
 
 
 async def test_a_deleted_agent_stops_nobody_else(
