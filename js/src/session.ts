@@ -431,12 +431,14 @@ export class Session {
   /** Stops the agent in mid-word. */
   async interrupt(): Promise<void> {
     if (!this.room || !this.agentIdentity) return;
+    const busy = this.state.agent === "thinking" || this.state.agent === "speaking";
     await this.room.localParticipant.performRpc({
       destinationIdentity: this.agentIdentity,
       method: RPC_INTERRUPT,
       payload: "",
       responseTimeout: RPC_TIMEOUT_MS,
     });
+    if (busy) this.turns.stopped();
     this.say("agent interrupted");
   }
 
