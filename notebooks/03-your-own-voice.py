@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 llm = "paced"  # "small" is a real little language model; "paced" always answers the same way
-letta = False  # True: choose in the button below whose memory the call uses
+letta = False  # True: the button below lets you choose, or make, the agent whose memory is used
 trials = 2
 
 # %%
@@ -49,9 +49,14 @@ lab
 # - **Agent**: the browser itself sees the agent.
 # - **Sound**: the agent's track arrives and may be played.
 #
-# Watch the waterfall grow: the 200 ms in `job_request` are the server's wait for workers to bid.
-# Under *Dispatch* choose *While the browser connects*, and those 200 ms disappear behind the
-# connecting.
+# With `letta = True` there is a choice of **Memory** too: press *New agent* once Letta is up (its
+# first start on a machine takes minutes), connect, and tell it something about you, such as the
+# name of your dog. Hang up and connect again: it still knows, for the next call reads the same
+# memory.
+#
+# Look at the waterfall as it grows: the 200 ms in `job_request` are the server's wait for
+# workers to bid. Under *Dispatch* choose *While the browser connects*, and those 200 ms
+# disappear behind the connecting.
 
 # %%
 button = lab.connect_button()
@@ -69,7 +74,7 @@ button
 # %%
 if button.calls:
     print(button.call)
-    display(button.call.run)
+    display(button.call.run)  # the same as figures
 else:
     print("no call yet: press Connect above, talk, then run this cell again")
 

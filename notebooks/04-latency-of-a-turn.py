@@ -41,9 +41,9 @@ lab = await Lab(llm=llm, letta=False, progress=print).start()
 # %% [markdown]
 # ## 1. One turn
 #
-# The grey bar is LiveKit's own total, the green one what the ear waits for. Where bars overlap,
-# work was done ahead: recognition runs while you speak, and with preemptive generation the model
-# begins before the end of the turn is certain.
+# Look at two bars first: the grey one is LiveKit's own total, the green one what the ear waits
+# for. Where bars overlap, work was done ahead: recognition runs while you speak, and with
+# preemptive generation the model begins before the end of the turn is certain.
 
 # %%
 call = await lab.call()

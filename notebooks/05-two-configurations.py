@@ -47,8 +47,9 @@ run
 plots.distributions(run)
 
 # %% [markdown]
-# `ready` runs from the request, `connection` from the click: the request goes out earlier, takes
-# as long as before, and ends earlier for the user. The ratios compare each arm with the first:
+# Look at two rows: `ready` runs from the request, `connection` from the click: the request goes
+# out earlier, takes as long as before, and ends earlier for the user. The ratios compare each
+# arm with the first:
 
 # %%
 for pair, stages in run.ratios().items():

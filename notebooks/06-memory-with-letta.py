@@ -63,8 +63,8 @@ await lab.end_call(call)
 print("Letta now knows:", (await lab.letta.blocks(agent))["human"])
 
 # %% [markdown]
-# `memory_sync` is the time from the end of the turn to the fact's being in Letta. It passes while
-# the conversation goes on; `voice_to_voice` does not wait for it.
+# Look at `memory_sync`: it is the time from the end of the turn to the fact's being in Letta. It
+# passes while the conversation goes on; `voice_to_voice` does not wait for it.
 
 # %%
 told = lab.bench.record(call)

@@ -58,7 +58,7 @@ print(f"another agent listens after {call.marks['replacement_listening'] - kille
 await lab.end_call(call)
 
 # %% [markdown]
-# What the supervisor and the pool did:
+# What the supervisor and the pool did, in order. Look at when each thing was noticed:
 
 # %%
 lab.pool.events

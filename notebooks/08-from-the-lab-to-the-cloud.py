@@ -21,6 +21,7 @@
 
 # %% tags=["parameters"]
 trials = 2
+calls = 1
 
 # %%
 import pandas as pd
@@ -81,13 +82,29 @@ services.style.hide(axis="index").set_properties(**{"text-align": "left"})
 # `LABVOICE_AGENT_NAME=lab-agent`.
 
 # %%
-lab = await Lab(letta=False, progress=print, **({} if settings.openai_api_key else {"llm": "paced"})).start()
+# Without an endpoint of yours the paced model answers, always alike and without a download.
+llm = None if settings.resolved_llm == "openai" else "paced"
+lab = await Lab(llm=llm, letta=bool(settings.letta_base_url), progress=print).start()
 lab
 
 # %%
 run = await lab.bench.connect(trials, warmup=0, progress=print)
 display(run)
 display(plots.connection_waterfall(run))
+
+# %% [markdown]
+# A connection passes through the LiveKit server and the worker only. The other three services
+# show in a **turn**: Deepgram in `transcription_delay` and `tts_node_ttfb`, the model in
+# `llm_node_ttft` and `llm_node_ttfs`, Letta in `memory_load` and `memory_sync`. Look at those rows
+# before and after you set a key; the columns `llm`, `llm_model` and `stt` of the frame say what was
+# measured.
+
+# %%
+arms = ["hybrid"] if lab.has_letta else ""  # with Letta, agents remember, in labvoice's own mode
+turns = await lab.bench.turns(calls, turns=2, warmup=0, arms=arms, progress=print)
+display(turns)
+display(plots.turn_waterfall(turns))
+turns.frame[["llm", "llm_model", "stt"]].drop_duplicates()
 
 # %% [markdown]
 # With a server across the internet, look at two things. `room_connected` moves by several round
@@ -129,6 +146,23 @@ token.claims.room_config
 # %% [markdown]
 # (It is ignored for a room that exists already.)
 #
+# Here is a call that nobody dispatches. The lab starts a second worker, without a name, and the
+# caller only connects. Look at `job_received`: the 200 ms in which the server chooses are there all
+# the same. The dispatch says that the agent was *found there*. On a server of yours this cell does
+# nothing, for such a worker would be given the rooms of other people too.
+
+# %%
+if settings.livekit_url:
+    print("left out: on your own server a worker without a name would take every new room")
+else:
+    await lab.add_workers(1, agent_name="")
+    automatic = await lab.call(strategy="automatic")
+    await automatic.hear_greeting()
+    await lab.end_call(automatic)
+    display(automatic)
+    display(automatic.dispatch)
+
+# %% [markdown]
 # ## 4. Compare
 #
 # Take a run here and one with the keys, then `labvoice compare base.jsonl cloud.jsonl

@@ -13,6 +13,7 @@ import {
   type RemoteParticipant,
   type TextStreamReader,
 } from "livekit-client";
+import { Ahead, marksOf, type Asked } from "./asked";
 import { Meters, now_s } from "./meter";
 import { readSessionMessage } from "./session_events";
 import { HEARING, initial, next, type Event, type State } from "./state";
@@ -32,7 +33,6 @@ import type {
   Ask,
   Backend,
   CallRecord,
-  DispatchAnswer,
   Mark,
   Strategy,
   Token,
@@ -68,21 +68,6 @@ export interface Levels {
   agent: number;
 }
 
-/** A dispatch's answer, and when it was asked for and came. */
-interface Asked {
-  answer: DispatchAnswer;
-  sent_s: number;
-  back_s: number;
-}
-
-/** What was asked for before the click. */
-interface Ahead {
-  key: string;
-  since_s: number;
-  token: Promise<Token>;
-  asked: Asked | null;
-}
-
 /** Random, and possible on an insecure page too, where `randomUUID` is missing. */
 const callId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
@@ -107,7 +92,7 @@ export class Session {
   private meters: Meters | null = null;
   private agentIdentity = "";
   private choice: Choice | null = null;
-  private ahead: Ahead | null = null;
+  private readonly ahead: Ahead;
   private ending: Promise<void> | null = null;
   private notes: CallRecord["notes"] = {};
   private outcome = "error";
@@ -117,7 +102,9 @@ export class Session {
   private readonly sounds = new Set<HTMLMediaElement>();
   private readonly listeners = new Set<() => void>();
 
-  constructor(private readonly backend: Backend) {}
+  constructor(private readonly backend: Backend) {
+    this.ahead = new Ahead(backend);
+  }
 
   onChange(listener: () => void): () => void {
     this.listeners.add(listener);
@@ -140,24 +127,10 @@ export class Session {
 
   /** Has the agent dispatched before the click, where the choice says so; `connect` joins it. */
   prepare(choice: Choice): Promise<Token> | null {
-    if (choice.strategy.when !== "ahead") return (this.ahead = null);
-    const key = choice.letta_agent_id;
-    const since_s = now_s();
-    const lifetime_s = choice.strategy.lifetime_s ?? AHEAD_LIFETIME_S;
-    if (this.ahead?.key === key && since_s - this.ahead.since_s < lifetime_s) return this.ahead.token;
-    const ask = askOf(choice);
-    const token = this.backend.token(ask).then(async (made) => {
-      const sent_s = now_s();
-      // Confirmed again after the click, where a failure is shown.
-      const answer = await this.backend.dispatch({ ...ask, room: made.room }).catch(() => null);
-      if (answer?.success) ahead.asked = { answer, sent_s, back_s: now_s() };
-      return made;
-    });
-    const ahead: Ahead = (this.ahead = { key, since_s, token, asked: null });
-    token.catch(() => {
-      if (this.ahead === ahead) this.ahead = null; // another one may have been chosen since
-    });
-    return token;
+    if (choice.strategy.when === "ahead")
+      return this.ahead.prepare(askOf(choice), choice.strategy.lifetime_s ?? AHEAD_LIFETIME_S);
+    this.ahead.take();
+    return null;
   }
 
   async connect(choice: Choice): Promise<void> {
@@ -174,8 +147,7 @@ export class Session {
     let url = "";
     try {
       const token = await (this.prepare(choice) ?? this.backend.token(ask));
-      const ahead = this.ahead as Ahead | null;
-      this.ahead = null; // a room is for one call
+      const before = this.ahead.take();
       if (!mine()) return;
       this.mark("token_issued");
       url = token.url;
@@ -191,7 +163,7 @@ export class Session {
       this.say("connected to the room");
       await this.publishMicrophone(room, meters, choice.device_id);
       if (!mine()) return;
-      await (early ?? this.dispatch({ ...ask, room: token.room }, mine, ahead?.asked));
+      await (early ?? this.dispatch({ ...ask, room: token.room }, mine, before));
     } catch (error) {
       if (!mine()) return;
       const trouble = url ? connectTrouble(error, url, here()) : backendTrouble(error);
@@ -269,7 +241,8 @@ export class Session {
       }
       // An agent that was there already needed no request: then the one before the click counts.
       const found = Object.keys(answer.marks ?? {}).length === 0;
-      this.takeMarks(found && before ? before : { answer, sent_s, back_s });
+      for (const [name, at_s, error_s] of marksOf(found && before ? before : { answer, sent_s, back_s }))
+        this.mark(name, at_s, "caller", error_s);
       this.note("dispatch_id", answer.dispatch_id);
       this.note("agent_name", answer.agent_name);
       this.send({ type: "dispatch_confirmed" });
@@ -277,17 +250,6 @@ export class Session {
     } catch (error) {
       if (mine()) this.fail(backendTrouble(error, "dispatch"));
     }
-  }
-
-  /** Takes a dispatch's marks, moved to this clock. */
-  private takeMarks({ answer: { marks = {}, clock }, sent_s, back_s }: Asked): void {
-    if (!clock) return;
-    // The way there and back are taken for equally long.
-    const held_s = clock.answered_s - clock.received_s;
-    const half_s = Math.max(0, back_s - sent_s - held_s) / 2;
-    const offset_s = sent_s + half_s - clock.received_s;
-    for (const [name, at_s] of Object.entries(marks))
-      this.mark(name, at_s + offset_s, "caller", half_s);
   }
 
   private watch(room: Room, meters: Meters): void {
@@ -469,12 +431,14 @@ export class Session {
   /** Stops the agent in mid-word. */
   async interrupt(): Promise<void> {
     if (!this.room || !this.agentIdentity) return;
+    const busy = this.state.agent === "thinking" || this.state.agent === "speaking";
     await this.room.localParticipant.performRpc({
       destinationIdentity: this.agentIdentity,
       method: RPC_INTERRUPT,
       payload: "",
       responseTimeout: RPC_TIMEOUT_MS,
     });
+    if (busy) this.turns.stopped();
     this.say("agent interrupted");
   }
 

@@ -62,6 +62,11 @@ export class Turns {
     this.begin(true, text).marks["typed"] = at_s;
   }
 
+  /** The agent was stopped by the button; of a word or two LiveKit makes no message. */
+  stopped(): void {
+    if (this.last) this.last.outcome = "interrupted";
+  }
+
   /** The agent's voice began. */
   agentStarts(voice: Voice): void {
     this.agentSpeaks = true;
@@ -71,6 +76,7 @@ export class Turns {
     } else if (!("reply_heard" in last.marks)) {
       last.marks["reply_heard"] = voice.start_s;
       const end = last.marks["user_speech_end"];
+      if (last.outcome === "interrupted") return; // it was cut off before it could be heard
       // Still speaking, or the end lies behind: the agent fell into the user's word.
       last.outcome = !last.typed && (end === undefined || end > voice.start_s) ? "interrupted" : "ok";
     }

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { connectTrouble, dispatchTrouble, disconnectedTrouble, microphoneTrouble } from "../src/troubles";
+import documented from "../../docs/troubleshooting.md?raw";
+import { autoplayTrouble, connectTrouble, dispatchTrouble, disconnectedTrouble, microphoneTrouble } from "../src/troubles";
 
 const local = { protocol: "http:", hostname: "127.0.0.1", secure: true };
 const LOCAL_URL = "ws://127.0.0.1:7880";
@@ -57,4 +58,21 @@ test("a dispatch's outcome, sentence and hint are those of the dispatcher", () =
 test("an end that the server made says why", () => {
   expect(disconnectedTrouble("ROOM_DELETED").message).toContain("deleted");
   expect(disconnectedTrouble("SERVER_SHUTDOWN").message).toContain("server shutdown");
+});
+
+test("every trouble of the browser that docs/troubleshooting.md quotes is said here", () => {
+  const editor = { protocol: "vscode-webview:", hostname: "x", secure: true };
+  const remote = { protocol: "http:", hostname: "lab.example", secure: false };
+  const said = [
+    ...["NotAllowedError", "NotFoundError", "NotReadableError"].map((name) => microphoneTrouble(named(name), local)),
+    microphoneTrouble(named("SecurityError"), remote),
+    microphoneTrouble(named("NotAllowedError"), editor),
+    connectTrouble(new Error("x"), LOCAL_URL, editor),
+    connectTrouble(new Error("x"), LOCAL_URL, remote),
+    autoplayTrouble(),
+  ].map((trouble) => trouble.message);
+  const section = documented.slice(documented.indexOf("## In the browser"));
+  const entries = [...section.matchAll(/^> (.+)$/gm)].map((match) => match[1]!);
+  expect(entries).toHaveLength(said.length);
+  for (const words of said) expect(entries.filter((entry) => words.includes(entry))).toHaveLength(1);
 });

@@ -95,6 +95,14 @@ test("an agent that is interrupted by the button leaves its turn interrupted", (
   expect(turns.counted()[0]).toMatchObject({ outcome: "interrupted", reply: "Once upon" });
 });
 
+test("an agent that is stopped before LiveKit has a message of it leaves its turn interrupted", () => {
+  const turns = new Turns();
+  turns.typed("Tell me a story.", 10);
+  turns.stopped();
+  turns.agentStarts(voice(10.6, 10.6)); // on its way already
+  expect(turns.counted()[0]).toMatchObject({ outcome: "interrupted", marks: { reply_heard: 10.6 } });
+});
+
 test("interim words are replaced, and both sides keep their order", () => {
   const transcript = new Transcript();
   transcript.set("a", "you", "How", false);

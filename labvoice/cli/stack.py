@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,18 +230,36 @@ async def _worker(agent_name: str | None, llm: Llm | None) -> int:
     return 1
 
 
+def own_notebooks(folder: Path) -> Path:
+    """Returns the folder, with copies of labvoice's notebooks where it was not there yet.
+
+    Raises:
+        UsageError: The folder cannot be made.
+    """
+    if folder.is_dir():
+        return folder
+    package = Path(__file__).parents[1]
+    # In a wheel they lie in the package, in a checkout beside it.
+    packed = next(p for p in (package / "notebooks", package.parent / "notebooks") if p.is_dir())
+    try:
+        shutil.copytree(packed, folder, ignore=shutil.ignore_patterns("*.py", ".*"))
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            "run it in a folder of yours",
+        ) from None
+    tell(f"the notebooks were copied to {folder.resolve()}; they are yours to change")
+    return folder
+
+
 def lab(
     port: Annotated[int, typer.Option("--port", help="JupyterLab's port.")] = 8888,
 ) -> None:
-    """Opens JupyterLab on the notebooks.
+    """Opens JupyterLab on the folder `notebooks`; copies labvoice's own there if it is missing.
 
     Example: labvoice lab
     """
-    notebooks = Path("notebooks")
-    if not notebooks.is_dir():
-        raise UsageError(
-            "there is no folder `notebooks` here", "run it in the checkout of labvoice"
-        )
+    notebooks = own_notebooks(Path("notebooks"))
     if (file := env_file()) is not None and file.is_file():
         os.environ[ENV_FILE] = str(file.absolute())  # kernels run in the folder of their notebook
     os.execvp(  # noqa: S606  # JupyterLab takes this process over, signals included

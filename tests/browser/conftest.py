@@ -109,7 +109,7 @@ def recorded() -> list[Utterance]:
 
 @pytest.fixture(scope="session")
 def pictures() -> Path:
-    """Where screenshots are kept; CI uploads the folder."""
+    """Where screenshots are kept: `runs/screenshots`, or the folder LABVOICE_SCREENSHOTS."""
     folder = Path(os.environ.get("LABVOICE_SCREENSHOTS", ROOT / "runs" / "screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

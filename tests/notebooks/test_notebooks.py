@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -9,13 +10,30 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from labvoice.lab import Lab
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
-def test_there_are_notebooks() -> None:
-    """The tests below would prove nothing without any."""
-    assert "01-first-call" in NAMES
+def test_the_story_is_whole() -> None:
+    """Eight steps, each with its text source."""
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 9)]
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.py")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_notebook_teaches(name: str) -> None:
+    """It has a title, one cell of parameters before all other code, and says what to look at."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    assert cells[0].source.startswith("# ")
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert ["parameters" in cell.metadata.get("tags", []) for cell in code] == [
+        True,
+        *[False] * (len(code) - 1),
+    ]
+    words = " ".join(cell.source for cell in cells if cell.cell_type == "markdown").lower()
+    assert re.search(r"\blook at\b", " ".join(words.split()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,16 +53,35 @@ def test_text_and_notebook_are_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_notebook_runs(name: str, tmp_path: Path) -> None:
     """Every cell runs without an error, and pictures are shown."""
+    kinds = {kind for data in await outputs(name, tmp_path) for kind in data}
+    assert "image/png" in kinds or "image/svg+xml" in kinds
+    assert "text/html" in kinds
+
+
+async def test_an_endpoint_without_a_key_is_what_notebook_08_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With OPENAI_BASE_URL alone the lab uses that model and starts none of its own."""
+    async with Lab(llm="paced", letta=False, workers=0) as lab:
+        url = lab.settings.openai_base_url
+        assert url
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("LABVOICE_LLM_MODEL", lab.settings.llm_model or "")
+        shown = await outputs("08-from-the-lab-to-the-cloud", tmp_path)
+    texts = [data["text/plain"] for data in shown if "text/plain" in data]
+    assert any("external" in text and url in text for text in texts)
+    assert not any("model server" in text for text in texts)
+
+
+async def outputs(name: str, folder: Path) -> list[dict[str, str]]:
+    """Runs a notebook; returns what its cells display, by MIME type."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(folder)}})
     await client.async_execute()
-    shown = [
-        output
+    return [
+        dict(output.data)
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if output.output_type in ("display_data", "execute_result")
     ]
-    kinds = {kind for output in shown for kind in output.data}
-    assert "image/png" in kinds or "image/svg+xml" in kinds
-    assert "text/html" in kinds

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from labvoice.cli.stack import own_notebooks
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +38,7 @@ def lock() -> dict[str, str]:
 
 
 def test_wheel_has_all_files_of_the_package(tmp_path: Path) -> None:
-    """A wheel holds every file of labvoice/, the server's Go module among them, and the licence."""
+    """A wheel holds every file of labvoice/, the server's Go module, notebooks and the licence."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=_ROOT,
@@ -52,7 +54,19 @@ def test_wheel_has_all_files_of_the_package(tmp_path: Path) -> None:
     }
     assert {"labvoice/stack/livekit_go/go.mod", "labvoice/stack/livekit_go/go.sum"} <= ours
     assert ours <= packed
+    notebooks = {path.name for path in (_ROOT / "notebooks").glob("*.ipynb")}
+    assert {f"labvoice/notebooks/{name}" for name in notebooks} <= packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
+
+
+def test_the_notebooks_are_copied_once(tmp_path: Path) -> None:
+    """`labvoice lab` in an empty folder brings the notebooks, and keeps what is changed in them."""
+    folder = own_notebooks(tmp_path / "notebooks")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in (_ROOT / "notebooks").glob("*.ipynb")}
+    (folder / "01-first-call.ipynb").write_text("changed")
+    own_notebooks(folder)
+    assert (folder / "01-first-call.ipynb").read_text() == "changed"
 
 
 def test_every_locked_requirement_is_pinned_with_hashes(lock: dict[str, str]) -> None:

@@ -274,3 +274,20 @@ async def test_what_has_not_changed_is_not_sent_again(
             await asyncio.sleep(0.01)
     assert len(sent) == 1
     monitor.close()
+
+
+async def test_a_call_that_its_page_has_left_is_ended_and_saved(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that begins, as after a reload, ends the record of a caller who is gone."""
+    monkeypatch.chdir(tmp_path)
+    button = lab.connect_button()
+    marks = {**SENT["marks"], "room_connected": SENT["marks"]["click"]}
+    await ask(button, "record", {**SENT, "marks": marks, "ended": False})
+    assert not button.call.ended
+    assert "error" not in await ask(button, "hello", {})
+    assert button.call.ended
+    assert "reloaded or closed" in repr(button.call)
+    assert button.call.run.complete
+    await ask(button, "record", {**SENT, "turns": [], "ended": False})  # comes too late
+    assert len(button.call.turns) == 1
