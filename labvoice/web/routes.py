@@ -36,6 +36,7 @@ class Service:
     backend: Backend
     gate: Gate
     metrics: Metrics
+    secure: bool = False  # whether a proxy shows it under https
     calls: Calls = field(default_factory=Calls)
     events: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -60,11 +61,14 @@ def may(permission: m.Permission) -> Callable[..., Awaitable[Principal]]:
     return admit
 
 
+_ALWAYS: Final = (400, 413, 421, 422, 429, 500)
+
+
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": m.ErrorAnswer} for status in (*statuses, 400, 413, 421, 422, 500)}
+    return {status: {"model": m.ErrorAnswer} for status in (*statuses, *_ALWAYS)}
 
 
-_KEYED: Final = (401, 403, 429)
+_KEYED: Final = (401, 403)
 _SERVER: Final = (502, 504)
 Dispatching = Annotated[Principal, Depends(may("dispatch"))]
 Reading = Annotated[Principal, Depends(may("read"))]
@@ -260,7 +264,7 @@ async def webhook(request: Request, service: TheService) -> m.WebhookAnswer:
     return m.WebhookAnswer(event=event.event, seen_before=seen)
 
 
-@router.post("/api/session", tags=["session"], responses=_errors(401, 429))
+@router.post("/api/session", tags=["session"], responses=_errors(401))
 async def open_session(
     body: m.SessionRequest, request: Request, response: Response, service: TheService
 ) -> m.SessionAnswer:
@@ -272,7 +276,7 @@ async def open_session(
         max_age=SESSION_LIFETIME_S,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=service.secure,
     )
     return _session(who)
 
