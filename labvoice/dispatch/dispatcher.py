@@ -23,6 +23,7 @@ from labvoice.errors import (
     CredentialsError,
     DuplicateAgentError,
     LabvoiceError,
+    ServerAnswerError,
     ServerUnreachableError,
 )
 from labvoice.job import (
@@ -219,7 +220,7 @@ class Dispatcher:
                     len(ids),
                     marks,
                 )
-        raise diagnose(
+        error = diagnose(
             agent_name=agent_name,
             room=room,
             dispatch_ids=ids,
@@ -228,6 +229,8 @@ class Dispatcher:
             workers=await self._evidence() if self._evidence else None,
             server=self._server_evidence(room, agent_name, since_s),
         )
+        error.dispatch_ids = tuple(ids)
+        raise error
 
     async def _claim(
         self,
@@ -394,6 +397,7 @@ class Dispatcher:
 
         Raises:
             CredentialsError: It refuses the key or the secret.
+            ServerAnswerError: It answers with another error.
             ServerUnreachableError: It does not answer.
         """
         try:
@@ -404,8 +408,9 @@ class Dispatcher:
                     f"the LiveKit server at {self._url} refuses the key or the secret",
                     "compare LIVEKIT_API_KEY and LIVEKIT_API_SECRET with the server's",
                 ) from None
-            raise LabvoiceError(
-                f"the LiveKit server at {self._url} answered {error.code}: {error.message}"
+            raise ServerAnswerError(
+                f"the LiveKit server at {self._url} answered {error.code}: {error.message}",
+                "its log tells more; ask again",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerUnreachableError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from labvoice.errors import UsageError
@@ -17,6 +18,30 @@ Strategy = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
   that nobody joins leaves after `LABVOICE_IDLE_TIMEOUT_S`.
 - `automatic`: a worker without a name serves every room; nobody dispatches.
 """
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A strategy as a page with a Connect button offers it.
+
+    Attributes:
+        name: The strategy.
+        title: What the menu shows.
+        when: What the browser does; `js/src/types.ts` says what each word means.
+    """
+
+    name: Strategy
+    title: str
+    when: Literal["after", "during", "token", "ahead"]
+
+
+OFFERED: Final = (
+    Offer("concurrent", "While the browser connects", "during"),
+    Offer("sequential", "After the microphone is on", "after"),
+    Offer("token", "Named in the access token", "token"),
+    Offer("ahead", "Before the click", "ahead"),
+)
+"""What `/debug` offers, the first one chosen."""
 
 STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 

@@ -70,8 +70,16 @@ class LocalWorkers(Protocol):
 class Log(Protocol):
     """Takes the supervisor's events."""
 
-    def add(self, event: str, *, room: str = "", detail: str = "") -> None:
-        """Adds an event."""
+    def add(
+        self,
+        event: str,
+        *,
+        room: str = "",
+        detail: str = "",
+        job_id: str = "",
+        dispatch_id: str = "",
+    ) -> None:
+        """Adds an event; the ids are of the job and the dispatch that it is about."""
 
 
 class Supervisor:
@@ -271,7 +279,13 @@ class Supervisor:
 
     def _replace(self, agent: Watched, cause: str) -> None:
         now_s = time.monotonic()
-        self._log.add("agent_lost", room=agent.room, detail=f"{agent.identity}: {cause}")
+        self._log.add(
+            "agent_lost",
+            room=agent.room,
+            detail=f"{agent.identity}: {cause}",
+            job_id=agent.job_id,
+            dispatch_id=agent.dispatch_id,
+        )
         recent = self._replacements.setdefault(agent.room, deque())
         while recent and now_s - recent[0] > _BUDGET_WINDOW_S:
             recent.popleft()
@@ -316,7 +330,13 @@ class Supervisor:
             self.replaced += 1
             took_s = time.monotonic() - began_s
             detail = f"{done.agent_identity} after {took_s:.2f} s"
-            self._log.add("agent_replaced", room=agent.room, detail=detail)
+            self._log.add(
+                "agent_replaced",
+                room=agent.room,
+                detail=detail,
+                job_id=done.job_id,
+                dispatch_id=done.dispatch_id,
+            )
             return
         self._log.add("given_up", room=agent.room, detail="no agent could be brought")
 

@@ -33,6 +33,7 @@ _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+_REPORTS: Final = "/api/calls/"
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -96,10 +97,13 @@ class Guard:
             await send(message)
 
         carrier = {"traceparent": headers.get(b"traceparent", b"").decode("latin-1")}
-        with tracer.start_as_current_span(
-            f"{scope['method']} {scope['path']}",
-            context=propagate.extract(carrier),
-            kind=trace.SpanKind.SERVER,
+        context = propagate.extract(carrier)
+        with (
+            trace.use_span(trace.get_current_span(context))
+            if scope["path"].startswith(_REPORTS)  # several a second; what they tell becomes spans
+            else tracer.start_as_current_span(
+                f"{scope['method']} {scope['path']}", context=context, kind=trace.SpanKind.SERVER
+            )
         ) as span:
             if span.get_span_context().is_valid:
                 facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"

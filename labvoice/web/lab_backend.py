@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from math import nan
 from typing import Final
 
 import aiohttp
@@ -21,7 +22,8 @@ from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
 from labvoice.lab import Lab
 from labvoice.stack.workers import WorkerStatus
 from labvoice.web.backend import Counts, verified_event
-from labvoice.web.errors import HttpError
+from labvoice.web.errors import HttpError, no_letta
+from labvoice.web.model_check import ModelCheck
 from labvoice.web.models import (
     AgentsAnswer,
     Check,
@@ -38,6 +40,8 @@ from labvoice.web.models import (
 _ROOMS_AT_ONCE: Final = 8
 _CHECK_TIMEOUT_S: Final = 3.0
 _SCRATCH_TIMEOUT_S: Final = 15.0
+_GONE: Final = frozenset({"not_found", "unavailable", "deadline_exceeded"})
+"""What LiveKit answers about a room that ended meanwhile: nobody is there any more to ask."""
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 
 
@@ -56,6 +60,7 @@ class LabBackend:
         assert settings.livekit_api_secret
         self._url = settings.livekit_url
         self._key, self._secret = settings.livekit_api_key, settings.livekit_api_secret
+        self._model = ModelCheck(settings)
 
     @property
     def agent_name(self) -> str:
@@ -69,9 +74,7 @@ class LabBackend:
 
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
-        metadata = await self._lab.metadata(wish.letta_agent_id)
-        if traceparent:
-            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
+        metadata = await self._metadata(wish.letta_agent_id, traceparent)
         return await self._lab.dispatcher.dispatch(
             wish.room,
             wish.agent_name or self.agent_name,
@@ -79,13 +82,38 @@ class LabBackend:
             timeout_s=wish.timeout_s,
         )
 
-    async def token(self, wish: TokenRequest) -> TokenAnswer:
-        """Returns a token for one room and identity; strategy `token` brings the agent with it."""
+    async def _metadata(
+        self, letta_agent: str | None, traceparent: str | None
+    ) -> JobMetadata | None:
+        if letta_agent is not None and not self._lab.has_letta:
+            raise no_letta()
+        metadata = await self._lab.metadata(letta_agent)
+        if traceparent:
+            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
+        return metadata
+
+    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
+        """Returns a token for one room and identity; strategy `token` brings the agent with it.
+
+        Raises:
+            HttpError: 409 when somebody of that identity is in the room: a second one would
+                throw the first one out and take its place.
+        """
+        if wish.room and wish.identity:
+            async with self._lab.dispatcher.server_errors():
+                there = await self._participants(wish.room)
+            if wish.identity in {participant.identity for participant in there}:
+                raise HttpError(
+                    409,
+                    "identity_taken",
+                    f"{wish.identity!r} is in room {wish.room!r} already",
+                    "choose another identity, or leave it out",
+                )
+        metadata = await self._metadata(wish.letta_agent_id, traceparent)
         room = wish.room or f"web-{secrets.token_hex(4)}"
         identity = wish.identity or f"user-{secrets.token_hex(4)}"
         agent = None
         if wish.strategy == "token":
-            metadata = await self._lab.metadata(wish.letta_agent_id)
             agent = api.RoomAgentDispatch(
                 agent_name=self.agent_name,
                 metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
@@ -99,7 +127,9 @@ class LabBackend:
         )
 
     async def agents(self) -> AgentsAnswer:
-        """Lists the Letta agents; an empty list with a reason when there is no Letta."""
+        """Lists the Letta agents; an empty list with a reason while Letta does not answer."""
+        if not self._lab.has_letta:
+            return AgentsAnswer(agents=[], letta=False, reason="this lab runs without Letta")
         try:
             frame = await self._lab.letta.agents()
         except LabvoiceError as error:
@@ -113,11 +143,16 @@ class LabBackend:
         """Lists the rooms, who is in them, and what is dispatched to them."""
         slots = asyncio.Semaphore(_ROOMS_AT_ONCE)
 
-        async def look(name: str, created_at_s: int) -> RoomFacts:
+        async def look(name: str, created_at_s: int) -> RoomFacts | None:
             async with slots:
-                participants, dispatches = await asyncio.gather(
-                    self._participants(name), self._dispatches(name)
-                )
+                try:
+                    participants, dispatches = await asyncio.gather(
+                        self._participants(name), self._dispatches(name)
+                    )
+                except api.TwirpError as error:
+                    if error.code in _GONE:  # it ended since it was listed
+                        return None
+                    raise
             return RoomFacts(
                 name=name,
                 created_at_s=created_at_s,
@@ -127,11 +162,10 @@ class LabBackend:
 
         async with self._lab.dispatcher.server_errors():
             listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
-            return list(
-                await asyncio.gather(
-                    *(look(room.name, room.creation_time) for room in listed.rooms)
-                )
+            looked = await asyncio.gather(
+                *(look(room.name, room.creation_time) for room in listed.rooms)
             )
+        return [room for room in looked if room is not None]
 
     async def _participants(self, room: str) -> list[ParticipantInfo]:
         request = api.ListParticipantsRequest(room=room)
@@ -155,22 +189,27 @@ class LabBackend:
             found = await server.room.list_rooms(api.ListRoomsRequest(names=[room]))
             if not found.rooms:
                 raise HttpError(404, "no_such_room", f"there is no room {room!r}")
-            dispatches = [dispatch.id for dispatch in await self._dispatches(room)]
-            for dispatch_id in dispatches:
-                await server.agent_dispatch.delete_dispatch(dispatch_id, room)
+            listed: list[api.AgentDispatch] = []
+            with _or_gone():
+                listed = await self._dispatches(room)
+            dispatches = []
+            for dispatch in listed:
+                with _or_gone():
+                    await server.agent_dispatch.delete_dispatch(dispatch.id, room)
+                    dispatches.append(dispatch.id)
             agents, humans = [], 0
             for participant in await self._participants(room):
                 if participant.kind != ParticipantInfo.Kind.AGENT:
                     humans += 1
                     continue
-                agents.append(participant.identity)
-                await _unless_gone(
-                    server.room.remove_participant(
+                with _or_gone():
+                    await server.room.remove_participant(
                         api.RoomParticipantIdentity(room=room, identity=participant.identity)
                     )
-                )
+                    agents.append(participant.identity)
             if not humans:
-                await _unless_gone(server.room.delete_room(api.DeleteRoomRequest(room=room)))
+                with _or_gone():
+                    await server.room.delete_room(api.DeleteRoomRequest(room=room))
         return CleanAnswer(
             room=room,
             agents_removed=agents,
@@ -187,10 +226,11 @@ class LabBackend:
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
                 async with self._lab.dispatcher.server_errors():
-                    await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
-                        dispatch_id, room.name
-                    )
-                return room.name
+                    with _or_gone():  # somebody else was faster
+                        await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
+                            dispatch_id, room.name
+                        )
+                        return room.name
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 
     async def checks(self) -> list[Check]:
@@ -202,6 +242,7 @@ class LabBackend:
         }
         if self._lab.settings.letta_base_url:
             looks["letta"] = self._check_letta
+            looks["memory store"] = self._check_memory_store
         return list(await asyncio.gather(*(_check(name, look) for name, look in looks.items())))
 
     async def _check_livekit(self) -> str:
@@ -210,7 +251,12 @@ class LabBackend:
         return f"answers and accepts the key; rooms: {len(listed.rooms)}"
 
     async def _check_workers(self) -> str:
-        workers = [w for w in await self.workers() if w.agent_name == self.agent_name]
+        own = [w for w in self._lab.pool.workers if w.agent_name == self.agent_name]
+        statuses = await asyncio.gather(*(w.status() for w in own if not w.draining))
+        workers = [status for status in statuses if status is not None]
+        if not own and self._lab.server_version is None:
+            # They may run anywhere, and the server tells nobody which ones it has.
+            return "none of this lab's own; those elsewhere cannot be asked"
         if not workers:
             raise LabvoiceError(
                 f"no worker of this lab answers as {self.agent_name!r}",
@@ -227,7 +273,7 @@ class LabBackend:
         for part in self._lab.parts():
             if part.name.startswith("model") and part.state not in ("up", "external"):
                 raise LabvoiceError(f"the model server has {part.state}", "restart the lab")
-        return "runs" if self._lab.settings.resolved_llm != "openai" else "external, not asked"
+        return await self._model.ask()
 
     async def _check_letta(self) -> str:
         server = self._lab.letta_server
@@ -238,6 +284,9 @@ class LabBackend:
             )
         await server.api.check()
         return "answers"
+
+    async def _check_memory_store(self) -> str:
+        return f"turns that wait for Letta: {await self._lab.memory_backlog()}"
 
     async def diagnose(self) -> list[Check]:
         """Checks every dependency and, where LiveKit answers, whether an agent really joins.
@@ -264,7 +313,11 @@ class LabBackend:
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""
         replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
-        return Counts(failovers=replaced, memory_backlog=await self._lab.memory_backlog())
+        try:
+            backlog: float | None = await self._lab.memory_backlog()
+        except LabvoiceError:
+            backlog = nan  # the check of the memory store tells why
+        return Counts(failovers=replaced, memory_backlog=backlog)
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good.
@@ -275,12 +328,13 @@ class LabBackend:
         return verified_event(body, token, self._key, self._secret)
 
 
-async def _unless_gone(request: Awaitable[object]) -> None:
-    """Waits for a removal; that it is gone already is as good."""
+@contextlib.contextmanager
+def _or_gone() -> Iterator[None]:
+    """Asks about something that may have gone meanwhile, which is as good."""
     try:
-        await request
+        yield
     except api.TwirpError as error:
-        if error.code != "not_found":
+        if error.code not in _GONE:
             raise
 
 
@@ -295,7 +349,7 @@ async def _check(
     except LabvoiceError as caught:
         error = caught
     # A call goes on without memory.
-    required = name != "letta"
+    required = name not in ("letta", "memory store")
     return Check(name=name, ok=False, message=error.observed, hint=error.hint, required=required)
 
 
