@@ -35,6 +35,7 @@ async def look(lab: Lab) -> list[Check]:
     }
     if lab.has_letta:
         looks["letta"] = _letta
+        looks["memory store"] = _memory_store
     return list(await asyncio.gather(*(_check(name, each, lab) for name, each in looks.items())))
 
 
@@ -76,7 +77,12 @@ async def _livekit(lab: Lab) -> str:
 
 async def _workers(lab: Lab) -> str:
     name = lab.settings.agent_name
-    workers = [worker for worker in await lab.pool.statuses() if worker.agent_name == name]
+    own = [worker for worker in lab.pool.workers if worker.agent_name == name]
+    if not own and lab.server_version is None:
+        # They may run anywhere, and the server tells nobody which ones it has.
+        return "none of this lab's own; those elsewhere cannot be asked"
+    statuses = await asyncio.gather(*(each.status() for each in own if not each.draining))
+    workers = [status for status in statuses if status is not None]
     if not workers:
         raise LabvoiceError(
             f"no worker of this lab answers as {name!r}",
@@ -93,7 +99,11 @@ async def _workers(lab: Lab) -> str:
 async def _model(lab: Lab) -> str:
     if lab.model_ended:
         raise LabvoiceError("the model server has ended", "restart the lab")
-    return "runs" if lab.settings.resolved_llm != "openai" else "external, not asked"
+    return await lab.model_check.ask()
+
+
+async def _memory_store(lab: Lab) -> str:
+    return f"turns that wait for Letta: {await lab.memory_backlog()}"
 
 
 async def _letta(lab: Lab) -> str:

@@ -71,6 +71,10 @@ class ServerUnreachableError(LabvoiceError):
     """Nothing that speaks the expected protocol answers at an address."""
 
 
+class ServerAnswerError(LabvoiceError):
+    """A server answered with an error of its own."""
+
+
 class CredentialsError(LabvoiceError):
     """A server answered and refused the key or the secret."""
 
@@ -123,9 +127,11 @@ class DispatchError(LabvoiceError):
 
     Attributes:
         outcome: One of :data:`labvoice.stages.OUTCOMES`.
+        dispatch_ids: Ids that the server gave, in order of the attempts.
     """
 
     outcome = "error"
+    dispatch_ids: tuple[str, ...] = ()
 
 
 class NoWorkerError(DispatchError):

@@ -29,6 +29,7 @@ from labvoice.settings import Mode, Settings, load_settings
 from labvoice.stack.letta_api import LettaApi
 from labvoice.stack.letta_server import LettaServer
 from labvoice.stack.livekit_server import LiveKitServer
+from labvoice.stack.model_check import ModelCheck
 from labvoice.stack.model_server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text, part_of
 from labvoice.stack.pool import Pool
@@ -71,6 +72,7 @@ class Lab:
     Attributes:
         settings: What is in force, addresses of started parts included.
         bench: Benchmarks: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`.
+        model_check: Whether the language model answers.
         pool: The workers.
         supervisor: Replaces agents that are lost; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
@@ -93,6 +95,7 @@ class Lab:
         if settings is not None and overrides:
             raise UsageError("give either settings or single ones", "put them all in `settings`")
         self.settings = self._asked_for = settings or load_settings(**overrides)
+        self.model_check = ModelCheck(self.settings)
         self.pool = Pool()
         self.supervisor: Supervisor | None = None
         self.bench = Bench(self)
@@ -182,6 +185,7 @@ class Lab:
                 "letta_embedded": self._letta.embedded,
             }
         self.settings = self.settings.model_copy(update=update)
+        self.model_check = ModelCheck(self.settings)
         self._dispatcher = await self._stack.enter_async_context(
             Dispatcher(
                 server.url, server.api_key, server.api_secret, self.pool.statuses, server.log

@@ -28,8 +28,12 @@ const trouble = (link: Link, message: string, hint: string, outcome = "error"): 
 
 const TYPE = "Until then you can type to the agent.";
 
-/** Why there is no microphone: the error is what `getUserMedia` threw. */
-export function microphoneTrouble(error: unknown, place: Place): Trouble {
+/** Why there is no microphone: the error is what `getUserMedia` threw, `again` how to try anew. */
+export function microphoneTrouble(
+  error: unknown,
+  place: Place,
+  again = "hang up and connect again",
+): Trouble {
   const name = error instanceof Error ? error.name : "";
   if (inEditor(place))
     return trouble(
@@ -48,32 +52,32 @@ export function microphoneTrouble(error: unknown, place: Place): Trouble {
     return trouble(
       "microphone",
       "The microphone was denied to this page.",
-      "Click the icon beside the page's address, allow the microphone, hang up and connect " +
-        "again. If nothing asks, the system's privacy settings deny it to the browser. " + TYPE,
+      `Click the icon beside the page's address, allow the microphone, ${again}. ` +
+        "If nothing asks, the system's privacy settings deny it to the browser. " + TYPE,
     );
   if (name === "NotFoundError")
     return trouble(
       "microphone",
       "There is no microphone on this computer.",
-      "Plug one in, hang up and connect again. " + TYPE,
+      `Plug one in, ${again}. ` + TYPE,
     );
   if (name === "OverconstrainedError")
     return trouble(
       "microphone",
       "The microphone that was chosen is gone.",
-      "Choose another one, hang up and connect again. " + TYPE,
+      `Choose another one, ${again}. ` + TYPE,
     );
   if (name === "NotReadableError" || name === "AbortError")
     return trouble(
       "microphone",
       "The microphone cannot be opened; another program is probably using it.",
-      "Close what records from it (a meeting, another tab), hang up and connect again. " + TYPE,
+      `Close what records from it (a meeting, another tab), ${again}. ` + TYPE,
     );
   const detail = error instanceof Error ? error.message : String(error);
   return trouble(
     "microphone",
     `The microphone could not be turned on: ${detail}`,
-    "Choose another one, hang up and connect again. " + TYPE,
+    `Choose another one, ${again}. ` + TYPE,
   );
 }
 

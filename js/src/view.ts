@@ -2,6 +2,7 @@
 import css from "./style.css";
 import { h, type Child } from "./dom";
 import type { Choice, Session } from "./session";
+import { preflight } from "./preflight";
 import { backendTrouble } from "./troubles";
 import type { Backend, LettaAgent, Link, Strategy } from "./types";
 import { axisEnd, connectionRows, turnRows, turnZero, type Row } from "./waterfall";
@@ -83,13 +84,14 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   }) as HTMLSelectElement;
   for (const strategy of strategies)
     strategySelect.append(h("option", { value: strategy.name }, strategy.title));
-  const field = (name: string, select: HTMLSelectElement) =>
-    h("div", { class: "lv-field" }, h("label", { for: select.id }, name), select);
+  const field = (name: string, select: HTMLSelectElement, ...more: Child[]) =>
+    h("div", { class: "lv-field" }, h("label", { for: select.id }, name), select, ...more);
+  const microphoneTest = preflight(() => micSelect.value, () => void fillMicrophones());
   const choices = h(
     "fieldset",
     { class: "lv-choices" },
     agentField,
-    field("Microphone", micSelect),
+    field("Microphone", micSelect, microphoneTest.element),
     field("Dispatch", strategySelect),
   ) as HTMLFieldSetElement;
 
@@ -217,6 +219,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   }
 
   function press(): void {
+    microphoneTest.stop();
     if (session.connected) {
       act(async () => {
         await session.hangUp();
@@ -432,6 +435,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   void loadAgents();
 
   return () => {
+    microphoneTest.stop();
     cancelAnimationFrame(frame);
     clearTimeout(again);
     stop();

@@ -19,6 +19,14 @@ test.each([
   expect(hint).toContain("you can type");
 });
 
+test("before a call there is nothing to hang up", () => {
+  for (const name of ["NotAllowedError", "NotFoundError", "NotReadableError", "SomethingElse"]) {
+    const { hint } = microphoneTrouble(named(name), local, "test again");
+    expect(hint).toContain("test again");
+    expect(hint).not.toContain("hang up");
+  }
+});
+
 test("an insecure page is told apart from a denied microphone", () => {
   const remote = { protocol: "http:", hostname: "lab.example", secure: false };
   const { message, hint } = microphoneTrouble(named("SecurityError"), remote);

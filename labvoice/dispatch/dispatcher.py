@@ -23,6 +23,7 @@ from labvoice.dispatch.wish import Wish, under_way
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
+    ServerAnswerError,
     ServerUnreachableError,
 )
 from labvoice.job import (
@@ -207,7 +208,7 @@ class Dispatcher:
                 len(wish.made),
                 wish.marks,
             )
-        raise diagnose(
+        error = diagnose(
             agent_name=agent_name,
             room=room,
             dispatch_ids=wish.claims,
@@ -216,6 +217,8 @@ class Dispatcher:
             workers=await self._evidence() if self._evidence else None,
             server=self._server_evidence(room, agent_name, wish.since_s),
         )
+        error.dispatch_ids = tuple(wish.claims)
+        raise error
 
     async def keep_one(self, room: str, agent_name: str) -> None:
         """Removes every agent of that name but the one that joined first.
@@ -403,6 +406,7 @@ class Dispatcher:
 
         Raises:
             CredentialsError: It refuses the key or the secret.
+            ServerAnswerError: It answers with another error.
             ServerUnreachableError: It does not answer.
         """
         try:
@@ -413,8 +417,9 @@ class Dispatcher:
                     f"the LiveKit server at {self._url} refuses the key or the secret",
                     "compare LIVEKIT_API_KEY and LIVEKIT_API_SECRET with the server's",
                 ) from None
-            raise LabvoiceError(
-                f"the LiveKit server at {self._url} answered {error.code}: {error.message}"
+            raise ServerAnswerError(
+                f"the LiveKit server at {self._url} answered {error.code}: {error.message}",
+                "its log tells more; ask again",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerUnreachableError(

@@ -34,8 +34,16 @@ _PUT_BACK_S: Final = 3.0
 class Log(Protocol):
     """Takes events."""
 
-    def add(self, event: str, *, room: str = "", detail: str = "") -> None:
-        """Adds an event."""
+    def add(
+        self,
+        event: str,
+        *,
+        room: str = "",
+        detail: str = "",
+        job_id: str = "",
+        dispatch_id: str = "",
+    ) -> None:
+        """Adds an event; the ids are of the job and the dispatch that it is about."""
 
 
 class Replacements:
@@ -133,7 +141,12 @@ class Replacements:
                 continue
             self.done += 1
             detail = f"{identity} after {time.monotonic() - began_s:.2f} s"
-            self._log.add("agent_replaced", room=agent.room, detail=detail)
+            self._log.add(
+                "agent_replaced",
+                room=agent.room,
+                detail=detail,
+                job_id=identity.removeprefix("agent-"),
+            )
             return True
         raise AssertionError("the pauses have no end")
 

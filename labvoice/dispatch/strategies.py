@@ -18,6 +18,7 @@ Strategy = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
 - `automatic`: a worker without a name serves every room; nobody dispatches.
 """
 
+
 STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 
 

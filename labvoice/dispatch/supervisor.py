@@ -324,5 +324,11 @@ class Supervisor:
             self._log.add("agent_removed", room=room, detail=identity)
 
     def _replace(self, agent: Watched, cause: str) -> None:
-        self._log.add("agent_lost", room=agent.room, detail=f"{agent.identity}: {cause}")
+        self._log.add(
+            "agent_lost",
+            room=agent.room,
+            detail=f"{agent.identity}: {cause}",
+            job_id=agent.job_id,
+            dispatch_id=agent.dispatch_id,
+        )
         self._replacements.begin(agent)

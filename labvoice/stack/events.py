@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from typing import Any, Final
 
 import pandas as pd
 
+logger = logging.getLogger("labvoice.events")
+
 _KEPT: Final = 10_000
 _COLUMNS: Final = ("at", "event", "worker", "room", "detail")
 
 
 class EventLog:
-    """The last 10 000 events."""
+    """The last 10 000 events; each is also a record of the logger `labvoice.events`."""
 
     def __init__(self) -> None:
         self._rows: deque[dict[str, Any]] = deque(maxlen=_KEPT)
@@ -26,6 +29,8 @@ class EventLog:
         room: str = "",
         detail: str = "",
         at_s: float | None = None,
+        job_id: str = "",
+        dispatch_id: str = "",
     ) -> None:
         """Adds an event.
 
@@ -35,11 +40,16 @@ class EventLog:
             room: Name of the room.
             detail: A sentence.
             at_s: When, as wall-clock seconds; now when not given.
+            job_id: Of the job that it is about; for the log record only.
+            dispatch_id: Of its dispatch; for the log record only.
         """
         at = time.time() if at_s is None else at_s
         self._rows.append(
             {"at": at, "event": event, "worker": worker, "room": room, "detail": detail}
         )
+        told = {**self._rows[-1], "job_id": job_id, "dispatch_id": dispatch_id}
+        facts = {name: told[name] for name in told if told[name] and name not in ("at", "event")}
+        logger.info(event, extra={"facts": facts})
 
     def frame(self) -> pd.DataFrame:
         """Returns a row for each event: `at` (UTC), `event`, `worker`, `room`, `detail`."""

@@ -290,6 +290,7 @@ class Pool:
                 room=event.get("room", ""),
                 detail=str(event.get("reason", event.get("worker_id", ""))),
                 at_s=event["at_s"],
+                job_id=event.get("job_id", ""),
             )
 
     async def statuses(self) -> list[WorkerStatus]:

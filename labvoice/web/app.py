@@ -38,7 +38,8 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         max_body_size=MAX_BODY_BYTES,
     )
     counted = Metrics()
-    app.state.service = Service(backend, Gate(keyring, settings.rate_limit_hz), counted)
+    gate = Gate(keyring, settings.rate_limit_hz, settings.public_url)
+    app.state.service = Service(backend, gate, counted, settings.secure)
     app.include_router(router)
     pages.add_pages(app, backend)
 
@@ -69,4 +70,4 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         hint = f"the service's log has it under request id {request_id}"
         return refuse(500, error_body("internal", "the service met a fault of its own", hint))
 
-    return Guard(app, settings, counted, MAX_BODY_BYTES)
+    return Guard(app, settings, gate, counted, MAX_BODY_BYTES)

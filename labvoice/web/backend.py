@@ -29,11 +29,12 @@ class Counts:
 
     Attributes:
         failovers: Agents that were lost and replaced.
-        memory_backlog: Turns that wait to be written to Letta; None when nobody counts them.
+        memory_backlog: Turns that wait to be written to Letta; None when nobody counts them, NaN
+            when they cannot be counted.
     """
 
     failovers: int = 0
-    memory_backlog: int | None = None
+    memory_backlog: float | None = None
 
 
 class Backend(Protocol):
@@ -50,7 +51,7 @@ class Backend(Protocol):
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts exactly one agent into a room; the trace goes on in its job."""
 
-    async def token(self, wish: TokenRequest) -> TokenAnswer:
+    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a token for one room and one identity; names are made up where None."""
 
     async def agents(self) -> AgentsAnswer:

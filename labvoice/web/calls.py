@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from labvoice.stages import CONNECTION_STAGES, TURN_STAGES, Stage
 from labvoice.web.errors import HttpError
 from labvoice.web.models import CallAnswer, CallReport, CallTurn
 
 _MAX_CALLS: Final = 1000
+_MAX_TURNS: Final = 20_000
+"""Turns of all calls together: a turn takes about 1 KB."""
+_OF_DISPATCH: Final = frozenset({"dispatch", "join"})
+"""Stages that the service counts itself as it dispatches; with the strategy `token` it does not."""
+
+
+class Measured(NamedTuple):
+    """A stage of a call that was not reported before.
+
+    Attributes:
+        stage: Its name.
+        seconds: How long it took.
+        start_s: When it began, in seconds since the call's click; None where that is not told.
+    """
+
+    stage: str
+    seconds: float
+    start_s: float | None = None
 
 
 class Calls:
-    """The latest thousand calls, in memory."""
+    """The latest calls, in memory."""
 
     def __init__(self) -> None:
         self._calls: OrderedDict[str, tuple[str, CallReport]] = OrderedDict()
+        self._turns = 0
 
     def get(self, call_id: str) -> CallAnswer:
         """Returns a call.
@@ -29,14 +48,16 @@ class Calls:
                 404,
                 "no_such_call",
                 f"no call {call_id!r} is known",
-                f"calls are kept in memory, the latest {_MAX_CALLS}",
+                f"calls are kept in memory, the latest {_MAX_CALLS} of {_MAX_TURNS} turns at most",
             )
         report = self._calls[call_id][1]
         return CallAnswer(
-            **report.model_dump(), id=call_id, stages=_durations(report.marks, CONNECTION_STAGES)
+            **report.model_dump(),
+            id=call_id,
+            stages={one.stage: one.seconds for one in _stages(report.marks, CONNECTION_STAGES)},
         )
 
-    def record(self, call_id: str, owner: str, report: CallReport) -> dict[str, list[float]]:
+    def record(self, call_id: str, owner: str, report: CallReport) -> list[Measured]:
         """Adds what was reported; a mark or turn that is known keeps its first value.
 
         Args:
@@ -45,7 +66,7 @@ class Calls:
             report: What was measured so far, or only what is new.
 
         Returns:
-            The durations that are new, in seconds, by stage.
+            What is new and not counted by the service itself.
 
         Raises:
             HttpError: 403 when the call is another key's, 409 when it is of another room.
@@ -68,19 +89,18 @@ class Calls:
         )
         self._calls[call_id] = (owner, merged)
         self._calls.move_to_end(call_id)
-        if len(self._calls) > _MAX_CALLS:
-            self._calls.popitem(last=False)
+        self._turns += len(merged.turns) - len(known.turns)
+        while len(self._calls) > _MAX_CALLS or (self._turns > _MAX_TURNS and len(self._calls) > 1):
+            _, (_, oldest) = self._calls.popitem(last=False)
+            self._turns -= len(oldest.turns)
 
-        new: dict[str, list[float]] = {}
-        before = _durations(known.marks, CONNECTION_STAGES)
-        for stage, seconds in _durations(marks, CONNECTION_STAGES).items():
-            if stage not in before:
-                new.setdefault(stage, []).append(seconds)
+        before = {one.stage for one in _stages(known.marks, CONNECTION_STAGES)}
+        if merged.strategy != "token":
+            before |= _OF_DISPATCH
+        new = [one for one in _stages(marks, CONNECTION_STAGES) if one.stage not in before]
         for number, turn in turns.items():
-            heard = _turn_stages(old_turns.get(number))
-            for stage, seconds in _turn_stages(turn).items():
-                if stage not in heard:
-                    new.setdefault(stage, []).append(seconds)
+            heard = {one.stage for one in _turn_stages(old_turns.get(number))}
+            new += [one for one in _turn_stages(turn) if one.stage not in heard]
         return new
 
 
@@ -92,13 +112,17 @@ def _merged(old: CallTurn | None, new: CallTurn) -> CallTurn:
     )
 
 
-def _turn_stages(turn: CallTurn | None) -> dict[str, float]:
-    return {**_durations(turn.marks, TURN_STAGES), **turn.metrics} if turn else {}
+def _turn_stages(turn: CallTurn | None) -> list[Measured]:
+    if turn is None:
+        return []
+    figures = [Measured(name, seconds) for name, seconds in turn.metrics.items() if seconds >= 0]
+    return [*_stages(turn.marks, TURN_STAGES), *figures]
 
 
-def _durations(marks: dict[str, float], stages: tuple[Stage, ...]) -> dict[str, float]:
-    return {
-        stage.name: marks[stage.end] - marks[stage.start]
+def _stages(marks: dict[str, float], stages: tuple[Stage, ...]) -> list[Measured]:
+    """The stages whose marks are there; what ends before it begins was not measured."""
+    return [
+        Measured(stage.name, marks[stage.end] - marks[stage.start], marks[stage.start])
         for stage in stages
-        if stage.start in marks and stage.end in marks
-    }
+        if stage.start in marks and stage.end in marks and marks[stage.end] >= marks[stage.start]
+    ]

@@ -9,6 +9,7 @@ from labvoice.errors import (
     CredentialsError,
     DispatchError,
     LabvoiceError,
+    ServerAnswerError,
     ServerUnreachableError,
     StageTimeoutError,
     UsageError,
@@ -26,6 +27,7 @@ _DISPATCH_STATUS: Final = {
 _STATUS: Final = (
     (UsageError, 422),
     (ServerUnreachableError, 502),
+    (ServerAnswerError, 502),
     (CredentialsError, 502),
     (StageTimeoutError, 504),
 )
@@ -66,6 +68,14 @@ class HttpError(LabvoiceError):
         self.code = code
         self.headers = headers or {}
         super().__init__(observed, hint)
+
+
+def no_letta() -> UsageError:
+    """Returns the refusal of a Letta agent where there is no Letta."""
+    return UsageError(
+        "a Letta agent was asked for, and this lab runs without Letta",
+        "leave `letta_agent_id` out, or start `labvoice up` without `--no-letta`",
+    )
 
 
 def status_of(error: LabvoiceError) -> int:

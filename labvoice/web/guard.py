@@ -13,9 +13,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labvoice.web.errors import error_body
+from labvoice.web.errors import HttpError, body_of, error_body
 from labvoice.web.logs import log_event
 from labvoice.web.metrics import Metrics
+from labvoice.web.security import Gate
 from labvoice.web.settings import WebSettings
 
 logger = logging.getLogger("labvoice.web")
@@ -32,6 +33,7 @@ _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+_REPORTS: Final = "/api/calls/"
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -41,15 +43,17 @@ class Guard:
     Args:
         app: What answers.
         settings: Allowed hosts and origins.
+        gate: What counts the requests of an address.
         metrics: What counts requests.
         max_body: Bytes that a body may announce.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: WebSettings, metrics: Metrics, max_body: int
+        self, app: ASGIApp, settings: WebSettings, gate: Gate, metrics: Metrics, max_body: int
     ) -> None:
         self._max_body = max_body
         self._app = app
+        self._gate = gate
         self._hosts = settings.hosts
         self._origins = settings.origins
         self._metrics = metrics
@@ -93,10 +97,13 @@ class Guard:
             await send(message)
 
         carrier = {"traceparent": headers.get(b"traceparent", b"").decode("latin-1")}
-        with tracer.start_as_current_span(
-            f"{scope['method']} {scope['path']}",
-            context=propagate.extract(carrier),
-            kind=trace.SpanKind.SERVER,
+        context = propagate.extract(carrier)
+        with (
+            trace.use_span(trace.get_current_span(context))
+            if scope["path"].startswith(_REPORTS)  # several a second; what they tell becomes spans
+            else tracer.start_as_current_span(
+                f"{scope['method']} {scope['path']}", context=context, kind=trace.SpanKind.SERVER
+            )
         ) as span:
             if span.get_span_context().is_valid:
                 facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"
@@ -138,6 +145,14 @@ class Guard:
             )
             await JSONResponse(body, 421)(scope, receive, send)
             return
+        if scope["path"] != "/healthz" and not scope["path"].startswith("/static/"):
+            try:
+                self._gate.admit_address(scope["client"][0] if scope.get("client") else "")
+            except HttpError as error:
+                self._metrics.refused.labels(error.code).inc()
+                answer = JSONResponse(body_of(error), error.status, error.headers)
+                await answer(scope, receive, send)
+                return
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body:  # unannounced: while it is read
             body = error_body(

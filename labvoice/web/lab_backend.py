@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
+from collections.abc import Iterator
+from math import nan
 from typing import Final
 
 from livekit import api
@@ -19,7 +22,7 @@ from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
 from labvoice.lab import Lab
 from labvoice.stack.workers import WorkerStatus
 from labvoice.web.backend import Counts, verified_event
-from labvoice.web.errors import HttpError
+from labvoice.web.errors import HttpError, no_letta
 from labvoice.web.models import (
     AgentsAnswer,
     Check,
@@ -34,6 +37,8 @@ from labvoice.web.models import (
 )
 
 _ROOMS_AT_ONCE: Final = 8
+_GONE: Final = frozenset({"not_found", "unavailable", "deadline_exceeded"})
+"""What LiveKit answers about a room that ended meanwhile: nobody is there any more to ask."""
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 
 
@@ -65,9 +70,7 @@ class LabBackend:
 
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
-        metadata = await self._lab.metadata(wish.letta_agent_id)
-        if traceparent:
-            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
+        metadata = await self._metadata(wish.letta_agent_id, traceparent)
         return await self._lab.dispatcher.dispatch(
             wish.room,
             wish.agent_name or self.agent_name,
@@ -75,13 +78,38 @@ class LabBackend:
             timeout_s=wish.timeout_s,
         )
 
-    async def token(self, wish: TokenRequest) -> TokenAnswer:
-        """Returns a token for one room and identity; strategy `token` brings the agent with it."""
+    async def _metadata(
+        self, letta_agent: str | None, traceparent: str | None
+    ) -> JobMetadata | None:
+        if letta_agent is not None and not self._lab.has_letta:
+            raise no_letta()
+        metadata = await self._lab.metadata(letta_agent)
+        if traceparent:
+            metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
+        return metadata
+
+    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
+        """Returns a token for one room and identity; strategy `token` brings the agent with it.
+
+        Raises:
+            HttpError: 409 when somebody of that identity is in the room: a second one would
+                throw the first one out and take its place.
+        """
+        if wish.room and wish.identity:
+            async with self._lab.dispatcher.server_errors():
+                there = await rooms.participants(self._lab.dispatcher.api, wish.room)
+            if wish.identity in {participant.identity for participant in there}:
+                raise HttpError(
+                    409,
+                    "identity_taken",
+                    f"{wish.identity!r} is in room {wish.room!r} already",
+                    "choose another identity, or leave it out",
+                )
+        metadata = await self._metadata(wish.letta_agent_id, traceparent)
         room = wish.room or f"web-{secrets.token_hex(4)}"
         identity = wish.identity or f"user-{secrets.token_hex(4)}"
         agent = None
         if wish.strategy == "token":
-            metadata = await self._lab.metadata(wish.letta_agent_id)
             agent = api.RoomAgentDispatch(
                 agent_name=self.agent_name,
                 metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
@@ -95,7 +123,9 @@ class LabBackend:
         )
 
     async def agents(self) -> AgentsAnswer:
-        """Lists the Letta agents; an empty list with a reason when there is no Letta."""
+        """Lists the Letta agents; an empty list with a reason while Letta does not answer."""
+        if not self._lab.has_letta:
+            return AgentsAnswer(agents=[], letta=False, reason="this lab runs without Letta")
         try:
             frame = await self._lab.letta.agents()
         except LabvoiceError as error:
@@ -109,11 +139,16 @@ class LabBackend:
         """Lists the rooms, who is in them, and what is dispatched to them."""
         slots = asyncio.Semaphore(_ROOMS_AT_ONCE)
 
-        async def look(name: str, created_at_s: int) -> RoomFacts:
+        async def look(name: str, created_at_s: int) -> RoomFacts | None:
             async with slots:
-                participants, dispatches = await asyncio.gather(
-                    rooms.participants(self._lab.dispatcher.api, name), self._dispatches(name)
-                )
+                try:
+                    participants, dispatches = await asyncio.gather(
+                        rooms.participants(self._lab.dispatcher.api, name), self._dispatches(name)
+                    )
+                except api.TwirpError as error:
+                    if error.code in _GONE:  # it ended since it was listed
+                        return None
+                    raise
             return RoomFacts(
                 name=name,
                 created_at_s=created_at_s,
@@ -123,11 +158,10 @@ class LabBackend:
 
         async with self._lab.dispatcher.server_errors():
             listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
-            return list(
-                await asyncio.gather(
-                    *(look(room.name, room.creation_time) for room in listed.rooms)
-                )
+            looked = await asyncio.gather(
+                *(look(room.name, room.creation_time) for room in listed.rooms)
             )
+        return [room for room in looked if room is not None]
 
     async def _dispatches(self, room: str) -> list[api.AgentDispatch]:
         return list(await self._lab.dispatcher.api.agent_dispatch.list_dispatch(room))
@@ -164,10 +198,11 @@ class LabBackend:
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
                 async with self._lab.dispatcher.server_errors():
-                    await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
-                        dispatch_id, room.name
-                    )
-                return room.name
+                    with _or_gone():  # somebody else was faster
+                        await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
+                            dispatch_id, room.name
+                        )
+                        return room.name
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 
     async def checks(self) -> list[Check]:
@@ -181,7 +216,11 @@ class LabBackend:
     async def counts(self) -> Counts:
         """Returns what other parts have counted."""
         replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
-        return Counts(failovers=replaced, memory_backlog=await self._lab.memory_backlog())
+        try:
+            backlog: float | None = await self._lab.memory_backlog()
+        except LabvoiceError:
+            backlog = nan  # the check of the memory store tells why
+        return Counts(failovers=replaced, memory_backlog=backlog)
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good.
@@ -198,8 +237,18 @@ def _web_check(check: DoctorCheck) -> Check:
         ok=check.ok is not False,
         message=check.observed,
         hint=check.hint,
-        required=check.name != "letta",  # a call goes on without memory
+        required=check.name not in ("letta", "memory store"),  # a call goes on without memory
     )
+
+
+@contextlib.contextmanager
+def _or_gone() -> Iterator[None]:
+    """Asks about something that may have gone meanwhile, which is as good."""
+    try:
+        yield
+    except api.TwirpError as error:
+        if error.code not in _GONE:
+            raise
 
 
 def _participant(participant: ParticipantInfo) -> RoomParticipant:

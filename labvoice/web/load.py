@@ -24,7 +24,7 @@ import psutil
 from labvoice.bench.run import Run
 from labvoice.bench.writer import RunWriter
 from labvoice.stack.processes import ManagedProcess, free_port
-from labvoice.web.server import GRACE_S
+from labvoice.web.server import GRACE_S, raise_file_limit
 from labvoice.web.stub import DISPATCH_S
 
 _RETRY_S: Final = 0.1
@@ -80,6 +80,11 @@ class ServiceFacts:
     accepted: int
     lost: int
     doubled: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was lost or doubled and every idle client was served afterwards."""
+        return not self.lost and not self.doubled and self.idle_served_after == self.idle_clients
 
     def __str__(self) -> str:
         return (
@@ -182,6 +187,7 @@ async def measure_load(
         "seconds": seconds,
         "idle_clients": idle,
     }
+    raise_file_limit()
     with (
         tempfile.TemporaryDirectory(prefix="labvoice-load-") as folder,
         RunWriter(out, kind="http", loop="open", config=config, arms=arms) as run,

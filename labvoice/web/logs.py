@@ -29,7 +29,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[SecretStr | None] = ()) -> None:
         super().__init__()
-        self._secrets = [s.get_secret_value() for s in secrets if s and s.get_secret_value()]
+        self._secrets = [form for s in secrets if s and s.get_secret_value() for form in _forms(s)]
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line, without its end."""
@@ -46,6 +46,14 @@ class JsonFormatter(logging.Formatter):
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         return text
+
+
+def _forms(secret: SecretStr) -> list[str]:
+    """A secret as it is, and as JSON and Python's `repr` inside JSON write it, longest first."""
+    plain = secret.get_secret_value()
+    once = json.dumps(plain)[1:-1]
+    told = json.dumps(repr(plain)[1:-1])[1:-1]
+    return sorted({plain, once, told, json.dumps(once)[1:-1]}, key=len, reverse=True)
 
 
 def set_up_logs(stream: TextIO, secrets: Iterable[SecretStr | None]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter as Tally
-from typing import Final
+from collections.abc import Awaitable
+from math import nan
+from typing import Final, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +30,10 @@ _STAGE_BUCKETS_S: Final = (
 )  # fmt: skip
 _HTTP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 _LOOK_LIFETIME_S: Final = 2.0
+_ASK_TIMEOUT_S: Final = 2.0
+"""For what a check has found to work; with the checks' own 3 s less than a scrape has."""
+
+_T = TypeVar("_T")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
 
@@ -97,14 +103,18 @@ class Metrics:
         )
         self._backlog = Gauge(
             "labvoice_memory_backlog",
-            "Turns that wait to be written to Letta.",
+            "Turns that wait to be written to Letta; NaN while they cannot be counted.",
             registry=self.registry,
         )
         self._rooms = Gauge(
-            "labvoice_rooms", "Rooms of the LiveKit server.", registry=self.registry
+            "labvoice_rooms",
+            "Rooms of the LiveKit server; NaN while it does not tell.",
+            registry=self.registry,
         )
         self._callers = Gauge(
-            "labvoice_callers", "Participants that are no agents.", registry=self.registry
+            "labvoice_callers",
+            "Participants that are no agents; NaN while LiveKit does not tell.",
+            registry=self.registry,
         )
         self._agents = Gauge(
             "labvoice_agents", "Agents in rooms, by state.", ["state"], registry=self.registry
@@ -151,28 +161,47 @@ class Metrics:
         return generate_latest(self.registry)
 
     async def _look(self, backend: Backend) -> None:
-        checks, workers = await asyncio.gather(backend.checks(), backend.workers())
+        # What cannot be asked is unknown, not zero; `labvoice_dependency_up` tells why.
+        checks, workers = await asyncio.gather(
+            backend.checks(), _within(backend.workers(), _ASK_TIMEOUT_S)
+        )
         self._checks = checks
         self._ready.clear()
         for check in checks:
             self._ready.labels(check.name).set(check.ok)
         for gauge in (self._workers, self._jobs, self._load, self._agents):
             gauge.clear()
-        for name, number in Tally(worker.agent_name for worker in workers).items():
+        for name, number in Tally(worker.agent_name for worker in workers or []).items():
             self._workers.labels(name).set(number)
-        for worker in workers:
+        for worker in workers or []:
             self._jobs.labels(worker.worker_id).set(worker.active_jobs)
             self._load.labels(worker.worker_id).set(worker.load)
-        try:
-            rooms = await backend.rooms()
-        except LabvoiceError:
-            rooms = []  # `labvoice_dependency_up` tells why
-        people = [person for room in rooms for person in room.participants]
+        reachable = all(check.ok for check in checks if check.name == "livekit")
+        rooms, counts = await asyncio.gather(
+            _within(backend.rooms(), _ASK_TIMEOUT_S) if reachable else _nothing(),
+            _within(backend.counts(), _ASK_TIMEOUT_S),
+        )
+        people = [person for room in rooms or [] for person in room.participants]
         states = Tally(person.state or "unknown" for person in people if person.kind == "agent")
-        for state in {"initializing", "listening", "thinking", "speaking", *states}:
-            self._agents.labels(state).set(states[state])
-        self._rooms.set(len(rooms))
-        self._callers.set(sum(person.kind != "agent" for person in people))
-        counts = await backend.counts()
-        self._failovers.set(counts.failovers)
-        self._backlog.set(counts.memory_backlog or 0)
+        if rooms is not None:
+            for state in {"initializing", "listening", "thinking", "speaking", *states}:
+                self._agents.labels(state).set(states[state])
+        self._rooms.set(nan if rooms is None else len(rooms))
+        self._callers.set(
+            nan if rooms is None else sum(person.kind != "agent" for person in people)
+        )
+        self._failovers.set(nan if counts is None else counts.failovers)
+        self._backlog.set(nan if counts is None else counts.memory_backlog or 0)
+
+
+async def _within(asked: Awaitable[_T], timeout_s: float) -> _T | None:
+    """Returns the answer; None when there is none in time, or an error."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asked
+    except (TimeoutError, LabvoiceError):
+        return None
+
+
+async def _nothing() -> None:
+    """Answers nothing."""

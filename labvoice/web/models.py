@@ -41,7 +41,15 @@ Identity = Annotated[
     Field(min_length=1, max_length=128, description=f"{_NAME_WORDS} Not `agent-…`."),
     AfterValidator(_check_identity),
 ]
-LettaAgentId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def _check_printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("must be printable")
+    return name
+
+
+LettaAgentId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_check_printable)]
 DispatchId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 CallId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 Permission = Literal["dispatch", "token", "read", "admin"]
@@ -61,9 +69,8 @@ def _known(names: tuple[str, ...]) -> AfterValidator:
 
 
 _Seconds = Annotated[FiniteFloat, Field(ge=-3600, le=86400)]
-_ConnectionMarks = Annotated[
-    dict[str, _Seconds], _known((*CALLER_CONNECTION_MARKS, *WORKER_CONNECTION_MARKS))
-]
+CONNECTION_MARKS: Final = (*CALLER_CONNECTION_MARKS, *WORKER_CONNECTION_MARKS)
+_ConnectionMarks = Annotated[dict[str, _Seconds], _known(CONNECTION_MARKS)]
 _TurnMarks = Annotated[dict[str, _Seconds], _known(TURN_MARKS)]
 _TurnMetrics = Annotated[dict[str, _Seconds], _known(AGENT_TURN_STAGES)]
 
@@ -153,11 +160,24 @@ class TokenAnswer(BaseModel):
     expires_in_s: int
 
 
+class StrategyFacts(BaseModel):
+    """One way to get an agent into a call, for a page to offer."""
+
+    name: Strategy
+    title: str
+    when: Literal["after", "during", "token", "ahead"]
+
+
 class LabAnswer(BaseModel):
-    """What the lab is set to."""
+    """What the lab is set to, and the names that a call's report may hold."""
 
     agent_name: str = Field(description="Dispatched when none is asked for.")
     livekit_url: str
+    strategies: list[StrategyFacts]
+    marks: list[str] = Field(description="Connection marks.")
+    turn_marks: list[str]
+    turn_metrics: list[str]
+    outcomes: list[str]
 
 
 class LettaAgent(BaseModel):
@@ -172,7 +192,8 @@ class AgentsAnswer(BaseModel):
     """All Letta agents."""
 
     agents: list[LettaAgent]
-    reason: str = Field("", description="Why the list is empty, when there is no Letta.")
+    letta: bool = Field(True, description="Whether the lab has a Letta server, up or on its way.")
+    reason: str = Field("", description="Why the list is empty, when Letta does not answer.")
 
 
 class RoomParticipant(BaseModel):
@@ -255,6 +276,9 @@ class CallReport(Body):
     strategy: Strategy | None = None
     dispatch_id: DispatchId | None = None
     outcome: Outcome = "ok"
+    sent_s: _Seconds | None = Field(
+        None, description="When this report was sent, in seconds since `click`; dates its spans."
+    )
     marks: _ConnectionMarks = Field({}, description="Seconds since `click`, which is 0.")
     turns: list[CallTurn] = Field([], max_length=MAX_TURNS)
 

@@ -12,18 +12,27 @@ from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from livekit.protocol.webhook import WebhookEvent
+from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from labvoice.dispatch.strategies import WHEN_DISPATCHED, Strategy
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.traces import current_traceparent
+from labvoice.stages import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
+from labvoice.traces import context_of, current_traceparent
 from labvoice.web import models as m
 from labvoice.web.backend import Backend
-from labvoice.web.calls import Calls
+from labvoice.web.calls import Calls, Measured
 from labvoice.web.errors import body_of, status_of
 from labvoice.web.metrics import Metrics
 from labvoice.web.security import SESSION_LIFETIME_S, Gate, Principal, cookie_name
 
+_OFFERED: Final[tuple[Strategy, ...]] = ("concurrent", "sequential", "token", "ahead")
+"""What `/debug` offers, the first one chosen."""
 _MAX_EVENTS: Final = 1000
+_TRACED: Final = frozenset({"connection", "voice_to_voice"})
+"""Stages of a reported call that become spans of its trace."""
+
+tracer = trace.get_tracer("labvoice.web")
 
 router = APIRouter()
 _bearer = HTTPBearer(auto_error=False, description="A key of the service.")
@@ -36,6 +45,7 @@ class Service:
     backend: Backend
     gate: Gate
     metrics: Metrics
+    secure: bool = False  # whether a proxy shows it under https
     calls: Calls = field(default_factory=Calls)
     events: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -60,11 +70,14 @@ def may(permission: m.Permission) -> Callable[..., Awaitable[Principal]]:
     return admit
 
 
+_ALWAYS: Final = (400, 413, 421, 422, 429, 500)
+
+
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": m.ErrorAnswer} for status in (*statuses, 400, 413, 421, 422, 500)}
+    return {status: {"model": m.ErrorAnswer} for status in (*statuses, *_ALWAYS)}
 
 
-_KEYED: Final = (401, 403, 429)
+_KEYED: Final = (401, 403)
 _SERVER: Final = (502, 504)
 Dispatching = Annotated[Principal, Depends(may("dispatch"))]
 Reading = Annotated[Principal, Depends(may("read"))]
@@ -103,11 +116,12 @@ async def dispatch_agent(
         service.metrics.dispatches.labels(outcome).inc()
         if not isinstance(error, DispatchError):
             raise
+        facts["dispatch_id"] = " ".join(error.dispatch_ids)
         failure = m.DispatchFailure(
             success=False,
             room=body.room,
             message=body_of(error)["error"]["message"],
-            dispatch_id="",
+            dispatch_id=error.dispatch_ids[-1] if error.dispatch_ids else "",
             room_existed=False,
             agent_name=agent_name,
             outcome=outcome,
@@ -152,14 +166,14 @@ async def delete_dispatch(
     return m.DeletedAnswer(dispatch_id=dispatch_id, room=room)
 
 
-@router.post("/api/token", tags=["calls"], responses=_errors(*_KEYED))
+@router.post("/api/token", tags=["calls"], responses=_errors(*_KEYED, *_SERVER, 409))
 async def token(
     body: m.TokenRequest, request: Request, service: TheService, who: TokenTaking
 ) -> m.TokenAnswer:
     """Issues a token for one room and identity, for minutes. Needs the permission `token`."""
     if body.strategy == "token":
         who.require("dispatch")
-    answer = await service.backend.token(body)
+    answer = await service.backend.token(body, current_traceparent())
     request.state.facts |= {"room": answer.room, "identity": answer.identity}
     service.metrics.tokens.inc()
     return answer
@@ -167,8 +181,18 @@ async def token(
 
 @router.get("/api/lab", tags=["lab"], responses=_errors(*_KEYED))
 async def lab(service: TheService, _: Reading) -> m.LabAnswer:
-    """Says which agent is dispatched by default. Needs the permission `read`."""
-    return m.LabAnswer(agent_name=service.backend.agent_name, livekit_url=service.backend.media_url)
+    """Says what the lab is set to and which names reports use. Needs the permission `read`."""
+    return m.LabAnswer(
+        agent_name=service.backend.agent_name,
+        livekit_url=service.backend.media_url,
+        strategies=[
+            m.StrategyFacts(name=name, **WHEN_DISPATCHED[name]._asdict()) for name in _OFFERED
+        ],
+        marks=list(m.CONNECTION_MARKS),
+        turn_marks=list(TURN_MARKS),
+        turn_metrics=list(AGENT_TURN_STAGES),
+        outcomes=list(OUTCOMES),
+    )
 
 
 @router.get("/api/agents", tags=["lab"], responses=_errors(*_KEYED, *_SERVER))
@@ -228,10 +252,24 @@ async def record_call(
 ) -> m.CallAnswer:
     """Takes what a page measured of its call; may be repeated. Needs the permission `token`."""
     request.state.facts |= {"room": body.room, "call_id": call_id, "dispatch_id": body.dispatch_id}
-    for stage, durations in service.calls.record(call_id, who.name, body).items():
-        for seconds in durations:
-            service.metrics.stages.labels(stage).observe(seconds)
+    new = service.calls.record(call_id, who.name, body)
+    for one in new:
+        service.metrics.stages.labels(one.stage).observe(one.seconds)
+    if body.sent_s is not None:
+        _trace(new, time.time() - body.sent_s, request.headers.get("traceparent"))
     return service.calls.get(call_id)
+
+
+def _trace(new: list[Measured], click_s: float, traceparent: str | None) -> None:
+    """Makes spans of what a page measured, in the trace that began with its click."""
+    context = context_of(traceparent)
+    if not trace.get_current_span(context).get_span_context().is_valid:
+        return
+    for one in new:
+        if one.stage in _TRACED and one.start_s is not None:
+            start_s = click_s + one.start_s
+            span = tracer.start_span(one.stage, context, start_time=int(start_s * 1e9))
+            span.end(int((start_s + one.seconds) * 1e9))
 
 
 @router.post(
@@ -261,7 +299,7 @@ async def webhook(request: Request, service: TheService) -> m.WebhookAnswer:
     return m.WebhookAnswer(event=event.event, seen_before=seen)
 
 
-@router.post("/api/session", tags=["session"], responses=_errors(401, 429))
+@router.post("/api/session", tags=["session"], responses=_errors(401))
 async def open_session(
     body: m.SessionRequest, request: Request, response: Response, service: TheService
 ) -> m.SessionAnswer:
@@ -273,7 +311,7 @@ async def open_session(
         max_age=SESSION_LIFETIME_S,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=service.secure,
     )
     return _session(who)
 

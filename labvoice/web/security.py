@@ -27,6 +27,8 @@ MIN_REMOTE_KEY_LENGTH: Final = 32
 
 _ENTRY: Final = re.compile(r"([a-z0-9-]{1,32}):([a-z+]+):(\S+)")
 _FAILURES_HZ: Final = 1.0
+_ADDRESS_FACTOR: Final = 4
+"""An address may ask so many times as often as a key: several keys may come from it."""
 _MAX_BUCKETS: Final = 10_000
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -160,9 +162,9 @@ class RateLimiter:
     def __init__(self, rate_hz: float, burst: float) -> None:
         self._rate_hz = rate_hz
         self._burst = max(1.0, burst)
-        self._buckets: OrderedDict[tuple[str, ...], tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, name: tuple[str, ...], now_s: float | None = None) -> float:
+    def take(self, name: str, now_s: float | None = None) -> float:
         """Takes one token; returns 0, or the seconds until there is one.
 
         Args:
@@ -170,13 +172,24 @@ class RateLimiter:
             now_s: Monotonic seconds; now when not given.
         """
         now_s = time.monotonic() if now_s is None else now_s
-        tokens, at_s = self._buckets.pop(name, (self._burst, now_s))
-        tokens = min(self._burst, tokens + (now_s - at_s) * self._rate_hz)
-        wait_s = 0.0 if tokens >= 1 else (1 - tokens) / self._rate_hz
+        tokens = self._tokens(name, now_s)
+        wait_s = self._wait(tokens)
         self._buckets[name] = (tokens if wait_s else tokens - 1, now_s)
+        self._buckets.move_to_end(name)
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         return wait_s
+
+    def look(self, name: str) -> float:
+        """Returns what :meth:`take` would, and takes nothing."""
+        return self._wait(self._tokens(name, time.monotonic()))
+
+    def _tokens(self, name: str, now_s: float) -> float:
+        tokens, at_s = self._buckets.get(name, (self._burst, now_s))
+        return min(self._burst, tokens + (now_s - at_s) * self._rate_hz)
+
+    def _wait(self, tokens: float) -> float:
+        return 0.0 if tokens >= 1 else (1 - tokens) / self._rate_hz
 
 
 class Gate:
@@ -184,23 +197,35 @@ class Gate:
 
     Args:
         keyring: The keys in force.
-        rate_hz: Requests per second for one key from one address.
+        rate_hz: Requests per second for one key; an address may make four times as many.
+        public_origin: Origin of the service's own pages behind a proxy; may be empty.
     """
 
-    def __init__(self, keyring: Keyring, rate_hz: float) -> None:
+    def __init__(self, keyring: Keyring, rate_hz: float, public_origin: str = "") -> None:
         self.keyring = keyring
-        self._requests = RateLimiter(rate_hz, 2 * rate_hz)
+        self._public_origin = public_origin
+        self._by_key = RateLimiter(rate_hz, 2 * rate_hz)
+        address_hz = _ADDRESS_FACTOR * rate_hz
+        self._by_address = RateLimiter(address_hz, 2 * address_hz)
         self._failures = RateLimiter(_FAILURES_HZ, 10)
+
+    def admit_address(self, address: str) -> None:
+        """Counts a request of an address, whoever asks.
+
+        Raises:
+            HttpError: 429 when it asks too often.
+        """
+        _limit(self._by_address.take(address), "this address asks too often")
 
     def admit(self, request: Request, needed: Permission) -> Principal:
         """Returns who is asking.
 
         Raises:
             HttpError: 401 without a good key or cookie, 403 without the permission or from
-                another site's page, 429 when asked too often.
+                another site's page, 429 when asked too often or after many wrong keys.
         """
         principal = self._who(request)
-        self._limit(self._requests, (principal.name, _address(request)))
+        _limit(self._by_key.take(principal.name), "this key asks too often")
         principal.require(needed)
         return principal
 
@@ -208,65 +233,72 @@ class Gate:
         """Returns whose key it is, for a session.
 
         Raises:
-            HttpError: 401 when it is nobody's, 429 after many of those.
+            HttpError: 401 when it is nobody's, 429 after many of those or when asked too often.
         """
-        principal = self.keyring.find(key)
-        if principal is None:
-            raise self._refused(request)
-        self._limit(self._requests, (principal.name, _address(request)))
+        principal = self._find(request, key)
+        _limit(self._by_key.take(principal.name), "this key asks too often")
         return principal
 
     def _who(self, request: Request) -> Principal:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            principal = self.keyring.find(key.strip())
-        else:
-            principal = self.keyring.find_session(request.cookies.get(cookie_name(request), ""))
-            if principal is not None and request.method in _UNSAFE and not _same_origin(request):
-                raise HttpError(
-                    403,
-                    "cross_site",
-                    "a page of another site asked with this browser's cookie",
-                    "pages of other sites send a key in the header `Authorization: Bearer …`",
-                )
+            return self._find(request, key.strip())
+        # A cookie is signed with 256 bits: nobody guesses it, and an old one is no guess.
+        principal = self.keyring.find_session(request.cookies.get(cookie_name(request), ""))
         if principal is None:
-            raise self._refused(request)
+            raise _unauthorized()
+        if request.method in _UNSAFE and not self._same_origin(request):
+            raise HttpError(
+                403,
+                "cross_site",
+                "a page of another site asked with this browser's cookie",
+                "pages of other sites send a key in the header `Authorization: Bearer …`",
+            )
         return principal
 
-    def _refused(self, request: Request) -> HttpError:
-        self._limit(self._failures, (_address(request),))
-        return HttpError(
-            401,
-            "unauthorized",
-            "the request has no key that is in force",
-            "send `Authorization: Bearer KEY`, or open the page by the URL that "
-            "`labvoice up` printed",
-            {"WWW-Authenticate": "Bearer"},
-        )
+    def _find(self, request: Request, key: str) -> Principal:
+        """Looks a key up, unless its address has tried too many: then a right one waits too."""
+        address = _address(request)
+        _limit(self._failures.look(address), "too many wrong keys came from this address")
+        principal = self.keyring.find(key)
+        if principal is None:
+            self._failures.take(address)
+            raise _unauthorized()
+        return principal
 
-    @staticmethod
-    def _limit(limiter: RateLimiter, name: tuple[str, ...]) -> None:
-        if wait_s := limiter.take(name):
-            raise HttpError(
-                429,
-                "too_many_requests",
-                "this key or address asks too often",
-                f"wait {wait_s:.1f} s, or raise LABVOICE_RATE_LIMIT",
-                {"Retry-After": str(int(wait_s) + 1)},
-            )
+    def _same_origin(self, request: Request) -> bool:
+        site = request.headers.get("sec-fetch-site")
+        if site is not None:
+            return site == "same-origin"
+        origin = request.headers.get("origin")
+        own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+        return origin is not None and origin in {own, self._public_origin}
+
+
+def _unauthorized() -> HttpError:
+    return HttpError(
+        401,
+        "unauthorized",
+        "the request has no key that is in force",
+        "send `Authorization: Bearer KEY`, or open the page by the URL that `labvoice up` printed",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _limit(wait_s: float, observed: str) -> None:
+    if wait_s:
+        raise HttpError(
+            429,
+            "too_many_requests",
+            observed,
+            f"wait {wait_s:.1f} s; LABVOICE_RATE_LIMIT says how often a key may ask",
+            {"Retry-After": str(int(wait_s) + 1)},
+        )
 
 
 def cookie_name(request: Request) -> str:
     """Returns the session cookie's name; cookies do not tell ports apart, names must."""
     return f"labvoice-session-{request.url.port or 80}"
-
-
-def _same_origin(request: Request) -> bool:
-    site = request.headers.get("sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    origin = request.headers.get("origin")
-    return origin == f"{request.url.scheme}://{request.headers.get('host', '')}"
 
 
 def _address(request: Request) -> str:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PUBLIC_URL: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 
 
 class WebSettings(BaseSettings):
@@ -24,15 +30,35 @@ class WebSettings(BaseSettings):
     allowed_hosts: str = Field("", validation_alias="LABVOICE_ALLOWED_HOSTS")
     """Host names, separated by commas, under which the service may be asked besides
     `localhost` and loopback addresses."""
+    public_url: str = Field("", validation_alias="LABVOICE_PUBLIC_URL")
+    """Address under which a proxy with TLS shows the service, such as `https://lab.example`: its
+    host is allowed, its pages are the service's own, and over https the cookie is `Secure`."""
     cors_origins: str = Field("", validation_alias="LABVOICE_CORS_ORIGINS")
     """Origins, separated by commas, whose pages may ask the service with a key."""
     rate_limit_hz: float = Field(50.0, validation_alias="LABVOICE_RATE_LIMIT", gt=0, le=100_000)
-    """Requests per second that one key may make from one address; twice as many at once."""
+    """Requests per second that one key may make, twice as many at once; an address may make four
+    times as many."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, url: str) -> str:
+        url = url.strip().rstrip("/").lower()
+        if url and not _PUBLIC_URL.fullmatch(url):
+            raise ValueError("must be `https://HOST` or `https://HOST:PORT`, without a path")
+        return url
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The allowed host names, loopback's included."""
-        return frozenset({"localhost", "127.0.0.1", "[::1]", *_split(self.allowed_hosts)})
+        """The allowed host names, loopback's and the public address's included."""
+        public = urlsplit(self.public_url).netloc
+        public_host = public if public.endswith("]") else re.sub(r":[0-9]+$", "", public)
+        names = {"localhost", "127.0.0.1", "[::1]", public_host, *_split(self.allowed_hosts)}
+        return frozenset(names - {""})
+
+    @property
+    def secure(self) -> bool:
+        """Whether the public address is reached by TLS."""
+        return self.public_url.startswith("https:")
 
     @property
     def origins(self) -> frozenset[str]:

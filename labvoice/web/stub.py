@@ -22,7 +22,7 @@ from labvoice.settings import read_settings
 from labvoice.stack.workers import WorkerStatus
 from labvoice.web.app import create_app
 from labvoice.web.backend import Counts, verified_event
-from labvoice.web.errors import HttpError
+from labvoice.web.errors import HttpError, no_letta
 from labvoice.web.logs import set_up_logs
 from labvoice.web.models import (
     AgentsAnswer,
@@ -67,6 +67,7 @@ class StubBackend:
         """Puts an agent into the ledger, once for each room."""
         room, agent_name = wish.room, wish.agent_name or AGENT_NAME
         requested_s = time.monotonic()
+        _refuse_letta(wish.letta_agent_id)
         await asyncio.sleep(DISPATCH_S)
         if agent_name != AGENT_NAME:
             raise NameMismatchError(f"no worker is registered as {agent_name!r}", AGENT_NAME)
@@ -90,8 +91,9 @@ class StubBackend:
             marks={"dispatch_requested": requested_s, "dispatch_acknowledged": done_s},
         )
 
-    async def token(self, wish: TokenRequest) -> TokenAnswer:
+    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
+        _refuse_letta(wish.letta_agent_id)
         # Importing the caller takes seconds, which a restart under load has not got.
         from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 
@@ -106,7 +108,7 @@ class StubBackend:
 
     async def agents(self) -> AgentsAnswer:
         """There are none."""
-        return AgentsAnswer(agents=[], reason="this is a stub")
+        return AgentsAnswer(agents=[], letta=False, reason="this is a stub")
 
     async def rooms(self) -> list[RoomFacts]:
         """Lists rooms without anybody in them."""
@@ -153,6 +155,11 @@ class StubBackend:
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Verifies with the stub's own key."""
         return verified_event(body, token, self.api_key, self.api_secret)
+
+
+def _refuse_letta(agent: str | None) -> None:
+    if agent is not None:
+        raise no_letta()
 
 
 async def serve(port: int, ledger: Path) -> None:

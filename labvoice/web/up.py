@@ -31,6 +31,7 @@ class PreparedService:
     """A service whose keys and port are good; made by :func:`prepare`.
 
     Attributes:
+        url: Where its page is, without a slash at the end.
         webhook_url: Where a LiveKit server on this machine reports to.
     """
 
@@ -38,6 +39,7 @@ class PreparedService:
     _keyring: Keyring
     _socket: socket.socket
     _host: str
+    url: str
     webhook_url: str
 
     async def serve(self, lab: Lab, progress: Callable[[str], None]) -> Never:
@@ -56,19 +58,18 @@ class PreparedService:
         app = create_app(LabBackend(lab), self._settings, self._keyring)
         try:
             async with HttpServer(app, self._socket) as server:
-                host = f"[{self._host}]" if ":" in self._host else self._host
-                url = f"http://{host}:{server.port}"
                 progress(repr(lab))
                 # In the fragment, which browsers send to nobody.
-                progress(f"page: {url}/debug{f'#key={made.get_secret_value()}' if made else ''}")
+                fragment = f"#key={made.get_secret_value()}" if made else ""
+                progress(f"page: {self.url}/debug{fragment}")
                 if made is None:
                     progress("key:  the one in LABVOICE_API_KEY")
-                progress(f"API:  {url}/docs")
+                progress(f"API:  {self.url}/docs")
                 if not is_loopback(self._host):
                     progress(
                         f"warning: the service listens on {self._host}: whoever reaches it may "
                         "try keys, and nothing is encrypted; put a proxy with TLS before it, and "
-                        "its name into LABVOICE_ALLOWED_HOSTS"
+                        "its address into LABVOICE_PUBLIC_URL"
                     )
                 progress("Ctrl-C ends all of it")
                 await server.wait()
@@ -103,8 +104,31 @@ def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedServ
     for name in _KEY_VARIABLES:
         os.environ.pop(name, None)  # the stack's processes have no use for them
     sock = bind_port(host, port)
-    webhook_url = f"http://127.0.0.1:{sock.getsockname()[1]}/api/webhook"
-    return PreparedService(settings, keyring, sock, host, webhook_url)
+    here, shown = _names(host)
+    settings = settings.model_copy(
+        update={"allowed_hosts": ",".join([settings.allowed_hosts, here, shown])}
+    )
+    bound_port = sock.getsockname()[1]
+    return PreparedService(
+        settings,
+        keyring,
+        sock,
+        host,
+        settings.public_url or f"http://{shown}:{bound_port}",
+        f"http://{here}:{bound_port}/api/webhook",
+    )
+
+
+def _names(host: str) -> tuple[str, str]:
+    """Returns what this machine and what others call an address that is listened on."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host, host
+    if address.is_unspecified:
+        return ("127.0.0.1" if address.version == 4 else "[::1]"), socket.gethostname().lower()
+    name = f"[{address}]" if address.version == 6 else host
+    return name, name
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from pydantic import SecretStr
 
 from labvoice.caller.voice import Utterance
@@ -51,7 +51,7 @@ async def page_of(browser: Browser, size: dict[str, Any]) -> AsyncIterator[Page]
         "console",
         lambda message: (
             troubles.append(message.text)
-            if message.type == "error" and "status of 401" not in message.text
+            if message.type == "error" and not re.search("status of (401|404|429)", message.text)
             else None
         ),
     )
@@ -128,11 +128,131 @@ async def test_a_call_from_the_page(
         await expect(page.locator(".lv-checks")).to_contain_text("scratch room", timeout=30_000)
         assert await serious(page) == []
         await page.screenshot(path=pictures / "page.png", full_page=True)
-        await page.get_by_role("button", name="Hang up").click()
+        reported = re.compile(r"/api/calls/[0-9a-f]{16}$")
+        async with page.expect_request(reported) as last:
+            await page.get_by_role("button", name="Hang up").click()
         await expect(page.locator(".lv-phase")).to_have_text("Call ended")
+        call = await read_call(page, (await last.value).url)
+        assert call["outcome"] == "ok"
+        assert call["strategy"] == "concurrent"
+        assert call["dispatch_id"].startswith("AD_")
+        assert call["stages"].keys() >= {"dispatch", "join", "connection", "time_to_greeting"}
+        assert call["marks"]["click"] == 0
+        assert [turn["number"] for turn in call["turns"]] == [0, 1]
+        assert call["turns"][0]["marks"].keys() >= {"user_speech_end", "reply_heard"}
         text = await page.evaluate("fetch('/metrics').then((answer) => answer.text())")
         for stage in ("connection", "voice_to_voice", "e2e_latency"):
             assert f'labvoice_stage_seconds_count{{stage="{stage}"}}' in text
+
+
+async def read_call(page: Page, url: str) -> dict[str, Any]:
+    """The call as the service keeps it, once the report that is on its way has arrived."""
+    call: dict[str, Any] = await page.evaluate(
+        """async (url) => {
+          for (let tries = 0; tries < 50; tries++) {
+            const answer = await fetch(url);
+            if (answer.ok) return answer.json();
+            await new Promise((done) => setTimeout(done, 100));
+          }
+          return {};
+        }""",
+        url,
+    )
+    return call
+
+
+async def test_a_call_that_fails_is_reported(chromium: Browser, address: str) -> None:
+    """A dispatch that the service refuses is shown, and kept with the outcome `error`."""
+    error = {"code": "too_many_requests", "message": "this key asks too often", "hint": "wait"}
+    async with page_of(chromium, DESK) as page:
+
+        async def refuse(route: Route) -> None:
+            await route.fulfill(status=429, json={"error": error})
+
+        await page.route("**/api/dispatch-agent", refuse)
+        await page.goto(f"{address}/debug#key={KEY}")
+        async with page.expect_response(
+            lambda answer: (
+                "/api/calls/" in answer.url and '"error"' in (answer.request.post_data or "")
+            )
+        ) as reported:
+            await page.get_by_role("button", name="Connect").click()
+        await expect(page.get_by_role("alert")).to_contain_text("asks too often")
+        answer = await reported.value
+        assert answer.status == 200
+        assert (await read_call(page, answer.url))["outcome"] == "error"
+
+
+async def test_the_microphone_is_tested_before_a_call(
+    chromium: Browser, address: str, recorded: list[Utterance]
+) -> None:
+    """Without any call the page says that it listens, and then that it hears."""
+    async with page_of(chromium, PHONE) as page:
+        await page.goto(f"{address}/debug#key={KEY}")
+        tested = page.locator(".lv-preflight")
+        await tested.get_by_role("button", name="Test microphone").click()
+        await expect(tested.get_by_role("status")).to_contain_text("Say something")
+        assert await serious(page) == []
+        await page.evaluate("speak", base64.b64encode(recorded[0].samples.tobytes()).decode())
+        await expect(tested.get_by_role("status")).to_have_text("Your voice is heard.")
+        await tested.get_by_role("button", name="Stop the test").click()
+        await expect(tested.get_by_role("button", name="Test microphone")).to_be_visible()
+        await expect(tested.get_by_role("status")).to_have_text("Your voice is heard.")
+
+
+async def test_a_denied_microphone_is_said_in_words(
+    refusing_chromium: Browser, address: str
+) -> None:
+    """Before the call and in it the page says so and what to do; typing works all the same."""
+    async with page_of(refusing_chromium, PHONE) as page:
+        await page.goto(f"{address}/debug#key={KEY}")
+        tested = page.locator(".lv-preflight")
+        await tested.get_by_role("button", name="Test microphone").click()
+        await expect(tested.get_by_role("status")).to_contain_text("microphone was denied")
+        await expect(tested.get_by_role("status")).to_contain_text("test again")
+        await page.get_by_role("button", name="Connect").click()
+        await expect(page.get_by_role("alert")).to_contain_text("microphone was denied")
+        await expect(page.locator(".lv-log")).to_contain_text("start speaking", timeout=30_000)
+        await page.get_by_label("Type to the agent").fill("What is the weather like?")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".lv-talk .lv-agent")).to_have_count(2, timeout=30_000)
+        assert await serious(page) == []
+        await page.get_by_role("button", name="Hang up").click()
+        await expect(page.locator(".lv-phase")).to_have_text("Call ended")
+
+
+async def tab_to(page: Page, name: str) -> None:
+    """Presses Tab until what has that name is focused."""
+    for _ in range(30):
+        focused = await page.evaluate(
+            "document.activeElement.ariaLabel || document.activeElement.textContent"
+        )
+        if focused == name:
+            return
+        await page.keyboard.press("Tab")
+    raise AssertionError(f"Tab leads to no {name!r}")
+
+
+async def test_a_call_on_a_phone_by_keyboard_alone(
+    chromium: Browser, address: str, pictures: Path
+) -> None:
+    """Connect, type, hang up without a pointer; during the call all fits and axe is content."""
+    async with page_of(chromium, PHONE) as page:
+        await page.goto(f"{address}/debug#key={KEY}")
+        await expect(page.get_by_role("button", name="Connect")).to_be_visible()
+        await tab_to(page, "Connect")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".lv-log")).to_contain_text("start speaking", timeout=30_000)
+        await tab_to(page, "Type to the agent")
+        await page.keyboard.type("What is the weather like?")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".lv-talk .lv-agent")).to_have_count(2, timeout=30_000)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert await serious(page) == []
+        await page.screenshot(path=pictures / "page-phone-call.png", full_page=True)
+        await tab_to(page, "Hang up")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".lv-phase")).to_have_text("Call ended")
 
 
 async def test_the_page_fits_a_phone(chromium: Browser, address: str, pictures: Path) -> None:

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from livekit import api, rtc
 from pydantic import SecretStr
@@ -27,9 +30,9 @@ KEY = "stack-test-key-0123456789"
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
-@pytest.fixture(scope="session")
-async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with the key of a service over the session's lab."""
+@asynccontextmanager
+async def serving(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service over a lab."""
     settings = WebSettings(api_key=SecretStr(KEY))
     app = create_app(LabBackend(lab), settings, Keyring(settings))
     async with (
@@ -41,6 +44,13 @@ async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
             timeout=30,
         ) as asking,
     ):
+        yield asking
+
+
+@pytest.fixture(scope="session")
+async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the key of a service over the session's lab."""
+    async with serving(lab) as asking:
         yield asking
 
 
@@ -102,6 +112,52 @@ async def test_a_deleted_dispatch_ends_its_agent(client: httpx.AsyncClient, room
     assert (await client.delete(f"/api/dispatches/{done['dispatch_id']}")).status_code == 404
 
 
+@pytest.mark.parametrize("how", ["delete", "clean"])
+async def test_two_that_remove_the_same_are_both_answered(
+    client: httpx.AsyncClient, room: str, how: str
+) -> None:
+    """Whoever comes second finds it gone or going; neither meets a fault, nor who lists rooms."""
+    done = (await client.post("/api/dispatch-agent", json={"room": room})).json()
+    if how == "delete":
+        asked = [client.delete(f"/api/dispatches/{done['dispatch_id']}") for _ in range(3)]
+    else:
+        asked = [client.post(f"/api/rooms/{room}/clean") for _ in range(3)]
+    lists = [client.get("/api/rooms") for _ in range(5)]
+    answers = await asyncio.gather(*asked, *lists)
+    statuses = sorted(answer.status_code for answer in answers[:3])
+    assert 200 in statuses
+    assert set(statuses) <= {200, 404}, [answer.text for answer in answers]
+    assert [answer.status_code for answer in answers[3:]] == [200] * 5
+
+
+async def test_an_identity_that_is_in_the_room_gets_no_second_token(
+    client: httpx.AsyncClient, room: str
+) -> None:
+    """Nobody takes another's place under its name; under another one, or later, one may come."""
+    wish = {"room": room, "identity": "ada"}
+    token = (await client.post("/api/token", json=wish)).json()
+    caller = rtc.Room()
+    await caller.connect(token["url"], token["token"])
+    try:
+        refused = await client.post("/api/token", json=wish)
+        assert refused.status_code == 409
+        assert refused.json()["error"]["code"] == "identity_taken"
+        assert (await client.post("/api/token", json={**wish, "identity": "eve"})).is_success
+    finally:
+        await caller.disconnect()
+    async with asyncio.timeout(20):
+        while not (await client.post("/api/token", json=wish)).is_success:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_letta_agent_is_refused_without_letta(client: httpx.AsyncClient) -> None:
+    """A lab without Letta says so, in the answer to whoever asks for one."""
+    for path in ("/api/dispatch-agent", "/api/token"):
+        answer = await client.post(path, json={"room": "r", "letta_agent_id": "Rex"})
+        assert answer.status_code == 422
+        assert "without Letta" in answer.json()["error"]["message"]
+
+
 async def test_cleaning_a_room_spares_humans(client: httpx.AsyncClient, room: str) -> None:
     """A caller with a token of ours stays; agents and dispatches go; an empty room goes too."""
     token = (await client.post("/api/token", json={"room": room, "identity": "ada"})).json()
@@ -145,7 +201,11 @@ async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str)
 async def test_a_token_may_bring_its_agent(client: httpx.AsyncClient, room: str) -> None:
     """With the strategy `token` the agent comes without another request, as the caller joins."""
     wish = {"room": room, "identity": "ada", "strategy": "token"}
-    token = (await client.post("/api/token", json=wish)).json()
+    traced = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    token = (await client.post("/api/token", json=wish, headers=traced)).json()
+    claims = jwt.decode(token["token"], options={"verify_signature": False})
+    (named,) = claims["roomConfig"]["agents"]
+    assert json.loads(named["metadata"]) == traced  # the job's spans go on in the page's trace
     caller = rtc.Room()
     await caller.connect(token["url"], token["token"])
     try:
@@ -248,6 +308,44 @@ async def test_ready_tells_the_truth_when_parts_die() -> None:
         await lab._model.stop()
         bad = {check.name for check in await backend.checks() if not check.ok}
         assert bad == {"livekit", "workers", "model"}
+
+
+async def test_ready_tells_that_livekit_hangs() -> None:
+    """A server that is there and answers nothing is named as that, by /metrics as well."""
+    async with (
+        Lab(llm="paced", letta=False, workers=0, supervise=False) as lab,
+        serving(lab) as web,
+    ):
+        assert lab._server is not None
+        assert lab._server.process is not None
+        os.kill(lab._server.process.pid, signal.SIGSTOP)
+        try:
+            ready = await web.get("/readyz")
+            text = (await web.get("/metrics")).text
+        finally:
+            os.kill(lab._server.process.pid, signal.SIGCONT)
+    assert ready.status_code == 503
+    assert {check["name"]: check["ok"] for check in ready.json()["checks"]}["livekit"] is False
+    assert 'labvoice_dependency_up{dependency="livekit"} 0.0' in text
+    assert 'labvoice_dependency_up{dependency="model"} 1.0' in text
+    assert "labvoice_rooms NaN" in text
+
+
+async def test_workers_are_judged_by_what_can_be_known(lab: Lab) -> None:
+    """A draining worker takes no call; with a server of others, theirs are not called missing."""
+    backend = LabBackend(lab)
+    (worker,) = lab.pool.workers
+    worker.draining = True
+    try:
+        checks = {check.name: check for check in await backend.checks()}
+    finally:
+        worker.draining = False
+    assert not checks["workers"].ok
+    settings = lab.settings.model_copy(update={"llm": "paced"})
+    async with Lab(settings=settings, letta=False, workers=0, supervise=False) as elsewhere:
+        checks = {check.name: check for check in await LabBackend(elsewhere).checks()}
+    assert checks["workers"].ok
+    assert "elsewhere" in checks["workers"].message
 
 
 async def test_agents_without_letta(client: httpx.AsyncClient) -> None:

@@ -17,8 +17,10 @@ import pytest
 from aiohttp import web
 from livekit import api
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from pydantic import SecretStr
 
 from labvoice.lab import Lab
+from labvoice.report.html import write_report
 from labvoice.stack.processes import free_port
 from tests.stack.test_cli import labvoice, server_of
 from tests.stack.test_dispatch import agents_in
@@ -143,6 +145,40 @@ async def test_no_secret_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
         assert [text for text in seen if secret in text] == []
 
 
+async def test_no_provider_key_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
+    """A measured call with keys of OpenAI and Deepgram set: they are in nothing that is left.
+
+    Not in the run file, the report, what a notebook shows, the logs of LiveKit, model and
+    workers, or the arguments of any process. They reach the worker by its environment.
+    """
+    keys = {"openai": "sk-not-a-real-openai-key-0123456789", "deepgram": "dg-not-real-0123456789ab"}
+    out, report = tmp_path / "run.jsonl", tmp_path / "report.html"
+    seen: dict[str, str] = {}
+    async with Lab(
+        llm="openai",
+        openai_base_url=lab.settings.openai_base_url,
+        openai_api_key=SecretStr(keys["openai"]),
+        deepgram_api_key=SecretStr(keys["deepgram"]),
+        letta=False,
+    ) as keyed:
+        run = await keyed.bench.connect(1, out=out)
+        write_report([run], report)
+        children = psutil.Process().children(recursive=True)
+        seen["arguments"] = "\n".join(" ".join(process.cmdline()) for process in children)
+        workers = {worker.process.pid for worker in keyed.pool.workers}
+        in_workers = [p.environ().values() for p in children if p.pid in workers]
+        assert keys["openai"] in in_workers[0]
+        assert keyed._state_dir is not None
+        for path in [out, report, *keyed._state_dir.rglob("*")]:
+            if path.is_file():
+                seen[path.name] = path.read_text(encoding="utf-8", errors="replace")
+        shown = [keyed, run, keyed.settings, keyed.pool.events, keyed.pool.frame(), run.frame]
+        seen["notebook"] = "\n".join(repr(each) for each in shown) + keyed._repr_html_()
+    assert {"run.jsonl", "report.html", "worker-1.log", "arguments"} <= seen.keys()
+    for secret in keys.values():
+        assert [name for name, text in seen.items() if secret in text] == []
+
+
 async def test_a_restart_loses_no_accepted_dispatch(lab: Lab, tmp_path: Path) -> None:
     """Dispatches in flight when the service is told to end are answered; their agents stay."""
     server = {**server_of(lab), "LABVOICE_API_KEY": KEY}
@@ -211,11 +247,15 @@ async def test_a_taken_port_is_told_before_anything_starts(lab: Lab, tmp_path: P
 
 
 async def test_listening_to_all_says_so(lab: Lab, tmp_path: Path) -> None:
-    """With the flag and a long key it serves, and warns."""
+    """With the flag and a long key it serves, warns, and answers at the address it printed."""
     env = {**server_of(lab), "LABVOICE_API_KEY": KEY}
     options = ("--workers", "0", "--host", "0.0.0.0", "--allow-remote")  # noqa: S104
     async with up(tmp_path, env, *options) as running:
         assert "warning: the service listens on 0.0.0.0" in running.printed
+        printed = re.search(r"page: (\S+)/debug", running.printed)
+        assert printed is not None
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+            assert (await client.get(f"{printed[1]}/healthz")).status_code == 200
 
 
 class Collector:
@@ -266,6 +306,10 @@ async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
             done = (await client.post("/api/dispatch-agent", json=wish, headers=headers)).json()
             assert done["success"], done
             await client.delete(f"/api/dispatches/{done['dispatch_id']}")
+            turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}
+            marks = {"click": 0, "agent_listening": 1.5}
+            report = {"room": "traced", "sent_s": 6, "marks": marks, "turns": [turn]}
+            await client.post("/api/calls/call-0001", json=report, headers=headers)
             async with asyncio.timeout(30):
                 # Spans come when their batch is due; there is nothing to be woken by.
                 while not any(
@@ -277,4 +321,7 @@ async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
         await runner.cleanup()
     service = ("labvoice-service", "POST /api/dispatch-agent", trace_id, click)
     assert service in collector.spans
+    for name in ("connection", "voice_to_voice"):
+        assert ("labvoice-service", name, trace_id, click) in collector.spans
+    assert not [span for span in collector.spans if "/api/calls" in span[1]]
     assert b"how can I help" not in collector.bodies

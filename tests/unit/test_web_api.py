@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from labvoice.errors import LabvoiceError, NoWorkerError, ServerUnreachableError
+from labvoice.dispatch import STRATEGIES
+from labvoice.errors import (
+    LabvoiceError,
+    NoWorkerError,
+    ServerAnswerError,
+    ServerUnreachableError,
+)
+from labvoice.stack.events import EventLog
+from labvoice.web.backend import Counts
+from labvoice.web.calls import Calls
 from labvoice.web.logs import HIDDEN, JsonFormatter, set_up_logs
-from labvoice.web.models import Check
+from labvoice.web.models import MAX_TURNS, CallReport, CallTurn, Check, RoomFacts
 from labvoice.web.stub import AGENT_NAME, StubBackend
 from tests.unit.test_web_security import sign
 from tests.unit.web_client import KEY, OWNER, client_with
@@ -56,6 +70,7 @@ def test_a_dispatch_answers_with_who_joined() -> None:
     [
         (NoWorkerError("nobody is there", "start one"), 503, "no_worker"),
         (ServerUnreachableError("LiveKit is away", "start it"), 502, "server_unreachable"),
+        (ServerAnswerError("LiveKit answered internal"), 502, "server_answer"),
         (LabvoiceError("odd\n\nlast log lines:\nsecret lines"), 500, "labvoice"),
         (ZeroDivisionError("a fault with KEY"), 500, "internal"),
     ],
@@ -112,10 +127,153 @@ def test_ready_tells_what_is_not() -> None:
 
 
 def test_agents_without_letta_say_so() -> None:
-    """The list is empty and a reason is given."""
-    answer = client_with().get("/api/agents", headers=OWNER).json()
+    """The list is empty, a reason is given, and that there will be none; asking for one is 422."""
+    client = client_with()
+    answer = client.get("/api/agents", headers=OWNER).json()
     assert answer["agents"] == []
+    assert answer["letta"] is False
     assert answer["reason"]
+    for path in ("/api/dispatch-agent", "/api/token"):
+        refused = client.post(path, headers=OWNER, json={"room": "r", "letta_agent_id": "Rex"})
+        assert refused.status_code == 422
+        assert "letta_agent_id" in refused.json()["error"]["hint"]
+
+
+class Unknowing(StubBackend):
+    """A stub whose rooms hang and whose turns for Letta cannot be counted."""
+
+    asked = 0
+
+    async def rooms(self) -> list[RoomFacts]:
+        self.asked += 1
+        await asyncio.Event().wait()
+        return []
+
+    async def counts(self) -> Counts:
+        return Counts(failovers=3, memory_backlog=math.nan)
+
+    async def checks(self) -> list[Check]:
+        words = "the turns that wait for Letta cannot be read"
+        return [Check(name="memory store", ok=False, message=words, required=False)]
+
+
+def test_what_cannot_be_counted_is_unknown_and_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the memory store or a hung server leaves a scrape that says what is known."""
+    monkeypatch.setattr("labvoice.web.metrics._ASK_TIMEOUT_S", 0.05)
+    client = client_with(Unknowing())
+    assert client.get("/readyz").status_code == 200
+    text = client.get("/metrics", headers=OWNER).text
+    for line in (
+        'labvoice_dependency_up{dependency="memory store"} 0.0',
+        "labvoice_memory_backlog NaN",
+        "labvoice_failovers 3.0",
+        "labvoice_rooms NaN",
+        'labvoice_workers{agent_name="stub-agent"} 1.0',
+    ):
+        assert line in text
+
+
+def test_rooms_are_not_asked_for_where_livekit_is_down() -> None:
+    """What a check has found to be down is not waited for again."""
+
+    class Down(Unknowing):
+        async def checks(self) -> list[Check]:
+            return [Check(name="livekit", ok=False, message="silence")]
+
+    backend = Down()
+    text = client_with(backend).get("/metrics", headers=OWNER).text
+    assert 'labvoice_dependency_up{dependency="livekit"} 0.0' in text
+    assert backend.asked == 0
+
+
+@pytest.mark.parametrize(("strategy", "counted"), [("concurrent", 1), ("token", 2)])
+def test_a_dispatch_is_counted_once(strategy: str, counted: int) -> None:
+    """What the service times itself is not taken from the page too, unless a token dispatches."""
+    client = client_with()
+    client.post("/api/dispatch-agent", headers=OWNER, json={"room": "r"})
+    marks = {"dispatch_requested": 0, "dispatch_acknowledged": 0.2, "agent_visible": 0.5}
+    report = {"room": "r", "strategy": strategy, "marks": marks}
+    call = client.post("/api/calls/call-0001", headers=OWNER, json=report).json()
+    assert call["stages"] == {"dispatch": 0.2, "join": 0.5}
+    text = client.get("/metrics", headers=OWNER).text
+    for stage in ("dispatch", "join"):
+        assert f'labvoice_stage_seconds_count{{stage="{stage}"}} {counted:.1f}' in text
+
+
+def test_a_duration_below_zero_is_not_counted() -> None:
+    """Marks in the wrong order and figures below zero make no stage."""
+    client = client_with()
+    turn = {
+        "number": 0,
+        "marks": {"user_speech_end": 5, "reply_heard": 4},
+        "metrics": {"e2e_latency": -1},
+    }
+    report = {"room": "r", "marks": {"click": 2, "agent_listening": 1}, "turns": [turn]}
+    call = client.post("/api/calls/call-0001", headers=OWNER, json=report).json()
+    assert call["stages"] == {}
+    assert "labvoice_stage_seconds_count{" not in client.get("/metrics", headers=OWNER).text
+
+
+def test_all_calls_together_hold_so_many_turns() -> None:
+    """One key cannot fill the memory: the oldest calls go when there are too many turns."""
+    calls = Calls()
+    turns = [CallTurn(number=number) for number in range(MAX_TURNS)]
+    for number in range(50):
+        calls.record(f"call-{number:04}", "owner", CallReport(room="r", turns=turns))
+    held = [number for number in range(50) if f"call-{number:04}" in calls._calls]
+    assert held == list(range(10, 50))
+    assert len(calls.get("call-0049").turns) == MAX_TURNS
+
+
+def test_a_call_becomes_spans_of_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the click to the agent that listens, and each turn; the reports themselves are none."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for module in ("routes", "guard"):
+        monkeypatch.setattr(f"labvoice.web.{module}.tracer", provider.get_tracer("test"))
+    client = client_with()
+    trace_id, click = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {**OWNER, "traceparent": f"00-{trace_id}-{click}-01"}
+    marks = {"click": 0, "agent_listening": 1.5}
+    turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}
+    for report in (
+        {"room": "r", "sent_s": 2, "marks": marks},
+        {"room": "r", "sent_s": 6, "marks": marks, "turns": [turn]},
+    ):
+        client.post("/api/calls/call-0001", headers=headers, json=report)
+    client.post("/api/calls/call-0002", headers=OWNER, json={"room": "r", "marks": marks})
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["connection", "voice_to_voice"]
+    for span, seconds in zip(spans, (1.5, 1.0), strict=True):
+        assert span.parent is not None
+        assert f"{span.context.trace_id:032x}" == trace_id
+        assert f"{span.parent.span_id:016x}" == click
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert (span.end_time - span.start_time) / 1e9 == pytest.approx(seconds, abs=1e-3)
+    client.get("/api/rooms", headers=headers)
+    assert exporter.get_finished_spans()[-1].name == "GET /api/rooms"
+
+
+def test_the_lab_tells_a_page_what_it_may_report() -> None:
+    """Strategies and the names of marks, figures and outcomes come from the service."""
+    lab = client_with().get("/api/lab", headers=OWNER).json()
+    assert {offer["name"] for offer in lab["strategies"]} == set(STRATEGIES) - {"automatic"}
+    report = {
+        "room": "r",
+        "outcome": lab["outcomes"][-1],
+        "marks": dict.fromkeys(lab["marks"], 1),
+        "turns": [
+            {
+                "number": 0,
+                "marks": dict.fromkeys(lab["turn_marks"], 1),
+                "metrics": dict.fromkeys(lab["turn_metrics"], 1),
+            }
+        ],
+    }
+    client = client_with()
+    assert client.post("/api/calls/call-0001", headers=OWNER, json=report).status_code == 200
 
 
 def test_a_call_is_put_together_from_its_reports() -> None:
@@ -245,13 +403,49 @@ def test_the_log_has_the_ids_and_no_key(log: io.StringIO) -> None:
     assert KEY not in log.getvalue()
 
 
-def test_a_secret_in_a_message_is_hidden() -> None:
-    """Whatever a message or traceback holds, a known secret is not written."""
-    formatter = JsonFormatter([SecretStr(KEY), None])
-    record = logging.makeLogRecord({"msg": f"asked with {KEY}", "facts": {"url": KEY}})
+@pytest.mark.parametrize("secret", [KEY, 'a"quoted\\key-\u00e9-0123456789'])
+def test_a_secret_in_a_message_is_hidden(secret: str) -> None:
+    """Whatever a message or traceback holds, a known secret is not written, escaped or not."""
+    formatter = JsonFormatter([SecretStr(secret), None])
+    facts = {"url": secret, "shown": repr(secret), "body": json.dumps({"key": secret})}
+    record = logging.makeLogRecord({"msg": f"asked with {secret}", "facts": facts})
     line = json.loads(formatter.format(record))
     assert line["event"] == f"asked with {HIDDEN}"
     assert line["url"] == HIDDEN
+    assert line["shown"][1:-1] == HIDDEN
+    assert line["body"] == f'{{"key": "{HIDDEN}"}}'
+
+
+def test_a_failed_dispatch_is_logged_with_its_ids(log: io.StringIO) -> None:
+    """The log and the answer name the dispatches that the server made before it failed."""
+    error = NoWorkerError("nobody is there", "start one")
+    error.dispatch_ids = ("AD_1", "AD_2")
+    answer = client_with(Failing(error)).post(
+        "/api/dispatch-agent", headers=OWNER, json={"room": "r"}
+    )
+    assert answer.json()["dispatch_id"] == "AD_2"
+    line = json.loads(log.getvalue().splitlines()[-1])
+    assert line["dispatch_id"] == "AD_1 AD_2"
+    assert line["outcome"] == "no_worker"
+
+
+def test_events_of_the_lab_are_logged(log: io.StringIO) -> None:
+    """What happens to agents and workers is in the service's log, with its ids."""
+    EventLog().add(
+        "agent_lost", room="r", detail="agent-AJ_1: gone", job_id="AJ_1", dispatch_id="AD_1"
+    )
+    line = json.loads(log.getvalue())
+    assert (
+        line.items()
+        >= {
+            "event": "agent_lost",
+            "logger": "labvoice.events",
+            "room": "r",
+            "detail": "agent-AJ_1: gone",
+            "job_id": "AJ_1",
+            "dispatch_id": "AD_1",
+        }.items()
+    )
 
 
 def test_a_fault_is_logged_with_its_request(log: io.StringIO) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import httpx
 import jwt
 import pytest
 from pydantic import SecretStr
@@ -13,10 +14,12 @@ from starlette.testclient import TestClient
 
 from labvoice.errors import SettingsError
 from labvoice.settings import read_settings
-from labvoice.web.app import MAX_BODY_BYTES
+from labvoice.web.app import MAX_BODY_BYTES, create_app
 from labvoice.web.security import SESSION_LIFETIME_S, Keyring, RateLimiter
+from labvoice.web.server import HttpServer
 from labvoice.web.settings import WebSettings
 from labvoice.web.stub import StubBackend
+from labvoice.web.up import prepare
 from tests.unit.web_client import (
     FRONT_KEY,
     KEY,
@@ -225,32 +228,128 @@ def test_odd_names_are_refused(name: str) -> None:
 
 
 def test_asking_too_often_is_refused_for_that_key_alone() -> None:
-    """Past its burst a key gets 429 and when to come back; another key is still served."""
+    """Past its burst a key gets 429 from any address; another key is still served."""
     client = client_with(rate_limit_hz=0.5)
     assert client.get("/api/workers", headers=OWNER).status_code == 200
     refused = client.get("/api/workers", headers=OWNER)
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
+    elsewhere = TestClient(
+        client.app, base_url="http://localhost:9000", client=("192.0.2.7", 50_000)
+    )
+    assert elsewhere.get("/api/workers", headers=OWNER).status_code == 429
     assert client.get("/api/workers", headers=bearer(READ_KEY)).status_code == 200
 
 
-def test_guessing_keys_is_slowed() -> None:
-    """After ten wrong keys from an address the next gets 429; the right key is still served."""
+def test_an_address_that_asks_too_often_is_refused_whatever_it_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Open routes and pages count too; health and what pages load do not."""
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    client = client_with(rate_limit_hz=0.5)  # four at once for an address
+    for path in ("/", "/docs", "/readyz", "/openapi.json"):
+        assert client.get(path, follow_redirects=False).status_code < 400
+    for method, path in [("GET", "/readyz"), ("POST", "/api/session"), ("POST", "/api/webhook")]:
+        refused = client.request(method, path)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "too_many_requests"
+        assert int(refused.headers["retry-after"]) >= 1
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/static/page.js").status_code == 200
+    other = TestClient(client.app, base_url="http://localhost:9000", client=("192.0.2.7", 50_000))
+    assert other.get("/readyz").status_code == 200
+
+
+def test_guessing_keys_is_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten wrong keys from an address even the right one waits its second.
+
+    A session that is open goes on, other addresses are served, and a request without any key is
+    no guess.
+    """
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
     client = client_with()
-    statuses = [
-        client.post("/api/session", json={"key": f"guess-{number}"}).status_code
-        for number in range(11)
-    ]
-    assert statuses == [401] * 10 + [429]
+    page = TestClient(client.app, base_url="http://localhost:9000")
+    page.post("/api/session", json={"key": KEY})
+    elsewhere = TestClient(
+        client.app, base_url="http://localhost:9000", client=("192.0.2.7", 50_000)
+    )
+    for _ in range(20):
+        assert client.get("/api/workers").status_code == 401
+    for number in range(5):
+        assert client.post("/api/session", json={"key": f"guess-{number}"}).status_code == 401
+        assert client.get("/api/workers", headers=bearer(f"guess-{number}")).status_code == 401
+    assert client.get("/api/workers", headers=OWNER).status_code == 429
+    assert client.post("/api/session", json={"key": KEY}).status_code == 429
+    assert page.get("/api/workers").status_code == 200
+    assert elsewhere.get("/api/workers", headers=OWNER).status_code == 200
+    now_s += 1
     assert client.get("/api/workers", headers=OWNER).status_code == 200
+
+
+def test_behind_a_proxy_with_tls_the_cookie_is_secure() -> None:
+    """LABVOICE_PUBLIC_URL allows its host and its pages, and makes the cookie Secure."""
+    client = client_with(public_url="https://lab.example:8443/")
+    host = {"Host": "lab.example"}
+    assert client.get("/healthz", headers=host).status_code == 200
+    cookie = client.post("/api/session", json={"key": KEY}).headers["set-cookie"]
+    assert "Secure" in cookie
+    assert (
+        "Secure" not in client_with().post("/api/session", json={"key": KEY}).headers["set-cookie"]
+    )
+    value = {"Cookie": cookie.partition(";")[0]}
+    for origin, status in [
+        ("https://lab.example:8443", 200),
+        ("https://lab.example", 403),
+        ("http://lab.example:8443", 403),
+    ]:
+        headers = {**value, "Origin": origin}
+        assert client.post("/api/token", json={}, headers=headers).status_code == status
+    with pytest.raises(ValueError, match="without a path"):
+        settings_with(public_url="https://lab.example/voice")
+
+
+def test_a_session_can_be_closed() -> None:
+    """DELETE /api/session takes the cookie back; what it opened is closed to this client."""
+    client = client_with()
+    client.post("/api/session", json={"key": KEY})
+    assert client.get("/api/session").json()["name"] == "owner"
+    closed = client.delete("/api/session")
+    assert closed.json() == {"status": "ok"}
+    assert "Max-Age=0" in closed.headers["set-cookie"]
+    assert client.get("/api/session").status_code == 401
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "0.0.0.0"])  # noqa: S104
+async def test_the_printed_address_is_answered(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is listened on, the page's printed address and the webhook's are served."""
+    monkeypatch.setenv("LABVOICE_API_KEY", "k" * 32)
+    service = prepare(host, 0, allow_remote=True)
+    app = create_app(StubBackend(), service._settings, service._keyring)
+    async with (
+        HttpServer(app, service._socket),
+        httpx.AsyncClient(trust_env=False, timeout=10) as client,
+    ):
+        assert (await client.get(f"{service.url}/healthz")).status_code == 200
+        assert (await client.get(service.webhook_url)).status_code == 405
+
+
+def test_the_public_address_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy the page's address is the proxy's; webhooks still come to this machine."""
+    monkeypatch.setenv("LABVOICE_PUBLIC_URL", "https://lab.example")
+    service = prepare("127.0.0.1", 0)
+    service._socket.close()
+    assert service.url == "https://lab.example"
+    assert service.webhook_url.startswith("http://127.0.0.1:")
 
 
 def test_the_bucket_refills() -> None:
     """A token comes back with time, and no more than the burst are kept."""
     limiter = RateLimiter(2.0, 2)
-    assert [limiter.take(("a",), 0.0) for _ in range(3)] == [0, 0, 0.5]
-    assert limiter.take(("a",), 0.5) == 0
-    assert [limiter.take(("a",), 100.0) > 0 for _ in range(3)] == [False, False, True]
+    assert [limiter.take("a", 0.0) for _ in range(3)] == [0, 0, 0.5]
+    assert limiter.take("a", 0.5) == 0
+    assert [limiter.take("a", 100.0) > 0 for _ in range(3)] == [False, False, True]
 
 
 def test_bodies_are_bounded() -> None:

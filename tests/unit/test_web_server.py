@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -11,7 +13,7 @@ import httpx
 import pytest
 
 from labvoice.errors import PortInUseError
-from labvoice.web.server import HttpServer, TimedProtocol, bind_port
+from labvoice.web.server import HttpServer, TimedProtocol, bind_port, raise_file_limit
 from tests.unit.web_client import OWNER, app_with
 
 
@@ -116,8 +118,77 @@ async def test_a_head_that_does_not_end_is_refused(server: HttpServer) -> None:
     """A head over 16 KiB ends in 400."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 20_000)
-    assert (await closed(reader)).startswith(b"HTTP/1.1 400")
+    said = await closed(reader)
+    assert said.startswith(b"HTTP/1.1 400")
+    assert_looks_like_an_error(said, "bad_request")
     await hang_up(writer)
+
+
+def assert_looks_like_an_error(said: bytes, code: str) -> None:
+    """What the server itself refuses has the form of every other error."""
+    error = json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+    assert set(error) == {"code", "message", "hint"}
+    assert error["code"] == code
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that nobody reads is not kept for ever; a client that reads gets all of it."""
+    monkeypatch.setattr(TimedProtocol, "write_s", 0.5)
+    sock = bind_port("127.0.0.1", 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    request = (
+        b"GET /static/widgets/call.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    async with HttpServer(app_with(), sock) as server:
+        said = []
+        for pause_s in (0.0, 2.0):
+            raw = socket.socket()
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            raw.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", server.port))
+            await asyncio.get_running_loop().sock_sendall(raw, request)
+            await asyncio.sleep(pause_s)
+            reader, writer = await asyncio.open_connection(sock=raw)
+            said.append(await closed(reader))
+            await hang_up(writer)
+    whole, cut = said
+    assert len(whole) > 100_000
+    assert len(cut) < len(whole)
+
+
+async def test_one_address_cannot_take_all_connections(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection too many is answered 503 and closed; a closed one makes room again."""
+    monkeypatch.setattr(TimedProtocol, "max_per_address", 2)
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    kept = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    said = await closed(reader)
+    assert said.startswith(b"HTTP/1.1 503")
+    assert_looks_like_an_error(said, "busy")
+    await hang_up(writer)
+    for old_reader, old_writer in kept:
+        old_writer.write(request)
+        assert (await closed(old_reader)).startswith(b"HTTP/1.1 200")
+        await hang_up(old_writer)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request)
+    assert (await closed(reader)).startswith(b"HTTP/1.1 200")
+    await hang_up(writer)
+
+
+async def test_the_limit_on_open_files_is_raised() -> None:
+    """A soft limit that is too low for the connections promised is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        raise_file_limit()
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert raised[0] >= min(hard, 65_536) or hard == resource.RLIM_INFINITY
+        assert raised[1] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_length_that_is_a_lie_is_refused(server: HttpServer) -> None:

@@ -2,6 +2,7 @@
 // the call a backend that asks this service.
 
 const $ = (id) => document.getElementById(id);
+let lab = null; // what `/api/lab` tells: the agent's name, strategies, names that reports use
 let traceparent = null; // of the current call; its dispatch continues the trace
 
 function hex(bytes) {
@@ -16,25 +17,6 @@ let BackendError = class extends Error {
     Object.assign(this, { hint, outcome });
   }
 }; // until the call's program brings its own
-
-// The names of labvoice/stages.py that a call reports; the service refuses others.
-const CONNECTION_MARKS = new Set(
-  ("click token_issued room_connected mic_published dispatch_requested dispatch_acknowledged " +
-    "job_received job_accepted job_assigned process_assigned entrypoint_started agent_connected " +
-    "agent_track_published session_started agent_visible agent_audio_subscribed agent_listening " +
-    "greeting_heard").split(" "),
-);
-const TURN_MARKS = new Set(["user_speech_start", "user_speech_end", "reply_heard"]);
-const TURN_METRICS = new Set(
-  ("end_of_turn_delay transcription_delay on_user_turn_completed_delay llm_node_ttft " +
-    "llm_node_ttfs tts_node_ttfb playback_latency e2e_latency").split(" "),
-);
-const STRATEGIES = [
-  { name: "concurrent", title: "While the browser connects", when: "during" },
-  { name: "sequential", title: "After the microphone is on", when: "after" },
-  { name: "token", title: "Named in the access token", when: "token" },
-  { name: "ahead", title: "Before the click", when: "ahead" },
-];
 
 async function ask(method, path, body) {
   const headers = { Accept: "application/json" };
@@ -58,9 +40,12 @@ async function ask(method, path, body) {
 const known = (values, names, change) =>
   Object.fromEntries(
     Object.entries(values)
-      .filter(([name]) => names.has(name))
+      .filter(([name]) => names.includes(name))
       .map(([name, value]) => [name, change(value)]),
   );
+
+/** An error's code, where the service has no outcome of that name, is just an error. */
+const outcome = (name) => (lab.outcomes.includes(name) ? name : "error");
 
 /** What was measured of a call, from its click, without the words that were said. */
 function report(record) {
@@ -68,13 +53,15 @@ function report(record) {
   return {
     room: record.room,
     strategy: record.strategy || null,
-    outcome: record.outcome,
-    marks: known(record.marks, CONNECTION_MARKS, (mark) => mark.t_s - click),
+    dispatch_id: record.notes.dispatch_id ?? null,
+    outcome: outcome(record.outcome),
+    sent_s: performance.now() / 1000 - click,
+    marks: known(record.marks, lab.marks, (mark) => mark.t_s - click),
     turns: record.turns.map((turn) => ({
       number: turn.number,
-      outcome: turn.outcome,
-      marks: known(turn.marks, TURN_MARKS, (at_s) => at_s - click),
-      metrics: known(turn.metrics, TURN_METRICS, (seconds) => seconds),
+      outcome: outcome(turn.outcome),
+      marks: known(turn.marks, lab.turn_marks, (at_s) => at_s - click),
+      metrics: known(turn.metrics, lab.turn_metrics, (seconds) => seconds),
     })),
   };
 }
@@ -89,8 +76,8 @@ const backend = {
     return { ...answer, hint: answer.error?.hint };
   },
   async agents() {
-    const { agents, reason } = await ask("GET", "/api/agents");
-    return reason ? null : agents;
+    const { agents, letta } = await ask("GET", "/api/agents");
+    return letta ? agents : null; // while Letta starts there are none, and the call asks again
   },
   async diagnose() {
     const { checks } = await ask("POST", "/api/diagnose", {});
@@ -142,8 +129,9 @@ async function open() {
     return;
   }
   BackendError = program.BackendError;
-  const agentName = (await ask("GET", "/api/lab")).agent_name;
-  program.mountCall($("call"), { backend, strategies: STRATEGIES, agentName });
+  lab = await ask("GET", "/api/lab");
+  const { strategies, agent_name: agentName } = lab;
+  program.mountCall($("call"), { backend, strategies, agentName });
 }
 
 async function signIn(key) {
