@@ -16,7 +16,7 @@ UV := $(or $(shell command -v uv 2>/dev/null || true),$(UV_CACHED)/bin/uv)
 BIN := .venv/bin
 # Real processes in real time on a shared machine: one more try is given, and shown as RERUN.
 RERUNS := --reruns 1 --reruns-delay 5
-# They wait more than they compute, so two run at a time; the tests of one file share what is slow.
+# Two run at a time: most wait more than they compute. The tests of one file share what is slow.
 PAIRS := -n 2 --dist loadfile
 READY := .venv/labvoice.stamp
 
@@ -27,7 +27,7 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
 test: lint ## lint, then all tests but those of `make test-web`
-	$(BIN)/python -m pytest -m "not npm" $(RERUNS) tests/unit
+	$(BIN)/python -m pytest -m "not npm" $(RERUNS) $(PAIRS) tests/unit
 	$(BIN)/python -m pytest -m "not debian" $(RERUNS) $(PAIRS) tests/stack tests/notebooks
 
 test-web: $(READY) ## tests that need npm, and Debian's chromium and prometheus
