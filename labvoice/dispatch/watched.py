@@ -95,6 +95,8 @@ class Watched:
         """
         job = dispatch.state.jobs[-1] if dispatch.state.jobs else None
         since_ns = dispatch.state.created_at
+        if job is None and not dispatch.agent_name:
+            return None  # the server gives one to every room, whether or not a worker serves it
         if job is not None:
             if job.state.status == JobStatus.JS_SUCCESS:
                 return None

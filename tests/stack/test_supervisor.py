@@ -301,7 +301,8 @@ async def test_a_room_without_an_agent_is_not_forgotten(
         assert pair.supervisor is not None
         await pair.supervisor.stop()
         listed = await pair.dispatcher.api.agent_dispatch.list_dispatch(call.room_name)
-        assert [each.agent_name for each in listed] == ["only-agent"]
+        # A nameless one is every room's.
+        assert [each.agent_name for each in listed if each.agent_name] == ["only-agent"]
         await pair.add_workers(agent_name="only-agent")
         pair.supervisor = None  # the next one knows nothing
         pair.supervise()
@@ -353,7 +354,8 @@ async def test_the_end_of_a_call_spares_other_humans(pair: Lab) -> None:
         await until(alone, 20)
         await asyncio.sleep(3)
         assert await alone()
-        assert await pair.dispatcher.api.agent_dispatch.list_dispatch("with-a-guest") == []
+        listed = await pair.dispatcher.api.agent_dispatch.list_dispatch("with-a-guest")
+        assert [each for each in listed if each.agent_name] == []
     finally:
         await guest.disconnect()
 

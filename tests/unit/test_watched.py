@@ -124,6 +124,13 @@ def test_a_cold_start_is_told_from_a_loss(made: AgentDispatch, dead: bool, lost:
     assert (found is not None) == lost
 
 
+def test_the_servers_own_dispatch_is_nobodys_loss() -> None:
+    """Every room has a nameless dispatch; where no worker serves all rooms, nobody waits for it."""
+    made = dispatch(90, None)
+    made.agent_name = ""
+    assert Watched.from_dispatch("room", made, 0.0, lambda _: False) is None
+
+
 def test_a_dispatch_hands_on_what_it_was_told() -> None:
     """Metadata and history of a lost agent's dispatch go to the next; a first agent has none."""
     said = [Said(role="user", text="My dog is called Rex.")]
