@@ -60,7 +60,7 @@ function draw(seen: Snapshot): HTMLElement[] {
       ),
       tile("Dispatches that succeeded", rate, failure, series["success"]),
       tile("Dispatch to agent", ms(figures["dispatch_s"]), "median of the last 20", series["dispatch_s"]),
-      tile("Voice to voice", ms(figures["voice_to_voice_s"]), `median of the last 20 of ${seen.turns} turns`, series["voice_to_voice_s"]),
+      tile("Voice to voice", ms(figures["voice_to_voice_s"]), seen.turns ? `median of the last 20 of ${seen.turns} turns` : "no turn yet", series["voice_to_voice_s"]),
       ...(figures["memory_backlog"] == null
         ? [] // the lab runs without Letta
         : [tile("Memory backlog", String(figures["memory_backlog"]), "turns on their way to Letta", series["memory_backlog"])]),

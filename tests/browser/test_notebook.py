@@ -7,7 +7,7 @@ import base64
 import io
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,12 +22,8 @@ NOTEBOOK = "03-your-own-voice.ipynb"
 MICROPHONE = Path(__file__).with_name("fake_microphone.js")
 AUDIBLE_RMS = 0.01
 SILENT_RMS = 0.001
-JUPYTER_NOISE = re.compile(
-    # JupyterLab's own, of no concern to a widget: files that a fresh profile does not have.
-    r"Failed to load resource: .* (404|403)"
-    # Notebook 7 asks for the settings of a plugin that it does not have.
-    r"|Cannot read properties of undefined \(reading 'schema'\)"
-)
+NOTEBOOK_7_NOISE = "Cannot read properties of undefined (reading 'schema')"
+"""Notebook 7's own: it asks for the settings of a plugin that it does not have."""
 
 
 @asynccontextmanager
@@ -41,11 +37,16 @@ async def notebook(
     errors: list[str] = []
 
     def note(text: str) -> None:
-        if not JUPYTER_NOISE.search(text):
+        if NOTEBOOK_7_NOISE not in text:
             errors.append(text)
 
     page.on("pageerror", lambda error: note(str(error)))
-    page.on("console", lambda message: note(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: (
+            note(f"{message.text} {message.location['url']}") if message.type == "error" else None
+        ),
+    )
     await page.goto(address % name)
     await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
     if "/lab/" in address:
@@ -134,6 +135,7 @@ async def test_a_call_with_the_browsers_microphone(
             assert await loudness(page, 20_000) > AUDIBLE_RMS
             await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=15_000)
             await widget.screenshot(path=pictures / "talking.png")
+            await page.screenshot(path=pictures / "jupyterlab-call.png")
 
             await expect(phase).to_have_text("the agent listens", timeout=30_000)
             await widget.get_by_label("Type to the agent").fill("Tell me more.")
@@ -153,6 +155,7 @@ async def test_a_call_with_the_browsers_microphone(
                 "connection",
                 "time_to_greeting",
                 "voice_to_voice",
+                "typed to voice",
             ):
                 await expect(waterfall).to_contain_text(stage)
             await widget.get_by_role("button", name="Hang up").click()
@@ -165,6 +168,7 @@ async def test_a_call_with_the_browsers_microphone(
         measured = page.locator(".jp-Cell", has_text="print(button.call)")
         await expect(measured).to_contain_text("BrowserCall: ended, outcome ok, 2 turns")
         await expect(measured).to_contain_text("voice to voice")
+        await expect(measured).to_contain_text("2. interrupted")
         await expect(measured).to_contain_text("time_to_greeting")
         await page.keyboard.press("Shift+Enter")
 
@@ -174,6 +178,7 @@ async def test_a_call_with_the_browsers_microphone(
         await widget.get_by_role("button", name="Connect again").click()
         await expect(log).to_contain_text("start speaking", timeout=30_000)
         await expect(log).not_to_contain_text("requesting dispatch")
+        await expect(widget.locator(".lv-waterfall")).to_contain_text("job_request")
         await widget.get_by_role("button", name="Hang up").click()
         await page.screenshot(path=pictures / "notebook.png", full_page=True)
 
@@ -230,6 +235,13 @@ async def test_sound_that_is_held_back_in_notebook_7(
         await widget.get_by_role("button", name="Hang up").click()
 
 
+def write(path: Path, sources: Sequence[str]) -> None:
+    """Writes a notebook of these cells."""
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    cells = [new_code_cell(source) for source in sources]
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
 CELLS = (
     "from labvoice.lab import Lab\nlab = await Lab(llm='paced', letta=False).start()",
     "button = lab.connect_button()\nbutton",
@@ -239,6 +251,7 @@ CELLS = (
     "if button.calls:\n"
     "    os.kill(lab.pool.workers[0].process.pid, signal.SIGKILL)\n"
     "    print('killed')",
+    "print([call.path is not None for call in button.calls])",
     "print('the ' + 'end')",
 )
 
@@ -247,10 +260,7 @@ async def test_two_views_a_reload_and_a_killed_worker(
     chromium: Browser, jupyter: str, tmp_path: Path, pictures: Path
 ) -> None:
     """Views share a call, the monitor sees it, a reloaded page calls again, a loss is said."""
-    cells = [new_code_cell(source) for source in CELLS]
-    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    written = new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(written, tmp_path / "jupyter" / "views.ipynb")
+    write(tmp_path / "jupyter" / "views.ipynb", CELLS)
     async with notebook(chromium, jupyter, pictures, "views.ipynb", "the end") as page:
         views, monitor = page.locator(".labvoice"), page.locator(".labvoice-monitor")
         await expect(views).to_have_count(2)
@@ -264,10 +274,21 @@ async def test_two_views_a_reload_and_a_killed_worker(
         await views.nth(1).get_by_role("button", name="Hang up").click()
         await expect(views.nth(0).locator(".lv-phase")).to_have_text("Call ended")
 
+        # The page is reloaded in the middle of a call: its record ends and is saved.
+        await views.nth(0).get_by_role("button", name="Connect again").click()
+        await expect(views.nth(0).locator(".lv-log")).to_contain_text(
+            "start speaking", timeout=30_000
+        )
         await page.locator("[data-jp-item-name=save]").click()
         await expect(page.locator(".jp-mod-dirty")).to_have_count(0)
         await page.reload()
         await expect(views).to_have_count(2, timeout=60_000)
+        kept = page.locator(".jp-Cell", has_text="call.path is not None")
+        async with asyncio.timeout(30):
+            while "[True, True]" not in await kept.inner_text():
+                await kept.locator(".jp-InputArea").click()
+                await page.keyboard.press("Control+Enter")
+                await asyncio.sleep(1)
         await views.nth(0).get_by_label("Dispatch").select_option("concurrent")
         await views.nth(0).get_by_role("button", name="Connect").click()
         await expect(views.nth(0).locator(".lv-log")).to_contain_text(
@@ -281,3 +302,49 @@ async def test_two_views_a_reload_and_a_killed_worker(
         log = views.nth(0).locator(".lv-log")
         await expect(log).to_contain_text("another agent took over", timeout=60_000)
         assert await loudness(page, 20_000) > AUDIBLE_RMS  # it says that something happened
+
+
+MEMORY_CELLS = (
+    "from labvoice.lab import Lab\n"
+    "lab = await Lab(llm='paced', fresh=True).start()\n"
+    "await lab.letta_server.until_up()",
+    "button = lab.connect_button()\nbutton",
+    "for call in button.calls:\n"
+    "    human = (await lab.letta.blocks(call.record.letta_agent_id))['human'].strip()\n"
+    "    print(call.record.notes.get('memory'), 'and Letta knows:', human)",
+    "print('the ' + 'end')",
+)
+
+
+async def test_a_fact_that_is_told_is_known_after_the_reconnect(
+    chromium: Browser, jupyter: str, tmp_path: Path, pictures: Path
+) -> None:
+    """An agent is made in the widget and told something; the next call reads it from Letta."""
+    write(tmp_path / "jupyter" / "memory.ipynb", MEMORY_CELLS)
+    async with notebook(chromium, jupyter, pictures, "memory.ipynb", "the end") as page:
+        widget = page.locator(".labvoice").first
+        await widget.get_by_role("button", name="New agent").click()
+        await expect(widget.get_by_label("Memory")).to_have_value(
+            re.compile("^agent-"), timeout=30_000
+        )
+        log, talk = widget.locator(".lv-log"), widget.locator(".lv-talk")
+        known = page.locator(".jp-Cell", has_text="and Letta knows")
+        for number in (1, 2):
+            await widget.get_by_role("button", name="Connect").click()
+            await expect(log).to_contain_text("start speaking", timeout=60_000)
+            if number == 1:
+                await widget.get_by_label("Type to the agent").fill("My dog is called Rex.")
+                await page.keyboard.press("Enter")
+            else:
+                await widget.screenshot(path=pictures / "memory.png")
+            await expect(talk.locator(".lv-agent")).to_have_count(3 - number, timeout=30_000)
+            async with asyncio.timeout(60):
+                while (await known.inner_text()).count("Rex") < number:
+                    await known.locator(".jp-InputArea").click()
+                    await page.keyboard.press("Control+Enter")
+                    await asyncio.sleep(1)
+            await widget.get_by_role("button", name="Hang up").click()
+            await expect(widget.locator(".lv-phase")).to_have_text("Call ended")
+        await known.locator(".jp-InputArea").click()
+        await page.keyboard.press("Control+Enter")
+        await expect(known).to_contain_text(re.compile("(ready and Letta knows: .*Rex.*\\s*){2}"))

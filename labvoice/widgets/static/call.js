@@ -87,6 +87,8 @@ registerProcessor("labvoice-meter", class extends AudioWorkletProcessor {
 .labvoice .lv-preflight span { grid-column: 1 / -1; }
 .labvoice .lv-preflight button { justify-self: start; }
 .labvoice .lv-inline { display: flex; gap: 0.4rem; }
+.labvoice .lv-inline { display: flex; flex-wrap: wrap; gap: 0.4rem; }
+.labvoice .lv-inline select { flex: 1 1 12rem; }
 .labvoice select, .labvoice input { width: 100%; min-width: 0; height: 34px; padding: 0 0.6rem; border: 1px solid var(--line); border-radius: 6px; background: var(--paper); color: var(--ink); font: inherit; }
 .labvoice button { height: 34px; padding: 0 0.95rem; border: 1px solid var(--line); border-radius: 6px; background: var(--panel); color: var(--ink); font: inherit; font-weight: 600; cursor: pointer; white-space: nowrap; }
 .labvoice button:disabled, .labvoice input:disabled, .labvoice fieldset:disabled select { opacity: 0.5; cursor: default; }
