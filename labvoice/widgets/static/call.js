@@ -86,7 +86,6 @@ registerProcessor("labvoice-meter", class extends AudioWorkletProcessor {
 .labvoice .lv-preflight { display: grid; grid-template-columns: auto 1fr; align-items: center; gap: 0.2rem 0.6rem; font-size: 12px; color: var(--muted); }
 .labvoice .lv-preflight span { grid-column: 1 / -1; }
 .labvoice .lv-preflight button { justify-self: start; }
-.labvoice .lv-inline { display: flex; gap: 0.4rem; }
 .labvoice .lv-inline { display: flex; flex-wrap: wrap; gap: 0.4rem; }
 .labvoice .lv-inline select { flex: 1 1 12rem; }
 .labvoice select, .labvoice input { width: 100%; min-width: 0; height: 34px; padding: 0 0.6rem; border: 1px solid var(--line); border-radius: 6px; background: var(--paper); color: var(--ink); font: inherit; }
