@@ -81,7 +81,7 @@ registerProcessor("labvoice-meter", class extends AudioWorkletProcessor {
 .labvoice[data-phase="connecting"] .lv-phase { background: #005a8d; color: #fff; }
 .labvoice[data-phase="failed"] .lv-phase { background: var(--red); color: #fff; }
 .labvoice .lv-choices { display: flex; flex-wrap: wrap; gap: 0.6rem 1rem; margin: 0 0 0.7rem; padding: 0; border: 0; min-width: 0; }
-.labvoice .lv-field { display: grid; gap: 0.15rem; flex: 1 1 13rem; min-width: 0; }
+.labvoice .lv-field { display: grid; align-content: start; gap: 0.15rem; flex: 1 1 13rem; min-width: 0; }
 .labvoice label { font-size: 12px; color: var(--muted); }
 .labvoice .lv-preflight { display: grid; grid-template-columns: auto 1fr; align-items: center; gap: 0.2rem 0.6rem; font-size: 12px; color: var(--muted); }
 .labvoice .lv-preflight span { grid-column: 1 / -1; }
