@@ -26,7 +26,9 @@ from labvoice.stack.postgres import Postgres
 from labvoice.stack.processes import ManagedProcess, free_port
 
 PROVIDER: Final = "lab"
-"""Under this name the embedded server knows the lab's model; handles are `lab/MODEL`."""
+"""Under this name the embedded server knows the lab's model. Handles are `lab/MODEL`, but
+`openai-proxy/MODEL` for an endpoint that does not say how long its context is and is not OpenAI's
+own (Letta 0.16.8, schemas/providers/openai.py)."""
 _OPENAI_URL: Final = "https://api.openai.com/v1"
 # From nothing it takes 11 s on an idle machine, 70 s on a busy one.
 _READY_TIMEOUT_S: Final = 300.0

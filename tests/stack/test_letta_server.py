@@ -173,7 +173,7 @@ async def test_a_model_endpoint_that_comes_late_is_taken_up(tmp_path: Path) -> N
         async with serving(model.app, model.port):
             await server.until_up(100)
             # It names no model, and the endpoint does not know the default.
-            assert server.api.model == f"lab/{MODEL}"
+            assert server.api.model == f"openai-proxy/{MODEL}"
     finally:
         await server.stop()
 
