@@ -35,7 +35,7 @@ export function preflight(device: () => string, opened: () => void): Preflight {
 
   async function test(): Promise<void> {
     const { signal } = (running = new AbortController());
-    const meters = new Meters(); // made while the click is fresh
+    let meters: Meters | undefined;
     let stream: MediaStream | undefined;
     let heard = false;
     button.textContent = "Stop the test";
@@ -43,6 +43,7 @@ export function preflight(device: () => string, opened: () => void): Preflight {
     try {
       stream = await open(device());
       opened();
+      meters = new Meters(); // a page that records may make sound, however long ago the click was
       const voice = new VoiceDetector(
         {
           onStart: () => {
@@ -72,7 +73,7 @@ export function preflight(device: () => string, opened: () => void): Preflight {
       running = null;
       track.hidden = true;
       button.textContent = "Test microphone";
-      await meters.close();
+      await meters?.close();
     }
   }
 
