@@ -36,6 +36,8 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         docs_url=None,
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
+        # The guard makes the spans: FastAPI's own would double them, and tell what was sent.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     counted = Metrics()
     gate = Gate(keyring, settings.rate_limit_hz, settings.public_url)

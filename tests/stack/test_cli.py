@@ -137,7 +137,6 @@ async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None
         (["calibrate", "--out", "."], {}, 2, "exists already"),
         (["calibrate", "--json", "."], {}, 2, "directory"),
         (["calibrate"], {"LABVOICE_DATA_DIR": "/proc/none"}, 2, "LABVOICE_DATA_DIR"),
-        (["lab"], {}, 2, "notebooks"),
     ],
 )
 async def test_bad_input_ends_in_one_clear_error(

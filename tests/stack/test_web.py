@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,7 +58,7 @@ async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def room(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A room's name; the room is deleted and the worker warm again after the test."""
-    name = f"web-{request.node.name}"
+    name = re.sub(r"\W+", "-", f"web-{request.node.name}").strip("-")
     yield name
     with contextlib.suppress(api.TwirpError):  # cleaned away
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=name))
