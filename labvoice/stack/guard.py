@@ -46,6 +46,15 @@ def end_group(child: subprocess.Popen[bytes], step_s: float) -> None:
             return
 
 
+def _tell(pipe: int, line: str) -> bool:
+    """Tells the parent a line; returns whether it was there to hear it."""
+    try:
+        os.write(pipe, f"{line}\n".encode())
+    except OSError:
+        return False
+    return True
+
+
 def main() -> int:
     """Starts the command, waits for its end or the pipe's, ends the group; returns the status."""
     pipe, step_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
@@ -66,10 +75,11 @@ def main() -> int:
             command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=reset
         )
     except OSError as error:
-        os.write(pipe, f"error {error.strerror}: {command[0]}\n".encode())
+        _tell(pipe, f"error {error.strerror}: {command[0]}")
         return 127
-    os.write(pipe, f"pid {child.pid}\n".encode())
-    while child.poll() is None:
+    # A parent that was cancelled, or died, in the meantime wants the command no more.
+    wanted = _tell(pipe, f"pid {child.pid}")
+    while wanted and child.poll() is None:
         readable, _, _ = select.select([pipe, wake_read], [], [])
         if wake_read in readable:
             os.read(wake_read, 4096)

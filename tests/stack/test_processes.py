@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from labvoice.errors import PortInUseError, ProcessError
+from labvoice.stack import guard as guard_module
 from labvoice.stack.processes import ManagedProcess, free_port, require_free_port
 
 # A command with a child, both deaf to TERM; it tells both process ids.
@@ -93,6 +96,33 @@ async def test_end_of_the_parent_leaves_nothing(tmp_path: Path, number: signal.S
     parent.send_signal(number)
     await parent.wait()
     await _until(lambda: _all_gone(_pids(log)))
+
+
+def test_a_parent_that_goes_before_the_command_runs_leaves_nothing(tmp_path: Path) -> None:
+    """A pipe that is closed by the time the guard wants to tell the pid ends the command too."""
+    ours, theirs = socket.socketpair()
+    ours.close()
+    mark = f"import time; time.sleep(60)  # {tmp_path}"
+    with theirs:
+        command = [sys.executable, "-c", mark]
+        guard = subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                guard_module.__file__,
+                str(theirs.fileno()),
+                "1",
+                *command,
+            ],
+            pass_fds=(theirs.fileno(),),
+            capture_output=True,
+            check=False,
+            timeout=30,
+        )
+    assert guard.stderr == b""
+    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in running if mark in command]
 
 
 async def test_failure_shows_the_last_log_lines(tmp_path: Path) -> None:
