@@ -49,7 +49,6 @@ const RPC_TIMEOUT_MS = 2000;
 const LAST_FIGURES_MS = 500;
 const CLOCK_ROUNDS = 5;
 const RECORD_EVERY_MS = 300;
-const AHEAD_LIFETIME_S = 50; // where the backend does not tell: of LABVOICE_IDLE_TIMEOUT_S's 60
 
 export interface LogLine {
   /** Seconds since the click. */
@@ -128,7 +127,7 @@ export class Session {
   /** Has the agent dispatched before the click, where the choice says so; `connect` joins it. */
   prepare(choice: Choice): Promise<Token> | null {
     if (choice.strategy.when === "ahead")
-      return this.ahead.prepare(askOf(choice), choice.strategy.lifetime_s ?? AHEAD_LIFETIME_S);
+      return this.ahead.prepare(askOf(choice), choice.strategy.lifetime_s);
     this.ahead.take();
     return null;
   }

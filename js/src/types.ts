@@ -12,7 +12,7 @@ export interface Strategy {
    */
   when: "after" | "during" | "token" | "ahead";
   /** How long an agent that was dispatched ahead waits for the click, in seconds. */
-  lifetime_s?: number;
+  lifetime_s: number;
 }
 
 export interface LettaAgent {

@@ -13,8 +13,8 @@ const { view } = await import("../src/view");
 const { BackendError } = await import("../src/types");
 
 const STRATEGIES = [
-  { name: "sequential", title: "After the microphone is on", when: "after" as const },
-  { name: "ahead", title: "Before the click", when: "ahead" as const },
+  { name: "sequential", title: "After the microphone is on", when: "after" as const, lifetime_s: 50 },
+  { name: "ahead", title: "Before the click", when: "ahead" as const, lifetime_s: 50 },
 ];
 const drawn = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 

@@ -45,6 +45,19 @@ WHEN_DISPATCHED: Final[dict[Strategy, Moment]] = {
 """What each strategy means in a browser."""
 
 
+_AHEAD_MARGIN_S: Final = 10.0
+"""So long before an agent that was dispatched ahead gives up, another one is asked for."""
+
+
+def ahead_lifetime_s(idle_timeout_s: float) -> float:
+    """Returns how long a page may count on an agent it had dispatched ahead, in seconds.
+
+    Args:
+        idle_timeout_s: After so long alone in a room, agents leave (`LABVOICE_IDLE_TIMEOUT_S`).
+    """
+    return max(1.0, idle_timeout_s - _AHEAD_MARGIN_S)
+
+
 def check_strategy(name: str) -> Strategy:
     """Returns the strategy of that name.
 

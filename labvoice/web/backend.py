@@ -48,6 +48,10 @@ class Backend(Protocol):
     def media_url(self) -> str:
         """Address of the LiveKit server, for the page's policy."""
 
+    @property
+    def idle_timeout_s(self) -> float:
+        """After so long alone in a room, agents leave."""
+
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts exactly one agent into a room; the trace goes on in its job."""
 

@@ -68,6 +68,11 @@ class LabBackend:
         """Address of the LiveKit server."""
         return self._url
 
+    @property
+    def idle_timeout_s(self) -> float:
+        """After so long alone in a room, agents leave."""
+        return self._lab.settings.idle_timeout_s
+
     async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
         metadata = await self._metadata(wish.letta_agent_id, traceparent)

@@ -166,6 +166,7 @@ class StrategyFacts(BaseModel):
     name: Strategy
     title: str
     when: Literal["after", "during", "token", "ahead"]
+    lifetime_s: float = Field(description="So long an agent dispatched ahead waits for its caller.")
 
 
 class LabAnswer(BaseModel):

@@ -15,7 +15,7 @@ from livekit.protocol.webhook import WebhookEvent
 from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from labvoice.dispatch.strategies import WHEN_DISPATCHED, Strategy
+from labvoice.dispatch.strategies import WHEN_DISPATCHED, Strategy, ahead_lifetime_s
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.stages import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
 from labvoice.traces import context_of, current_traceparent
@@ -182,11 +182,13 @@ async def token(
 @router.get("/api/lab", tags=["lab"], responses=_errors(*_KEYED))
 async def lab(service: TheService, _: Reading) -> m.LabAnswer:
     """Says what the lab is set to and which names reports use. Needs the permission `read`."""
+    lifetime_s = ahead_lifetime_s(service.backend.idle_timeout_s)
     return m.LabAnswer(
         agent_name=service.backend.agent_name,
         livekit_url=service.backend.media_url,
         strategies=[
-            m.StrategyFacts(name=name, **WHEN_DISPATCHED[name]._asdict()) for name in _OFFERED
+            m.StrategyFacts(name=name, lifetime_s=lifetime_s, **WHEN_DISPATCHED[name]._asdict())
+            for name in _OFFERED
         ],
         marks=list(m.CONNECTION_MARKS),
         turn_marks=list(TURN_MARKS),

@@ -51,10 +51,12 @@ class StubBackend:
     Attributes:
         agent_name: The one name that is known here.
         media_url: An address where nothing listens.
+        idle_timeout_s: After so long alone, its agents would leave.
     """
 
     agent_name = AGENT_NAME
     media_url = "ws://127.0.0.1:9"
+    idle_timeout_s = 60.0
 
     def __init__(self, ledger: Path | None = None) -> None:
         self.api_key = "stub"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labvoice.caller.token import caller_token
 from labvoice.checks import diagnose
-from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy
+from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy, ahead_lifetime_s
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.widgets.bridge import Bridge
@@ -36,8 +36,6 @@ STATIC = Path(__file__).parent / "static"
 
 _LOOKS_FOR_CALLER = 15
 """One a second; a browser that is closed leaves its room at once, a page's request waits 20 s."""
-_AHEAD_MARGIN_S = 10.0
-"""So long before an agent that was dispatched ahead gives up, another one is asked for."""
 
 
 def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
@@ -46,7 +44,7 @@ def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
     Automatic dispatch is among them only where a worker serves every room.
     """
     serves_all = any(not worker.agent_name for worker in lab.pool.workers)
-    lifetime_s = max(1.0, lab.settings.idle_timeout_s - _AHEAD_MARGIN_S)
+    lifetime_s = ahead_lifetime_s(lab.settings.idle_timeout_s)
     return [
         {
             "name": name,

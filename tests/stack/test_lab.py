@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 from livekit import api
 from pydantic import SecretStr
 
@@ -221,13 +222,48 @@ async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert parent.stdout is not None
-    pids = [int(word) for word in (await parent.stdout.readline()).split()]
-    assert len(pids) == 3
-    pids += [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
-    assert len(pids) > 3  # the worker's warm process among them
+    pids = processes_of_a_lab((await parent.stdout.readline()).decode())
     parent.send_signal(number)
     await parent.wait()
-    _, alive = await asyncio.to_thread(
-        psutil.wait_procs, [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 20
-    )
-    assert alive == []
+    assert await alive(pids) == []
+
+
+async def test_nothing_outlives_a_kernel_that_is_restarted() -> None:
+    """Jupyter's Restart ends every process of the lab that the notebook's kernel had started."""
+    kernel = AsyncKernelManager()
+    await kernel.start_kernel()
+    client = kernel.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+        printed: list[str] = []
+        reply = await client.execute_interactive(
+            "from labvoice.lab import Lab\n"
+            "lab = await Lab(llm='paced', letta=False, workers=1).start()\n"
+            "print('pids', *(part.pid for part in lab.parts()))",
+            timeout=120,
+            output_hook=lambda message: printed.append(message["content"].get("text", "")),
+        )
+        assert reply["content"]["status"] == "ok", printed
+        text = "".join(printed)
+        pids = processes_of_a_lab(text[text.index("pids") + 4 :].splitlines()[0])
+        await kernel.restart_kernel()
+        assert await alive(pids) == []
+    finally:
+        client.stop_channels()
+        await kernel.shutdown_kernel(now=True)
+
+
+def processes_of_a_lab(printed: str) -> list[int]:
+    """Process ids of three parts and of what these have started, a worker's warm process say."""
+    parts = [int(word) for word in printed.split()]
+    assert len(parts) == 3
+    warm = [child.pid for pid in parts for child in psutil.Process(pid).children(recursive=True)]
+    assert warm
+    return parts + warm
+
+
+async def alive(pids: list[int]) -> list[psutil.Process]:
+    """Those of the processes that do not end within 20 s."""
+    there = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    return (await asyncio.to_thread(psutil.wait_procs, there, 20))[1]

@@ -260,6 +260,7 @@ def test_the_lab_tells_a_page_what_it_may_report() -> None:
     """Strategies and the names of marks, figures and outcomes come from the service."""
     lab = client_with().get("/api/lab", headers=OWNER).json()
     assert {offer["name"] for offer in lab["strategies"]} == set(STRATEGIES) - {"automatic"}
+    assert {offer["lifetime_s"] for offer in lab["strategies"]} == {StubBackend.idle_timeout_s - 10}
     report = {
         "room": "r",
         "outcome": lab["outcomes"][-1],

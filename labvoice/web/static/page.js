@@ -2,6 +2,7 @@
 // the call a backend that asks this service.
 
 const $ = (id) => document.getElementById(id);
+const KEPT_ALIVE = 60_000; // of the 64 KiB that Fetch allows for all that outlives a page
 let lab = null; // what `/api/lab` tells: the agent's name, strategies, names that reports use
 let traceparent = null; // of the current call; its dispatch continues the trace
 
@@ -18,14 +19,16 @@ let BackendError = class extends Error {
   }
 }; // until the call's program brings its own
 
-async function ask(method, path, body) {
+/** @param {boolean} last The page may be closing: the browser sends it all the same. */
+async function ask(method, path, body, last = false) {
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (traceparent) headers.traceparent = traceparent;
   const text = body === undefined ? undefined : JSON.stringify(body);
   let answer;
   try {
-    answer = await fetch(path, { method, headers, body: text, credentials: "same-origin" });
+    const keepalive = last && text.length < KEPT_ALIVE; // the browser refuses more
+    answer = await fetch(path, { method, headers, body: text, credentials: "same-origin", keepalive });
   } catch {
     throw new BackendError("the service does not answer", "is `labvoice up` still running?");
   }
@@ -84,7 +87,8 @@ const backend = {
     return checks.map(({ name, ok, message, hint }) => ({ name, ok, detail: message, hint }));
   },
   async record(callId, record) {
-    if (record.room) await ask("POST", `/api/calls/${encodeURIComponent(callId)}`, report(record));
+    if (!record.room) return;
+    await ask("POST", `/api/calls/${encodeURIComponent(callId)}`, report(record), record.ended);
   },
 };
 
