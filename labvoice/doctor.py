@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 import psutil
 from livekit import api
+from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatch, Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
@@ -190,7 +191,7 @@ class _Doctor:
 
     async def _speech(self) -> str:
         if self.settings.deepgram_api_key:
-            return "Deepgram recognises and speaks; its key is tried by the first call"
+            return await _deepgram(self.settings.deepgram_base_url, self.settings.deepgram_api_key)
 
         def load() -> None:
             from labvoice.agent import speech
@@ -304,6 +305,27 @@ class _Doctor:
             f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
             f"brought by {done.worker_id or 'a worker that is not labvoice’s'}"
         )
+
+
+async def _deepgram(base_url: str, key: SecretStr) -> str:
+    try:
+        async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+            answer = await client.get(
+                f"{base_url.rstrip('/')}/v1/projects",
+                headers={"Authorization": f"Token {key.get_secret_value()}"},
+            )
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(
+            f"Deepgram does not answer at {base_url}: {error or type(error).__name__}",
+            "check the network, or DEEPGRAM_BASE_URL",
+        ) from None
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise CredentialsError(
+            f"Deepgram at {base_url} refuses the key",
+            "check DEEPGRAM_API_KEY; without it the embedded models recognise and speak",
+        )
+    # One's own Deepgram may list no projects; that it does not refuse the key is what counts.
+    return f"Deepgram recognises and speaks; it answers at {base_url} and takes the key"
 
 
 async def _versions() -> str:

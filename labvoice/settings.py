@@ -64,6 +64,8 @@ class Settings(BaseSettings):
 
     deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
     """When set, Deepgram recognises and speaks instead of the embedded models."""
+    deepgram_base_url: str = Field("https://api.deepgram.com", validation_alias="DEEPGRAM_BASE_URL")
+    """Where Deepgram answers: another region's address, or a Deepgram of one's own."""
     executor: Literal["process", "thread"] = Field("process", validation_alias="LABVOICE_EXECUTOR")
     """How a worker runs its jobs; a process of its own per job, or a thread."""
     idle_processes: int = Field(1, validation_alias="LABVOICE_IDLE_PROCESSES", ge=0, le=16)

@@ -149,9 +149,10 @@ def load_models() -> Models:
     settings = load_settings()
     if settings.deepgram_api_key:
         key = settings.deepgram_api_key.get_secret_value()
+        url = settings.deepgram_base_url.rstrip("/")
         return Models(
-            deepgram.STT(api_key=key),
-            deepgram.TTS(api_key=key),
+            deepgram.STT(api_key=key, base_url=f"{url}/v1/listen"),
+            deepgram.TTS(api_key=key, base_url=f"{url}/v1/speak"),
             silero.VAD.load(),
             load_llm(settings),
             spoken={},
@@ -368,7 +369,8 @@ async def _serve(context: JobContext) -> None:
 
     def end_job(event: CloseEvent) -> None:
         watch.close()
-        leave(event.reason.value, event.reason in ON_PURPOSE)
+        cause = f": {event.error.label}: {event.error.error}" if event.error else ""
+        leave(event.reason.value + cause, event.reason in ON_PURPOSE)
 
     session.on("close", end_job)
     watch = IdleWatch(context.room, settings.idle_timeout_s, leave)

@@ -43,7 +43,8 @@ _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
-_MEMORY_POLL_S = 0.1
+_POLL_S = 0.1
+_ENDING_TIMEOUT_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
@@ -154,6 +155,7 @@ class Call:
         self._agent_identity = ""
         self._agent_state = ""
         self._agent_gone = ""
+        self._agent_dispatch = ""
         self._ended = False
         self._changed = asyncio.Event()
         self._session = RemoteSession(RoomSessionTransport(self._room))
@@ -293,6 +295,7 @@ class Call:
         def on_left(participant: rtc.RemoteParticipant) -> None:
             if participant.identity == self._agent_identity:
                 self._agent_gone = "the agent left the room"
+                self._agent_dispatch = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
                 self._changed.set()
 
         def on_attributes(changed: Mapping[str, str], participant: rtc.Participant) -> None:
@@ -375,9 +378,10 @@ class Call:
         until = time.monotonic() + timeout_s
         while not condition():
             if self._agent_gone and not agent_lost:
+                why = await self._why_gone()
                 raise AgentLostError(
-                    f"{self._agent_gone} while the caller waited for {stage}",
-                    "the worker's log tells why the job ended",
+                    f"{self._agent_gone} while the caller waited for {stage}{why and f': {why}'}",
+                    "the worker's log tells how the job ended",
                 )
             self._changed.clear()
             try:
@@ -388,6 +392,17 @@ class Call:
                 raise error(
                     stage, timeout_s, f"the agent's last state is {self._agent_state!r}", hint
                 ) from None
+
+    async def _why_gone(self) -> str:
+        """What the worker says of the lost agent's job; it may say it later than the server."""
+        if not self._agent_dispatch:
+            return ""
+        until = time.monotonic() + _ENDING_TIMEOUT_S
+        while True:
+            why = await self._dispatcher.why_ended(self._agent_dispatch)
+            if why or time.monotonic() > until:
+                return why
+            await asyncio.sleep(_POLL_S)
 
     # -- talking ------------------------------------------------------------------------
 
@@ -564,7 +579,7 @@ class Call:
                 return
             if time.monotonic() > until:
                 raise StageTimeoutError(stage, timeout_s, f"the agent says: {self.memory}")
-            await asyncio.sleep(_MEMORY_POLL_S)
+            await asyncio.sleep(_POLL_S)
 
     def heard_audio(self, turn: Turn | None = None) -> tuple[npt.NDArray[np.int16], int]:
         """Returns what the caller heard, and its sample rate in Hz.

@@ -220,6 +220,13 @@ class Dispatcher:
         error.dispatch_ids = tuple(wish.claims)
         raise error
 
+    async def why_ended(self, dispatch_id: str) -> str:
+        """Returns why a dispatch's job ended; empty where no worker that can be asked tells."""
+        for worker in (await self._evidence() if self._evidence else None) or ():
+            if ending := worker.endings.get(dispatch_id):
+                return ending.reason
+        return ""
+
     async def keep_one(self, room: str, agent_name: str) -> None:
         """Removes every agent of that name but the one that joined first.
 

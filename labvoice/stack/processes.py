@@ -17,6 +17,7 @@ from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_TAIL_LINES = 12
+_GUARD_TIMEOUT_S = 10.0
 _NICE = 10  # gets about a tenth of a processor that somebody else wants too
 
 
@@ -88,31 +89,42 @@ class ManagedProcess:
         """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
-        with log_path.open("ab") as log, theirs:
-            guard = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(_GUARD),
-                str(theirs.fileno()),
-                str(stop_step_s),
-                *map(str, command),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(env) if env is not None else None,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
         ours.setblocking(False)
+
+        async def spawn() -> asyncio.subprocess.Process:
+            with log_path.open("ab") as log, theirs:
+                return await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(_GUARD),
+                    str(theirs.fileno()),
+                    str(stop_step_s),
+                    *map(str, command),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=dict(env) if env is not None else None,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+
+        spawning = asyncio.create_task(spawn())
         try:
-            async with asyncio.timeout(10):
+            # Shielded: a cancelled spawn kills the guard, whose command may run by then.
+            guard = await asyncio.shield(spawning)
+            async with asyncio.timeout(_GUARD_TIMEOUT_S):
                 line = await asyncio.get_running_loop().sock_recv(ours, 4096)
         except BaseException as error:
             ours.close()  # which ends the guard, and the command with it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GUARD_TIMEOUT_S + 3 * stop_step_s):
+                    await (await spawning).wait()
             if not isinstance(error, TimeoutError):
                 raise
-            raise StageTimeoutError(f"start of {name}", 10, "its guard said nothing") from None
+            raise StageTimeoutError(
+                f"start of {name}", _GUARD_TIMEOUT_S, "its guard said nothing"
+            ) from None
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
         if word != "pid":
             ours.close()

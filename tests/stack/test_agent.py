@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
-import pytest
+from pydantic import SecretStr
 
 from labvoice.lab import Lab
 from labvoice.stack.paced_model import REPLY
-
-_DEEPGRAM = """
-from labvoice.agent.app import load_models
-models = load_models()
-print(type(models.stt).__module__, type(models.tts).__module__, type(models.vad).__module__)
-"""
+from tests.stack.fake_deepgram import HEARD, KEY, FakeDeepgram
 
 
-async def test_a_deepgram_key_replaces_the_embedded_speech(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With DEEPGRAM_API_KEY the plugins of Deepgram recognise and speak, and Silero listens."""
-    monkeypatch.setenv("DEEPGRAM_API_KEY", "a-key-that-is-never-used")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "ignore", "-c", _DEEPGRAM, stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(60):
-        output, _ = await process.communicate()
-    assert output.decode().split() == [
-        "livekit.plugins.deepgram.stt",
-        "livekit.plugins.deepgram.tts",
-        "livekit.plugins.silero.vad",
-    ]
+async def test_deepgram_recognises_and_speaks_where_its_key_is_set(lab: Lab) -> None:
+    """With DEEPGRAM_API_KEY a call is heard and answered by Deepgram, and nothing is embedded."""
+    async with FakeDeepgram(await lab.utterance(REPLY)).serving() as fake:
+        name = "deepgram-agent"
+        await lab.add_workers(
+            agent_name=name, deepgram_api_key=SecretStr(KEY), deepgram_base_url=fake.base_url
+        )
+        async with await lab.call(agent_name=name) as call:
+            await call.hear_greeting()
+            await call.say(await lab.utterance("Why is the sky blue during the day?"))
+            turn = await call.hear()
+            await lab.end_call(call)
+    assert turn.transcript == HEARD
+    assert turn.reply == REPLY
+    assert fake.said == [lab.settings.greeting, REPLY]
+    assert fake.refused == 0
+    assert turn.metrics["tts_node_ttfb"] > 0
 
 
 async def test_an_openai_compatible_endpoint_answers_the_call(lab: Lab) -> None:

@@ -121,8 +121,24 @@ def test_a_parent_that_goes_before_the_command_runs_leaves_nothing(tmp_path: Pat
             timeout=30,
         )
     assert guard.stderr == b""
-    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    assert not [command for command in running if mark in command]
+    assert not _running(mark)
+
+
+@pytest.mark.parametrize("after_s", [0, 0.005, 0.02, 0.04, 0.08])
+async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, after_s: float) -> None:
+    """Whether the guard is being made, or makes the command, or has made it."""
+    mark = f"import time; time.sleep(60)  # {tmp_path}"
+    start = asyncio.create_task(
+        ManagedProcess.start("brief", [sys.executable, "-c", mark], log_path=tmp_path / "log")
+    )
+    done, _ = await asyncio.wait([start], timeout=after_s)
+    if done:
+        await start.result().stop()
+    else:
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+    assert not _running(mark)
 
 
 async def test_failure_shows_the_last_log_lines(tmp_path: Path) -> None:
@@ -177,3 +193,11 @@ async def test_taken_port_is_refused() -> None:
             require_free_port(port, "the test")
         assert "choose another port" in caught.value.hint
     require_free_port(free_port(), "the test")
+
+
+def _running(argument: str) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if argument in (process.info["cmdline"] or [])
+    ]

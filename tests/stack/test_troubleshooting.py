@@ -18,12 +18,13 @@ from labvoice.dispatch.replacement import Replacements
 from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
 from labvoice.dispatch.watched import Watched
 from labvoice.doctor import Check, examine, to_json
-from labvoice.errors import DispatchError, LabvoiceError
+from labvoice.errors import AgentLostError, DispatchError, LabvoiceError
 from labvoice.job import JobMetadata
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
 from labvoice.stack.events import EventLog
 from labvoice.stack.processes import free_port
+from tests.stack.fake_deepgram import KEY, FakeDeepgram
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 from tests.stack.test_exactly_one import dispatcher_of
@@ -268,6 +269,33 @@ async def test_the_doctor_tells_a_wrong_key_from_a_dead_server(
     assert checks["livekit"].ok
     assert checks["key"].ok is False
     assert checks["dispatch"].ok is None
+
+
+async def test_a_key_that_deepgram_refuses_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told why the agent left, and the doctor that it is the key."""
+    async with FakeDeepgram(await lab.utterance("Hello.")).serving() as fake:
+        name = "refused-agent"
+        key = SecretStr("not-the-key")
+        await lab.add_workers(
+            agent_name=name, deepgram_api_key=key, deepgram_base_url=fake.base_url
+        )
+        async with await lab.call(agent_name=name) as call:
+            with pytest.raises(AgentLostError) as caught:
+                await call.hear_greeting()
+            await lab.end_call(call)
+        assert fake.refused
+        assert_documented(caught.value.observed, "the agent left the room while")  # entry
+        assert "401" in caught.value.observed
+        assert "deepgram" in caught.value.observed
+        assert "not-the-key" not in str(caught.value)
+        checks = await checks_of(
+            lab, monkeypatch, DEEPGRAM_API_KEY="not-the-key", DEEPGRAM_BASE_URL=fake.base_url
+        )
+        assert checks["speech"].ok is False
+        assert_documented(checks["speech"].observed, "refuses the key")  # entry
+        assert "takes the key" in await doctor._deepgram(fake.base_url, SecretStr(KEY))
 
 
 async def test_the_doctor_finds_a_stranger_on_the_port() -> None:
