@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from scipy import stats
-
 from labvoice.bench import statistics
 from labvoice.bench.lines import FORMAT
 from labvoice.bench.run import Run
@@ -85,6 +83,8 @@ class Comparison:
                     f"{row.new_p50_s * 1e3:,.0f} ms, × {row.ratio.ratio:.2f} "
                     f"({low:.2f} to {high:.2f}), more than {self.max_regression:.0%} are allowed"
                 )
+        from scipy import stats  # takes a second, which not every command shall wait
+
         (base_failed, base_n), (new_failed, new_n) = map(_failures, (self.base, self.new))
         table = [[new_failed, new_n - new_failed], [base_failed, base_n - base_failed]]
         # A run must not pass by failing where it would have been slow.

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from labvoice.stages import (
     AGENT_TURN_STAGES,
@@ -189,6 +188,8 @@ def compare_medians(
         new_sessions: Shape (m,).
         seed: The same seed gives the same interval.
     """
+    from scipy import stats  # takes a second, which not every command shall wait
+
     base_median, new_median = percentile(base, 50), percentile(new, 50)
     ratio = new_median / base_median if base_median > 0 else math.nan
     enough = min(np.unique(np.asarray(s)).size for s in (base_sessions, new_sessions)) >= 2

@@ -17,6 +17,9 @@ _SLOTS: Final = 4
 """Conversations whose prompts can stay warm; they share the context's tokens. llama.cpp puts a
 request into the slot whose prompt is most alike, so that rooms with one system prompt evict
 each other (first token after 420 ms) unless a request names its slot, `"id_slot": 0…3` (130 ms)."""
+_REPLY_TOKENS: Final = 80
+"""About 20 s of speech, where a request sets no limit. Asked for short answers, a model of this
+size still talks on for over a minute now and then (`labvoice bench turns`, 1 of 20)."""
 _THREADS: Final = 1
 """Two threads wait for each other at every layer. Beside one busy core, a 2-core machine gave
 132 ms to the first token and 23 tokens/s with two, 71 ms and 95 tokens/s with one."""
@@ -35,6 +38,7 @@ def serve(gguf: str, port: int) -> None:
     params.port = port
     params.n_ctx = _CONTEXT_TOKENS
     params.n_parallel = _SLOTS
+    params.n_predict = _REPLY_TOKENS
     params.kv_unified = True
     params.cache_ram_mib = 0  # the cache empties idle slots, and each next turn starts cold
     params.cpuparams.n_threads = _THREADS
