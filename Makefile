@@ -14,8 +14,8 @@ UV_CACHED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/labvoice/uv-$(shell \
 UV := $(or $(shell command -v uv 2>/dev/null || true),$(UV_CACHED)/bin/uv)
 
 BIN := .venv/bin
-# Real processes in real time on a shared machine: one more try is given, and shown as RERUN.
-RERUNS := --reruns 1 --reruns-delay 5
+# Real processes in real time on a shared machine: one more try is given, and named as RERUN.
+RERUNS := --reruns 1 --reruns-delay 5 -rR
 # Two run at a time: most wait more than they compute. The tests of one file share what is slow.
 PAIRS := -n 2 --dist loadfile
 READY := .venv/labvoice.stamp

@@ -72,9 +72,10 @@ async def _call(
     json_path: Path | None,
 ) -> int:
     from labvoice.caller.voice import load_wav
-    from labvoice.lab import Lab
 
     recordings = [load_wav(path) for path in wav]
+    from labvoice.lab import Lab  # takes seconds: a wrong file is told before
+
     async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
         if letta_agent is not None:

@@ -27,7 +27,7 @@ _HUNG_AFTER: Final = 3
 _JOBS_KEPT: Final = 1000
 _SHORT_LIFE_S: Final = 30.0
 _GIVE_UP_AFTER: Final = 3
-"""So many short lives in a row: starting the worker again would not help."""
+"""So many short lives without a job in a row: starting the worker again would not help."""
 
 
 class Pool:
@@ -210,7 +210,8 @@ class Pool:
             self._take_events(worker)
         status = worker.process.returncode
         self.log.add("worker_lost", worker=name, detail=f"it ended with status {status}")
-        short = time.monotonic() - worker.process.started_s < _SHORT_LIFE_S
+        age_s = time.monotonic() - worker.process.started_s
+        short = age_s < _SHORT_LIFE_S and not worker.served
         self._short_lives[worker.agent_name] = (
             self._short_lives[worker.agent_name] + 1 if short else 0
         )

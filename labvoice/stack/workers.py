@@ -134,6 +134,7 @@ class Worker:
         agent_name: Name under which it registers.
         settings: As given.
         draining: Whether it was asked to take no more jobs and end.
+        served: Whether it ever began a job.
     """
 
     def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
@@ -147,6 +148,7 @@ class Worker:
         self._fresh: collections.deque[dict[str, Any]] = collections.deque(maxlen=_KEPT)
         self._registration: dict[str, Any] = {}
         self._failed = ""
+        self.served = False
         self._warm = 0
         self._jobs: dict[str, JobProcess] = {}
         self._rejections: dict[str, str] = {}
@@ -246,6 +248,7 @@ class Worker:
                 self._failed = ""
                 self._warm += 1
             case "started":
+                self.served = True
                 self._warm -= 1
                 job = JobProcess(event["pid"], event["room"], event["at_s"])
                 _keep(self._jobs, event["job_id"], job)

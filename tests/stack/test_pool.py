@@ -148,6 +148,31 @@ def brief_processes() -> list[psutil.Process]:
     ]
 
 
+async def test_only_a_worker_that_dies_without_a_job_is_given_up(
+    pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that had served is started again however young it was; the next one, idle, is not."""
+    monkeypatch.setattr("labvoice.stack.pool._GIVE_UP_AFTER", 1)
+    pool = Pool()
+    try:
+        settings = pool_lab.settings.model_copy(update={"agent_name": "young-agent"})
+        await pool.add(settings, state_dir=tmp_path)
+        first = pool.workers[0]
+        await pool_lab.dispatcher.dispatch("a-young-call", "young-agent")
+        os.kill(first.process.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while first in pool.workers or not pool.workers:
+                await asyncio.sleep(0.05)
+        os.kill(pool.workers[0].process.pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await pool.ended()
+        told = list(pool.events["event"])
+        assert told.count("worker_lost") == 2
+        assert told.count("worker_given_up") == 1
+    finally:
+        await pool.stop()
+
+
 @pytest.mark.parametrize("restart", [False, True], ids=["a first start", "a start after a death"])
 async def test_stopping_ends_a_worker_that_is_being_started(
     pool_lab: Lab, tmp_path: Path, restart: bool
