@@ -40,7 +40,7 @@ lab = await Lab(llm="paced", letta=False, progress=print).start()
 # the caller has connected (`sequential`), or while it connects (`concurrent`).
 
 # %%
-run = await lab.bench.connect(trials, arms="sequential,concurrent", progress=print)
+run = await lab.bench.connect(trials, warmup=0, arms="sequential,concurrent", progress=print)
 run
 
 # %%

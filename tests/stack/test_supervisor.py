@@ -236,8 +236,9 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
         await guest.disconnect()
 
 
-async def test_an_empty_room_is_removed(pair: Lab) -> None:
+async def test_an_empty_room_is_removed(pair: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A room that had an agent goes, although the server would keep it for five minutes."""
+    monkeypatch.setattr("labvoice.dispatch.supervisor._EMPTY_ROOM_S", 3.0)
     service = pair.dispatcher.api
     await service.room.create_room(
         api.CreateRoomRequest(name="left-over", empty_timeout=300, departure_timeout=300)
