@@ -17,7 +17,8 @@ BIN := .venv/bin
 # Real processes in real time on a shared machine: one more try is given, and named as RERUN.
 RERUNS := --reruns 1 --reruns-delay 5 -rR
 # Two run at a time: most wait more than they compute. The tests of one file share what is slow.
-PAIRS := -n 2 --dist loadfile
+# In the order given: by number of tests, the notebooks' few long ones would come last, and alone.
+PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 READY := .venv/labvoice.stamp
 
 help: ## list these targets
@@ -28,7 +29,7 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 
 test: lint ## lint, then all tests but those of `make test-web`
 	$(BIN)/python -m pytest -m "not npm" $(RERUNS) $(PAIRS) tests/unit
-	$(BIN)/python -m pytest -m "not debian" $(RERUNS) $(PAIRS) tests/stack tests/notebooks
+	$(BIN)/python -m pytest -m "not debian" $(RERUNS) $(PAIRS) tests/notebooks tests/stack
 
 test-web: $(READY) ## tests that need npm, and Debian's chromium and prometheus
 	cd js && npm ci --no-audit --no-fund
