@@ -22,6 +22,26 @@ async def lab() -> AsyncIterator[Lab]:
         yield running
 
 
+@pytest.fixture
+def its_lab(request: pytest.FixtureRequest) -> Lab | None:
+    """The lab that a test asks for, if it does."""
+    return request.getfixturevalue("lab") if "lab" in request.fixturenames else None
+
+
+@pytest.fixture(autouse=True)
+async def _workers_end_with_their_test(its_lab: Lab | None) -> AsyncIterator[None]:
+    """A worker that a test has added to a lab which others use is not there for the next one."""
+    before = list(its_lab.pool.workers) if its_lab else []
+    yield
+    if its_lab is None or len(its_lab.pool.workers) == len(before):
+        return
+    for worker in set(its_lab.pool.workers) - set(before):
+        if worker.agent_name != its_lab.settings.agent_name:  # else it has replaced one of them
+            worker.settings = worker.settings.model_copy(update={"drain_timeout_s": 0.0})
+            its_lab.pool.remove(worker)
+    await its_lab.pool.drained()
+
+
 @pytest.fixture(scope="session")
 def recorded(lab: Lab) -> list[Utterance]:
     """Clauses spoken by a human."""
