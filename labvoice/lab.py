@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import secrets
 import shutil
 import time
@@ -18,7 +19,7 @@ from livekit import api
 
 from labvoice.agent.turn_store import DISK_ERRORS, TurnStore
 from labvoice.bench.experiment import Bench
-from labvoice.caller.call import Call, PastCall
+from labvoice.caller.call import SESSION_MODULE, Call, PastCall
 from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -135,8 +136,10 @@ class Lab:
                 f"{self.settings.data_dir} cannot be written: {error.strerror}",
                 "set LABVOICE_DATA_DIR to a folder of your own",
             ) from None
+        loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, SESSION_MODULE))
         try:
             await self._start_parts(self._state_dir)
+            await loading
         except BaseException:
             self._keep_logs()
             await self.stop()

@@ -1,179 +1,39 @@
-"""The program that a worker runs: request handler, prewarmed models, entrypoint."""
+"""The program that a worker runs: request handler, prewarming, entrypoint.
+
+Nothing here loads what only a call needs: that is `labvoice.agent.session`, which the jobs'
+processes find imported.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
-import json
-import logging
-import os
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
+import importlib
 
-from livekit import rtc
-from livekit.agents import (
-    NOT_GIVEN,
-    AgentServer,
-    AgentSession,
-    APIError,
-    AutoSubscribe,
-    CloseEvent,
-    JobContext,
-    JobExecutorType,
-    JobProcess,
-    JobRequest,
-    TurnHandlingOptions,
-    inference,
-    llm,
-    room_io,
-    stt,
-    tts,
-    vad,
-)
-
-# The room's own audio output publishes its track only once a participant is there; an agent
-# that was dispatched ahead would look absent until then (livekit-agents 1.8.9, room_io.py,
-# `_init_task`). This class is not exported, hence the pinned version.
-from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
+from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess, JobRequest
 from livekit.agents.worker import ServerEnvOption
-from livekit.plugins import deepgram, openai, silero
 
-from labvoice.agent import traces
-from labvoice.agent.call_memory import CallMemory
-from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
-from labvoice.agent.idle import IdleWatch
-from labvoice.agent.presence import ON_PURPOSE, Presence
+from labvoice.agent.forkserver import PRELOADED
+from labvoice.agent.reports import report_end, report_event
 from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
 from labvoice.job import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
-    ATTRIBUTE_MEMORY,
     ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
     carried,
     check_name,
     parse_metadata,
 )
-from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
-from labvoice.stages import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
-
-logger = logging.getLogger("labvoice.agent")
-
-EVENT_PREFIX = "labvoice-event "
-"""Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
-
-_OUTPUT_SAMPLE_RATE_HZ = 24000
-_ASK_TIMEOUT_S = 2.0
-_WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
-
-
-def report_event(event: str, **facts: Any) -> None:
-    """Writes one event line that the stack reads: registered, rejected, started, ended."""
-    logger.info("%s%s", EVENT_PREFIX, json.dumps({"event": event, "at_s": time.time(), **facts}))
-
-
-def report_end(context: JobContext, reason: str) -> None:
-    """Writes that a job has ended, and why."""
-    job = {"job_id": context.job.id, "dispatch_id": context.job.dispatch_id}
-    report_event("ended", room=context.job.room.name, reason=reason, **job)
-
-
-@dataclass
-class Models:
-    """Everything heavy, loaded once per job process before a job comes."""
-
-    stt: stt.STT[Any]
-    tts: tts.TTS[Any]
-    vad: vad.VAD
-    llm: llm.LLM[Any]
-    spoken: dict[str, list[rtc.AudioFrame]]
-    """What is said again and again, by its text: synthesised once."""
-
-
-def load_llm(settings: Settings) -> llm.LLM[Any]:
-    """Returns a client of the OpenAI-compatible model that the settings name.
-
-    The embedded models too are reached by `OPENAI_BASE_URL`, which the stack sets for the
-    workers that it starts.
-    """
-    return openai.LLM(
-        model=settings.llm_model or DEFAULT_OPENAI_MODEL,
-        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else "none",
-        base_url=settings.openai_base_url,  # type: ignore[arg-type]  # None means OpenAI's own
-        temperature=settings.llm_temperature,
-    )
-
-
-async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[rtc.AudioFrame]]:
-    """Does once what would otherwise delay the first call, and returns fixed phrases' audio.
-
-    WebRTC's factory is made, the model has read the instructions (they stay in its prefix
-    cache), and the greeting costs no synthesis while the user waits for it.
-    """
-    source = rtc.AudioSource(_OUTPUT_SAMPLE_RATE_HZ, 1)
-    rtc.LocalAudioTrack.create_audio_track("warm-up", source)
-    await source.aclose()
-    # The first connection of a process takes 35 ms longer than the second, also a refused one.
-    with contextlib.suppress(rtc.ConnectError, TimeoutError):
-        async with asyncio.timeout(_ASK_TIMEOUT_S):
-            await rtc.Room().connect(str(settings.livekit_url), "no token: it shall be refused")
-    # A model of its own: the connections of this event loop cannot serve the job's.
-    model = load_llm(settings)
-    chat = llm.ChatContext.empty()
-    chat.add_message(role="system", content=INSTRUCTIONS)
-    chat.add_message(role="user", content="Hello.")
-    try:
-        async with asyncio.timeout(_WARM_UP_TIMEOUT_S):
-            async with model.chat(chat_ctx=chat) as stream:
-                async for _ in stream:
-                    break
-    except (APIError, TimeoutError) as error:
-        logger.warning("the model did not answer the warm-up: %s", error)
-    finally:
-        await model.aclose()
-    phrases: dict[str, list[rtc.AudioFrame]] = {}
-    for text in (settings.greeting, settings.apology):
-        if text:
-            async with speech.synthesize(text) as spoken:
-                phrases[text] = [event.frame async for event in spoken]
-    return phrases
-
-
-@functools.cache
-def load_models() -> Models:
-    """Loads the models of the settings; cached, so that threads of one process share them."""
-    settings = load_settings()
-    if settings.deepgram_api_key:
-        key = settings.deepgram_api_key.get_secret_value()
-        url = settings.deepgram_base_url.rstrip("/")
-        return Models(
-            deepgram.STT(api_key=key, base_url=f"{url}/v1/listen"),
-            deepgram.TTS(api_key=key, base_url=f"{url}/v1/speak"),
-            silero.VAD.load(),
-            load_llm(settings),
-            spoken={},
-        )
-    from labvoice.agent import speech
-
-    voice = speech.load_tts(settings)
-    return Models(
-        speech.load_stt(settings),
-        voice,
-        inference.VAD(min_silence_duration=0.25),
-        load_llm(settings),
-        spoken=asyncio.run(_warm_up(settings, voice)),
-    )
+from labvoice.settings import Settings
 
 
 def prewarm(process: JobProcess) -> None:
     """Loads the models into an idle job process."""
+    from labvoice.agent import session, traces
+
     try:
         traces.set_up()
-        load_models()
+        session.load_models()
     except Exception as error:
         report_event("failed", reason=str(error))
         raise
@@ -217,210 +77,19 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
     )
 
 
-def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession[None]:
-    """Builds the session: endpointing, speculative generation, and the models given.
-
-    In letta mode nothing is generated before the turn has ended: a speculative turn would
-    already be in Letta's memory.
-    """
-    return AgentSession(
-        stt=models.stt,
-        tts=models.tts,
-        llm=models.llm,
-        vad=models.vad,
-        turn_handling=TurnHandlingOptions(
-            # The default picks a cloud model as soon as LiveKit keys are set.
-            turn_detection=inference.TurnDetector(version="v1-mini"),
-            endpointing={
-                "min_delay": settings.min_endpointing_delay_s,
-                "max_delay": settings.max_endpointing_delay_s,
-            },
-            preemptive_generation={"enabled": mode != "letta", "preemptive_tts": True},
-            interruption={"mode": "vad"},
-        ),
-        user_away_timeout=None,
-    )
-
-
 async def entrypoint(context: JobContext) -> None:
     """Runs one call; an error in it is told to the stack before LiveKit logs it.
 
     Raises:
         Exception: Whatever the call raised.
     """
+    from labvoice.agent import session
+
     try:
-        await _serve(context)
+        await session.serve(context)
     except Exception as error:
         report_end(context, f"{type(error).__name__}: {error}")
         raise
-
-
-async def _serve(context: JobContext) -> None:
-    """Publishes the agent's audio first, so that the others see it, and starts the session after.
-
-    A participant that publishes nothing is announced to the others only at the room's next
-    3 s tick (LiveKit `pkg/rtc/room.go`, `subscriberUpdateInterval`).
-    """
-    info = context._info  # the dispatch timeline has no public name (livekit-agents 1.8.9)
-    marks = {
-        "job_received": info.received_at,
-        "job_accepted": info.accepted_at,
-        "job_assigned": info.assigned_at,
-        "process_assigned": info.launched_at,
-        "entrypoint_started": time.time(),
-    }
-    settings, models = load_settings(), load_models()
-    # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
-    asking = asyncio.create_task(why_not(context.api, context.job))
-    metadata = parse_metadata(context.job.metadata)
-    traces.follow(context, metadata.traceparent)
-    resume = metadata.resume
-    mode = metadata.mode or settings.mode
-    session = make_session(models, settings, mode)
-    state_changed = asyncio.Event()
-    memory = CallMemory(
-        settings,
-        None if mode == "direct" else metadata.letta_agent_id,
-        context.job.room.name,
-        lambda _: state_changed.set(),
-    )
-    agent = LabAgent(mode, memory, resume.history if resume else ())
-    session.on("conversation_item_added", agent.on_item)
-    await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
-    marks["agent_connected"] = time.time()
-    if reason := await asking:
-        report_end(context, reason)
-        context.shutdown(reason=reason)
-        return
-    presence = Presence(context.room, session, resume.history if resume else ())
-    presence.start()
-    report_event("started", room=context.room.name, job_id=context.job.id, pid=os.getpid())
-    local = context.room.local_participant
-
-    async def answer_clock(_: rtc.RpcInvocationData) -> str:
-        return json.dumps({"wall_s": time.time()})
-
-    async def answer_marks(_: rtc.RpcInvocationData) -> str:
-        figures = {message_id: dict(stages) for message_id, stages in agent.figures.items()}
-        for message_id, sync_s in (await agent.synced()).items():
-            figures.setdefault(message_id, {})["memory_sync"] = sync_s
-        return json.dumps(
-            {
-                "marks": marks,
-                "job_id": context.job.id,
-                "dispatch_id": context.job.dispatch_id,
-                "worker_id": context.worker_id,
-                "pid": os.getpid(),
-                "figures": figures,
-                "memory": await memory.facts(),
-            }
-        )
-
-    async def interrupt(_: rtc.RpcInvocationData) -> str:
-        session.interrupt(force=True)
-        return ""
-
-    local.register_rpc_method(RPC_INTERRUPT, interrupt)
-    local.register_rpc_method(RPC_CLOCK, answer_clock)
-    local.register_rpc_method(RPC_MARKS, answer_marks)
-
-    output = _ParticipantAudioOutput(
-        context.room,
-        sample_rate=_OUTPUT_SAMPLE_RATE_HZ,
-        num_channels=1,
-        track_publish_options=rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE),
-        track_name="agent-audio",
-    )
-
-    def on_published(*_: object) -> None:
-        marks.setdefault("agent_track_published", time.time())
-
-    context.room.on("local_track_published", on_published)
-    context.room.on("reconnected", lambda: _subscribe_again(context.room))
-    publishing = asyncio.create_task(output.start())  # returns once somebody listens
-    session.output.audio = output
-
-    async def show_memory_state() -> None:
-        while True:
-            await state_changed.wait()
-            state_changed.clear()
-            with contextlib.suppress(TimeoutError):  # one answer in some hundred never comes
-                async with asyncio.timeout(_ASK_TIMEOUT_S):
-                    await local.set_attributes({ATTRIBUTE_MEMORY: memory.state})
-
-    showing = asyncio.create_task(show_memory_state())
-
-    async def close_all() -> None:
-        publishing.cancel()
-        showing.cancel()
-        await output.aclose()
-        agent.on_close()
-        await memory.aclose()
-
-    left = asyncio.Event()
-
-    def leave(reason: str, on_purpose: bool = True) -> None:
-        if left.is_set():  # the session closes because the job ends: no second reason
-            return
-        left.set()
-        report_end(context, reason)
-        leaving = asyncio.create_task(presence.leave(reason if on_purpose else ""))
-        leaving.add_done_callback(lambda _: context.shutdown(reason=reason))
-
-    def end_job(event: CloseEvent) -> None:
-        watch.close()
-        cause = f": {event.error.label}: {event.error.error}" if event.error else ""
-        leave(event.reason.value + cause, event.reason in ON_PURPOSE)
-
-    session.on("close", end_job)
-    watch = IdleWatch(context.room, settings.idle_timeout_s, leave)
-    context.add_shutdown_callback(close_all)
-    await session.start(
-        agent,
-        room=context.room,
-        room_options=room_io.RoomOptions(
-            audio_input=room_io.AudioInputOptions(sample_rate=16000, frame_size_ms=20),
-            audio_output=False,
-        ),
-    )
-    marks["session_started"] = time.time()
-    if resume is not None:
-        # Not part of the conversation: what follows is answered as if nothing had happened.
-        _say(session, settings.apology, models, add_to_chat_ctx=False)
-        if resume.history and resume.history[-1].role == "user":
-            session.generate_reply()  # the lost agent owed an answer
-    else:
-        _say(session, settings.greeting, models)
-
-
-def _subscribe_again(room: rtc.Room) -> None:
-    """Asks for the voices that were published while the connection to the server was made anew.
-
-    LiveKit announces them to nobody, and `AutoSubscribe.AUDIO_ONLY` waits for an announcement
-    (livekit-agents 1.8.9, job.py, `_apply_auto_subscribe_opts`): the agent would stay deaf.
-    """
-    for participant in room.remote_participants.values():
-        for publication in participant.track_publications.values():
-            if publication.kind == rtc.TrackKind.KIND_AUDIO:
-                logger.info("subscribing again to %s of %s", publication.sid, participant.identity)
-                publication.set_subscribed(True)
-
-
-def _say(
-    session: AgentSession[None], text: str, models: Models, *, add_to_chat_ctx: bool = True
-) -> None:
-    if text:
-        frames = models.spoken.get(text)
-        session.say(
-            text,
-            audio=_frames(frames) if frames else NOT_GIVEN,
-            add_to_chat_ctx=add_to_chat_ctx,
-        )
-
-
-async def _frames(frames: list[rtc.AudioFrame]) -> AsyncIterator[rtc.AudioFrame]:
-    for frame in frames:
-        yield frame
 
 
 def report_registration(server: AgentServer, agent_name: str) -> None:
@@ -442,6 +111,9 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         port: Loopback port of its health and status service.
     """
 
+    if settings.executor == "thread":
+        importlib.import_module(PRELOADED)  # plugins want to be registered on the main thread
+
     def load(server: AgentServer) -> float:
         return min(1.0, len(server.active_jobs) / settings.max_jobs)
 
@@ -460,7 +132,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         if settings.livekit_api_secret
         else None,
         log_level=settings.log_level,
-        preload_modules=["labvoice.agent.app"],
+        preload_modules=[PRELOADED],
     )
     server.rtc_session(
         entrypoint,

@@ -13,9 +13,7 @@ from typing import Protocol
 
 from livekit.agents import AgentServer
 
-from labvoice.agent.memory_queue import MemoryQueue
 from labvoice.errors import LabvoiceError
-from labvoice.letta import new_client
 from labvoice.settings import Settings, load_settings
 
 logger = logging.getLogger("labvoice.agent")
@@ -60,6 +58,9 @@ async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
     if not (settings.letta_base_url and settings.letta_turns_path):
         yield
         return
+    from labvoice.agent.memory_queue import MemoryQueue
+    from labvoice.letta import new_client
+
     client = new_client(settings.letta_base_url, settings.letta_api_key)
     queue = MemoryQueue(settings.letta_turns_path, client, own_server=settings.letta_embedded)
     queue.start()

@@ -13,7 +13,8 @@ from livekit.agents import Agent, AgentServer, AgentSession, JobContext
 from livekit.plugins import silero
 
 from labvoice.agent import speech
-from labvoice.agent.app import load_llm, report_registration
+from labvoice.agent.app import report_registration
+from labvoice.agent.session import load_llm
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings, load_settings
 

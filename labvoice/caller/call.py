@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import json
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from livekit import api, rtc
-from livekit.agents.voice.remote_session import RemoteSession, RoomSessionTransport
 from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
@@ -38,6 +38,12 @@ from labvoice.errors import (
 from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
 from labvoice.show import Facts, call_facts
 from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
+
+if TYPE_CHECKING:
+    from livekit.agents.voice.remote_session import RemoteSession
+
+SESSION_MODULE = "livekit.agents.voice.remote_session"
+"""Takes 2.4 s to import, which a lab does while its worker starts."""
 
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
@@ -158,7 +164,10 @@ class Call:
         self._agent_dispatch = ""
         self._ended = False
         self._changed = asyncio.Event()
-        self._session = RemoteSession(RoomSessionTransport(self._room))
+        remote_session = importlib.import_module(SESSION_MODULE)
+        self._session: RemoteSession = remote_session.RemoteSession(
+            remote_session.RoomSessionTransport(self._room)
+        )
 
     # -- connecting ---------------------------------------------------------------------
 

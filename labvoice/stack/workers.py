@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import aiohttp
 import psutil
 
+from labvoice.agent.reports import EVENT_PREFIX
 from labvoice.errors import ProcessError
 from labvoice.settings import ENV_FILE, Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
-_EVENT_PREFIX = "labvoice-event "  # labvoice.agent.app.EVENT_PREFIX; importing it costs 3 s
 AGENT_PROGRAM = "labvoice.agent"
 # livekit-agents 1.8.9, ipc/supervised_proc.py and ipc/job_thread_executor.py
 _PREPARING = re.compile("initializing (process|job runner)")
@@ -233,7 +233,7 @@ class Worker:
                 self._preparing += 1
             elif _PREPARED.search(line):
                 self._preparing -= 1
-            _, found, text = line.partition(_EVENT_PREFIX)
+            _, found, text = line.partition(EVENT_PREFIX)
             if found:
                 self._take(json.loads(text))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType, JobProcess
 
-from labvoice.agent.app import on_request, report_event, report_registration
+from labvoice.agent.app import on_request, report_registration
+from labvoice.agent.reports import report_event
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings, load_settings
 

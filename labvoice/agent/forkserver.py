@@ -1,0 +1,35 @@
+"""The process that jobs are forked from, started early: it loads while the worker itself does."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing import forkserver
+
+from labvoice.settings import Settings
+
+PRELOADED = "labvoice.agent.session"
+"""What every job needs; imported once per worker."""
+
+
+def start_forkserver(settings: Settings) -> None:
+    """Starts it, with the imports that livekit-agents would have it do, in the same order.
+
+    livekit-agents would start it after all imports of the worker (1.8.9, worker.py, `run`); one
+    that runs already is taken as it is.
+
+    Args:
+        settings: Those of the worker; where its jobs are threads nothing is started.
+    """
+    if settings.executor != "process":
+        return
+    secret = settings.livekit_api_secret
+    for name, value in (  # the jobs' clients read them; `run` would set them too late
+        ("LIVEKIT_URL", settings.livekit_url),
+        ("LIVEKIT_API_KEY", settings.livekit_api_key),
+        ("LIVEKIT_API_SECRET", secret.get_secret_value() if secret else None),
+    ):
+        if value:
+            os.environ[name] = value
+    modules = [PRELOADED, "livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze"]
+    forkserver.set_forkserver_preload(modules)
+    forkserver.ensure_running()
