@@ -48,7 +48,7 @@ class Pool:
         self._kinds: dict[str, tuple[Settings, str]] = {}
         self._watchers: dict[Worker, asyncio.Task[None]] = {}
         self._starts: set[asyncio.Task[Worker]] = set()
-        self._draining: set[asyncio.Task[None]] = set()
+        self._draining: dict[Worker, asyncio.Task[None]] = {}
         self._jobs: dict[str, JobProcess] = {}
         self._restarting = 0
         self._short_lives: collections.Counter[str] = collections.Counter()
@@ -145,6 +145,8 @@ class Pool:
 
     def remove(self, worker: Worker) -> asyncio.Task[None]:
         """Begins to drain a worker; the returned task ends when the worker is gone."""
+        if worker in self._draining:
+            return self._draining[worker]
         self._forget(worker)
         self.log.add("draining", worker=worker.process.name)
 
@@ -156,13 +158,13 @@ class Pool:
 
         worker.draining = True
         task = asyncio.create_task(drain())
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
+        self._draining[worker] = task
+        task.add_done_callback(lambda _: self._draining.pop(worker))
         return task
 
     async def drained(self) -> None:
         """Waits until every worker that is being drained is gone."""
-        await asyncio.gather(*self._draining)
+        await asyncio.gather(*self._draining.values())
 
     async def ended(self) -> None:
         """Waits until there is no worker left and none is being started again."""
@@ -177,7 +179,7 @@ class Pool:
 
     async def stop(self) -> None:
         """Stops them all at once, calls or not, those that are being started too."""
-        guards = [*self._watchers.values(), *self._draining]
+        guards = [*self._watchers.values(), *self._draining.values()]
         for task in [*guards, *self._starts]:
             task.cancel()
         await asyncio.gather(*guards, *self._starts, return_exceptions=True)

@@ -73,6 +73,7 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
     going = pool_lab.pool.remove(worker)
     assert pool_lab.pool.frame().set_index("worker").loc[worker.process.name, "state"] == "draining"
+    assert pool_lab.pool.remove(worker) is going
     await asyncio.sleep(1)
     other = await pool_lab.dispatch("while-draining")
     assert other.worker_id != worker.worker_id
