@@ -12,7 +12,7 @@ PRELOADED = "labvoice.agent.session"
 
 
 def start_forkserver(settings: Settings) -> None:
-    """Starts it, with the imports that livekit-agents would have it do, in the same order.
+    """Starts it, with the imports that livekit-agents would have it do, and with the weights.
 
     livekit-agents would start it after all imports of the worker (1.8.9, worker.py, `run`); one
     that runs already is taken as it is.
@@ -30,6 +30,6 @@ def start_forkserver(settings: Settings) -> None:
     ):
         if value:
             os.environ[name] = value
-    modules = [PRELOADED, "livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze"]
-    forkserver.set_forkserver_preload(modules)
+    framework = ["livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze"]
+    forkserver.set_forkserver_preload([PRELOADED, "labvoice.agent.preload", *framework])
     forkserver.ensure_running()

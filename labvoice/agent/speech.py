@@ -11,7 +11,25 @@ from labvoice.agent.synthesis import PiperTTS
 from labvoice.settings import Settings
 from labvoice.weights import require
 
-__all__ = ["MoonshineSTT", "PiperTTS", "load_stt", "load_tts"]
+__all__ = ["MoonshineSTT", "PiperTTS", "load_stt", "load_tts", "preload"]
+
+_moonshines: list[Moonshine] = []
+_pipers: list[Piper] = []
+"""Loaded before this process was forked, for the first who asks."""
+
+
+def preload(settings: Settings) -> None:
+    """Loads the weights for the processes that will be forked from this one.
+
+    They share the memory and need not load it. No thread may be there that they would miss: the
+    models run on the caller's, and espeak-ng, which starts one, is left to them.
+
+    Raises:
+        WeightsError: The weights cannot be had.
+        ModelError: They cannot be loaded.
+    """
+    _moonshines.append(_moonshine(settings))
+    _pipers.append(Piper(require("piper-joe", settings)))
 
 
 def load_stt(settings: Settings) -> MoonshineSTT:
@@ -21,11 +39,16 @@ def load_stt(settings: Settings) -> MoonshineSTT:
         WeightsError: Its weights cannot be had.
         ModelError: They cannot be loaded.
     """
+    model = _moonshines.pop() if _moonshines else _moonshine(settings)
+    return MoonshineSTT(model, f"moonshine-{settings.stt}-en")
+
+
+def _moonshine(settings: Settings) -> Moonshine:
     model = Moonshine(
         require("moonshine-base" if settings.stt == "base" else "moonshine-tiny", settings)
     )
     model.transcribe(np.zeros(SAMPLE_RATE, np.int16))
-    return MoonshineSTT(model, f"moonshine-{settings.stt}-en")
+    return model
 
 
 def load_tts(settings: Settings) -> PiperTTS:
@@ -35,7 +58,7 @@ def load_tts(settings: Settings) -> PiperTTS:
         WeightsError: Its weights cannot be had.
         ModelError: They cannot be loaded, or espeak-ng is missing.
     """
-    voice = Piper(require("piper-joe", settings))
+    voice = _pipers.pop() if _pipers else Piper(require("piper-joe", settings))
     for _ in voice.speak("Hello there, how are you?", cut_lead_in=True):
         pass
     return PiperTTS(voice)

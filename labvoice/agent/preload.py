@@ -1,0 +1,16 @@
+"""Imported by the process that jobs are forked from: loads the weights that they share."""
+
+from __future__ import annotations
+
+import logging
+
+from labvoice.agent import speech
+from labvoice.settings import load_settings
+
+try:
+    _settings = load_settings()
+    if not _settings.deepgram_api_key:
+        speech.preload(_settings)
+except Exception as error:
+    # A job's process tries again, and its failure is told to the stack.
+    logging.getLogger("labvoice.agent").warning("the weights are not preloaded: %s", error)
