@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jiwer
@@ -95,6 +97,24 @@ async def test_events_come_in_order(settings: Settings, recogniser: MoonshineSTT
         Kind.RECOGNITION_USAGE,
     ]
     assert _texts(events, Kind.PREFLIGHT_TRANSCRIPT)[-1:] == _texts(events, Kind.FINAL_TRANSCRIPT)
+
+
+def test_what_forked_processes_share_leaves_no_thread(settings: Settings) -> None:
+    """The weights are loaded once; a forked process would miss a thread that they had started."""
+    code = """
+import os
+import onnxruntime  # starts one by itself
+from labvoice.agent import speech
+from labvoice.settings import load_settings
+before = len(os.listdir("/proc/self/task"))
+speech.preload(load_settings())
+started = len(os.listdir("/proc/self/task")) - before
+kept, = speech._moonshines
+first, second = speech.load_stt(load_settings()), speech.load_stt(load_settings())
+print(started, first._moonshine is kept, second._moonshine is kept)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0", "True", "False"], done.stderr
 
 
 async def test_two_turns_on_one_stream(settings: Settings, recogniser: MoonshineSTT) -> None:
