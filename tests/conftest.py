@@ -13,6 +13,13 @@ from labvoice.settings import Settings
 _KEPT = {"LABVOICE_CACHE_DIR"}  # building and downloading once per machine is enough
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows why a test was given one more try: an unlucky test is a question, not noise."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"rerun: {report.nodeid} ({report.when})")
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_user_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Removes the user's keys and addresses, and keeps state in a temporary folder."""
