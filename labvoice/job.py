@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from labvoice.errors import MetadataError, RoomNameError
 from labvoice.settings import Mode
 
+EVENT_PREFIX = "labvoice-event "
+"""Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
+
 ATTRIBUTE_DISPATCH_ID = "labvoice.dispatch_id"
 """Participant attribute by which an agent tells which dispatch brought it."""
 ATTRIBUTE_WORKER_ID = "labvoice.worker_id"

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import aiohttp
 import psutil
 
-from labvoice.agent.reports import EVENT_PREFIX
 from labvoice.errors import ProcessError
+from labvoice.job import EVENT_PREFIX
 from labvoice.settings import ENV_FILE, Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
