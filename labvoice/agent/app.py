@@ -112,7 +112,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
     """
 
     if settings.executor == "thread":
-        importlib.import_module(PRELOADED)  # plugins want to be registered on the main thread
+        importlib.import_module(PRELOADED[0])  # plugins want to be registered on the main thread
 
     def load(server: AgentServer) -> float:
         return min(1.0, len(server.active_jobs) / settings.max_jobs)
@@ -132,7 +132,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         if settings.livekit_api_secret
         else None,
         log_level=settings.log_level,
-        preload_modules=[PRELOADED],
+        preload_modules=list(PRELOADED),  # for a forkserver that died and is started anew
     )
     server.rtc_session(
         entrypoint,

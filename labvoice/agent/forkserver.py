@@ -7,8 +7,8 @@ from multiprocessing import forkserver
 
 from labvoice.settings import Settings
 
-PRELOADED = "labvoice.agent.session"
-"""What every job needs; imported once per worker."""
+PRELOADED = ("labvoice.agent.session", "labvoice.agent.preload")
+"""What every job needs: a call's modules, and the weights; imported once per worker."""
 
 
 def start_forkserver(settings: Settings) -> None:
@@ -31,5 +31,5 @@ def start_forkserver(settings: Settings) -> None:
         if value:
             os.environ[name] = value
     framework = ["livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze"]
-    forkserver.set_forkserver_preload([PRELOADED, "labvoice.agent.preload", *framework])
+    forkserver.set_forkserver_preload([*PRELOADED, *framework])
     forkserver.ensure_running()

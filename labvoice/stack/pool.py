@@ -144,7 +144,7 @@ class Pool:
             self.remove(worker)
 
     def remove(self, worker: Worker) -> asyncio.Task[None]:
-        """Begins to drain a worker; the returned task ends when the worker is gone."""
+        """Begins to drain a worker, once; the returned task ends when the worker is gone."""
         if worker in self._draining:
             return self._draining[worker]
         self._forget(worker)
