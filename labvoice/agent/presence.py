@@ -26,7 +26,7 @@ from labvoice.job import (
     pack_history,
 )
 
-BEAT_S: Final = 0.5
+BEAT_S: Final = 0.4
 """Pause between two beats, in seconds."""
 _LOOP_STALL_S: Final = 5.0
 """An event loop that does nothing for so long counts as hung; a second's stall does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ _ONSET_FRAMES = 3
 """So many voiced frames in a row are voice, and the first of them dates it: a click is not."""
 _HANGOVER_S = 0.4
 """Silence that ends a stretch of voice, in seconds; pauses between sentences are shorter."""
+
+# A track that ends by itself, as a lost agent's does, is dropped by the SDK twice (livekit 1.1.21),
+# which it would tell the user as a warning.
+logging.getLogger("livekit").addFilter(
+    lambda record: "drop unknown FFI handle" not in record.getMessage()
+)
 
 
 @dataclass
