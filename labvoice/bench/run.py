@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from labvoice.bench.writer import RunWriter
 __all__ = ["Run", "RunWriter"]
 
 _SUMMARY_COLUMNS = ["n", "failed", "mean", "p50", "p95", "p99", "ci95_lo", "ci95_hi"]
+_COMPARED = ("voice_to_voice", "recovery", "connection", "join")
+"""The first of these that a run has is what its arms are compared by."""
 
 
 class Run:
@@ -147,6 +151,18 @@ class Run:
                 lines.append((f"{arm}: " if len(self.arms) > 1 else "") + ", ".join(words))
         return lines
 
+    @property
+    def comparisons(self) -> list[str]:
+        """A line for each further configuration: its main stage against that of the first."""
+        lines = []
+        for pair, stages in self.ratios().items():
+            stage = next((name for name in _COMPARED if name in stages), None)
+            if stage is not None and not math.isnan(stages[stage].ratio):
+                low, high = stages[stage].ci95
+                interval = "" if math.isnan(low) else f", 95 % interval {low:.2f} to {high:.2f}"
+                lines.append(f"{pair}: {stage} × {stages[stage].ratio:.2f}{interval}")
+        return lines
+
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that say why the figures should be taken with care."""
@@ -185,8 +201,19 @@ class Run:
         return table if table["p99"].notna().any() else table.drop(columns="p99")
 
     def ratios(self) -> dict[str, dict[str, statistics.Ratio]]:
-        """Compares each further arm with the first: `{"new/base": {stage: ratio}}`."""
+        """Compares each further arm with the first: `{"new/base": {stage: ratio}}`.
+
+        Arms of a closed loop take turns, and in each round all do the same: the k-th trial of one
+        is compared with the k-th of the other.
+        """
         good = statistics.measured(self.frame)
+        compare: Callable[..., statistics.Ratio] = statistics.compare_medians
+        by = "session"
+        if self.header.loop == "closed":
+            every = self.outcomes
+            trials = every[every["turn"].isna() & ~every["warmup"]].set_index("trial")
+            good = good.assign(round=good["trial"].map(trials.groupby("arm").cumcount()))
+            compare, by = statistics.compare_rounds, "round"
         base, *others = self.arms
         result: dict[str, dict[str, statistics.Ratio]] = {}
         for other in others:
@@ -195,9 +222,7 @@ class Run:
                 rows = good[good["stage"] == stage]
                 old, new = rows[rows["arm"] == base], rows[rows["arm"] == other]
                 if len(old) and len(new):
-                    of_pair[stage] = statistics.compare_medians(
-                        old["duration_s"], old["session"], new["duration_s"], new["session"]
-                    )
+                    of_pair[stage] = compare(old["duration_s"], old[by], new["duration_s"], new[by])
         return result
 
     def to_json(self) -> dict[str, Any]:
@@ -253,7 +278,7 @@ class Run:
         parts = [self.title]
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
-        parts += self.recognition
+        parts += self.comparisons + self.recognition
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)

@@ -84,12 +84,14 @@ class StageSummary(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """How a median compares with another one.
+    """How one configuration compares with another.
 
     Attributes:
-        ratio: The new median over the base median.
+        ratio: The new median over the base median; of configurations that were measured round by
+            round, the median of the rounds' ratios.
         ci95: 95 % bootstrap interval of the ratio.
-        p_value: Two-sided Mann–Whitney U on the sessions' medians.
+        p_value: Two-sided Mann–Whitney U on the sessions' medians; of rounds, the Wilcoxon
+            signed-rank test on the logarithms of their ratios.
     """
 
     ratio: float
@@ -203,6 +205,44 @@ def compare_medians(
     # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
     interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
     return Ratio(ratio, interval, float(test.pvalue))
+
+
+def compare_rounds(
+    base: npt.ArrayLike,
+    base_rounds: npt.ArrayLike,
+    new: npt.ArrayLike,
+    new_rounds: npt.ArrayLike,
+    *,
+    seed: int = _SEED,
+) -> Ratio:
+    """Compares two configurations of which each round measured both, at one time and alike.
+
+    What the rounds differ by, such as the words that the caller says, does not count then. A
+    round of which one side failed is left out.
+
+    Args:
+        base: Shape (n,).
+        base_rounds: Shape (n,): the round of each value; several values are one by their median.
+        new: Shape (m,).
+        new_rounds: Shape (m,).
+        seed: The same seed gives the same interval.
+    """
+    from scipy import stats
+
+    medians = [
+        pd.Series(np.asarray(values, dtype=np.float64)).groupby(np.asarray(rounds)).median()
+        for values, rounds in ((base, base_rounds), (new, new_rounds))
+    ]
+    pairs = pd.concat(medians, axis=1, join="inner").to_numpy(np.float64)
+    if not len(pairs) or pairs.min() <= 0:  # LiveKit reports delays of exactly zero
+        return Ratio(math.nan, (math.nan, math.nan), math.nan)
+    ratios = pairs[:, 1] / pairs[:, 0]
+    interval = bootstrap_interval(ratios, range(len(ratios)), seed=seed)
+    if len(ratios) < 2:
+        return Ratio(float(ratios[0]), interval, math.nan)
+    same = bool(np.all(ratios == 1))  # of which the test can say nothing
+    p_value = 1.0 if same else float(stats.wilcoxon(np.log(ratios)).pvalue)
+    return Ratio(percentile(ratios, 50), interval, p_value)
 
 
 def summarise(rows: pd.DataFrame) -> StageSummary:

@@ -92,7 +92,7 @@ class Supervisor:
         log: Log,
         *,
         local: LocalWorkers | None = None,
-        lost_after_s: float = 1.3,
+        lost_after_s: float = 1.2,
     ) -> None:
         self._dispatcher = dispatcher
         self._log = log

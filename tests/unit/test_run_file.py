@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -171,6 +172,21 @@ def test_json_has_the_shape_of_the_design(tmp_path: Path) -> None:
     assert result["arms"]["b"]["n"] == 10
     assert list(result["arms"]["b"])[1:] == [*names.split()[5:], "word_error_rate", "split_turns"]
     assert result["ratios"]["b/a"]["join"]["ratio"] == pytest.approx(0.5, rel=0.2)
+
+
+def test_arms_are_compared_round_by_round(tmp_path: Path) -> None:
+    """Of each arm the k-th trial stands against the k-th of the first; text and HTML tell it."""
+    arms: dict[str, dict[str, str]] = {"a": {}, "b": {}}
+    run = connect_run(tmp_path / "run.jsonl", trials=20, arms=arms, slower_arm=0.5)
+    rows = run.frame.query("stage == 'join' and not warmup")
+    joins = [rows.loc[rows["arm"] == arm, "duration_s"].to_numpy() for arm in arms]
+    ratio = run.ratios()["b/a"]["join"]
+    assert ratio.ratio == pytest.approx(np.median(joins[1] / joins[0]))
+    (line,) = run.comparisons
+    assert line.startswith("b/a: connection × 0.")
+    assert line in repr(run)
+    assert line in run._repr_html_()
+    assert connect_run(tmp_path / "one.jsonl", trials=3).comparisons == []
 
 
 def test_p99_needs_a_hundred_measurements(tmp_path: Path) -> None:

@@ -99,6 +99,35 @@ def test_delays_of_exactly_zero_bound_no_ratio() -> None:
     assert same.p_value == 1
 
 
+def test_rounds_compare_like_with_like() -> None:
+    """What differs from round to round hides a small difference from medians, not from rounds."""
+    rng = np.random.default_rng(10)
+    base = np.where(np.arange(20) % 2, 0.7, 1.2) + rng.normal(0, 0.01, 20)
+    new = 1.05 * base + rng.normal(0, 0.01, 20)
+    rounds = np.arange(20)
+    apart = statistics.compare_medians(base, rounds, new, rounds)
+    paired = statistics.compare_rounds(base, rounds, new[::-1], rounds[::-1])
+    assert apart.ci95[0] < 0.9 < 1.2 < apart.ci95[1]
+    assert 1.03 < paired.ci95[0] < 1.05 < paired.ci95[1] < 1.07
+    assert paired.ratio == pytest.approx(np.median(new / base))
+    assert paired.p_value == pytest.approx(stats.wilcoxon(np.log(new / base)).pvalue)
+    assert paired.p_value < 0.001 < apart.p_value
+
+
+def test_a_round_of_which_one_side_failed_does_not_count() -> None:
+    """Only whole rounds are compared, several turns of a round as one; without any, nothing is."""
+    base, new = [1.0, 1.2, 2.0, 9.0], [3.0, 2.2, 9.0]
+    half = statistics.compare_rounds(base, [0, 0, 1, 2], new, [1, 0, 3])
+    assert half.ratio == pytest.approx(1.75)  # of 2.2/1.1 and 3/2
+    one = statistics.compare_rounds([2.0], [0], [1.0], [0])
+    assert one.ratio == 0.5
+    assert math.isnan(one.ci95[0])
+    assert math.isnan(one.p_value)
+    assert math.isnan(statistics.compare_rounds([1.0], [0], [1.0], [1]).ratio)
+    assert math.isnan(statistics.compare_rounds([0.0], [0], [1.0], [0]).ratio)
+    assert statistics.compare_rounds(new, range(3), new, range(3)).p_value == 1
+
+
 def test_a_quiet_run_of_enough_trials_has_no_warning(tmp_path: Path) -> None:
     """Nothing is said where there is nothing to say."""
     run = connect_run(tmp_path / "run.jsonl", trials=60)
