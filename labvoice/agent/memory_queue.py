@@ -252,7 +252,6 @@ class MemoryQueue:
                 self._all_over_before = time.time()  # its process has gone
             await self._store.unknown(turn, error.observed)
         except ServerFailedError as error:
-            self._over_before[turn.agent_id] = time.time()
             await self._store.refused(turn, error.observed)
         except (ServerUnreachableError, CredentialsError) as error:
             await self._store.unknown(turn, error.observed)
@@ -297,13 +296,16 @@ class MemoryQueue:
                 )
                 # The client makes an object of anything; a garbled answer lacks this one.
                 ending = answer.stop_reason.stop_reason
+            if ending not in _ENDED_WELL:
+                raise ServerFailedError(
+                    f"Letta's turn ended with {ending!r}", "is the model behind Letta up?"
+                )
         except NotReachedError as error:
             await self._store.not_sent(turn, error.observed)
             raise
-        if ending not in _ENDED_WELL:
-            raise ServerFailedError(
-                f"Letta's turn ended with {ending!r}", "is the model behind Letta up?"
-            )
+        except ServerFailedError:
+            self._over_before[turn.agent_id] = time.time()
+            raise
 
     async def _arrived(self, turn: Turn) -> bool:
         """Finds out what became of a turn that was sent.

@@ -34,6 +34,7 @@ class FakeLetta:
         list_s: How long the list of agents takes, in seconds.
         list_status: HTTP status of the list of agents.
         down: Whether every request is refused with HTTP 503.
+        failing_looks: How many questions for the runs are answered with HTTP 500.
         most_at_once: The most messages that one agent was told at the same time.
     """
 
@@ -44,6 +45,7 @@ class FakeLetta:
         self.faults: list[str] = []
         self.names: dict[str, str] = {}
         self.down = False
+        self.failing_looks = 0
         self.list_s, self.list_status = 0.0, 200
         self.gone: set[str] = set()
         self.cancelled: list[str] = []
@@ -178,6 +180,9 @@ class FakeLetta:
         )
 
     async def _list_runs(self, request: Request) -> Response:
+        if self.failing_looks:
+            self.failing_looks -= 1
+            return JSONResponse({"detail": "500"}, status_code=500)
         agent = request.query_params["agent_id"]
         return JSONResponse([run for run in self._runs if run["agent_id"] == agent])
 

@@ -160,6 +160,21 @@ async def test_a_late_answer_is_waited_for(
     assert letta.requests == 2
 
 
+async def test_a_look_that_fails_says_nothing_of_the_turn(
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
+) -> None:
+    """Letta's HTTP 500 to the question for its runs does not end the one that is under way."""
+    letta.faults, letta.hang_s, letta.failing_looks = ["hang"], 5.0, 1
+    async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
+        queue.start()
+        await put(queue, A, "one")
+        assert await queue.drain(TIMEOUT_S)
+    await letta.finish()
+    assert letta.failing_looks == 0
+    assert letta.told == {A: ["one"]}
+    assert letta.requests == 1
+
+
 async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path) -> None:
     """Behind a port where nothing listens for a while, Letta may still finish what it was told."""
     fake = FakeLetta(free_port())
