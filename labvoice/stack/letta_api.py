@@ -22,6 +22,7 @@ from labvoice.letta import (
 )
 
 _TIMEOUT_S: Final = 30.0
+_DELETE_RETRIES: Final = 4  # over some 7 s
 # Letta 0.16.8 answers 500 to a name with a dot.
 _NAME: Final = re.compile(r"\w[\w '-]{0,62}")
 CONTEXT_TOKENS: Final = 8192
@@ -209,7 +210,8 @@ class LettaApi:
         """
         agent_id = await self.resolve(agent)
         with in_words(self._client, f"the agent {agent}"):
-            await self._client.agents.delete(agent_id)
+            # Answered with HTTP 409 while a turn of the agent just begins (0.16.8).
+            await self._client.with_options(max_retries=_DELETE_RETRIES).agents.delete(agent_id)
 
     async def register_model(
         self,

@@ -29,6 +29,7 @@ class FakeLetta:
             stores it after `hang_s`), `401`, `401-model` (its model refuses its key), `404`,
             `422`; where it is to stream: `dies` (after some words), `pings` (nothing else).
         gone: Agents that were deleted.
+        conflicts: How many times an agent cannot be deleted, for a run of it just begins.
         names: Ids of agents by name.
         cancelled: Ids of runs that were cancelled.
         list_s: How long the list of agents takes, in seconds.
@@ -46,6 +47,7 @@ class FakeLetta:
         self.names: dict[str, str] = {}
         self.down = False
         self.failing_looks = 0
+        self.conflicts = 0
         self.list_s, self.list_status = 0.0, 200
         self.gone: set[str] = set()
         self.cancelled: list[str] = []
@@ -64,6 +66,7 @@ class FakeLetta:
                 Route("/v1/agents/{agent}/messages", self._history),
                 Route("/v1/agents/{agent}/messages/cancel", self._cancel, methods=["POST"]),
                 Route("/v1/agents/{agent}", self._retrieve),
+                Route("/v1/agents/{agent}", self._delete, methods=["DELETE"]),
                 Route("/v1/agents/{agent}/core-memory/blocks", self._list_blocks),
                 Route("/v1/runs/", self._list_runs),
             ]
@@ -82,6 +85,13 @@ class FakeLetta:
         if agent in self.gone:
             return JSONResponse({"detail": "Agent not found"}, status_code=404)
         return JSONResponse({"id": agent, "name": agent})
+
+    async def _delete(self, request: Request) -> Response:
+        if self.conflicts:
+            self.conflicts -= 1
+            return JSONResponse({"detail": "violates foreign key constraint"}, status_code=409)
+        self.gone.add(request.path_params["agent"])
+        return JSONResponse({})
 
     async def _cancel(self, request: Request) -> Response:
         self.cancelled += (await request.json())["run_ids"]
