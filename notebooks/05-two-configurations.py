@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -48,8 +50,9 @@ plots.distributions(run)
 
 # %% [markdown]
 # Look at two rows: `ready` runs from the request, `connection` from the click: the request goes
-# out earlier, takes as long as before, and ends earlier for the user. The ratios compare each
-# arm with the first:
+# out earlier, takes as long as before, and ends earlier for the user. The line under the table
+# compares the arms **round by round**: what a round did to both, a slow second of the machine or
+# a long sentence, does not count for one of them. All stages, with their intervals:
 
 # %%
 for pair, stages in run.ratios().items():
