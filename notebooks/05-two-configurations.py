@@ -54,7 +54,8 @@ plots.distributions(run)
 
 # %%
 for pair, stages in run.ratios().items():
-    print(pair, "connection:", stages["connection"])
+    for stage, ratio in stages.items():
+        print(f"{pair} {stage}: {ratio}")
 
 # %%
 await lab.stop()

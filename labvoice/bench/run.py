@@ -158,9 +158,7 @@ class Run:
         for pair, stages in self.ratios().items():
             stage = next((name for name in _COMPARED if name in stages), None)
             if stage is not None and not math.isnan(stages[stage].ratio):
-                low, high = stages[stage].ci95
-                interval = "" if math.isnan(low) else f", 95 % interval {low:.2f} to {high:.2f}"
-                lines.append(f"{pair}: {stage} × {stages[stage].ratio:.2f}{interval}")
+                lines.append(f"{pair}: {stage} × {stages[stage]}")
         return lines
 
     @cached_property

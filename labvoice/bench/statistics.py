@@ -98,6 +98,15 @@ class Ratio(NamedTuple):
     ci95: tuple[float, float]
     p_value: float
 
+    def __str__(self) -> str:
+        low, high = self.ci95
+        words = [f"{self.ratio:.2f}"]
+        if not math.isnan(low):
+            words.append(f"95 % interval {low:.2f} to {high:.2f}")
+        if not math.isnan(self.p_value):
+            words.append(f"p {self.p_value:.2g}")
+        return ", ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names; None where there is none."""
         return {
