@@ -11,7 +11,7 @@ import importlib
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess, JobRequest
 from livekit.agents.worker import ServerEnvOption
 
-from labvoice.agent.forkserver import PRELOADED
+from labvoice.agent.forkserver import PRELOADED, SESSION
 from labvoice.agent.reports import report_end, report_event
 from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
@@ -112,7 +112,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
     """
 
     if settings.executor == "thread":
-        importlib.import_module(PRELOADED[0])  # plugins want to be registered on the main thread
+        importlib.import_module(SESSION)  # plugins want to be registered on the main thread
 
     def load(server: AgentServer) -> float:
         return min(1.0, len(server.active_jobs) / settings.max_jobs)

@@ -7,7 +7,9 @@ from multiprocessing import forkserver
 
 from labvoice.settings import Settings
 
-PRELOADED = ("labvoice.agent.session", "labvoice.agent.preload")
+SESSION = "labvoice.agent.session"
+"""The modules of a call."""
+PRELOADED = (SESSION, "labvoice.agent.preload")
 """What every job needs: a call's modules, and the weights; imported once per worker."""
 
 

@@ -162,7 +162,8 @@ def ratio_rows(run: Run) -> list[list[str]]:
             low, high = ratio.ci95
             interval = "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
             p_value = "–" if math.isnan(ratio.p_value) else f"{ratio.p_value:.2g}"
-            rows.append([pair, stage, f"{ratio.ratio:.3f}", interval, p_value])
+            factor = "–" if math.isnan(ratio.ratio) else f"{ratio.ratio:.3f}"
+            rows.append([pair, stage, factor, interval, p_value])
     return rows
 
 

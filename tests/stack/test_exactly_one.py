@@ -86,8 +86,8 @@ async def test_a_worker_that_is_about_to_register_is_waited_for(light: Lab) -> N
     dispatching = asyncio.create_task(
         light.dispatcher.dispatch("early", "late-agent", timeout_s=60)
     )
-    await asyncio.sleep(1)
-    assert not dispatching.done()
+    done_at_once, _ = await asyncio.wait({dispatching}, timeout=1)
+    assert not done_at_once
     await add_light_worker(light, "late-agent")
     done = await dispatching
     assert done.attempts > 1
@@ -118,8 +118,8 @@ async def test_a_slow_first_agent_makes_no_second_one(light: Lab) -> None:
     async with dispatcher_of(light) as dispatcher:
         try:
             dispatching = asyncio.create_task(dispatcher.dispatch("slow", LIGHT, timeout_s=40))
-            await asyncio.sleep(5)
-            assert not dispatching.done()
+            done_at_once, _ = await asyncio.wait({dispatching}, timeout=5)
+            assert not done_at_once
         finally:
             for process in processes:
                 process.send_signal(signal.SIGCONT)
@@ -147,7 +147,9 @@ async def test_a_job_that_was_accepted_is_waited_for(slow: Lab) -> None:
 async def test_who_waits_short_takes_nothing_from_who_waits_long(slow: Lab) -> None:
     """A caller whose time is over leaves the dispatch that another one made and waits for."""
     patient = asyncio.create_task(slow.dispatcher.dispatch("patience", "slow-agent", timeout_s=60))
-    await asyncio.sleep(1)
+    async with asyncio.timeout(10):
+        while not await slow.dispatcher.api.agent_dispatch.list_dispatch("patience"):
+            await asyncio.sleep(0.05)
     async with dispatcher_of(slow) as dispatcher:
         with pytest.raises(DispatchError):
             await dispatcher.dispatch("patience", "slow-agent", timeout_s=1)
