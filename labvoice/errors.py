@@ -126,7 +126,7 @@ class DispatchError(LabvoiceError):
     """A dispatch did not end with exactly one live agent in the room.
 
     Attributes:
-        outcome: One of :data:`labvoice.stages.OUTCOMES`.
+        outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`.
         dispatch_ids: Ids that the server gave, in order of the attempts.
     """
 

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import aiohttp
 from livekit import api
 
-from labvoice.agent.turn_store import DISK_ERRORS, TurnStore
-from labvoice.bench.experiment import Bench
+from labvoice.bench.base import Bench
 from labvoice.caller.call import SESSION_MODULE, Call, PastCall
-from labvoice.caller.voice import Utterance, load_wav, synthesize
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
-from labvoice.dispatch.supervisor import Supervisor
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.job import JobMetadata
+from labvoice.failover.supervisor import Supervisor
+from labvoice.memory.api import LettaApi
+from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
+from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
-from labvoice.stack.letta_api import LettaApi
-from labvoice.stack.letta_server import LettaServer
-from labvoice.stack.livekit_server import LiveKitServer
-from labvoice.stack.model_check import ModelCheck
-from labvoice.stack.model_server import ModelServer
+from labvoice.speech.utterances import Utterance, load_wav, synthesize
+from labvoice.speech.weights import WeightName, require
+from labvoice.stack.letta.server import LettaServer
+from labvoice.stack.livekit.server import LiveKitServer
+from labvoice.stack.models.check import ModelCheck
+from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text, part_of
-from labvoice.stack.pool import Pool
-from labvoice.stack.workers import AGENT_PROGRAM
-from labvoice.weights import WeightName, require
+from labvoice.stack.workers.pool import Pool
+from labvoice.stack.workers.worker import AGENT_PROGRAM
 
 if TYPE_CHECKING:
     from labvoice.widgets.call import BrowserCall
@@ -64,7 +64,7 @@ class Lab:
             embedded one, which the lab starts and does not wait for.
         fresh: Start the embedded Letta with an empty database that is deleted at the end.
         supervise: Whether agents that are lost are replaced; see
-            :mod:`labvoice.dispatch.supervisor`.
+            :mod:`labvoice.failover.supervisor`.
         settings: All settings; read from the environment and `.env` when not given.
         progress: Told what is being done, a line each.
         webhook_url: Where the LiveKit server, if it is ours, sends its webhooks.

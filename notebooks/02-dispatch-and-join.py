@@ -35,7 +35,7 @@ import pandas as pd
 from IPython.display import display
 from livekit import api, rtc
 
-from labvoice.caller.token import caller_token
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import DispatchError
 from labvoice.lab import Lab
 from labvoice.report import plots

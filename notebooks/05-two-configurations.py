@@ -26,7 +26,7 @@ calls = 2
 # %%
 from IPython.display import display
 
-from labvoice.bench.compare import compare
+from labvoice.runs.compare import compare
 from labvoice.lab import Lab
 from labvoice.report import plots
 

@@ -42,7 +42,7 @@ import type {
 import { VoiceDetector } from "./voice";
 
 const STATE_ATTRIBUTE = "lk.agent.state";
-const RPC_CLOCK = "labvoice.clock"; // labvoice/stages.py has all three
+const RPC_CLOCK = "labvoice.clock"; // labvoice/protocol/vocabulary.py has all three
 const RPC_MARKS = "labvoice.marks";
 const RPC_INTERRUPT = "labvoice.interrupt";
 const RPC_TIMEOUT_MS = 2000;

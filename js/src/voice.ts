@@ -1,6 +1,6 @@
 // Voice found on samples: stretches of it in a track, dated by their first and last voiced frame.
 
-/** A 10 ms frame above this RMS (full scale 1.0) is voiced; as in labvoice/caller/listener.py. */
+/** A 10 ms frame above this RMS (full scale 1.0) is voiced; as in labvoice/caller/ear.py. */
 export const VOICED_RMS = 0.004;
 const ONSET_FRAMES = 3;
 const HANGOVER_S = 0.4;

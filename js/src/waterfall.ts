@@ -14,7 +14,7 @@ export interface Row {
 
 type Step = [name: string, from: string, to: string, kind: Kind, title: string];
 
-// Stage names are those of labvoice/stages.py where they have one there.
+// Stage names are those of labvoice/protocol/vocabulary.py where they have one there.
 const STEPS: Step[] = [
   ["token", "click", "token_issued", "caller", "the token is made"],
   ["room", "token_issued", "room_connected", "caller", "the browser joins the room"],

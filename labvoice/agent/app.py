@@ -12,10 +12,10 @@ from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess,
 from livekit.agents.worker import ServerEnvOption
 
 from labvoice.agent.forkserver import PRELOADED, SESSION
+from labvoice.agent.guard import why_not
 from labvoice.agent.reports import report_end, report_event
-from labvoice.agent.single import why_not
 from labvoice.errors import LabvoiceError
-from labvoice.job import (
+from labvoice.protocol.metadata import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_METADATA,

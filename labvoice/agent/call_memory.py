@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 
 from letta_client import AsyncLetta
 
-from labvoice.agent.memory import MemorySnapshot, watch
-from labvoice.agent.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.letta import MAX_STEPS, in_words, is_agent_id, new_client, resolve
+from labvoice.memory.blocks import MemorySnapshot, watch
+from labvoice.memory.client import MAX_STEPS, in_words, is_agent_id, new_client, resolve
+from labvoice.memory.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.settings import Settings
 
 logger = logging.getLogger("labvoice.agent")

@@ -18,9 +18,9 @@ from typing import Final
 from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, ModelSettings, llm
 
 from labvoice.agent.call_memory import CallMemory
-from labvoice.agent.memory import MemorySnapshot
 from labvoice.errors import LabvoiceError
-from labvoice.job import Said
+from labvoice.memory.blocks import MemorySnapshot
+from labvoice.protocol.metadata import Said
 from labvoice.settings import Mode
 
 logger = logging.getLogger("labvoice.agent")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from labvoice.agent import speech
 from labvoice.settings import load_settings
+from labvoice.speech import engines as speech
 
 try:
     _settings = load_settings()

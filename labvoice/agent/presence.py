@@ -16,7 +16,7 @@ from typing import Any, Final
 from livekit import rtc
 from livekit.agents import AgentSession, CloseReason, ConversationItemAddedEvent, llm
 
-from labvoice.job import (
+from labvoice.protocol.metadata import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_HISTORY,
     ATTRIBUTE_LEAVING,

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from labvoice.job import EVENT_PREFIX
+from labvoice.protocol.metadata import EVENT_PREFIX
 
 if TYPE_CHECKING:
     from livekit.agents import JobContext

@@ -38,14 +38,14 @@ from livekit.plugins import deepgram, openai, silero
 
 from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
+from labvoice.agent.guard import why_not
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
 from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
-from labvoice.agent.single import why_not
-from labvoice.job import ATTRIBUTE_MEMORY, parse_metadata
+from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
+from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
-from labvoice.stages import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 
 logger = logging.getLogger("labvoice.agent")
 
@@ -129,7 +129,7 @@ def load_models() -> Models:
             load_llm(settings),
             spoken={},
         )
-    from labvoice.agent import speech
+    from labvoice.speech import engines as speech
 
     voice = speech.load_tts(settings)
     return Models(

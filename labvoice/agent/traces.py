@@ -8,7 +8,7 @@ from livekit.agents import JobContext, telemetry
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from labvoice.traces import context_of, set_up_traces
+from labvoice.protocol.tracing import context_of, set_up_traces
 
 _FLUSH_MS = 2000
 

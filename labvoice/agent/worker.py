@@ -58,8 +58,8 @@ async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
     if not (settings.letta_base_url and settings.letta_turns_path):
         yield
         return
-    from labvoice.agent.memory_queue import MemoryQueue
-    from labvoice.letta import new_client
+    from labvoice.memory.client import new_client
+    from labvoice.memory.queue import MemoryQueue
 
     client = new_client(settings.letta_base_url, settings.letta_api_key)
     queue = MemoryQueue(settings.letta_turns_path, client, own_server=settings.letta_embedded)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from labvoice.dispatch import Strategy
 from labvoice.errors import UsageError
 from labvoice.settings import Mode
-from labvoice.stack.workers import AGENT_PROGRAM
+from labvoice.stack.workers.worker import AGENT_PROGRAM
 
 _SEED: Final = 20261
 _LONGEST_DELAY_S: Final = 5.0  # as labvoice.settings.Settings.min_endpointing_delay_s has it

@@ -12,16 +12,16 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.run import RunWriter
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import DispatchError
+from labvoice.runs.run import RunWriter
 
 _AGENT_NAME: Final = "light-agent"
 BURST_ARMS: Final = tuple(
     Arm(
         name,
         agent_name=_AGENT_NAME,
-        program="labvoice.agent.light",
+        program="labvoice.agent.noop",
         settings={"max_jobs": 64},  # capacity is not what is measured
     )
     for name in ("plain", "confirmed")

@@ -12,16 +12,16 @@ import numpy as np
 from livekit import api, rtc
 from pydantic import SecretStr
 
-from labvoice.bench import host
-from labvoice.bench.experiment import outcome_of, run_path
-from labvoice.bench.run import Run, RunWriter
+from labvoice.bench.base import outcome_of, run_path
 from labvoice.caller.call import Call
-from labvoice.caller.listener import Listener
+from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
-from labvoice.caller.voice import Pcm, Utterance
 from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
+from labvoice.protocol.vocabulary import CALIBRATION_STAGES
+from labvoice.runs import host
+from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
-from labvoice.stages import CALIBRATION_STAGES
+from labvoice.speech.utterances import Pcm, Utterance
 
 _AGENT_NAME: Final = "reference-agent"
 _TONE_HZ: Final = 440.0

@@ -13,13 +13,13 @@ from typing import Any, Final, Literal, get_args
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.bench import host
-from labvoice.bench.experiment import CallSource, columns, outcome_of, run_path
-from labvoice.bench.run import Run, RunWriter
+from labvoice.bench.base import CallSource, columns, outcome_of, run_path
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import DuplicateAgentError, LabvoiceError, UsageError
-from labvoice.stack.pool import Pool
+from labvoice.runs import host
+from labvoice.runs.run import Run, RunWriter
+from labvoice.stack.workers.pool import Pool
 
 Kill = Literal["job", "worker", "hang"]
 KILLS: Final[tuple[Kill, ...]] = get_args(Kill)

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.run import RunWriter
 from labvoice.caller.call import Call
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.job import JobMetadata
+from labvoice.memory.api import LettaApi
+from labvoice.protocol.metadata import JobMetadata
+from labvoice.runs.run import RunWriter
 from labvoice.settings import Settings
-from labvoice.stack.letta_api import LettaApi
-from labvoice.stack.letta_server import LettaServer
+from labvoice.stack.letta.server import LettaServer
 
 _PROVIDER: Final = "fast"
 _SYNC_TIMEOUT_S: Final = 30.0

@@ -12,11 +12,11 @@ import sys
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext
 from livekit.plugins import silero
 
-from labvoice.agent import speech
 from labvoice.agent.app import report_registration
 from labvoice.agent.session import load_llm
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings, load_settings
+from labvoice.speech import engines as speech
 
 
 async def entrypoint(context: JobContext) -> None:

@@ -19,14 +19,13 @@ from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
 from labvoice.caller.clock import ClockOffset, measure_offset
-from labvoice.caller.listener import SAMPLE_RATE_HZ, Listener
+from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
-from labvoice.caller.token import caller_token
-from labvoice.caller.turn import Turn
-from labvoice.caller.voice import Utterance, speech_bounds
+from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     AgentLostError,
     CredentialsError,
@@ -35,9 +34,10 @@ from labvoice.errors import (
     ServerUnreachableError,
     StageTimeoutError,
 )
-from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
+from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
+from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 from labvoice.show import Facts, call_facts
-from labvoice.stages import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
+from labvoice.speech.utterances import Utterance, speech_bounds
 
 if TYPE_CHECKING:
     from livekit.agents.voice.remote_session import RemoteSession
@@ -446,7 +446,7 @@ class Call:
         """Speaks in real time; returns when the last sample has left, not when it is answered.
 
         Args:
-            utterance: See :mod:`labvoice.caller.voice` for where to get one.
+            utterance: See :mod:`labvoice.speech.utterances` for where to get one.
         """
         turn = Turn(len(self.turns), utterance.text)
         self.turns.append(turn)

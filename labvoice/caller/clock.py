@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from livekit import rtc
 
-from labvoice.stages import RPC_CLOCK
+from labvoice.protocol.vocabulary import RPC_CLOCK
 
 _ROUNDS = 5
 

@@ -164,7 +164,7 @@ async def _bench_http(
     out: Path | None,
     json_path: Path | None,
 ) -> int:
-    from labvoice.web.load import measure_load
+    from labvoice.bench.http import measure_load
 
     run, facts = await measure_load(
         rate_hz=rate_hz,

@@ -71,7 +71,7 @@ async def _call(
     llm: Llm | None,
     json_path: Path | None,
 ) -> int:
-    from labvoice.caller.voice import load_wav
+    from labvoice.speech.utterances import load_wav
 
     recordings = [load_wav(path) for path in wav]
     from labvoice.lab import Lab  # takes seconds: a wrong file is told before
@@ -171,8 +171,8 @@ async def _dispatch(
 ) -> int:
     from labvoice.dispatch import Dispatcher
     from labvoice.dispatch.service_evidence import service_evidence
-    from labvoice.job import JobMetadata
-    from labvoice.stack.letta_api import LettaApi
+    from labvoice.memory.api import LettaApi
+    from labvoice.protocol.metadata import JobMetadata
 
     settings = load_settings()
     if not settings.livekit_url:

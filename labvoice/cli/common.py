@@ -34,7 +34,7 @@ ArmsOption = Annotated[
 
 def _new_file(path: Path | None) -> Path | None:
     if path is not None:
-        from labvoice.bench.writer import check_new  # takes a second, `--help` need not wait
+        from labvoice.runs.writer import check_new  # takes a second, `--help` need not wait
 
         check_new(path)  # told before anything is started
     return path

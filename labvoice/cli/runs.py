@@ -22,8 +22,8 @@ def report(
 
     Example: labvoice report runs/turns.jsonl --out report.html
     """
-    from labvoice.bench.run import Run
     from labvoice.report.html import write_pictures, write_report
+    from labvoice.runs.run import Run
 
     loaded = [Run.load(path) for path in runs]
     written = write_report(loaded, out).resolve()
@@ -51,8 +51,8 @@ def compare(
 
     Example: labvoice compare base.jsonl new.jsonl --max-regression 0.10
     """
-    from labvoice.bench.compare import compare as compare_runs
-    from labvoice.bench.run import Run
+    from labvoice.runs.compare import compare as compare_runs
+    from labvoice.runs.run import Run
 
     comparison = compare_runs(
         Run.load(base),

@@ -30,8 +30,8 @@ from labvoice.settings import ENV_FILE, Llm, env_file, load_settings, read_setti
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
-    from labvoice.bench.run import Run
     from labvoice.lab import Lab
+    from labvoice.runs.run import Run
 
 _DEMO_AGENT = "labvoice demo"
 
@@ -176,7 +176,7 @@ async def _doctor(
     agent_name: str | None, llm: Llm | None, port: int, json_path: Path | None
 ) -> int:
     from labvoice.dispatch.service_evidence import service_evidence
-    from labvoice.doctor import examine, to_json
+    from labvoice.health.doctor import examine, to_json
 
     overrides: dict[str, Any] = {"llm": llm}
     if agent_name:

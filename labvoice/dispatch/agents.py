@@ -19,7 +19,7 @@ from labvoice.dispatch.rooms import (
     withdraw,
 )
 from labvoice.errors import DuplicateAgentError
-from labvoice.job import ATTRIBUTE_DISPATCH_ID, standing
+from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, standing
 
 _POLL_S = 0.05
 _REMOVAL_S = 2.0

@@ -18,7 +18,7 @@ from labvoice.errors import (
     RejectedError,
     WorkerFullError,
 )
-from labvoice.stack.livekit_log import LoggedJob
+from labvoice.stack.livekit.log import LoggedJob
 
 
 class Ending(Protocol):

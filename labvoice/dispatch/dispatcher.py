@@ -17,23 +17,23 @@ from pydantic import SecretStr
 
 from labvoice.dispatch.agents import agents_of, keep_first, look, look_and_tidy, remove
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
-from labvoice.dispatch.history import new_history, remembered
+from labvoice.dispatch.records import new_history, remembered
+from labvoice.dispatch.request import Wish, under_way
 from labvoice.dispatch.rooms import withdraw
-from labvoice.dispatch.wish import Wish, under_way
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
     ServerAnswerError,
     ServerUnreachableError,
 )
-from labvoice.job import (
+from labvoice.protocol.metadata import (
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_WORKER_ID,
     JobMetadata,
     check_name,
 )
 from labvoice.show import Facts
-from labvoice.stack.livekit_log import LiveKitLog
+from labvoice.stack.livekit.log import LiveKitLog
 
 DISPATCH_TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -332,7 +332,7 @@ class Dispatcher:
 
         Callers in several processes agree without talking to each other: the oldest dispatch
         that is under way counts, and who made another one takes it back. A worker of labvoice
-        refuses the job of one that does not count (:func:`labvoice.job.refusal`).
+        refuses the job of one that does not count (:func:`labvoice.protocol.metadata.refusal`).
         """
         if coming := under_way(ours):
             return wish.claim(coming[0].id)

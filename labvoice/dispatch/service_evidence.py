@@ -9,7 +9,7 @@ import httpx
 from pydantic import SecretStr
 
 from labvoice.dispatch.diagnosis import Evidence
-from labvoice.stack.workers import WorkerStatus
+from labvoice.stack.workers.worker import WorkerStatus
 
 HTTP_PORT: Final = 9000
 _TIMEOUT_S: Final = 3.0

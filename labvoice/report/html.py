@@ -11,10 +11,10 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from labvoice.bench.run import Run
 from labvoice.errors import RunFileError, UsageError
 from labvoice.report import glossary, plots, style, view
 from labvoice.report.style import Picture
+from labvoice.runs.run import Run
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("labvoice.report"),

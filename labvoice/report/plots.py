@@ -10,12 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from labvoice.bench import statistics
-from labvoice.bench.run import Run
 from labvoice.errors import RunFileError
+from labvoice.protocol.vocabulary import CONNECTION_STAGES, FAILOVER_STAGES, TRANSPORT, TURN_STAGES
 from labvoice.report import style
 from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION, Picture
-from labvoice.stages import CONNECTION_STAGES, FAILOVER_STAGES, TRANSPORT, TURN_STAGES
+from labvoice.runs import statistics
+from labvoice.runs.run import Run
 
 _HEARD: Final = TURN_STAGES[0].name
 _GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")

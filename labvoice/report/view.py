@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from labvoice.bench import statistics
-from labvoice.bench.run import Run
-from labvoice.bench.statistics import StageSummary, milliseconds
 from labvoice.report.glossary import PHRASES
+from labvoice.runs import statistics
+from labvoice.runs.run import Run
+from labvoice.runs.statistics import StageSummary, milliseconds
 
 _KEY_STAGES: Final = (
     "voice_to_voice_error",

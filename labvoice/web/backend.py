@@ -10,7 +10,7 @@ from livekit.protocol.webhook import WebhookEvent
 from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatch
-from labvoice.stack.workers import WorkerStatus
+from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.errors import HttpError
 from labvoice.web.models import (
     AgentsAnswer,

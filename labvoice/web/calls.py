@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from labvoice.stages import CONNECTION_STAGES, TURN_STAGES, Stage
+from labvoice.protocol.vocabulary import CONNECTION_STAGES, TURN_STAGES, Stage
 from labvoice.web.errors import HttpError
 from labvoice.web.models import CallAnswer, CallReport, CallTurn
 

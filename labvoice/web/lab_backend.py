@@ -13,14 +13,14 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
-from labvoice import checks
-from labvoice.caller.token import TOKEN_LIFETIME, caller_token
 from labvoice.dispatch import Dispatch, rooms
-from labvoice.doctor import Check as DoctorCheck
+from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
 from labvoice.errors import LabvoiceError
-from labvoice.job import ATTRIBUTE_DISPATCH_ID, JobMetadata
+from labvoice.health import checks
+from labvoice.health.doctor import Check as DoctorCheck
 from labvoice.lab import Lab
-from labvoice.stack.workers import WorkerStatus
+from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, JobMetadata
+from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.backend import Counts, verified_event
 from labvoice.web.errors import HttpError, no_letta
 from labvoice.web.models import (
@@ -211,11 +211,11 @@ class LabBackend:
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 
     async def checks(self) -> list[Check]:
-        """As :func:`labvoice.checks.look`."""
+        """As :func:`labvoice.health.checks.look`."""
         return [_web_check(check) for check in await checks.look(self._lab)]
 
     async def diagnose(self) -> list[Check]:
-        """As :func:`labvoice.checks.diagnose`."""
+        """As :func:`labvoice.health.checks.diagnose`."""
         return [_web_check(check) for check in await checks.diagnose(self._lab)]
 
     async def counts(self) -> Counts:

@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 
 from labvoice.errors import LabvoiceError
-from labvoice.stages import OUTCOMES
+from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.web.backend import Backend
 from labvoice.web.models import Check
 

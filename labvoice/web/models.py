@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from labvoice.dispatch import Strategy
-from labvoice.job import check_name
-from labvoice.stages import (
+from labvoice.protocol.metadata import check_name
+from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CALLER_CONNECTION_MARKS,
     OUTCOMES,

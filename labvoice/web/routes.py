@@ -17,8 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from labvoice.dispatch.strategies import WHEN_DISPATCHED, Strategy, ahead_lifetime_s
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.stages import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
-from labvoice.traces import context_of, current_traceparent
+from labvoice.protocol.tracing import context_of, current_traceparent
+from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
 from labvoice.web import models as m
 from labvoice.web.backend import Backend
 from labvoice.web.calls import Calls, Measured

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from labvoice.dispatch import Dispatch
 from labvoice.errors import NameMismatchError
 from labvoice.settings import read_settings
-from labvoice.stack.workers import WorkerStatus
+from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.app import create_app
 from labvoice.web.backend import Counts, verified_event
 from labvoice.web.errors import HttpError, no_letta
@@ -97,7 +97,7 @@ class StubBackend:
         """Returns a real token for a server that is not there."""
         _refuse_letta(wish.letta_agent_id)
         # Importing the caller takes seconds, which a restart under load has not got.
-        from labvoice.caller.token import TOKEN_LIFETIME, caller_token
+        from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
 
         room, identity = wish.room or "stub-room", wish.identity or "stub-user"
         return TokenAnswer(

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from labvoice.errors import ProcessError, UsageError
 from labvoice.lab import Lab
+from labvoice.protocol.tracing import set_up_traces
 from labvoice.settings import Settings, read_settings
-from labvoice.traces import set_up_traces
 from labvoice.web.app import create_app
 from labvoice.web.lab_backend import LabBackend
 from labvoice.web.logs import set_up_logs

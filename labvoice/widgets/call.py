@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from labvoice.bench.run import Run
+from labvoice.runs.run import Run
 from labvoice.settings import Settings
 from labvoice.show import Facts, call_facts
 from labvoice.widgets.record import BrowserTurn, CallRecord, write_run

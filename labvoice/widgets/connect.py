@@ -17,11 +17,11 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from labvoice.caller.token import caller_token
-from labvoice.checks import diagnose
 from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy, ahead_lifetime_s
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.job import JobMetadata
+from labvoice.health.checks import diagnose
+from labvoice.protocol.metadata import JobMetadata
 from labvoice.widgets.bridge import Bridge
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord

@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from labvoice.bench.experiment import columns
-from labvoice.bench.run import RunWriter
-from labvoice.caller.turn import word_error_rate
-from labvoice.settings import Settings
-from labvoice.stages import (
+from labvoice.bench.base import columns
+from labvoice.caller.turns import word_error_rate
+from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CALLER_CONNECTION_MARKS,
     MEMORY_STAGES,
@@ -19,6 +17,8 @@ from labvoice.stages import (
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
 )
+from labvoice.runs.run import RunWriter
+from labvoice.settings import Settings
 
 Text = Annotated[str, Field(max_length=20_000)]
 Word = Annotated[str, Field(max_length=200)]
@@ -39,7 +39,7 @@ class BrowserMark(_Part):
 class BrowserTurn(_Part):
     """One turn as the browser saw it; times in seconds.
 
-    Voice is found in the browser on 10 ms frames, as :mod:`labvoice.caller.listener` does.
+    Voice is found in the browser on 10 ms frames, as :mod:`labvoice.caller.ear` does.
     """
 
     number: int = Field(ge=0)

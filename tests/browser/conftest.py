@@ -14,8 +14,8 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Playwright, async_playwright
 
-from labvoice.caller.voice import Utterance, human_utterances
 from labvoice.settings import load_settings
+from labvoice.speech.utterances import Utterance, human_utterances
 from labvoice.stack.processes import ManagedProcess, free_port
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

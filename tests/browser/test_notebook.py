@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.async_api import Browser, Locator, Page, expect
 
-from labvoice.caller.voice import Utterance
+from labvoice.speech.utterances import Utterance
 
 NOTEBOOK = "03-your-own-voice.ipynb"
 MICROPHONE = Path(__file__).with_name("fake_microphone.js")

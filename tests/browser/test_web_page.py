@@ -14,8 +14,8 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Route, expect
 from pydantic import SecretStr
 
-from labvoice.caller.voice import Utterance
 from labvoice.lab import Lab
+from labvoice.speech.utterances import Utterance
 from labvoice.web.app import create_app
 from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring

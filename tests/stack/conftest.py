@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from labvoice.caller.voice import Utterance, human_utterances
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
+from labvoice.speech.utterances import Utterance, human_utterances
 from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running

@@ -14,7 +14,7 @@ import numpy as np
 from aiohttp import WSMsgType, web
 
 from labvoice.caller.microphone import SAMPLE_RATE_HZ
-from labvoice.caller.voice import Utterance
+from labvoice.speech.utterances import Utterance
 from labvoice.stack.processes import free_port
 
 KEY = "dg-a-key-of-the-test"

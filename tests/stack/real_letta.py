@@ -12,7 +12,7 @@ from letta_client import AsyncLetta
 from labvoice.caller.call import Call
 from labvoice.lab import Lab
 from labvoice.settings import Settings
-from labvoice.stack.letta_server import LettaServer
+from labvoice.stack.letta.server import LettaServer
 
 
 class Running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from labvoice.stack.openai_http import ChatRequest, ChatServer
+from labvoice.stack.models.openai_http import ChatRequest, ChatServer
 from labvoice.stack.processes import free_port
 
 MODEL = "recording"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import SecretStr
 
 from labvoice.lab import Lab
-from labvoice.stack.paced_model import REPLY
+from labvoice.stack.models.paced_model import REPLY
 from tests.stack.fake_deepgram import HEARD, KEY, FakeDeepgram
 
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from livekit import api
 
-from labvoice.agent.speech import load_stt
 from labvoice.caller.call import Call
-from labvoice.caller.listener import SAMPLE_RATE_HZ
-from labvoice.caller.turn import word_error_rate
-from labvoice.caller.voice import SAMPLE_RATE, Utterance
+from labvoice.caller.ear import SAMPLE_RATE_HZ
+from labvoice.caller.turns import word_error_rate
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError
 from labvoice.lab import Lab
-from labvoice.stack.paced_model import REPLY
-from labvoice.stages import (
+from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CALLER_CONNECTION_MARKS,
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
 )
+from labvoice.speech.engines import load_stt
+from labvoice.speech.utterances import SAMPLE_RATE, Utterance
+from labvoice.stack.models.paced_model import REPLY
 
 
 @pytest.fixture(scope="module")

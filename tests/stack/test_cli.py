@@ -19,12 +19,12 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from labvoice.bench.calibrate import DELAYS_S
-from labvoice.caller.voice import Utterance
 from labvoice.cli import app
 from labvoice.lab import Lab
+from labvoice.protocol.vocabulary import CALLER_CONNECTION_MARKS, TURN_MARKS
 from labvoice.settings import load_settings
+from labvoice.speech.utterances import Utterance
 from labvoice.stack.processes import free_port
-from labvoice.stages import CALLER_CONNECTION_MARKS, TURN_MARKS
 from labvoice.web.app import create_app
 from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring

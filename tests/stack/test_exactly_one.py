@@ -26,7 +26,7 @@ LATE_S = 6.0  # a job shows up to 5 s after its assignment; only then a withdraw
 
 
 async def add_light_worker(lab: Lab, agent_name: str = LIGHT) -> None:
-    await lab.add_workers(agent_name=agent_name, program="labvoice.agent.light")
+    await lab.add_workers(agent_name=agent_name, program="labvoice.agent.noop")
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,18 @@ from livekit import api
 from pydantic import SecretStr
 
 from labvoice.bench.calibrate import DELAYS_S
-from labvoice.bench.run import Run
-from labvoice.caller.voice import Utterance
 from labvoice.errors import LabvoiceError, ProcessError, UsageError
 from labvoice.lab import Lab
-from labvoice.report.html import write_report
-from labvoice.stages import (
+from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
     TRANSPORT,
     TURN_STAGES,
 )
+from labvoice.report.html import write_report
+from labvoice.runs.run import Run
+from labvoice.speech.utterances import Utterance
 
 
 def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
@@ -178,8 +178,8 @@ async def test_a_worker_whose_model_does_not_load_ends_the_start(tmp_path: Path)
 
 async def _start_worker_without_weights(lab: Lab, broken: object, state_dir: Path) -> None:
     from labvoice.settings import Settings
-    from labvoice.stack.livekit_server import LiveKitServer
-    from labvoice.stack.workers import Worker
+    from labvoice.stack.livekit.server import LiveKitServer
+    from labvoice.stack.workers.worker import Worker
 
     assert isinstance(broken, Settings)
     server = await LiveKitServer.start(lab.settings, state_dir=state_dir)

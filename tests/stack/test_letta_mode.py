@@ -9,9 +9,9 @@ import pytest
 from letta_client import AsyncLetta
 
 from labvoice.lab import Lab
-from labvoice.letta import new_client
+from labvoice.memory.client import new_client
 from labvoice.settings import load_settings
-from labvoice.stack.memory_clerk import NOTED, NOTHING
+from labvoice.stack.models.scripted_llm import NOTED, NOTHING
 from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running, user_messages

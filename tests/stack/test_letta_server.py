@@ -9,18 +9,18 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from labvoice.agent.circuit import CircuitBreaker
-from labvoice.agent.memory import MemorySnapshot, load_memory, watch
-from labvoice.agent.memory_queue import MemoryQueue
 from labvoice.errors import (
     CredentialsError,
     ProcessError,
     ServerUnreachableError,
     UsageError,
 )
-from labvoice.letta import new_client
+from labvoice.memory.blocks import MemorySnapshot, load_memory, watch
+from labvoice.memory.circuit import CircuitBreaker
+from labvoice.memory.client import new_client
+from labvoice.memory.queue import MemoryQueue
 from labvoice.settings import load_settings
-from labvoice.stack.letta_server import LettaServer
+from labvoice.stack.letta.server import LettaServer
 from labvoice.stack.processes import free_port
 from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
@@ -296,7 +296,7 @@ async def test_a_start_that_breaks_is_settled(
     async def broken(*_: object) -> None:
         raise TypeError("no such argument")
 
-    monkeypatch.setattr("labvoice.stack.letta_server.prepare_letta_env", broken)
+    monkeypatch.setattr("labvoice.stack.letta.server.prepare_letta_env", broken)
     settings = load_settings(data_dir=tmp_path, letta_base_url=None)
     server = await LettaServer.start(settings, tmp_path, fresh=True)
     try:

@@ -23,9 +23,9 @@ from labvoice.errors import (
     ServerUnreachableError,
 )
 from labvoice.settings import Settings, load_settings
-from labvoice.stack import livekit_binary
-from labvoice.stack.livekit_binary import find_or_build, pinned_version
-from labvoice.stack.livekit_server import LiveKitServer
+from labvoice.stack.livekit import binary as livekit_binary
+from labvoice.stack.livekit.binary import find_or_build, pinned_version
+from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import free_port
 
 
@@ -125,7 +125,7 @@ async def test_something_else_answers(server: LiveKitServer) -> None:
 
 async def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that accepts and says nothing ends in the time-out."""
-    monkeypatch.setattr("labvoice.stack.livekit_server._CHECK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("labvoice.stack.livekit.server._CHECK_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ServerUnreachableError, match="did not answer within"):

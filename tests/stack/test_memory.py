@@ -13,11 +13,11 @@ from livekit import api
 
 from labvoice.caller.call import Call
 from labvoice.errors import LabvoiceError, UsageError
-from labvoice.job import JobMetadata
 from labvoice.lab import Lab
-from labvoice.letta import new_client
+from labvoice.memory.client import new_client
+from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import load_settings
-from labvoice.stack.letta_env import LettaEnv, Progress, prepare_letta_env
+from labvoice.stack.letta.env import LettaEnv, Progress, prepare_letta_env
 from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
@@ -185,7 +185,7 @@ async def test_a_call_before_letta_is_up_takes_its_memory_up_later(
         await gate.wait()
         return await prepare_letta_env(cache_dir, progress)
 
-    monkeypatch.setattr("labvoice.stack.letta_server.prepare_letta_env", held_up)
+    monkeypatch.setattr("labvoice.stack.letta.server.prepare_letta_env", held_up)
     settings = load_settings(
         llm="openai", openai_base_url=model.base_url, llm_model=MODEL, data_dir=tmp_path
     )

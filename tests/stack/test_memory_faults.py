@@ -11,11 +11,11 @@ from pydantic import SecretStr
 
 from labvoice.caller.call import Call
 from labvoice.lab import Lab
-from labvoice.letta import new_client
-from labvoice.memory_text import user_part
+from labvoice.memory.client import new_client
+from labvoice.memory.text import user_part
 from labvoice.settings import load_settings
-from labvoice.stack.memory_clerk import facts
-from labvoice.stack.workers import Worker
+from labvoice.stack.models.scripted_llm import facts
+from labvoice.stack.workers.worker import Worker
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel

@@ -15,9 +15,9 @@ import pytest
 
 from labvoice.errors import ProcessError
 from labvoice.settings import load_settings
-from labvoice.stack.model_server import Kind, ModelServer
-from labvoice.stack.openai_http import ChatRequest
-from labvoice.stack.paced_model import FIRST_TOKEN_S, REPLY, TOKEN_S, TOKENS, answer
+from labvoice.stack.models.openai_http import ChatRequest
+from labvoice.stack.models.paced_model import FIRST_TOKEN_S, REPLY, TOKEN_S, TOKENS, answer
+from labvoice.stack.models.server import Kind, ModelServer
 
 _QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -121,7 +121,7 @@ async def test_paced_keeps_an_absolute_schedule(monkeypatch: pytest.MonkeyPatch)
     async def record(instant_s: float) -> None:
         instants.append(instant_s)
 
-    monkeypatch.setattr("labvoice.stack.paced_model.sleep_until", record)
+    monkeypatch.setattr("labvoice.stack.models.paced_model.sleep_until", record)
     said = [token async for token in answer(ChatRequest(messages=_QUESTION), 100.0)]
     assert "".join(said) == REPLY
     schedule = [100.0 + FIRST_TOKEN_S + TOKEN_S * index for index in range(len(TOKENS))]

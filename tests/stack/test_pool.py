@@ -12,11 +12,11 @@ import psutil
 import pytest
 from livekit import api
 
-from labvoice.caller.voice import Utterance
-from labvoice.dispatch.watched import is_ours
 from labvoice.errors import ProcessError, UsageError
+from labvoice.failover.watched import is_ours
 from labvoice.lab import Lab
-from labvoice.stack.pool import COLUMNS, Pool
+from labvoice.speech.utterances import Utterance
+from labvoice.stack.workers.pool import COLUMNS, Pool
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ async def test_wrong_sizes_are_refused_in_words(pool_lab: Lab) -> None:
 async def brief_worker(lab: Lab, pool: Pool, folder: Path) -> None:
     """Adds a worker whose agents do nothing, which starts in seconds."""
     settings = lab.settings.model_copy(update={"agent_name": "brief-agent"})
-    await pool.add(settings, state_dir=folder, program="labvoice.agent.light")
+    await pool.add(settings, state_dir=folder, program="labvoice.agent.noop")
 
 
 def brief_processes() -> list[psutil.Process]:
@@ -153,7 +153,7 @@ async def test_only_a_worker_that_dies_without_a_job_is_given_up(
     pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that had served is started again however young it was; the next one, idle, is not."""
-    monkeypatch.setattr("labvoice.stack.pool._GIVE_UP_AFTER", 1)
+    monkeypatch.setattr("labvoice.stack.workers.pool._GIVE_UP_AFTER", 1)
     pool = Pool()
     try:
         settings = pool_lab.settings.model_copy(update={"agent_name": "young-agent"})
@@ -203,7 +203,7 @@ async def test_a_worker_that_hangs_is_started_again(
     pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped worker answers no more, is ended, and another one takes its place."""
-    monkeypatch.setattr("labvoice.stack.pool._HEALTH_EVERY_S", 0.5)
+    monkeypatch.setattr("labvoice.stack.workers.pool._HEALTH_EVERY_S", 0.5)
     pool = Pool()
     try:
         await brief_worker(pool_lab, pool, tmp_path)

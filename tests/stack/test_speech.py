@@ -15,12 +15,12 @@ from livekit import rtc
 from livekit.agents import metrics, stt, tts
 from livekit.agents.types import USERDATA_TTS_STARTED_TIME
 
-from labvoice.agent.moonshine import Moonshine
-from labvoice.agent.piper import Piper
-from labvoice.agent.speech import MoonshineSTT, PiperTTS, load_stt, load_tts
-from labvoice.caller import voice
 from labvoice.errors import AudioFormatError, ModelError
 from labvoice.settings import Settings, load_settings
+from labvoice.speech import utterances as voice
+from labvoice.speech.engines import MoonshineSTT, PiperTTS, load_stt, load_tts
+from labvoice.speech.moonshine import Moonshine
+from labvoice.speech.piper import Piper
 
 Kind = stt.SpeechEventType
 
@@ -104,7 +104,7 @@ def test_what_forked_processes_share_leaves_no_thread(settings: Settings) -> Non
     code = """
 import os
 import onnxruntime  # starts one by itself
-from labvoice.agent import speech
+from labvoice.speech import engines as speech
 from labvoice.settings import load_settings
 before = len(os.listdir("/proc/self/task"))
 speech.preload(load_settings())

@@ -15,18 +15,18 @@ from livekit.protocol.models import ParticipantInfo
 
 from labvoice.bench.failover import KILLS, failover, parse_kills
 from labvoice.caller.call import Call
-from labvoice.caller.voice import Utterance
-from labvoice.dispatch.supervisor import Supervisor
-from labvoice.dispatch.watched import is_ours
 from labvoice.errors import UsageError
-from labvoice.job import (
+from labvoice.failover.supervisor import Supervisor
+from labvoice.failover.watched import is_ours
+from labvoice.lab import Lab
+from labvoice.protocol.metadata import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_HISTORY,
     unpack_history,
 )
-from labvoice.lab import Lab
-from labvoice.stack.events import EventLog
+from labvoice.speech.utterances import Utterance
+from labvoice.stack.workers.events import EventLog
 from tests.stack.link import Link
 
 
@@ -238,7 +238,7 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
 
 async def test_an_empty_room_is_removed(pair: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A room that had an agent goes, although the server would keep it for five minutes."""
-    monkeypatch.setattr("labvoice.dispatch.supervisor._EMPTY_ROOM_S", 3.0)
+    monkeypatch.setattr("labvoice.failover.supervisor._EMPTY_ROOM_S", 3.0)
     service = pair.dispatcher.api
     await service.room.create_room(
         api.CreateRoomRequest(name="left-over", empty_timeout=300, departure_timeout=300)
@@ -282,7 +282,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
     pair: Lab, recorded: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can take over, the next supervisor does once somebody can, with the history."""
-    monkeypatch.setattr("labvoice.dispatch.watched._COLD_S", 3.0)
+    monkeypatch.setattr("labvoice.failover.watched._COLD_S", 3.0)
     await pair.add_workers(agent_name="only-agent")
     call = await pair.call(agent_name="only-agent")
     try:

@@ -12,18 +12,18 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
-from labvoice import doctor
 from labvoice.dispatch import Dispatcher
-from labvoice.dispatch.replacement import Replacements
 from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
-from labvoice.dispatch.watched import Watched
-from labvoice.doctor import Check, examine, to_json
 from labvoice.errors import AgentLostError, DispatchError, LabvoiceError
-from labvoice.job import JobMetadata
+from labvoice.failover.replacement import Replacements
+from labvoice.failover.watched import Watched
+from labvoice.health import doctor
+from labvoice.health.doctor import Check, examine, to_json
 from labvoice.lab import Lab
+from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import load_settings
-from labvoice.stack.events import EventLog
 from labvoice.stack.processes import free_port
+from labvoice.stack.workers.events import EventLog
 from tests.stack.fake_deepgram import KEY, FakeDeepgram
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
@@ -81,7 +81,7 @@ async def test_nobody_is_known_to_be_there(bare: Lab) -> None:
 
 async def test_another_name_is_there(bare: Lab) -> None:
     """With a worker of another name, which the server's log knows, wherever it runs."""
-    await bare.add_workers(agent_name="lite-agent", program="labvoice.agent.light", max_jobs=1)
+    await bare.add_workers(agent_name="lite-agent", program="labvoice.agent.noop", max_jobs=1)
     error = await failure(bare, "light-agent", "misnamed", timeout_s=1)
     assert error.outcome == "name_mismatch"
     assert "'lite-agent'" in error.hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from labvoice.web.load import ServiceFacts, measure_load
+from labvoice.bench.http import ServiceFacts, measure_load
 
 
 async def test_load_and_a_restart_lose_nothing(tmp_path: Path) -> None:

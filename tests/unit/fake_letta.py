@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from labvoice.memory_text import user_part
+from labvoice.memory.text import user_part
 from tests.serving import serving as serving_app
 
 

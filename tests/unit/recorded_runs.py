@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from labvoice.bench.run import Run, RunWriter
+from labvoice.runs.run import Run, RunWriter
 
 HOST: dict[str, Any] = {
     "cpu": "Example CPU @ 2.5 GHz",

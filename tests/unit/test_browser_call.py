@@ -10,13 +10,13 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from labvoice.bench.arms import DEFAULT
-from labvoice.bench.experiment import arm_columns
-from labvoice.bench.lines import FRAME_COLUMNS
+from labvoice.bench.base import arm_columns
 from labvoice.caller.call import Call
-from labvoice.caller.turn import Turn
+from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import RunFileError
 from labvoice.lab import Lab
+from labvoice.runs.lines import FRAME_COLUMNS
 from labvoice.settings import Settings
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord, write_run

@@ -13,9 +13,9 @@ from livekit.agents import Agent, ModelSettings, llm
 
 from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.hybrid import LabAgent
-from labvoice.agent.turn_store import Turn, TurnStore
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.job import Said
+from labvoice.memory.turn_store import Turn, TurnStore
+from labvoice.protocol.metadata import Said
 from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving

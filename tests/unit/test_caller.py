@@ -16,10 +16,10 @@ from pydantic import SecretStr
 from labvoice.caller.call import Call
 from labvoice.caller.clock import measure_offset
 from labvoice.caller.microphone import Microphone
-from labvoice.caller.turn import Turn
+from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
-from labvoice.stages import RPC_CLOCK
+from labvoice.protocol.vocabulary import RPC_CLOCK
 
 _SKEW_S = 1e6
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labvoice.agent.clauses import ClauseCutter
+from labvoice.speech.clauses import ClauseCutter
 
 
 def _cut(text: str, *, urgent: bool, step: int = 1) -> list[str]:

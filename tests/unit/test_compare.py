@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from labvoice.bench.compare import compare
 from labvoice.errors import RunFileError, UsageError
+from labvoice.runs.compare import compare
 from tests.unit.recorded_runs import HOST, connect_run, turns_run
 
 

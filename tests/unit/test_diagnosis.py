@@ -10,8 +10,8 @@ from livekit.protocol.agent import JobState, JobStatus
 
 from labvoice.dispatch.diagnosis import ServerEvidence, diagnose
 from labvoice.errors import DispatchError
-from labvoice.stack.livekit_log import LoggedJob
-from labvoice.stack.workers import Ending, WorkerStatus
+from labvoice.stack.livekit.log import LoggedJob
+from labvoice.stack.workers.worker import Ending, WorkerStatus
 
 
 def cause(

@@ -6,7 +6,7 @@ import pytest
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 
 from labvoice.errors import MetadataError, RoomNameError
-from labvoice.job import JobMetadata, check_name, parse_metadata, refusal, standing
+from labvoice.protocol.metadata import JobMetadata, check_name, parse_metadata, refusal, standing
 
 
 @pytest.mark.parametrize("name", ["a", "room-1", "Zimmer für zwei", "team:lab.42@x", "x" * 128])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labvoice.stack.letta_api import LettaApi
+from labvoice.memory.api import LettaApi
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 

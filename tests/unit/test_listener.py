@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from labvoice.caller.listener import SAMPLE_RATE_HZ, Listener
+from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 
 FRAME_S = 0.01
 FRAME = int(SAMPLE_RATE_HZ * FRAME_S)

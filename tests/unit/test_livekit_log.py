@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from labvoice.stack.livekit_log import LiveKitLog, parse
+from labvoice.stack.livekit.log import LiveKitLog, parse
 
 AT = "2026-11-22T15:54:15.193Z"
 AT_S = datetime(2026, 11, 22, 15, 54, 15, 193000, UTC).timestamp()

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from labvoice.memory_text import turn_text, user_part
-from labvoice.stack.memory_clerk import FAILED, NOTED, NOTHING, TOOL, app, facts
+from labvoice.memory.text import turn_text, user_part
+from labvoice.stack.models.scripted_llm import FAILED, NOTED, NOTHING, TOOL, app, facts
 
 KNOWN = "The user's cat is called Tom. The user's name is Anna."
 TOOLS = [{"type": "function", "function": {"name": TOOL, "parameters": {}}}]

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from letta_client import AsyncLetta
 
-from labvoice.agent.circuit import CircuitBreaker, PutOffError
-from labvoice.agent.memory import MemorySnapshot, load_memory, watch
-from labvoice.agent.memory_queue import MemoryQueue
-from labvoice.agent.turn_store import TurnStore
 from labvoice.errors import (
     LabvoiceError,
     ServerUnreachableError,
     StageTimeoutError,
     UsageError,
 )
-from labvoice.letta import AgentMissingError, new_client, resolve_at_once
+from labvoice.memory.blocks import MemorySnapshot, load_memory, watch
+from labvoice.memory.circuit import CircuitBreaker, PutOffError
+from labvoice.memory.client import AgentMissingError, new_client, resolve_at_once
+from labvoice.memory.queue import MemoryQueue
+from labvoice.memory.turn_store import TurnStore
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
 
@@ -208,7 +208,7 @@ async def test_a_turn_that_is_refused_lets_others_pass(
     letta: FakeLetta, client: AsyncLetta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused again and again it is not lost, and those behind it are written meanwhile."""
-    monkeypatch.setattr("labvoice.agent.turn_store._REFUSALS_IN_A_ROW", 2)
+    monkeypatch.setattr("labvoice.memory.turn_store._REFUSALS_IN_A_ROW", 2)
     letta.faults = ["422", "422"]
     async with open_queue(tmp_path, client) as queue:
         queue.start()
@@ -368,8 +368,8 @@ async def test_a_restart_goes_on_where_it_was_cut_off(
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from labvoice.agent.memory_queue import MemoryQueue
-from labvoice.letta import new_client
+from labvoice.memory.queue import MemoryQueue
+from labvoice.memory.client import new_client
 
 async def work():
     queue = MemoryQueue(Path(sys.argv[1]), new_client(sys.argv[2], None), lease_s=1.0)

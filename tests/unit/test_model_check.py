@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from labvoice.errors import CredentialsError, ServerAnswerError, ServerUnreachableError
 from labvoice.settings import Settings, load_settings
-from labvoice.stack.model_check import ModelCheck
+from labvoice.stack.models.check import ModelCheck
 from labvoice.stack.processes import free_port
 from tests.serving import serving
 

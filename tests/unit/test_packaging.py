@@ -52,7 +52,7 @@ def test_wheel_has_all_files_of_the_package(tmp_path: Path) -> None:
         for path in (_ROOT / "labvoice").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"labvoice/stack/livekit_go/go.mod", "labvoice/stack/livekit_go/go.sum"} <= ours
+    assert {"labvoice/stack/livekit/go/go.mod", "labvoice/stack/livekit/go/go.sum"} <= ours
     assert ours <= packed
     notebooks = {path.name for path in (_ROOT / "notebooks").glob("*.ipynb")}
     assert {f"labvoice/notebooks/{name}" for name in notebooks} <= packed

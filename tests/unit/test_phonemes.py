@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labvoice.phonemes import phonemize
+from labvoice.speech.phonemes import phonemize
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_any_thread_may_ask() -> None:
 def test_without_library_and_program_the_error_says_so(tmp_path: Path) -> None:
     """Where neither can be had, the error names both and gives a hint."""
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError\n")
-    code = "from labvoice.phonemes import phonemize; phonemize('hello')"
+    code = "from labvoice.speech.phonemes import phonemize; phonemize('hello')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}", "PATH": str(tmp_path)},

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from labvoice.bench.frames import UNFINISHED
-from labvoice.bench.run import Run, RunWriter
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, plots
-from labvoice.report.html import write_pictures, write_report
-from labvoice.stages import (
+from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
@@ -23,6 +19,10 @@ from labvoice.stages import (
     TRANSPORT,
     TURN_STAGES,
 )
+from labvoice.report import glossary, plots
+from labvoice.report.html import write_pictures, write_report
+from labvoice.runs.frames import UNFINISHED
+from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import connect_run, turns_run
 
 VOID = {"meta", "path", "use", "br"}

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labvoice.bench import host
-from labvoice.bench.run import Run, RunWriter
 from labvoice.errors import RunFileError
+from labvoice.runs import host
+from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import HOST, connect_run, turns_run
 
 

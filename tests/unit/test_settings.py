@@ -9,7 +9,7 @@ import pytest
 
 from labvoice.errors import SettingsError
 from labvoice.settings import DEFAULT_AGENT_NAME, ENV_FILE, load_settings
-from labvoice.stack.workers import worker_environment
+from labvoice.stack.workers.worker import worker_environment
 
 
 @pytest.fixture(autouse=True)

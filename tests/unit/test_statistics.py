@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from labvoice.bench import statistics
+from labvoice.runs import statistics
 from tests.unit.recorded_runs import HOST, connect_run
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from labvoice.caller import voice
 from labvoice.errors import AudioFormatError
+from labvoice.speech import utterances as voice
 
 
 def _tone(rate: int, seconds: float) -> voice.Pcm:

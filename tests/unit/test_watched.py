@@ -9,8 +9,8 @@ from livekit.protocol.agent import Job, JobState, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.dispatch.watched import Watched, is_ours
-from labvoice.job import (
+from labvoice.failover.watched import Watched, is_ours
+from labvoice.protocol.metadata import (
     ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
     MAX_HISTORY_BYTES,

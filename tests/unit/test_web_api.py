@@ -24,7 +24,7 @@ from labvoice.errors import (
     ServerAnswerError,
     ServerUnreachableError,
 )
-from labvoice.stack.events import EventLog
+from labvoice.stack.workers.events import EventLog
 from labvoice.web.backend import Counts
 from labvoice.web.calls import Calls
 from labvoice.web.logs import HIDDEN, JsonFormatter, set_up_logs

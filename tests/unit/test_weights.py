@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labvoice import weights
 from labvoice.errors import WeightsError
 from labvoice.settings import Settings, load_settings
+from labvoice.speech import weights
 
 RECORDING = "two_cities.wav"
 
@@ -26,8 +26,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 def test_every_file_is_pinned_twice() -> None:
     """Every package is locked with hashes, and every file taken from one has its own."""
-    lock = resources.files("labvoice").joinpath("weights.lock").read_text()
-    sums = resources.files("labvoice").joinpath("weights.sha256").read_text()
+    lock = resources.files("labvoice.speech").joinpath("weights.lock").read_text()
+    sums = resources.files("labvoice.speech").joinpath("weights.sha256").read_text()
     for recipe in weights._RECIPES.values():
         for file in recipe.files.values():
             assert re.search(rf"^{file.package}==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE)

@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import SecretStr
 
-from labvoice import checks
 from labvoice.dispatch import Dispatcher, Strategy
 from labvoice.errors import LabvoiceError, RunFileError, UsageError
+from labvoice.health import checks
 from labvoice.lab import Lab
 from labvoice.settings import Settings
 from labvoice.widgets.bridge import Bridge

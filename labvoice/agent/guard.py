@@ -1,0 +1,31 @@
+"""The worker's part in "exactly one agent": it refuses a job that would make a second one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import aiohttp
+from livekit import api
+from livekit.protocol.agent import Job
+
+from labvoice.protocol.metadata import refusal
+
+logger = logging.getLogger("labvoice.agent")
+
+_ASK_TIMEOUT_S = 1.0
+
+
+async def why_not(server: api.LiveKitAPI, job: Job) -> str:
+    """Asks the server whether the job's dispatch still counts; empty when it does.
+
+    A server that does not answer in time counts as a yes: an agent too many is repaired by the
+    dispatcher, an agent too few is silence.
+    """
+    try:
+        async with asyncio.timeout(_ASK_TIMEOUT_S):
+            listed = await server.agent_dispatch.list_dispatch(job.room.name)
+    except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
+        logger.warning("the server did not say whether %s counts: %s", job.dispatch_id, error)
+        return ""
+    return refusal(listed, job.agent_name, job.dispatch_id)

@@ -1,0 +1,55 @@
+"""A worker whose agents join and do nothing: for measuring dispatch where models would only wait.
+
+Run as `python -m labvoice.agent.noop --port PORT --agent-name NAME`. Its jobs are threads, so
+that fifty of them are no fifty processes; it answers job requests as the real worker does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType
+
+from labvoice.agent.app import on_request, report_registration
+from labvoice.agent.guard import why_not
+from labvoice.agent.worker import run_worker
+from labvoice.settings import Settings
+
+_IDLE_THREADS = 32
+"""livekit-agents counts a job that is accepted and not yet running as one idle process's share of
+the load threshold: with few of them a burst would find the worker full."""
+
+
+async def entrypoint(context: JobContext) -> None:
+    """Joins, unless the dispatch was withdrawn meanwhile."""
+    if await why_not(context.api, context.job):
+        context.shutdown()
+        return
+    await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)
+
+
+def make_light_server(settings: Settings, *, port: int) -> AgentServer:
+    """Builds the worker; it needs the server's address and key of the settings."""
+    assert settings.livekit_api_secret
+    server = AgentServer(
+        job_executor_type=JobExecutorType.THREAD,
+        load_fnc=lambda server: min(1.0, len(server.active_jobs) / settings.max_jobs),
+        load_threshold=0.99,
+        num_idle_processes=_IDLE_THREADS,
+        host="127.0.0.1",
+        port=port,
+        ws_url=settings.livekit_url,
+        api_key=settings.livekit_api_key,
+        api_secret=settings.livekit_api_secret.get_secret_value(),
+    )
+    server.rtc_session(
+        entrypoint,
+        agent_name=settings.agent_name,
+        on_request=lambda request: on_request(server, request, beats=False),
+    )
+    report_registration(server, settings.agent_name)
+    return server
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(make_light_server))

@@ -1,0 +1,210 @@
+"""Brings another agent in the place of a lost one, for as long as somebody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import aiohttp
+from livekit import api
+
+from labvoice.dispatch.agents import agents_of
+from labvoice.dispatch.dispatcher import Dispatcher
+from labvoice.dispatch.rooms import is_human, participants, withdraw
+from labvoice.errors import LabvoiceError, MetadataError
+from labvoice.failover.watched import Watched
+from labvoice.protocol.metadata import JobMetadata, Resume, parse_metadata
+
+SERVER_ERRORS: Final = (api.TwirpError, aiohttp.ClientError, TimeoutError)
+_DISPATCH_TIMEOUT_S: Final = 10.0
+_TRY_AGAIN_S: Final = (1.0, 2.0, 4.0, 8.0)
+_SLOWLY_S: Final = 15.0
+"""Pause between two tries after those, while a human is in the room."""
+_BUDGET: Final = 5
+_BUDGET_WINDOW_S: Final = 60.0
+"""At most 5 replacements a minute in a room: an agent that always dies is no accident."""
+_PUT_BACK_S: Final = 3.0
+
+
+class Log(Protocol):
+    """Takes events."""
+
+    def add(
+        self,
+        event: str,
+        *,
+        room: str = "",
+        detail: str = "",
+        job_id: str = "",
+        dispatch_id: str = "",
+    ) -> None:
+        """Adds an event; the ids are of the job and the dispatch that it is about."""
+
+
+class Replacements:
+    """The agents that are being brought.
+
+    Args:
+        dispatcher: Puts them into the rooms.
+        log: Takes what happened.
+        restarted: Whether the server came back lately and has forgotten its dispatches.
+        avoided: Ids of the workers that shall leave a job to better ones, by agent name and the
+            id of the worker that lost its agent.
+
+    Attributes:
+        done: How many were brought.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        log: Log,
+        restarted: Callable[[], bool],
+        avoided: Callable[[str, str], list[str]],
+    ) -> None:
+        self.done = 0
+        self._dispatcher = dispatcher
+        self._log = log
+        self._restarted = restarted
+        self._avoided = avoided
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._recent: dict[str, deque[float]] = {}
+
+    def under_way(self, room: str, agent_name: str) -> bool:
+        """Whether an agent of that name is being brought into the room."""
+        return (room, agent_name) in self._tasks
+
+    def begin(self, agent: Watched) -> None:
+        """Begins to bring another agent in the place of a lost one."""
+        now_s = time.monotonic()
+        recent = self._recent.setdefault(agent.room, deque())
+        while recent and now_s - recent[0] > _BUDGET_WINDOW_S:
+            recent.popleft()
+        pause_s = 0.0
+        if len(recent) >= _BUDGET:
+            pause_s = recent[-_BUDGET] + _BUDGET_WINDOW_S - now_s
+            detail = f"{_BUDGET} agents were lost within {_BUDGET_WINDOW_S:g} s"
+            self._log.add("replacement_waits", room=agent.room, detail=f"{pause_s:.0f} s: {detail}")
+        recent.append(now_s + pause_s)
+        key = agent.room, agent.agent_name
+        task = asyncio.create_task(self._bring(agent, pause_s))
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    def forget(self, room: str) -> None:
+        """Forgets how often agents of a room were lost."""
+        self._recent.pop(room, None)
+
+    async def stop(self) -> None:
+        """Abandons them; each room keeps a dispatch by which the next supervisor finds it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _bring(self, agent: Watched, pause_s: float) -> None:
+        over = False
+        try:
+            over = await self._try(agent, pause_s)
+        finally:
+            if not over:
+                await asyncio.shield(asyncio.create_task(self._put_back(agent)))
+
+    async def _try(self, agent: Watched, pause_s: float) -> bool:
+        """Tries until an agent is there, or nobody wants one any more.
+
+        Returns:
+            Whether that is the end of it; else somebody may come who wants it.
+        """
+        began_s = time.monotonic()
+        pauses = itertools.chain((pause_s, *_TRY_AGAIN_S), itertools.repeat(_SLOWLY_S))
+        for number, each_s in enumerate(pauses):
+            await asyncio.sleep(each_s)
+            try:
+                if reason := await self._called_off(agent):
+                    self._log.add("not_replaced", room=agent.room, detail=reason)
+                    return True
+                if number > len(_TRY_AGAIN_S) and not await self._has_human(agent.room):
+                    self._log.add("not_replaced", room=agent.room, detail="nobody waits for it")
+                    return False
+                identity = await self._replace(agent)
+            except (LabvoiceError, *SERVER_ERRORS) as error:
+                words = error.observed if isinstance(error, LabvoiceError) else str(error)
+                detail = words or type(error).__name__
+                self._log.add("replacement_failed", room=agent.room, detail=detail)
+                await self._put_back(agent)
+                continue
+            self.done += 1
+            detail = f"{identity} after {time.monotonic() - began_s:.2f} s"
+            self._log.add(
+                "agent_replaced",
+                room=agent.room,
+                detail=detail,
+                job_id=identity.removeprefix("agent-"),
+            )
+            return True
+        raise AssertionError("the pauses have no end")
+
+    async def _replace(self, agent: Watched) -> str:
+        """Brings one, and returns its identity."""
+        server = self._dispatcher.api
+        there = await agents_of(server, agent.room, agent.agent_name)
+        if found := [each.identity for each in there if each.identity != agent.identity]:
+            return found[0]  # by the dispatch that was put back, or by somebody else
+        if agent.dispatch_id:
+            # The lost agent's dispatch must not count any more, or the new one is refused.
+            await withdraw(server, agent.room, agent.dispatch_id)
+            agent.dispatch_id = ""
+        done = await self._dispatcher.dispatch(
+            agent.room,
+            agent.agent_name,
+            metadata=self._metadata(agent, self._avoided(agent.agent_name, agent.worker_id)),
+            timeout_s=_DISPATCH_TIMEOUT_S,
+        )
+        return done.agent_identity
+
+    async def _called_off(self, agent: Watched) -> str:
+        """Says why there is nothing to bring any more; empty where there is."""
+        server = self._dispatcher.api
+        rooms = await server.room.list_rooms(api.ListRoomsRequest(names=[agent.room]))
+        if not rooms.rooms:
+            return "its room is gone"
+        if agent.dispatch_id:
+            found = await server.agent_dispatch.list_dispatch(agent.room)
+            if agent.dispatch_id not in {dispatch.id for dispatch in found}:
+                if not self._restarted():
+                    return "it was called off"
+                agent.dispatch_id = ""
+        return ""
+
+    async def _has_human(self, room: str) -> bool:
+        return any(map(is_human, await participants(self._dispatcher.api, room)))
+
+    async def _put_back(self, agent: Watched) -> None:
+        """Sees to it that the room has a dispatch, by which a supervisor finds it again."""
+        if agent.dispatch_id:
+            return
+        request = api.CreateAgentDispatchRequest(
+            agent_name=agent.agent_name,
+            room=agent.room,
+            metadata=self._metadata(agent, []).model_dump_json(exclude_none=True),
+        )
+        with contextlib.suppress(*SERVER_ERRORS):
+            async with asyncio.timeout(_PUT_BACK_S):
+                made = await self._dispatcher.api.agent_dispatch.create_dispatch(request)
+                agent.dispatch_id = made.id
+
+    def _metadata(self, agent: Watched, avoided: list[str]) -> JobMetadata:
+        try:
+            metadata = parse_metadata(agent.metadata)
+        except MetadataError:
+            metadata = JobMetadata()
+        if not agent.begun:  # the first agent of the call: there is nothing to be sorry for
+            return metadata
+        resume = Resume(history=agent.history, avoid_workers=avoided[:64])
+        return metadata.model_copy(update={"resume": resume})

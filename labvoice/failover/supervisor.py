@@ -1,0 +1,334 @@
+"""Failover: watches the rooms with labvoice's agents and replaces an agent that is lost.
+
+LiveKit's own server needs about 21 s to notice a dead agent and never replaces it. Here every
+agent counts up an attribute of its own (see :mod:`labvoice.agent.presence`); the supervisor
+reads the attributes through the server's API, so that workers may run on any host. For the
+workers of its own lab it also looks whether the job's process is there, which is faster.
+
+All that it needs to know is in the server: it may be stopped and started at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from livekit import api
+from livekit.protocol.models import ParticipantInfo
+
+from labvoice.dispatch.dispatcher import Dispatcher
+from labvoice.dispatch.rooms import (
+    ATTRIBUTE_AGENT_NAME,
+    delete_if_empty,
+    is_agent,
+    is_human,
+    participants,
+    remove_agent,
+)
+from labvoice.failover.replacement import SERVER_ERRORS, Log, Replacements
+from labvoice.failover.watched import Watched, is_ours
+
+_PAUSE_S: Final = 0.2
+_BUSY: Final = 4
+"""Pauses are at least so many times as long as the questions took: with many rooms the
+supervisor looks less often rather than taking the processor from the calls."""
+_LONGEST_PAUSE_S: Final = 2.0
+_ROOM_S: Final = 3.0
+"""How long one room may hold up the look at the others."""
+_REQUESTS_AT_ONCE: Final = 8
+_GRACE_S: Final = 0.5
+"""How long a room may be without its agent before that counts as a loss."""
+_RESTART_GRACE_S: Final = 5.0
+"""The same after the server was away: whoever was in the room needs time to come back."""
+_RESTART_MEMORY_S: Final = 60.0
+"""How long after a restart of the server a room may take to come back."""
+_ORPHAN_S: Final = 5.0
+"""How long a room with a dispatch and a caller may be without any agent before it is asked
+whether the dispatch's agent was lost while no supervisor ran."""
+_DOUBLE_S: Final = 2.0
+"""How long two agents of one name may be in a room: one may just be leaving it."""
+_EMPTY_ROOM_S: Final = 30.0
+"""How long a room that had an agent may be empty; LiveKit's own default is 300 s."""
+
+
+class JobProcessView(Protocol):
+    """A job's process, seen from the same host."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is there."""
+
+
+class LocalWorkers(Protocol):
+    """What the supervisor may ask of the workers on its own host."""
+
+    def process_of(self, job_id: str) -> JobProcessView | None:
+        """The process that runs a job; None for a job of somebody else's worker."""
+
+    def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
+        """Ids of workers that shall leave a job to better ones."""
+
+    @property
+    def names(self) -> set[str]:
+        """Agent names of the workers that are or were there."""
+
+
+class Supervisor:
+    """Watches all rooms of a server that have labvoice's agents.
+
+    Args:
+        dispatcher: Puts the replacements into the rooms.
+        log: Takes what happened.
+        local: The workers on this host; None when there are none to ask.
+        lost_after_s: Silence of an agent after which it counts as lost, in seconds. An agent
+            beats every 0.4 s.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        log: Log,
+        *,
+        local: LocalWorkers | None = None,
+        lost_after_s: float = 1.2,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._log = log
+        self._local = local
+        self._lost_after_s = lost_after_s
+        self._agents: dict[str, dict[str, Watched]] = {}
+        self._buried: deque[str] = deque(maxlen=1000)
+        self._empty_since: dict[str, float] = {}
+        self._orphan_since: dict[str, float] = {}
+        self._double_since: dict[str, dict[str, float]] = {}
+        self._unseen: set[str] = set()
+        self._server_back_s = -_RESTART_MEMORY_S
+        self._reachable = True
+        self._limit = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        self._task: asyncio.Task[None] | None = None
+        self._replacements = Replacements(
+            dispatcher,
+            log,
+            lambda: self._restarted,
+            local.worse_workers if local is not None else lambda *_: [],
+        )
+
+    # -- life ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to watch; does nothing while it does already."""
+        if not self.running:
+            self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stops watching; a replacement under way is left to the next supervisor."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._replacements.stop()
+
+    @property
+    def replaced(self) -> int:
+        """How many agents were replaced."""
+        return self._replacements.done
+
+    @property
+    def running(self) -> bool:
+        """Whether it watches."""
+        return self._task is not None and not self._task.done()
+
+    def __repr__(self) -> str:
+        state = "watching" if self.running else "stopped"
+        watched = sum(map(len, self._agents.values()))
+        return f"<Supervisor {state} agents={watched} replaced={self.replaced}>"
+
+    async def _run(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            try:
+                await self._look()
+            except Exception as error:  # whatever it is: who guards the calls must go on
+                detail = f"{type(error).__name__}: {error}"
+                self._log.add("supervisor_failed", detail=detail)
+            took_s = time.monotonic() - began_s
+            await asyncio.sleep(max(_PAUSE_S, min(_BUSY * took_s, _LONGEST_PAUSE_S)))
+
+    # -- looking ------------------------------------------------------------------------
+
+    @property
+    def _restarted(self) -> bool:
+        """Whether the server came back lately."""
+        return time.monotonic() - self._server_back_s < _RESTART_MEMORY_S
+
+    async def _look(self) -> None:
+        """One round: asks for every room and judges what is seen."""
+        service = self._dispatcher.api.room
+        try:
+            rooms = {room.name for room in (await service.list_rooms(api.ListRoomsRequest())).rooms}
+        except SERVER_ERRORS as error:
+            if self._reachable:
+                self._log.add("server_lost", detail=str(error) or type(error).__name__)
+            self._reachable = False
+            return
+        if not self._reachable:
+            self._log.add("server_back")
+            self._server_back_s = time.monotonic()
+            self._reachable = True
+        await asyncio.gather(*map(self._look_at, rooms))
+        # A room that is gone is over, unless its server was restarted under it.
+        tables = (self._agents, self._empty_since, self._orphan_since, self._double_since)
+        if not self._restarted:
+            for room in {name for table in tables for name in table} - rooms:
+                self._replacements.forget(room)
+                for table in tables:
+                    table.pop(room, None)
+        self._unseen &= rooms
+
+    async def _look_at(self, room: str) -> None:
+        """Looks at one room; what goes wrong with it keeps nobody from looking at the others."""
+        async with self._limit:
+            try:
+                async with asyncio.timeout(_ROOM_S):
+                    asked_s = time.monotonic()
+                    seen = await participants(self._dispatcher.api, room)
+                    await self._judge(room, seen, asked_s)
+            except Exception as error:
+                if room not in self._unseen:
+                    detail = f"{type(error).__name__}: {error}"
+                    self._log.add("look_failed", room=room, detail=detail)
+                self._unseen.add(room)
+            else:
+                self._unseen.discard(room)
+
+    async def _judge(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        present = {
+            p.identity: p
+            for p in seen
+            if is_ours(p)
+            and not self._replacements.under_way(room, p.attributes.get(ATTRIBUTE_AGENT_NAME, ""))
+        }
+        for identity in [p.identity for p in seen if p.identity in self._buried]:
+            present.pop(identity, None)
+            await self._remove(room, identity)  # one that was given up has come back
+        watched = self._agents.setdefault(room, {}) if present else self._agents.get(room, {})
+        for identity, participant in present.items():
+            if identity not in watched:
+                watched[identity] = Watched(room, participant, now_s)
+            watched[identity].update(participant, now_s)
+        if room in self._agents:
+            await self._clean(room, seen, now_s)
+        unwatched = not watched
+        await self._replace_lost(room, watched, present, any(map(is_human, seen)), now_s)
+        await self._thin_out(room, seen, now_s)
+        if unwatched:
+            await self._look_for_orphan(room, seen, now_s)
+
+    async def _replace_lost(
+        self,
+        room: str,
+        watched: dict[str, Watched],
+        present: dict[str, ParticipantInfo],
+        human: bool,
+        now_s: float,
+    ) -> None:
+        lost = {
+            identity: cause
+            for identity, agent in watched.items()
+            if (cause := self._loss(agent, identity in present, now_s))
+        }
+        for identity, cause in lost.items():
+            agent = watched.pop(identity)
+            others = [
+                other
+                for other in present
+                if other not in lost and watched[other].agent_name == agent.agent_name
+            ]
+            # An agent that went when its caller did is no loss; one that dies while it waits
+            # for its caller is.
+            missed = (identity in present or human) and not others and not agent.leaving
+            missed = missed and not self._replacements.under_way(room, agent.agent_name)
+            if identity in present or missed:
+                self._buried.append(identity)
+            try:
+                if identity in present:
+                    await self._remove(room, identity)
+            finally:
+                if missed:
+                    self._replace(agent, cause)
+
+    def _loss(self, agent: Watched, present: bool, now_s: float) -> str:
+        """Returns how an agent was lost; empty while it was not."""
+        if not present:
+            grace_s = _RESTART_GRACE_S if self._restarted else _GRACE_S
+            return "it left without a word" if agent.missing_for(now_s) >= grace_s else ""
+        if self._is_dead(agent.job_id):
+            return "its process died"
+        silent_s = agent.silent_for(now_s)
+        return f"it was silent for {silent_s:.1f} s" if silent_s >= self._lost_after_s else ""
+
+    async def _thin_out(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        """Leaves one agent of each name that this lab serves, or has an agent of, in the room."""
+        names = set(self._local.names) if self._local is not None else set()
+        names |= {p.attributes.get(ATTRIBUTE_AGENT_NAME, "") for p in seen if is_ours(p)}
+        there = [
+            p.attributes.get(ATTRIBUTE_AGENT_NAME, "")
+            for p in seen
+            if is_agent(p) and p.state == ParticipantInfo.State.ACTIVE
+        ]
+        doubled = {name for name in names if name and there.count(name) > 1}
+        since = self._double_since.pop(room, {})
+        if doubled:
+            self._double_since[room] = {name: since.get(name, now_s) for name in doubled}
+        for name, since_s in self._double_since.get(room, {}).items():
+            if now_s - since_s >= _DOUBLE_S:
+                detail = f"{there.count(name)} agents named {name!r}; the first one stays"
+                self._log.add("duplicate_agent", room=room, detail=detail)
+                await self._dispatcher.keep_one(room, name)
+
+    async def _look_for_orphan(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        """Finds a caller whose agent was lost while nobody watched, or never came."""
+        if not any(map(is_human, seen)) or any(map(is_ours, seen)):
+            self._orphan_since.pop(room, None)
+            return
+        since_s = self._orphan_since.setdefault(room, now_s)
+        if now_s - since_s < _ORPHAN_S:
+            return
+        self._orphan_since[room] = now_s
+        there = {p.attributes.get(ATTRIBUTE_AGENT_NAME) for p in seen}
+        for found in await self._dispatcher.api.agent_dispatch.list_dispatch(room):
+            if found.agent_name in there or self._replacements.under_way(room, found.agent_name):
+                continue
+            agent = Watched.from_dispatch(room, found, now_s, self._is_dead)
+            if agent is not None:
+                self._replace(agent, "it was lost while no supervisor ran, or never came")
+
+    def _is_dead(self, job_id: str) -> bool:
+        process = self._local.process_of(job_id) if self._local is not None else None
+        return process is not None and not process.alive
+
+    async def _clean(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
+        """Deletes a room that had an agent and has been empty for long."""
+        if seen:
+            self._empty_since.pop(room, None)
+            return
+        empty_s = now_s - self._empty_since.setdefault(room, now_s)
+        if empty_s >= _EMPTY_ROOM_S and await delete_if_empty(self._dispatcher.api, room):
+            self._log.add("room_removed", room=room, detail="it was empty")
+
+    async def _remove(self, room: str, identity: str) -> None:
+        """Removes an agent from its room; that it is gone already is just as well."""
+        if await remove_agent(self._dispatcher.api, room, identity):
+            self._log.add("agent_removed", room=room, detail=identity)
+
+    def _replace(self, agent: Watched, cause: str) -> None:
+        self._log.add(
+            "agent_lost",
+            room=agent.room,
+            detail=f"{agent.identity}: {cause}",
+            job_id=agent.job_id,
+            dispatch_id=agent.dispatch_id,
+        )
+        self._replacements.begin(agent)

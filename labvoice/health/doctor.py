@@ -1,0 +1,388 @@
+"""Doctor: is everything there, and does the agent really join? A list of checks with hints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+from livekit import api
+from pydantic import SecretStr
+
+from labvoice.dispatch import Dispatch, Dispatcher
+from labvoice.dispatch.diagnosis import Evidence
+from labvoice.dispatch.service_evidence import HTTP_PORT
+from labvoice.errors import (
+    CredentialsError,
+    LabvoiceError,
+    ModelError,
+    PortInUseError,
+    ServerUnreachableError,
+)
+from labvoice.memory.api import LettaApi
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
+from labvoice.stack.livekit.server import LiveKitServer
+from labvoice.stack.models.server import ModelServer
+from labvoice.stack.processes import require_free_port
+from labvoice.stack.workers.pool import Pool
+
+_PACKAGES: Final = ("labvoice", "livekit", "livekit-agents", "livekit-api", "onnxruntime")
+_PINNED_AGENTS: Final = "1.8.9"
+_MIN_FREE_BYTES: Final = 2 * 2**30
+"""A lab with one worker and the small model takes 1.2 GiB; a second warm process 0.5 more."""
+_ASK_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        ok: Whether it is as it should be; None where it could not be looked at.
+        observed: What was seen, one sentence.
+        hint: The next thing to do where it is not.
+        duration_s: How long the look took, in seconds.
+    """
+
+    name: str
+    ok: bool | None
+    observed: str
+    hint: str = ""
+    duration_s: float = 0.0
+
+    def __str__(self) -> str:
+        sign = {True: "✓", False: "✗", None: "–"}[self.ok]
+        line = f"{sign} {self.name:<12} {self.observed}"
+        return line if not self.hint else f"{line}\n  hint: {self.hint}"
+
+
+def to_json(checks: list[Check]) -> dict[str, Any]:
+    """Returns the machine-readable result."""
+    return {
+        "format": 1,
+        "ok": all(check.ok is not False for check in checks),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+class _NotLookedError(Exception):
+    """A thing could not be looked at, which is no fault."""
+
+
+async def examine(
+    settings: Settings,
+    on_check: Callable[[Check], None] = lambda _: None,
+    *,
+    port: int = HTTP_PORT,
+    dispatcher: Dispatcher | None = None,
+    evidence: Evidence | None = None,
+) -> list[Check]:
+    """Looks at everything; a part that the settings do not name is started for the while.
+
+    With `livekit_url` set, nothing but the model is started, and the agent that is dispatched
+    must be served by a worker of the user's. Without it the doctor brings up a stack of its own.
+
+    Args:
+        settings: What to look at.
+        on_check: Told every check as it is done.
+        port: Of the HTTP service.
+        dispatcher: Dispatches into the scratch room; one of its own when not given.
+        evidence: Asks the workers that serve `livekit_url`, where they can be asked.
+    """
+    state_dir = settings.data_dir / "doctor" / secrets.token_hex(4)
+    try:
+        async with AsyncExitStack() as stack:
+            doctor = _Doctor(settings, state_dir, stack, on_check, port, dispatcher, evidence)
+            await doctor.run()
+    finally:
+        await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
+    return doctor.checks
+
+
+@dataclass
+class _Doctor:
+    settings: Settings
+    state_dir: Path
+    stack: AsyncExitStack
+    on_check: Callable[[Check], None]
+    port: int
+    dispatcher: Dispatcher | None
+    evidence: Evidence | None
+    checks: list[Check] = field(default_factory=list)
+    pool: Pool = field(default_factory=Pool)
+    server: LiveKitServer | None = None
+
+    async def run(self) -> None:
+        self.stack.push_async_callback(self.pool.stop)
+        await self._look("versions", _versions)
+        await self._look("memory", _memory)
+        await self._look("http", lambda: _http_service(self.port))
+        await self._look("microphone", lambda: _microphone_page(self.port), needs=("http",))
+        await self._look_at_server()
+        await self._look("speech", self._speech)
+        await self._look("model", self._model)
+        await self._look("letta", self._letta)
+        if self.settings.livekit_url is None:
+            await self._look("worker", self._worker, needs=("key", "speech", "model"))
+            await self._look("dispatch", self._dispatch, needs=("worker",))
+        else:
+            await self._look("worker", self._their_workers, needs=("key",))
+            await self._look("dispatch", self._dispatch, needs=("key",))
+
+    async def _look(
+        self, name: str, look: Callable[[], Awaitable[str]], needs: tuple[str, ...] = ()
+    ) -> None:
+        """Takes one look and records what it saw; it needs these others to have gone well."""
+        bad = [check.name for check in self.checks if check.name in needs and not check.ok]
+        if bad:
+            self._record(Check(name, None, f"not looked at, for it needs {', '.join(bad)}"))
+            return
+        started_s = time.monotonic()
+        try:
+            result: tuple[bool | None, str, str] = True, await look(), ""
+        except _NotLookedError as reason:
+            result = None, str(reason), ""
+        except LabvoiceError as error:
+            result = False, error.observed, error.hint
+        ok, observed, hint = result
+        self._record(Check(name, ok, observed, hint, time.monotonic() - started_s))
+
+    def _record(self, check: Check) -> None:
+        self.checks.append(check)
+        self.on_check(check)
+
+    # -- looks --------------------------------------------------------------------------
+
+    async def _look_at_server(self) -> None:
+        """Two checks of one answer: the server is there, and it accepts the key."""
+        refusal: CredentialsError | None = None
+
+        async def reach() -> str:
+            nonlocal refusal
+            try:
+                self.server = await LiveKitServer.start(self.settings, state_dir=self.state_dir)
+            except CredentialsError as error:
+                refusal = error
+                return f"a LiveKit server answers at {self.settings.livekit_url}"
+            self.stack.push_async_callback(self.server.stop)
+            version = f"{self.server.version}, started" if self.server.version else "answers"
+            return f"LiveKit server {version} at {self.server.url}"
+
+        async def accept() -> str:
+            if refusal is not None:
+                raise refusal
+            assert self.server is not None
+            return f"key {self.server.api_key} is accepted"
+
+        await self._look("livekit", reach)
+        await self._look("key", accept, needs=("livekit",))
+
+    async def _speech(self) -> str:
+        if self.settings.deepgram_api_key:
+            return await _deepgram(self.settings.deepgram_base_url, self.settings.deepgram_api_key)
+
+        def load() -> None:
+            from labvoice.speech import engines as speech
+
+            speech.load_tts(self.settings)
+            speech.load_stt(self.settings)
+
+        await asyncio.to_thread(load)
+        return f"Moonshine {self.settings.stt} and Piper load and run"
+
+    async def _model(self) -> str:
+        kind = self.settings.resolved_llm
+        if kind == "openai":
+            return await self._remote_model()
+        model = await ModelServer.start(kind, self.settings, state_dir=self.state_dir)
+        self.stack.push_async_callback(model.stop)
+        self.settings = self.settings.model_copy(
+            update={
+                "llm": kind,
+                "openai_base_url": model.base_url,
+                "openai_api_key": None,
+                "llm_model": model.model,
+            }
+        )
+        return f"the model `{kind}` answers at {model.base_url}"
+
+    async def _remote_model(self) -> str:
+        base_url = (self.settings.openai_base_url or "https://api.openai.com/v1").rstrip("/")
+        key = self.settings.openai_api_key
+        hint = "compare OPENAI_BASE_URL, OPENAI_API_KEY and LABVOICE_LLM_MODEL with the provider's"
+        body = {
+            "model": self.settings.llm_model or DEFAULT_OPENAI_MODEL,
+            "messages": [{"role": "user", "content": "Say yes."}],
+            "max_tokens": 1,
+        }
+        try:
+            async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+                answer = await client.post(
+                    f"{base_url}/chat/completions",
+                    json=body,
+                    headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+                )
+        except httpx.HTTPError as error:
+            raise ServerUnreachableError(
+                f"no model answers at {base_url}: {error or type(error).__name__}", hint
+            ) from None
+        if answer.status_code != httpx.codes.OK:
+            raise ModelError(
+                f"the model at {base_url} answers {answer.status_code} to a question", hint
+            )
+        return f"{body['model']} answers at {base_url}"
+
+    async def _letta(self) -> str:
+        if not self.settings.letta_base_url:
+            raise _NotLookedError("LETTA_BASE_URL is not set: a lab starts a Letta of its own")
+        async with LettaApi(self.settings.letta_base_url, self.settings.letta_api_key) as letta:
+            await letta.check()
+        return f"Letta answers at {self.settings.letta_base_url}"
+
+    async def _worker(self) -> str:
+        assert self.server is not None
+        settings = self.settings.model_copy(
+            update={
+                "livekit_url": self.server.url,
+                "livekit_api_key": self.server.api_key,
+                "livekit_api_secret": self.server.api_secret,
+            }
+        )
+        await self.pool.add(settings, state_dir=self.state_dir)
+        worker = self.pool.workers[-1]
+        return f"worker {worker.worker_id} is registered as {worker.agent_name!r}"
+
+    async def _their_workers(self) -> str:
+        name = self.settings.agent_name
+        workers = await self.evidence() if self.evidence is not None else None
+        if workers is None:
+            raise _NotLookedError(
+                "the LiveKit server does not tell of its workers; `dispatch` shows whether one is "
+                "there (with LABVOICE_API_KEY set, a running `labvoice up` is asked)"
+            )
+        same = [worker for worker in workers if worker.agent_name == name]
+        if not same:
+            names = ", ".join(sorted({repr(worker.agent_name) for worker in workers})) or "none"
+            raise LabvoiceError(
+                f"no worker of the lab is registered as {name!r}; registered: {names}",
+                f"`labvoice worker --agent-name {name}`, or correct LABVOICE_AGENT_NAME",
+            )
+        jobs = sum(worker.active_jobs for worker in same)
+        return f"{len(same)} registered as {name!r}, with {jobs} jobs"
+
+    async def _dispatch(self) -> str:
+        assert self.server is not None
+        room = f"doctor-{secrets.token_hex(4)}"
+        server = self.server
+        evidence = self.pool.statuses if self.pool.workers else self.evidence
+        async with AsyncExitStack() as stack:
+            dispatcher = self.dispatcher
+            if dispatcher is None:
+                own = Dispatcher(
+                    server.url, server.api_key, server.api_secret, evidence, server.log
+                )
+                dispatcher = await stack.enter_async_context(own)
+            started_s = time.monotonic()
+            try:
+                done: Dispatch = await dispatcher.dispatch(room, self.settings.agent_name)
+                took_s = time.monotonic() - started_s
+            finally:
+                with contextlib.suppress(api.TwirpError):
+                    await dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+        return (
+            f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
+            f"brought by {done.worker_id or 'a worker that is not labvoice’s'}"
+        )
+
+
+async def _deepgram(base_url: str, key: SecretStr) -> str:
+    try:
+        async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+            answer = await client.get(
+                f"{base_url.rstrip('/')}/v1/projects",
+                headers={"Authorization": f"Token {key.get_secret_value()}"},
+            )
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(
+            f"Deepgram does not answer at {base_url}: {error or type(error).__name__}",
+            "check the network, or DEEPGRAM_BASE_URL",
+        ) from None
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise CredentialsError(
+            f"Deepgram at {base_url} refuses the key",
+            "check DEEPGRAM_API_KEY; without it the embedded models recognise and speak",
+        )
+    # One's own Deepgram may list no projects; that it does not refuse the key is what counts.
+    return f"Deepgram recognises and speaks; it answers at {base_url} and takes the key"
+
+
+async def _versions() -> str:
+    agents = metadata.version("livekit-agents")
+    if agents != _PINNED_AGENTS:
+        raise LabvoiceError(
+            f"livekit-agents {agents} is installed, and labvoice is written for {_PINNED_AGENTS}",
+            f"`pip install livekit-agents=={_PINNED_AGENTS}`",
+        )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    return f"Python {sys.version.split()[0]}, {versions}"
+
+
+async def _memory() -> str:
+    free = psutil.virtual_memory().available
+    words = f"{free / 2**30:.1f} GiB of memory are free"
+    if free < _MIN_FREE_BYTES:
+        raise LabvoiceError(
+            f"only {words}", "close something; a lab with one worker takes about 1.2 GiB"
+        )
+    return words
+
+
+async def _http_service(port: int) -> str:
+    """The port of the HTTP service is served by it, or free for it."""
+    try:
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+            answer = await client.get(f"http://127.0.0.1:{port}/healthz")
+        if answer.status_code == httpx.codes.OK:
+            return f"the HTTP service answers on port {port}"
+    except httpx.ConnectError:
+        require_free_port(port, "the HTTP service")
+        return f"port {port} is free for the HTTP service, which does not run"
+    except httpx.HTTPError:
+        pass
+    raise PortInUseError(
+        f"something that is not labvoice listens on port {port}",
+        f"stop it (`ss -ltnp 'sport = :{port}'` shows it), or use `labvoice up --port`",
+    )
+
+
+async def _microphone_page(port: int) -> str:
+    """The page with the microphone is served, where the HTTP service runs."""
+    url = f"http://127.0.0.1:{port}/debug"
+    try:
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+            answer = await client.get(url)
+    except httpx.ConnectError:
+        raise _NotLookedError("the HTTP service, which serves its page, does not run") from None
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(
+            f"the microphone page {url} does not answer: {error or type(error).__name__}",
+            "restart `labvoice up`",
+        ) from None
+    if answer.status_code != httpx.codes.OK or "text/html" not in answer.headers["content-type"]:
+        raise ServerUnreachableError(
+            f"the microphone page {url} answers with status {answer.status_code}",
+            "install labvoice anew: its page is not where it belongs",
+        )
+    return f"its page is served at {url}; the browser asks for the permission"

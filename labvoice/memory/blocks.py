@@ -1,0 +1,119 @@
+"""An agent's memory in a call: its blocks from Letta, at the start and whenever they change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from letta_client import AsyncLetta
+
+from labvoice.errors import LabvoiceError, StageTimeoutError
+from labvoice.memory.client import in_words
+
+_log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 2.0
+"""How often a running session looks for changed blocks, in seconds."""
+_LONGEST_INTERVAL_S: Final = 15.0
+_TIMEOUT_S: Final = 30.0  # nobody waits for it
+_MOST_BLOCKS: Final = 100
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """The memory blocks of an agent at one moment.
+
+    Attributes:
+        agent_id: The Letta agent.
+        blocks: Text of each block, by label, in the server's order.
+        memory_load_s: How long it took to load, in seconds.
+    """
+
+    agent_id: str
+    blocks: dict[str, str]
+    memory_load_s: float = field(compare=False)
+
+    @property
+    def text(self) -> str:
+        """The blocks as they go into a prompt; empty ones are left out."""
+        return "\n\n".join(
+            f"<{label}>\n{value.strip()}\n</{label}>"
+            for label, value in self.blocks.items()
+            if value.strip()
+        )
+
+
+async def load_memory(
+    client: AsyncLetta, letta_agent_id: str, timeout_s: float = _TIMEOUT_S
+) -> MemorySnapshot:
+    """Loads an agent's memory blocks.
+
+    Args:
+        client: Client of the Letta server.
+        letta_agent_id: The agent.
+        timeout_s: How long to wait at most, in seconds.
+
+    Raises:
+        StageTimeoutError: The server did not answer in time.
+        AgentMissingError: There is no such agent.
+        CredentialsError: The key was refused.
+        ServerUnreachableError: No answer, or none that Letta gives.
+    """
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(timeout_s):
+            with in_words(client, f"the memory of {letta_agent_id}"):
+                page = await client.agents.blocks.list(letta_agent_id, limit=_MOST_BLOCKS)
+                blocks = {block.label: str(block.value) for block in page.items if block.label}
+    except TimeoutError:
+        raise StageTimeoutError(
+            "memory_load", timeout_s, "the Letta server has not answered", "it may be overloaded"
+        ) from None
+    return MemorySnapshot(letta_agent_id, blocks, time.monotonic() - began_s)
+
+
+async def watch(
+    client: AsyncLetta,
+    letta_agent_id: str,
+    on_change: Callable[[MemorySnapshot], None],
+    *,
+    known: MemorySnapshot | None = None,
+    on_error: Callable[[LabvoiceError | None], None] = lambda _: None,
+    interval_s: float = INTERVAL_S,
+    timeout_s: float = _TIMEOUT_S,
+) -> None:
+    """Follows an agent's memory until cancelled; a failing server never ends it.
+
+    Args:
+        client: Client of the Letta server.
+        letta_agent_id: The agent.
+        on_change: Called with the memory when it is first seen and when it has changed.
+        known: The memory that the session already has.
+        on_error: Called when loading begins to fail, and with None when it works again.
+        interval_s: Pause between two looks, in seconds; longer while the server fails.
+        timeout_s: How long one look may take, in seconds.
+    """
+    failing = False
+    pause_s = interval_s if known else 0.0
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            found = await load_memory(client, letta_agent_id, timeout_s)
+        except LabvoiceError as error:
+            pause_s = min(_LONGEST_INTERVAL_S, max(interval_s, pause_s * 2))
+            if not failing:
+                _log.warning("no memory from Letta for now: %s", error.observed)
+                on_error(error)
+            failing = True
+            continue
+        pause_s = interval_s
+        if failing:
+            on_error(None)
+        failing = False
+        if found != known:
+            known = found
+            on_change(found)

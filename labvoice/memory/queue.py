@@ -1,0 +1,335 @@
+"""Writes finished turns to Letta in the background: in order, each once, whatever fails.
+
+The same agent may talk in several rooms at once: its turns are written one after another, in
+the order in which they ended. A turn whose outcome is not known (no answer, HTTP 500, a crash)
+is looked for in Letta before it is sent again: by its `otid`, which Letta keeps with the message
+and does not check itself, and only when no run of the agent is under way any more, for Letta
+finishes a run whose client has gone and stores the message only then (0.16.8, by trial).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from letta_client import AsyncLetta
+
+from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
+from labvoice.memory.circuit import Circuit, CircuitBreaker, PutOffError
+from labvoice.memory.client import (
+    MAX_STEPS,
+    AgentMissingError,
+    NotReachedError,
+    ServerFailedError,
+    in_words,
+    is_agent_id,
+    resolve,
+)
+from labvoice.memory.text import turn_text
+from labvoice.memory.turn_store import DISK_ERRORS, Turn, TurnStore
+
+_log = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.5
+_LEASE_S: Final = 15.0
+_SEND_TIMEOUT_S: Final = 90.0
+_RUN_LIMIT_S: Final = 120.0
+_LONGEST_PAUSE_S: Final = 30.0  # between two attempts at a turn that Letta refuses
+_HISTORY: Final = 50
+_ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
+_UNDER_WAY: Final = {"created", "running"}
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is still to be written, by all processes that share the file.
+
+    Attributes:
+        count: Turns that wait.
+        oldest_age_s: For how long the oldest has waited, in seconds; None when none waits.
+        lost: Turns that can never be written: their agent is gone. Their words are kept.
+        circuit: `closed` when writing works; `open` when it is put off after failures.
+        error: Why the first of those that wait was not written yet, in words.
+        lost_error: Why the last lost one was lost, in words.
+    """
+
+    count: int
+    oldest_age_s: float | None
+    lost: int
+    circuit: Circuit
+    error: str | None
+    lost_error: str | None
+
+
+class _UnderWayError(LabvoiceError):
+    """Letta still works on the agent; nothing is known yet."""
+
+
+class _RefusedError(LabvoiceError):
+    """Letta cannot take this turn; what it was asked is over, and the agent is there."""
+
+
+class MemoryQueue:
+    """Takes finished turns at once and brings them to Letta when it can.
+
+    Args:
+        path: The file that holds the turns; one for each Letta server.
+        client: Client of that server; see :func:`labvoice.memory.client.new_client`.
+        own_server: The server is the embedded one, reached directly: where nothing listens on
+            its port, its process and all that it did are over. Of an address that leads through
+            a tunnel or a proxy this does not follow.
+        breaker: When to ask a failing server again.
+        lease_s: After how many seconds without a sign of life another process takes over.
+        send_timeout_s: How long an answer is waited for, in seconds.
+        run_limit_s: Age, in seconds, at which an unfinished run of Letta's is taken for dead.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        client: AsyncLetta,
+        *,
+        own_server: bool = False,
+        breaker: CircuitBreaker | None = None,
+        lease_s: float = _LEASE_S,
+        send_timeout_s: float = _SEND_TIMEOUT_S,
+        run_limit_s: float = _RUN_LIMIT_S,
+    ) -> None:
+        self._store = TurnStore(path)
+        self._client = client
+        self._own_server = own_server
+        self._breaker = breaker or CircuitBreaker()
+        self._lease_s = lease_s
+        self._send_timeout_s = send_timeout_s
+        self._run_limit_s = run_limit_s
+        self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._wake = asyncio.Event()
+        self._writers: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        # Runs that began before are over, whatever Letta's list of them says: it still shows
+        # those that ended with their server or without their database.
+        self._over_before: dict[str, float] = {}
+        self._all_over_before = 0.0
+        self._not_before_s: dict[str, float] = {}  # by agent, after refusals
+
+    def start(self) -> None:
+        """Begins to write in the background, also what earlier processes left behind."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="memory queue")
+
+    async def put(
+        self,
+        letta_agent_id: str,
+        room: str,
+        turn_id: str,
+        user_text: str,
+        agent_text: str,
+        *,
+        sent: int = 0,
+    ) -> bool:
+        """Takes a finished turn; it is on disk when this returns.
+
+        Args:
+            letta_agent_id: Whose memory it belongs to; a name will do.
+            room: Where it was spoken.
+            turn_id: Its id; a second turn of the same id is ignored.
+            user_text: What the user said.
+            agent_text: What the agent answered.
+            sent: How often Letta was told of it already, to an unknown effect.
+
+        Returns:
+            Whether it was new.
+        """
+        new = await self._store.put(letta_agent_id, room, turn_id, user_text, agent_text, sent)
+        self._wake.set()
+        return new
+
+    async def backlog(self) -> Backlog:
+        """Returns what is still to be written."""
+        found = await self._store.counts()
+        since = found.waiting_since
+        age_s = None if since is None else max(0.0, time.time() - since)
+        state = self._breaker.state
+        return Backlog(found.waiting, age_s, found.lost, state, found.error, found.lost_error)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Waits until nothing waits any more; returns whether that was reached in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (await self.backlog()).count:  # noqa: ASYNC110  others write too
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stops writing; what waits stays on disk for the next process. The client stays open."""
+        tasks = [task for task in (self._task, *self._writers.values()) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._store.close()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                # While attempts are put off no lease is held: another worker may do better.
+                agents = [] if self._breaker.put_off else await self._store.waiting_agents()
+                for agent_id in agents:
+                    if agent_id in self._writers or self._put_off(agent_id):
+                        continue
+                    if await self._lease(agent_id):
+                        writer = asyncio.create_task(self._write_all(agent_id))
+                        self._writers[agent_id] = writer
+                        writer.add_done_callback(partial(self._ended, agent_id))
+            except DISK_ERRORS:
+                _log.exception("the turns on disk cannot be read; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await self._wake.wait()
+
+    def _ended(self, agent_id: str, writer: asyncio.Task[None]) -> None:
+        del self._writers[agent_id]
+        if not writer.cancelled() and (error := writer.exception()):
+            _log.error("writing to %s was interrupted; trying again", agent_id, exc_info=error)
+
+    def _put_off(self, agent_id: str) -> bool:
+        return self._breaker.put_off or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
+
+    async def _lease(self, agent_id: str) -> bool:
+        return await self._store.lease(agent_id, self._holder, self._lease_s)
+
+    async def _write_all(self, agent_id: str) -> None:
+        """Writes an agent's turns one after another while the lease is held."""
+        this = asyncio.current_task()
+        assert this is not None
+
+        async def keep_lease() -> None:
+            while True:
+                await asyncio.sleep(self._lease_s / 3)
+                with suppress(*DISK_ERRORS):
+                    if await self._lease(agent_id):
+                        continue
+                this.cancel()
+                return
+
+        keeper = asyncio.create_task(keep_lease())
+        try:
+            while not self._put_off(agent_id) and (turn := await self._store.next(agent_id)):
+                await self._write(turn)
+        finally:
+            keeper.cancel()
+            await self._store.release(agent_id, self._holder)
+
+    async def _write(self, turn: Turn) -> None:
+        """Tries once to bring a turn to Letta; what it then is stands in the store."""
+        try:
+            async with self._breaker.attempt():
+                await self._bring(turn)
+        except PutOffError:
+            return
+        except _UnderWayError:
+            await asyncio.sleep(_POLL_S)
+        except _RefusedError as error:
+            _log.warning("turn %s was refused: %s", turn.turn_id, error.observed)
+            pause_s = min(_LONGEST_PAUSE_S, _POLL_S * 2 ** min(turn.refused, 16))
+            self._not_before_s[turn.agent_id] = time.monotonic() + pause_s
+            await self._store.refused(turn, error.observed)
+        except AgentMissingError as error:
+            _log.warning("turn %s cannot be written: %s", turn.turn_id, error.observed)
+            await self._store.lost(turn, error.observed)
+        except NotReachedError as error:
+            if self._own_server:
+                self._all_over_before = time.time()  # its process has gone
+            await self._store.unknown(turn, error.observed)
+        except ServerFailedError as error:
+            await self._store.refused(turn, error.observed)
+        except (ServerUnreachableError, CredentialsError) as error:
+            await self._store.unknown(turn, error.observed)
+        else:
+            if is_agent_id(turn.agent_id):  # else it only got its agent's id
+                await self._store.written(turn)
+
+    async def _bring(self, turn: Turn) -> None:
+        """Sends a turn that Letta does not have; one that was put under a name gets its id.
+
+        Raises:
+            AgentMissingError: The agent is gone.
+            _RefusedError: Letta refuses something else.
+        """
+        agent = turn.agent_id
+        try:
+            if not is_agent_id(agent):
+                await self._store.rename(agent, await resolve(self._client, agent))
+            elif not turn.sent or not await self._arrived(turn):
+                await self._send(turn)
+        except UsageError as error:
+            if is_agent_id(agent):
+                with in_words(self._client, f"the agent {agent}"):
+                    await self._client.agents.retrieve(agent)
+            raise _RefusedError(error.observed, error.hint) from None
+
+    async def _send(self, turn: Turn) -> None:
+        await self._store.sending(turn)
+        try:
+            with in_words(self._client, f"the agent {turn.agent_id}"):
+                answer = await self._client.agents.messages.create(
+                    turn.agent_id,
+                    messages=[
+                        {
+                            "role": "user",
+                            "content": turn_text(turn.user_text, turn.agent_text),
+                            "otid": turn.turn_id,
+                        }
+                    ],
+                    max_steps=MAX_STEPS,
+                    timeout=self._send_timeout_s,
+                )
+                # The client makes an object of anything; a garbled answer lacks this one.
+                ending = answer.stop_reason.stop_reason
+            if ending not in _ENDED_WELL:
+                raise ServerFailedError(
+                    f"Letta's turn ended with {ending!r}", "is the model behind Letta up?"
+                )
+        except NotReachedError as error:
+            await self._store.not_sent(turn, error.observed)
+            raise
+        except ServerFailedError:
+            self._over_before[turn.agent_id] = time.time()
+            raise
+
+    async def _arrived(self, turn: Turn) -> bool:
+        """Finds out what became of a turn that was sent.
+
+        Raises:
+            _UnderWayError: That is not decided yet.
+        """
+        agent = turn.agent_id
+        over_before = max(
+            time.time() - self._run_limit_s,
+            self._over_before.get(agent, 0.0),
+            self._all_over_before,
+        )
+        with in_words(self._client, f"the agent {agent}"):
+            # In this order: a run that has ended has stored its message.
+            runs = await self._client.runs.list(agent_id=agent, limit=_HISTORY)
+            for run in runs.items:
+                begun = run.created_at.timestamp() if run.created_at else 0.0
+                if run.status in _UNDER_WAY and begun >= over_before:
+                    raise _UnderWayError(f"Letta still works on {agent}")
+            page = await self._client.agents.messages.list(
+                agent,
+                limit=_HISTORY,
+                order="desc",
+                include_return_message_types=["user_message"],
+            )
+            return any(getattr(message, "otid", None) == turn.turn_id for message in page.items)

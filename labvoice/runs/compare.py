@@ -1,0 +1,293 @@
+"""Compares two runs stage by stage, and says whether the new one may pass a gate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from labvoice.errors import RunFileError, UsageError
+from labvoice.runs import statistics
+from labvoice.runs.lines import FORMAT
+from labvoice.runs.run import Run
+from labvoice.runs.statistics import finite
+from labvoice.runs.tables import TEMPLATES
+
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class StageComparison:
+    """One stage of the base and of the new run; times in seconds.
+
+    Attributes:
+        stage: Its name.
+        arm: Configuration of the new run.
+        base_p50_s: Median of the base; NaN where it was not measured.
+        new_p50_s: Median of the new run.
+        ratio: Their ratio, its 95 % interval, and the test's p-value.
+    """
+
+    stage: str
+    arm: str
+    base_p50_s: float
+    new_p50_s: float
+    ratio: statistics.Ratio
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the ratio shows: `slower`, `faster`, `no difference shown`."""
+        low, high = self.ratio.ci95
+        if math.isnan(self.new_p50_s):
+            return "not measured any more"
+        if low > 1:
+            return "slower"
+        if high < 1:
+            return "faster"
+        return "no difference shown"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side; made by :func:`compare`.
+
+    Attributes:
+        base: The run to compare with.
+        new: The run that is judged.
+        max_regression: How much worse a headline stage's median may be, as a share.
+        stages: Every stage that the base measured, by configuration.
+    """
+
+    base: Run
+    new: Run
+    max_regression: float
+    stages: list[StageComparison]
+
+    @cached_property
+    def regressions(self) -> list[str]:
+        """Why the gate does not pass, in words; empty where it passes."""
+        sentences = []
+        arms = len({row.arm for row in self.stages}) > 1
+        for row in self.stages:
+            if row.stage not in statistics.HEADLINE:
+                continue
+            name = f"{row.stage} of {row.arm}" if arms else row.stage
+            if math.isnan(row.new_p50_s):
+                sentences.append(f"{name} was measured in the base and not in the new run")
+            elif row.ratio.ratio > 1 + self.max_regression and row.ratio.ci95[0] > 1:
+                low, high = row.ratio.ci95
+                sentences.append(
+                    f"{name} is slower: p50 {row.base_p50_s * 1e3:,.0f} → "
+                    f"{row.new_p50_s * 1e3:,.0f} ms, × {row.ratio.ratio:.2f} "
+                    f"({low:.2f} to {high:.2f}), more than {self.max_regression:.0%} are allowed"
+                )
+        from scipy import stats  # takes a second, which not every command shall wait
+
+        (base_failed, base_n), (new_failed, new_n) = map(_failures, (self.base, self.new))
+        table = [[new_failed, new_n - new_failed], [base_failed, base_n - base_failed]]
+        # A run must not pass by failing where it would have been slow.
+        if stats.fisher_exact(table, alternative="greater").pvalue < _SIGNIFICANT:
+            sentences.append(
+                f"more attempts fail: {base_failed} of {base_n} → {new_failed} of {new_n}"
+            )
+        return sentences
+
+    @property
+    def passed(self) -> bool:
+        """Whether the gate passes."""
+        return not self.regressions
+
+    @property
+    def differences(self) -> list[str]:
+        """What else differs between the two runs, in words."""
+        sides = [
+            {
+                **{f"config {key}": value for key, value in run.header.config.items()},
+                **{f"host {key}": run.header.host.get(key) for key in ("cpu", "cores", "python")},
+                **dict(_versions(run)),
+            }
+            for run in (self.base, self.new)
+        ]
+        names = dict.fromkeys(itertools.chain(*sides))
+        return [
+            f"{name}: {sides[0].get(name)} → {sides[1].get(name)}"
+            for name in names
+            if sides[0].get(name) != sides[1].get(name) and name != "config command"
+        ]
+
+    @property
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """The table: its headings, and its rows of cells."""
+        heads = ["stage", "arm", "base p50 ms", "new p50 ms", "ratio", "95 %", "p", "verdict"]
+        rows = [
+            [
+                row.stage,
+                row.arm,
+                _ms(row.base_p50_s),
+                _ms(row.new_p50_s),
+                _figure(row.ratio.ratio, ".3f"),
+                f"{_figure(row.ratio.ci95[0], '.3f')} to {_figure(row.ratio.ci95[1], '.3f')}",
+                _figure(row.ratio.p_value, ".2g"),
+                row.verdict,
+            ]
+            for row in self.stages
+        ]
+        return heads, rows
+
+    @property
+    def conclusion(self) -> str:
+        """The gate's result in one sentence."""
+        if self.passed:
+            return f"passed: no headline stage is more than {self.max_regression:.0%} slower."
+        return f"failed: {'; '.join(self.regressions)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result, in seconds; None where there is no figure."""
+        return {
+            "format": FORMAT,
+            "base": self.base.header.run_id,
+            "new": self.new.header.run_id,
+            "kind": self.base.header.kind,
+            "max_regression": self.max_regression,
+            "passed": self.passed,
+            "regressions": self.regressions,
+            "differences": self.differences,
+            "stages": [
+                {
+                    "stage": row.stage,
+                    "arm": row.arm,
+                    "base_p50_s": finite(row.base_p50_s),
+                    "new_p50_s": finite(row.new_p50_s),
+                    **row.ratio.to_json(),
+                    "verdict": row.verdict,
+                }
+                for row in self.stages
+            ],
+        }
+
+    def __repr__(self) -> str:
+        heads, rows = self.cells
+        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+        lines = [
+            f"{self.base.header.run_id} → {self.new.header.run_id}",
+            "",
+            *(
+                "  ".join(
+                    cell.ljust(width) if column in (0, 1, len(heads) - 1) else cell.rjust(width)
+                    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
+                for row in [heads, *rows]
+            ),
+            "",
+            *(f"differs in {sentence}" for sentence in self.differences),
+            self.conclusion,
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return TEMPLATES.get_template("comparison.html.j2").render(comparison=self)
+
+
+def compare(
+    base: Run, new: Run, max_regression: float = 0.10, *, allow_different_hosts: bool = False
+) -> Comparison:
+    """Compares a run with another one, stage by stage, configuration by configuration.
+
+    Args:
+        base: The run to compare with.
+        new: The run to judge.
+        max_regression: How much worse a headline stage's median may be: 0.1 is 10 %.
+        allow_different_hosts: Compare although CPU or core count differ.
+
+    Raises:
+        RunFileError: The runs differ in kind, loop, configurations or host, or the base
+            measured nothing.
+        UsageError: `max_regression` is negative.
+    """
+    if not max_regression >= 0:
+        raise UsageError(
+            f"a maximum regression of {max_regression} is not a share of at least 0",
+            "write 0.10 for ten per cent",
+        )
+    for what in ("kind", "loop"):
+        old_value, new_value = getattr(base.header, what), getattr(new.header, what)
+        if old_value != new_value:
+            raise RunFileError(
+                f"the runs differ in {what}: {old_value} and {new_value}",
+                "compare runs of the same bench",
+            )
+    if not allow_different_hosts:
+        _require_same_host(base, new)
+    good = [statistics.measured(run.frame) for run in (base, new)]
+    rows = []
+    for old_arm, new_arm in _pairs(base, new):
+        old, now = (
+            frame[frame["arm"] == arm] for frame, arm in zip(good, (old_arm, new_arm), strict=True)
+        )
+        for stage in sorted(set(old["stage"]), key=statistics.stage_order):
+            of_old, of_new = old[old["stage"] == stage], now[now["stage"] == stage]
+            rows.append(
+                StageComparison(
+                    stage=stage,
+                    arm=new_arm,
+                    base_p50_s=statistics.percentile(of_old["duration_s"], 50),
+                    new_p50_s=statistics.percentile(of_new["duration_s"], 50),
+                    ratio=statistics.compare_medians(
+                        of_old["duration_s"],
+                        of_old["session"],
+                        of_new["duration_s"],
+                        of_new["session"],
+                    ),
+                )
+            )
+    if not rows:
+        raise RunFileError(
+            f"the base run {base.header.run_id} measured nothing to compare with",
+            "choose a base whose attempts succeeded",
+        )
+    return Comparison(base, new, max_regression, rows)
+
+
+def _require_same_host(base: Run, new: Run) -> None:
+    for fact in ("cpu", "cores"):
+        old_value, new_value = base.header.host.get(fact), new.header.host.get(fact)
+        if old_value != new_value:
+            raise RunFileError(
+                f"the runs come from different hosts: {fact} {old_value} and {new_value}",
+                "measure both on one host, or say that you mean it "
+                "(`allow_different_hosts=True`, `--allow-different-hosts`)",
+            )
+
+
+def _pairs(base: Run, new: Run) -> list[tuple[str, str]]:
+    """Pairs the configurations: by name, or the only one of each."""
+    if set(base.arms) == set(new.arms):
+        return [(arm, arm) for arm in base.arms]
+    if len(base.arms) == len(new.arms) == 1:
+        return [(base.arms[0], new.arms[0])]
+    raise RunFileError(
+        f"the runs have different arms: {', '.join(base.arms)} and {', '.join(new.arms)}",
+        "measure the same `--arms` in both",
+    )
+
+
+def _failures(run: Run) -> tuple[int, int]:
+    attempts = run.attempts
+    return int((attempts["outcome"] != "ok").sum()), len(attempts)
+
+
+def _versions(run: Run) -> list[tuple[str, object]]:
+    versions = run.header.host.get("versions")
+    return (
+        [(f"version of {k}", v) for k, v in versions.items()] if isinstance(versions, dict) else []
+    )
+
+
+def _ms(value_s: float) -> str:
+    return _figure(value_s * 1e3, ",.1f")
+
+
+def _figure(value: float, style: str) -> str:
+    return "–" if math.isnan(value) else format(value, style)

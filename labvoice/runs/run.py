@@ -1,0 +1,301 @@
+"""A recorded run: loaded from its file as frames, figures, a table and the JSON of a bench."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from labvoice.runs import frames, reader, statistics
+from labvoice.runs.lines import FORMAT, EndLine, Line, RunLine
+from labvoice.runs.tables import TEMPLATES, table_cells, table_text
+from labvoice.runs.writer import RunWriter
+
+__all__ = ["Run", "RunWriter"]
+
+_SUMMARY_COLUMNS = ["n", "failed", "mean", "p50", "p95", "p99", "ci95_lo", "ci95_hi"]
+_COMPARED = ("voice_to_voice", "recovery", "connection", "join")
+"""The first of these that a run has is what its arms are compared by."""
+
+
+class Run:
+    """A run that was recorded; made by :meth:`load`.
+
+    Attributes:
+        header: The first line: run_id, kind, started_at, loop, config, arms, host.
+        complete: Whether the run ended in order.
+    """
+
+    def __init__(self, header: RunLine, lines: list[Line], file_warnings: list[str]) -> None:
+        self.header = header
+        self.complete = any(isinstance(line, EndLine) for line in lines)
+        self._lines = lines
+        self._file_warnings = file_warnings
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Reads a run file; one that a crash cut short is read as far as it goes.
+
+        Raises:
+            RunFileError: There is no such file, or it is not a run of this format.
+        """
+        header, lines, warnings = reader.read(Path(path))
+        return cls(header, lines, warnings)
+
+    @cached_property
+    def _frames(self) -> frames.Frames:
+        return frames.build(self.header, self._lines)
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the configurations, the first being the base of ratios."""
+        return list(self.header.arms)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The tidy frame: one row for each stage of each connection and turn.
+
+        Columns: run_id, trial, room, turn (missing for a connection), stage, start_s (since
+        the trial's click), duration_s (NaN where it was not reached), outcome, arm, warmup,
+        session, then the configuration's columns.
+        """
+        return self._frames.stages.copy()
+
+    @property
+    def marks(self) -> pd.DataFrame:
+        """Raw marks: run_id, trial, room, turn, mark, t_s (since click), clock, uncertainty_s."""
+        return self._frames.marks.copy()
+
+    @property
+    def notes(self) -> pd.DataFrame:
+        """Facts that are no time, one row for each connection or turn that has any."""
+        return self._frames.notes.copy()
+
+    @property
+    def outcomes(self) -> pd.DataFrame:
+        """Every connection and turn: run_id, trial, room, turn, arm, warmup, outcome, detail."""
+        return self._frames.outcomes.copy()
+
+    @property
+    def attempts(self) -> pd.DataFrame:
+        """The outcomes that n and failed count, warm-ups left out.
+
+        A turn is an attempt; a connection is one where it failed or no turn followed it.
+        """
+        every = self.outcomes
+        every = every[~every["warmup"]]
+        with_turns = set(every.loc[every["turn"].notna(), "trial"])
+        is_attempt = (
+            every["turn"].notna() | (every["outcome"] != "ok") | ~every["trial"].isin(with_turns)
+        )
+        return every[is_attempt].reset_index(drop=True)
+
+    @cached_property
+    def stage_summaries(self) -> dict[tuple[str, str], statistics.StageSummary]:
+        """Figures of each (stage, arm), in the order in which they are shown."""
+        frame = self.frame
+        names = sorted(set(frame["stage"]), key=statistics.stage_order)
+        return {
+            (stage, arm): statistics.summarise(rows)
+            for stage, arm in itertools.product(names, self.arms)
+            if not (rows := frame[(frame["stage"] == stage) & (frame["arm"] == arm)]).empty
+        }
+
+    def word_error_rate(self, arm: str | None = None) -> float | None:
+        """Of all transcripts but warm-ups, each weighted by its words; None where unknown.
+
+        Args:
+            arm: Of this configuration alone; of all when not given.
+        """
+        rows = self._turn_notes(arm, "said", "wer")
+        weights = [len(str(said).split()) for said in rows["said"]] if len(rows) else []
+        if not sum(weights):
+            return None
+        errors = (float(wer) * words for wer, words in zip(rows["wer"], weights, strict=True))
+        return sum(errors) / sum(weights)
+
+    def split_turns(self, arm: str | None = None) -> int | None:
+        """How many utterances, warm-ups aside, were taken for several turns; None where unknown.
+
+        Args:
+            arm: Of this configuration alone; of all when not given.
+        """
+        rows = self._turn_notes(arm, "user_messages")
+        return int((rows["user_messages"] > 1).sum()) if len(rows) else None
+
+    def _turn_notes(self, arm: str | None, *columns: str) -> pd.DataFrame:
+        notes = self.notes
+        if not {"turn", "trial", *columns} <= set(notes):
+            return pd.DataFrame(columns=list(columns))
+        counted = self.outcomes[~self.outcomes["warmup"]]
+        if arm is not None:
+            counted = counted[counted["arm"] == arm]
+        rows = notes[notes["turn"].notna() & notes["trial"].isin(set(counted["trial"]))]
+        return rows.dropna(subset=list(columns))
+
+    @property
+    def recognition(self) -> list[str]:
+        """A line for each configuration on what was understood; none for a run without turns."""
+        lines = []
+        for arm in self.arms:
+            rate, split = self.word_error_rate(arm), self.split_turns(arm)
+            words = [] if rate is None else [f"word error rate {rate:.1%}"]
+            if split is not None:
+                words.append(f"{split} turns split in two")
+            if words:
+                lines.append((f"{arm}: " if len(self.arms) > 1 else "") + ", ".join(words))
+        return lines
+
+    @property
+    def comparisons(self) -> list[str]:
+        """A line for each further configuration: its main stage against that of the first."""
+        lines = []
+        for pair, stages in self.ratios().items():
+            stage = next((name for name in _COMPARED if name in stages), None)
+            if stage is not None and not math.isnan(stages[stage].ratio):
+                lines.append(f"{pair}: {stage} × {stages[stage]}")
+        return lines
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Sentences that say why the figures should be taken with care."""
+        return self._file_warnings + statistics.instability_warnings(
+            self.frame, self.attempts, self.header.host
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Returns the table of stages, in milliseconds; p99 only where n reaches 100.
+
+        The index is the stage, or (stage, arm) where there are several arms. Columns: n,
+        failed, mean, p50, p95, p99, ci95_lo and ci95_hi (of p50).
+        """
+        table = pd.DataFrame(
+            [
+                {
+                    "n": s.n,
+                    "failed": s.failed,
+                    "mean": s.mean_s * 1e3,
+                    "p50": s.p50_s * 1e3,
+                    "p95": s.p95_s * 1e3,
+                    "p99": s.p99_s * 1e3,
+                    "ci95_lo": s.ci95_s[0] * 1e3,
+                    "ci95_hi": s.ci95_s[1] * 1e3,
+                }
+                for s in self.stage_summaries.values()
+            ],
+            columns=_SUMMARY_COLUMNS,
+        ).round(1)
+        keys = list(self.stage_summaries)
+        table.index = (
+            pd.MultiIndex.from_tuples(keys, names=["stage", "arm"])
+            if len(self.arms) > 1 and keys
+            else pd.Index([stage for stage, _ in keys], name="stage")
+        )
+        return table if table["p99"].notna().any() else table.drop(columns="p99")
+
+    def ratios(self) -> dict[str, dict[str, statistics.Ratio]]:
+        """Compares each further arm with the first: `{"new/base": {stage: ratio}}`.
+
+        Arms of a closed loop take turns, and in each round all do the same: the k-th trial of one
+        is compared with the k-th of the other.
+        """
+        good = statistics.measured(self.frame)
+        compare: Callable[..., statistics.Ratio] = statistics.compare_medians
+        by = "session"
+        if self.header.loop == "closed":
+            every = self.outcomes
+            trials = every[every["turn"].isna() & ~every["warmup"]].set_index("trial")
+            good = good.assign(round=good["trial"].map(trials.groupby("arm").cumcount()))
+            compare, by = statistics.compare_rounds, "round"
+        base, *others = self.arms
+        result: dict[str, dict[str, statistics.Ratio]] = {}
+        for other in others:
+            of_pair = result[f"{other}/{base}"] = {}
+            for stage in sorted(set(good["stage"]), key=statistics.stage_order):
+                rows = good[good["stage"] == stage]
+                old, new = rows[rows["arm"] == base], rows[rows["arm"] == other]
+                if len(old) and len(new):
+                    of_pair[stage] = compare(old["duration_s"], old[by], new["duration_s"], new[by])
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result, in seconds; None where there is no figure.
+
+        With several arms, `n`, `failed`, `outcomes` and `stages` cover all of them together,
+        `arms` has the same for each, and `ratios` compares each with the first.
+        """
+        frame, attempts = self.frame, self.attempts
+        result: dict[str, Any] = {
+            "format": FORMAT,
+            "run_id": self.header.run_id,
+            "kind": self.header.kind,
+            "config": {"loop": self.header.loop, **self.header.config},
+            "host": self.header.host,
+            **_figures(frame, attempts, self.warnings),
+            "word_error_rate": self.word_error_rate(),
+            "split_turns": self.split_turns(),
+        }
+        if len(self.arms) > 1:
+            result["arms"] = {}
+            for arm, columns in self.header.arms.items():
+                rows, tries = frame[frame["arm"] == arm], attempts[attempts["arm"] == arm]
+                words = statistics.instability_warnings(rows, tries, {})
+                result["arms"][arm] = {
+                    "config": columns,
+                    **_figures(rows, tries, words),
+                    "word_error_rate": self.word_error_rate(arm),
+                    "split_turns": self.split_turns(arm),
+                }
+            result["ratios"] = {
+                pair: {stage: ratio.to_json() for stage, ratio in stages.items()}
+                for pair, stages in self.ratios().items()
+            }
+        return result
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Writes the frame as a Parquet file, a derived copy; returns its path."""
+        self._frames.stages.to_parquet(path, index=False)
+        return Path(path)
+
+    @property
+    def title(self) -> str:
+        """One line: what was run, how many attempts, how many of them failed."""
+        attempts = self.attempts
+        failed = int((attempts["outcome"] != "ok").sum())
+        return (
+            f"{self.header.kind} run {self.header.run_id}: {len(attempts)} attempts, "
+            f"{failed} failed, {self.header.loop} loop"
+        )
+
+    def __repr__(self) -> str:
+        parts = [self.title]
+        if self.stage_summaries:
+            parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
+        parts += self.comparisons + self.recognition
+        if self.warnings:
+            parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return TEMPLATES.get_template("run.html.j2").render(
+            run=self, table=table_cells(self.summary()), arms=len(self.arms) > 1
+        )
+
+
+def _figures(frame: pd.DataFrame, attempts: pd.DataFrame, words: list[str]) -> dict[str, Any]:
+    stages = {
+        stage: statistics.summarise(frame[frame["stage"] == stage]).to_json()
+        for stage in sorted(set(frame["stage"]), key=statistics.stage_order)
+    }
+    return {
+        "n": len(attempts),
+        "failed": int((attempts["outcome"] != "ok").sum()),
+        "outcomes": {str(k): int(v) for k, v in attempts["outcome"].value_counts().items()},
+        "warnings": words,
+        "stages": stages,
+    }

@@ -1,0 +1,345 @@
+"""Statistics of a run: percentiles, intervals with the session as the unit, words of warning.
+
+A session is what was repeated (a trial: one call in one room). Its turns share the room, the
+process and the moment, so they are not independent: intervals resample whole sessions, and
+tests compare one value per session.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from labvoice.protocol.vocabulary import (
+    AGENT_TURN_STAGES,
+    CALIBRATION_STAGES,
+    CONNECTION_STAGES,
+    FAILOVER_STAGES,
+    MEMORY_STAGES,
+    TRANSPORT,
+    TURN_STAGES,
+)
+
+Floats = npt.NDArray[np.float64]
+
+HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES)
+"""The stages that a gate judges and that warnings speak of."""
+
+_ORDER: Final = {
+    name: i
+    for i, name in enumerate(
+        (*HEADLINE, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
+    )
+}
+_RESAMPLES: Final = 2000
+_SEED: Final = 20261
+_MIN_N_FOR_P99: Final = 100
+_FEW_SESSIONS: Final = 10
+_LOADED: Final = 0.7
+_WIDE: Final = 0.2
+_WIDE_S = 0.01  # nobody argues over less than 10 ms
+
+
+def finite(value: float) -> float | None:
+    """Rounds a figure for JSON, to microseconds where it is a time; None where it is none."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+class StageSummary(NamedTuple):
+    """One stage in figures, in seconds; NaN where there is nothing to compute from.
+
+    Attributes:
+        n: Measurements: units that ended ok and have this stage, warm-ups left out.
+        failed: Units that did not end ok.
+        mean_s: Arithmetic mean.
+        p50_s: Median.
+        p95_s: 95th percentile.
+        p99_s: 99th percentile; NaN where n is below 100.
+        ci95_s: 95 % bootstrap interval of the median.
+    """
+
+    n: int
+    failed: int
+    mean_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    ci95_s: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures under their names; None where there is none."""
+        return {
+            "n": self.n,
+            "mean_s": finite(self.mean_s),
+            "p50_s": finite(self.p50_s),
+            "p95_s": finite(self.p95_s),
+            "p99_s": finite(self.p99_s),
+            "ci95_s": [finite(bound) for bound in self.ci95_s],
+        }
+
+
+class Ratio(NamedTuple):
+    """How one configuration compares with another.
+
+    Attributes:
+        ratio: The new median over the base median; of configurations that were measured round by
+            round, the median of the rounds' ratios.
+        ci95: 95 % bootstrap interval of the ratio.
+        p_value: Two-sided Mann–Whitney U on the sessions' medians; of rounds, the Wilcoxon
+            signed-rank test on the logarithms of their ratios.
+    """
+
+    ratio: float
+    ci95: tuple[float, float]
+    p_value: float
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        words = [f"{self.ratio:.2f}"]
+        if not math.isnan(low):
+            words.append(f"95 % interval {low:.2f} to {high:.2f}")
+        if not math.isnan(self.p_value):
+            words.append(f"p {self.p_value:.2g}")
+        return ", ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures under their names; None where there is none."""
+        return {
+            "ratio": finite(self.ratio),
+            "ci95": [finite(bound) for bound in self.ci95],
+            "p_value": finite(self.p_value),
+        }
+
+
+def percentile(values: npt.ArrayLike, q: float) -> float:
+    """Returns a percentile, linear between the two nearest values (NumPy's `linear`).
+
+    This is method 7 of Hyndman and Fan, also the default of R and of spreadsheets.
+
+    Args:
+        values: Shape (n,).
+        q: In [0, 100].
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return float(np.percentile(array, q, method="linear")) if array.size else math.nan
+
+
+def bootstrap_percentiles(
+    values: npt.ArrayLike,
+    sessions: npt.ArrayLike,
+    q: float = 50.0,
+    *,
+    resamples: int = _RESAMPLES,
+    seed: int = _SEED,
+) -> Floats:
+    """Resamples whole sessions with replacement and takes a percentile of each resample.
+
+    Args:
+        values: Shape (n,).
+        sessions: Shape (n,): which session each value belongs to.
+        q: Percentile, in [0, 100].
+        resamples: How many.
+        seed: The same seed gives the same result.
+
+    Returns:
+        Shape (resamples,).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    names, member = np.unique(np.asarray(sessions), return_inverse=True)
+    order = np.argsort(array, kind="stable")
+    array, member = array[order], member[order]
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )
+    # A session drawn k times contributes each of its values k times. With the values sorted
+    # once, the k-th smallest of every resample is found in its row of cumulated counts.
+    cumulated = np.cumsum(draws[:, member], axis=1)
+    position = (cumulated[:, -1] - 1) * (q / 100)
+    below = np.floor(position)
+    lower = array[np.argmax(cumulated > below[:, None], axis=1)]
+    upper = array[np.argmax(cumulated > np.ceil(position)[:, None], axis=1)]
+    return np.asarray(lower + (position - below) * (upper - lower), dtype=np.float64)
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, sessions: npt.ArrayLike, q: float = 50.0, *, seed: int = _SEED
+) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of a percentile; NaN where sessions are below two.
+
+    Args:
+        values: Shape (n,).
+        sessions: Shape (n,): which session each value belongs to.
+        q: Percentile, in [0, 100].
+        seed: The same seed gives the same interval.
+    """
+    if np.unique(np.asarray(sessions)).size < 2:
+        return math.nan, math.nan
+    return _interval(bootstrap_percentiles(values, sessions, q, seed=seed))
+
+
+def compare_medians(
+    base: npt.ArrayLike,
+    base_sessions: npt.ArrayLike,
+    new: npt.ArrayLike,
+    new_sessions: npt.ArrayLike,
+    *,
+    seed: int = _SEED,
+) -> Ratio:
+    """Compares two medians: their ratio, its bootstrap interval, and a rank test.
+
+    Args:
+        base: Shape (n,).
+        base_sessions: Shape (n,): which session each value belongs to.
+        new: Shape (m,).
+        new_sessions: Shape (m,).
+        seed: The same seed gives the same interval.
+    """
+    from scipy import stats  # takes a second, which not every command shall wait
+
+    base_median, new_median = percentile(base, 50), percentile(new, 50)
+    ratio = new_median / base_median if base_median > 0 else math.nan
+    enough = min(np.unique(np.asarray(s)).size for s in (base_sessions, new_sessions)) >= 2
+    if not enough or math.isnan(ratio):
+        return Ratio(ratio, (math.nan, math.nan), math.nan)
+    below = bootstrap_percentiles(base, base_sessions, seed=seed)
+    above = bootstrap_percentiles(new, new_sessions, seed=seed + 1)
+    test = stats.mannwhitneyu(
+        _session_medians(base, base_sessions), _session_medians(new, new_sessions)
+    )
+    # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
+    interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
+    return Ratio(ratio, interval, float(test.pvalue))
+
+
+def compare_rounds(
+    base: npt.ArrayLike,
+    base_rounds: npt.ArrayLike,
+    new: npt.ArrayLike,
+    new_rounds: npt.ArrayLike,
+    *,
+    seed: int = _SEED,
+) -> Ratio:
+    """Compares two configurations of which each round measured both, at one time and alike.
+
+    What the rounds differ by, such as the words that the caller says, does not count then. A
+    round of which one side failed is left out.
+
+    Args:
+        base: Shape (n,).
+        base_rounds: Shape (n,): the round of each value; several values are one by their median.
+        new: Shape (m,).
+        new_rounds: Shape (m,).
+        seed: The same seed gives the same interval.
+    """
+    from scipy import stats
+
+    medians = [
+        pd.Series(np.asarray(values, dtype=np.float64)).groupby(np.asarray(rounds)).median()
+        for values, rounds in ((base, base_rounds), (new, new_rounds))
+    ]
+    pairs = pd.concat(medians, axis=1, join="inner").to_numpy(np.float64)
+    if not len(pairs) or pairs.min() <= 0:  # LiveKit reports delays of exactly zero
+        return Ratio(math.nan, (math.nan, math.nan), math.nan)
+    ratios = pairs[:, 1] / pairs[:, 0]
+    interval = bootstrap_interval(ratios, range(len(ratios)), seed=seed)
+    if len(ratios) < 2:
+        return Ratio(float(ratios[0]), interval, math.nan)
+    same = bool(np.all(ratios == 1))  # of which the test can say nothing
+    p_value = 1.0 if same else float(stats.wilcoxon(np.log(ratios)).pvalue)
+    return Ratio(percentile(ratios, 50), interval, p_value)
+
+
+def summarise(rows: pd.DataFrame) -> StageSummary:
+    """Summarises the rows of one stage; warm-ups are left out, failures are counted.
+
+    Args:
+        rows: Rows of :attr:`labvoice.runs.run.Run.frame` with one stage.
+    """
+    counted = rows[~rows["warmup"]]
+    good = measured(counted)
+    values = good["duration_s"].to_numpy(np.float64)
+    return StageSummary(
+        n=len(values),
+        failed=int((counted["outcome"] != "ok").sum()),
+        mean_s=float(values.mean()) if values.size else math.nan,
+        p50_s=percentile(values, 50),
+        p95_s=percentile(values, 95),
+        p99_s=percentile(values, 99) if values.size >= _MIN_N_FOR_P99 else math.nan,
+        ci95_s=bootstrap_interval(values, good["session"].to_numpy(str)),
+    )
+
+
+def measured(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows that count: ended ok, have a duration, are no warm-up."""
+    return rows[~rows["warmup"] & (rows["outcome"] == "ok") & rows["duration_s"].notna()]
+
+
+def stage_order(name: str) -> tuple[int, str]:
+    """Sorts stages: headline stages, then the agent's own, then the rest, then others by name."""
+    return _ORDER.get(name, len(_ORDER)), name
+
+
+def milliseconds(value_s: float) -> str:
+    """Formats seconds as milliseconds for a sentence, with a decimal where it matters."""
+    return f"{value_s * 1e3:,.{1 if abs(value_s) < 0.01 else 0}f}"
+
+
+def instability_warnings(
+    frame: pd.DataFrame, attempts: pd.DataFrame, host: Mapping[str, Any]
+) -> list[str]:
+    """Says in words why the figures of a run should be taken with care.
+
+    Args:
+        frame: :attr:`labvoice.runs.run.Run.frame`.
+        attempts: :attr:`labvoice.runs.run.Run.attempts`, warm-ups left out.
+        host: The run's host facts.
+    """
+    sentences = []
+    failures = attempts.loc[attempts["outcome"] != "ok", "outcome"].value_counts()
+    if len(failures):
+        kinds = ", ".join(f"{count} × {name}" for name, count in failures.items())
+        sentences.append(
+            f"{failures.sum()} of {len(attempts)} attempts failed ({kinds}); "
+            "they are in the data and not in the percentiles."
+        )
+    load, cores = host.get("load_1m"), host.get("cores")
+    if isinstance(load, int | float) and isinstance(cores, int) and load / cores > _LOADED:
+        sentences.append(
+            f"The host was busy when the run began: a load of {load:.1f} on {cores} cores."
+        )
+    arms = list(dict.fromkeys(frame["arm"]))
+    for arm in arms:
+        rows = measured(frame[frame["arm"] == arm])
+        of_arm = f" of {arm}" if len(arms) > 1 else ""
+        sessions = rows["session"].nunique()
+        if 0 < sessions < _FEW_SESSIONS:
+            were = "session was" if sessions == 1 else "sessions were"
+            sentences.append(
+                f"Only {sessions} {were} measured{of_arm}; below {_FEW_SESSIONS}, percentiles "
+                "and intervals are rough."
+            )
+        for stage in HEADLINE:
+            summary = summarise(rows[rows["stage"] == stage])
+            low, high = summary.ci95_s
+            if high - low > max(_WIDE * summary.p50_s, _WIDE_S) and summary.p50_s > 0:
+                sentences.append(
+                    f"{stage}{of_arm} is uncertain: its median's 95 % interval, "
+                    f"{milliseconds(low)} to {milliseconds(high)} ms, spans "
+                    f"{(high - low) / summary.p50_s:.0%} of the median."
+                )
+    return sentences
+
+
+def _interval(replicates: Floats) -> tuple[float, float]:
+    low, high = np.percentile(replicates, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _session_medians(values: npt.ArrayLike, sessions: npt.ArrayLike) -> Floats:
+    series = pd.Series(np.asarray(values, dtype=np.float64))
+    return np.asarray(series.groupby(np.asarray(sessions)).median(), dtype=np.float64)

@@ -1,0 +1,211 @@
+"""Writes a run file as the run happens: a crash loses nothing that was recorded."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from labvoice.errors import RunFileError
+from labvoice.runs import host
+from labvoice.runs.lines import (
+    EndLine,
+    Line,
+    MarkLine,
+    NoteLine,
+    OutcomeLine,
+    RunLine,
+    StageLine,
+    TrialLine,
+)
+
+
+def check_new(path: Path) -> None:
+    """Checks that a run may be written there.
+
+    Raises:
+        RunFileError: There is a file already.
+    """
+    if path.exists():
+        raise RunFileError(
+            f"{path} exists already, and a run is never written over",
+            "choose another name, or move the file away",
+        )
+
+
+class RunWriter:
+    """Writes a run file: one JSON line for each thing that happens, flushed at once.
+
+    Args:
+        path: The file to make; its folder is made too.
+        kind: What is measured: `connect`, `turns`, `burst`, …
+        loop: `closed` (the next trial waits for the last) or `open` (a constant rate).
+        config: What was asked for; a `command` in it is shown as the way to reproduce the run.
+        arms: Each configuration's name and its columns in the frame.
+        host_facts: As :func:`labvoice.runs.host.facts` gives them; taken now when not given.
+        run_id: Made from the time and the kind when not given.
+
+    Attributes:
+        path: As given.
+        run_id: As given or made.
+
+    Raises:
+        RunFileError: The file exists already, or cannot be made.
+        ValueError: A name is not of the vocabulary, or a trial is unknown (all methods).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kind: str,
+        loop: Literal["closed", "open"] = "closed",
+        config: Mapping[str, Any] | None = None,
+        arms: Mapping[str, Mapping[str, Any]] | None = None,
+        host_facts: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        now = datetime.now(UTC)
+        self.path = path
+        self.run_id = run_id or f"{now:%Y%m%dT%H%M%SZ}-{kind}-{secrets.token_hex(2)}"
+        self._arms = dict(arms or {"default": {}})
+        self._trials: set[int] = set()
+        header = RunLine(
+            run_id=self.run_id,
+            kind=kind,
+            started_at=now.isoformat(timespec="seconds"),
+            loop=loop,
+            config=dict(config or {}),
+            arms={name: dict(columns) for name, columns in self._arms.items()},
+            host=dict(host_facts if host_facts is not None else host.facts()),
+        )
+        check_new(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("x", encoding="utf-8")
+        except OSError as error:
+            raise RunFileError(
+                f"{path} cannot be written: {error.strerror}", "choose another place"
+            ) from None
+        self._write(header)
+
+    def trial(
+        self, trial: int, room: str, arm: str, warmup: bool = False, session: str | None = None
+    ) -> None:
+        """Begins a trial; `session` names the unit of resampling where that is not the trial."""
+        if trial in self._trials:
+            raise ValueError(f"trial {trial} has begun already")
+        if arm not in self._arms:
+            raise ValueError(f"unknown arm {arm!r}; one of {', '.join(self._arms)}")
+        self._trials.add(trial)
+        self._write(
+            TrialLine(trial=trial, room=room, arm=arm, warmup=warmup, session=session or str(trial))
+        )
+
+    def mark(
+        self,
+        trial: int,
+        mark: str,
+        t_s: float,
+        *,
+        turn: int | None = None,
+        clock: Literal["caller", "worker"] = "caller",
+        uncertainty_s: float = 0.0,
+    ) -> None:
+        """Records an instant, in seconds on the caller's monotonic clock.
+
+        Args:
+            trial: The trial.
+            mark: A mark of the vocabulary.
+            t_s: The instant; a worker's is moved to the caller's clock before.
+            turn: The turn that it belongs to; None for the connection.
+            clock: Whose clock it was read from.
+            uncertainty_s: That of the offset by which it was moved.
+        """
+        self._write_of(
+            MarkLine(
+                trial=trial,
+                turn=turn,
+                mark=mark,
+                t_s=t_s,
+                clock=clock,
+                uncertainty_s=uncertainty_s,
+            )
+        )
+
+    def stage(
+        self,
+        trial: int,
+        stage: str,
+        duration_s: float,
+        *,
+        turn: int | None = None,
+        start_s: float | None = None,
+        source: str = "agent",
+    ) -> None:
+        """Records a duration that was measured elsewhere, such as LiveKit's own figures.
+
+        Args:
+            trial: The trial.
+            stage: Its name; not one that is computed from marks.
+            duration_s: Its length, in seconds.
+            turn: The turn that it belongs to; None for the connection.
+            start_s: When it began, in seconds on the caller's monotonic clock, where known.
+            source: Who measured it.
+        """
+        self._write_of(
+            StageLine(
+                trial=trial,
+                turn=turn,
+                stage=stage,
+                duration_s=duration_s,
+                start_s=start_s,
+                source=source,
+            )
+        )
+
+    def note(self, trial: int, turn: int | None = None, **facts: Any) -> None:
+        """Records facts that are no time.
+
+        The report shows `said`, `transcript`, `reply` and `wer` (0 to 1) of a turn as texts.
+        """
+        self._write_of(NoteLine(trial=trial, turn=turn, facts=facts))
+
+    def outcome(
+        self, trial: int, outcome: str, *, turn: int | None = None, detail: str = ""
+    ) -> None:
+        """Records how a trial's connection ended, or with `turn` how that turn did."""
+        self._write_of(OutcomeLine(trial=trial, turn=turn, outcome=outcome, detail=detail))
+
+    def close(self) -> None:
+        """Writes the last line; safe to call twice."""
+        if not self._file.closed:
+            self._write(EndLine())
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            # No last line: the file tells that the run did not end in order.
+            self._file.close()
+
+    def _write_of(self, line: MarkLine | StageLine | NoteLine | OutcomeLine) -> None:
+        if line.trial not in self._trials:
+            raise ValueError(f"trial {line.trial} has not begun")
+        self._write(line)
+
+    def _write(self, line: Line) -> None:
+        self._file.write(line.model_dump_json() + "\n")
+        self._file.flush()

@@ -1,0 +1,76 @@
+"""Cuts streamed text into what can be spoken: clauses while the listener waits, else sentences."""
+
+from __future__ import annotations
+
+import re
+
+from labvoice.speech.phonemes import ABBREVIATION_END
+
+_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*]*(?=\s)|\n""")
+# A comma after a letter needs no look at what follows; after a digit it may be a number's.
+_CLAUSE_END = re.compile(r"(?<=[^\W\d_])[,;!?]|[,;:—–](?=\s)|\s-(?=\s)")
+_JOINING_WORD = re.compile(
+    r"(?<=\s)(?=(?:and|but|or|so|because|while|when|where|which|who|if|then|although|unless)\s)",
+    re.IGNORECASE,
+)
+_LIST_NUMBER = re.compile(r"^\s*\d+\.\s*$")
+_MIN_WORDS = 1
+_MIN_WORDS_BEFORE_JOINING_WORD = 6
+
+
+class ClauseCutter:
+    """Collects text as a language model streams it, and gives out what is complete.
+
+    Nothing is lost or reordered: what is given out, joined, is what was put in, but for a comma
+    added where a clause is cut before a joining word, which makes the voice pause as one does.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def push(self, text: str, *, urgent: bool) -> list[str]:
+        """Adds text; returns what became complete.
+
+        Args:
+            text: The next piece, of any length.
+            urgent: Whether a clause will do; otherwise only whole sentences do.
+        """
+        self._text += text
+        ready = []
+        while (end := self._sentence_end()) or (urgent and (end := self._clause_end())):
+            ready.append(self._cut(end))
+            urgent = False
+        return ready
+
+    def flush(self) -> list[str]:
+        """Returns the rest."""
+        rest = self._cut(len(self._text))
+        return [rest] if rest.strip() else []
+
+    def _cut(self, end: int) -> str:
+        done, self._text = self._text[:end], self._text[end:]
+        if done.endswith((" ", "\t")) and done.rstrip()[-1:].isalnum():
+            return done.rstrip() + ", "
+        return done
+
+    def _sentence_end(self) -> int:
+        for match in _SENTENCE_END.finditer(self._text):
+            done = self._text[: match.end()]
+            abbreviated = match[0].startswith(".") and ABBREVIATION_END.search(done)
+            if done.strip() and not abbreviated and not _LIST_NUMBER.match(done):
+                return match.end()
+        return 0
+
+    def _clause_end(self) -> int:
+        for match in _CLAUSE_END.finditer(self._text):
+            ends_sentence = match[0] in "!?"
+            if ends_sentence or _words(self._text[: match.end()]) >= _MIN_WORDS:
+                return match.end()
+        for match in _JOINING_WORD.finditer(self._text):
+            if _words(self._text[: match.start()]) >= _MIN_WORDS_BEFORE_JOINING_WORD:
+                return match.start()
+        return 0
+
+
+def _words(text: str) -> int:
+    return len(re.findall(r"\w+(?:['’.,:]\w+)*", text))

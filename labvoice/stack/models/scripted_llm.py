@@ -1,0 +1,290 @@
+"""The scripted memory clerk: files what the user states into Letta's memory; no language model.
+
+It stands where Letta expects a model, behind OpenAI's HTTP, so that an offline Letta has a
+memory that works. It reads the user's last message with the patterns below, files each new
+statement through Letta's own tool `core_memory_append`, and ends the turn with a fixed
+sentence. It understands nothing else, it forgets nothing, and it never corrects what it filed.
+A configured model replaces it. Run as `python -m labvoice.stack.models.scripted_llm PORT`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+import uvicorn
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from labvoice.memory.text import user_part
+
+MODEL: Final = "memory-clerk"
+TOOL: Final = "core_memory_append"
+BLOCK: Final = "human"
+NOTED: Final = "I have made a note of that."
+NOTHING: Final = "Understood."
+FAILED: Final = "I could not make a note of that."
+# Letta asks for it as vLLM reports it, and summarises long histories by it.
+_CONTEXT_TOKENS: Final = 32768
+_MAX_VALUE_WORDS: Final = 12
+
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
+_CLAUSE: Final = re.compile(r",?\s+(?:and|but)\s+(?=(?:i|i'm|my)\b)|;\s*", re.IGNORECASE)
+_LEAD_IN: Final = re.compile(
+    r"^(?:(?:well|so|oh|ok|okay|yes|yeah|no|hi|hello|hey|actually|also|please|by the way|and|but)"
+    r"\b[,.!]?\s*)+",
+    re.IGNORECASE,
+)
+_TAG: Final = re.compile(r"<[^<>]*>")  # Letta frames the blocks in its prompt so
+_QUESTION: Final = re.compile(
+    r"^(?:what|who|whose|whom|which|where|when|why|how|is|are|am|was|were|do|does|did|can|could"
+    r"|would|will|should|shall|have|has|may|might|tell me|if|unless|suppose|imagine)\b",
+    re.IGNORECASE,
+)
+_NO_VALUE: Final = re.compile(
+    r"^(?:not|that|this|it|its|you|your|him|her|them|what|when|how|why|so|to|if|there)\b",
+    re.IGNORECASE,
+)
+# "My question is …" introduces something else; it says nothing that lasts.
+_NO_THING: Final = re.compile(
+    r"\b(?:question|problem|point|guess|idea|answer|issue|concern|thing|bad|turn|feeling)$",
+    re.IGNORECASE,
+)
+
+
+def _owned(match: re.Match[str]) -> str:
+    thing = match["thing"].casefold()
+    return (
+        "" if _NO_THING.search(thing) else f"The user's {thing} {match['verb']} {match['value']}."
+    )
+
+
+def _named(match: re.Match[str]) -> str:
+    return f"The user's {match['thing'].casefold()} is called {match['value']}."
+
+
+_PATTERNS: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...]] = tuple(
+    (re.compile(rf"^{pattern}$", re.IGNORECASE), form)
+    for pattern, form in (
+        (
+            r"(?:(?:can|could|will|would) you )?(?:remember|note|don't forget) that (?P<value>.+)",
+            lambda m: f"The user asked to remember: {m['value']}.",
+        ),
+        (r"my name(?:'s| is) (?P<value>.+)", lambda m: f"The user's name is {m['value']}."),
+        (r"(?:i am|i'm) called (?P<value>.+)", lambda m: f"The user's name is {m['value']}."),
+        (r"my (?P<thing>[\w' -]+?)(?:'s name is| is called| is named) (?P<value>.+)", _named),
+        (r"i live (?P<value>(?:in|at|near|on) .+)", lambda m: f"The user lives {m['value']}."),
+        (r"(?:i am|i'm) from (?P<value>.+)", lambda m: f"The user is from {m['value']}."),
+        (r"i work (?P<value>(?:as|at|for|in) .+)", lambda m: f"The user works {m['value']}."),
+        (
+            r"(?:i am|i'm) allergic to (?P<value>.+)",
+            lambda m: f"The user is allergic to {m['value']}.",
+        ),
+        (
+            r"i (?:really |also )?(?P<verb>like|love|enjoy|prefer) (?P<value>.+)",
+            lambda m: f"The user {m['verb'].casefold()}s {m['value']}.",
+        ),
+        (
+            r"i (?:really )?(?:don't like|do not like|dislike|hate) (?P<value>.+)",
+            lambda m: f"The user dislikes {m['value']}.",
+        ),
+        (
+            r"i have (?P<value>(?:a|an|one|two|three|four|five) .+)",
+            lambda m: "" if _NO_THING.search(m["value"]) else f"The user has {m['value']}.",
+        ),
+        (r"my (?P<thing>[\w'-]+(?: [\w'-]+){0,3}?) (?P<verb>is|are) (?P<value>.+)", _owned),
+    )
+)
+
+
+def facts(message: str) -> list[str]:
+    """Returns what the user states in a message, one sentence each; nothing for questions."""
+    found: list[str] = []
+    for sentence in _SENTENCE_END.split(message.replace("’", "'")):
+        if sentence.rstrip().endswith("?") and "remember that" not in sentence.casefold():
+            continue
+        opening = _LEAD_IN.sub("", sentence.strip())
+        if _asks_to_remember(opening):
+            clauses = [opening]
+        elif _QUESTION.match(opening):
+            continue
+        else:
+            clauses = _CLAUSE.split(opening)
+        for clause in clauses:
+            fact = _fact(_LEAD_IN.sub("", clause.strip()).strip(" .,!?"))
+            if fact and _plain(fact) not in map(_plain, found):
+                found.append(fact)
+    return found
+
+
+def _asks_to_remember(sentence: str) -> bool:
+    return _PATTERNS[0][0].match(sentence) is not None
+
+
+def _fact(clause: str) -> str:
+    for pattern, form in _PATTERNS:
+        match = pattern.match(clause)
+        if match is None:
+            continue
+        value = match["value"]
+        if pattern is not _PATTERNS[0][0] and (
+            _NO_VALUE.match(value) or len(value.split()) > _MAX_VALUE_WORDS
+        ):
+            return ""
+        return form(match)
+    return ""
+
+
+def _plain(text: str) -> str:
+    """Words only, so that a change of case or punctuation makes no second fact."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+class ChatRequest(BaseModel):
+    """The part of a chat completion request that the clerk reads."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    stream: bool = False
+
+
+def reply(chat: ChatRequest) -> dict[str, Any]:
+    """Returns the clerk's next message: a call of Letta's tool, or the closing sentence."""
+    last_user = max(
+        (i for i, message in enumerate(chat.messages) if message.get("role") == "user"), default=-1
+    )
+    if last_user < 0:
+        return {"role": "assistant", "content": NOTHING}
+    filed = [
+        call["function"].get("arguments", "")
+        for message in chat.messages[last_user + 1 :]
+        for call in message.get("tool_calls") or ()
+    ]
+    # One round of filing for a message, whatever the tool answered: no loop on a refusal.
+    if filed:
+        refused = any(_refusal(message) for message in chat.messages[last_user + 1 :])
+        return {"role": "assistant", "content": FAILED if refused else NOTED}
+    offered = {tool.get("function", {}).get("name") for tool in chat.tools or ()}
+    system = (m for m in chat.messages if m.get("role") in {"system", "developer"})
+    known = {
+        _plain(sentence)
+        for message in system
+        for line in _TAG.sub("\n", _text(message)).splitlines()
+        for sentence in (line, *_SENTENCE_END.split(line))
+    }
+    new = [
+        fact
+        for fact in facts(user_part(_user_words(chat.messages[last_user])))
+        if _plain(fact) not in known
+    ]
+    if not new or TOOL not in offered:
+        return {"role": "assistant", "content": NOTHING}
+    call = {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {
+            "name": TOOL,
+            "arguments": json.dumps({"label": BLOCK, "content": "\n".join(new)}),
+        },
+    }
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text", "") for part in content)
+
+
+def _refusal(message: dict[str, Any]) -> bool:
+    """Whether this is a tool's answer that it failed, as Letta wraps it."""
+    if message.get("role") != "tool":
+        return False
+    try:
+        answer = json.loads(_text(message))
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("status") == "Failed"
+
+
+def _user_words(message: dict[str, Any]) -> str:
+    """The user's words; older kinds of Letta agents wrap them in JSON."""
+    text = _text(message)
+    try:
+        wrapped = json.loads(text)
+    except ValueError:
+        return text
+    return str(wrapped.get("message", "")) if isinstance(wrapped, dict) else text
+
+
+def _deltas(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The message in pieces: a tool call at once, a sentence word by word."""
+    if message.get("tool_calls"):
+        calls = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
+        yield {"role": "assistant", "tool_calls": calls}
+        return
+    for index, word in enumerate(re.findall(r"\S+\s*", message["content"])):
+        yield {"content": word, **({} if index else {"role": "assistant"})}
+
+
+async def _models(_: Request) -> Response:
+    entry = {"id": MODEL, "object": "model", "created": 0, "owned_by": "labvoice"}
+    data = [{**entry, "max_model_len": _CONTEXT_TOKENS}]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def _health(_: Request) -> Response:
+    return JSONResponse({"status": "ok", "model": MODEL})
+
+
+async def _chat(request: Request) -> Response:
+    try:
+        chat = ChatRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        problem = {"message": str(error.errors()[0]["msg"]), "type": "invalid_request_error"}
+        return JSONResponse({"error": problem}, status_code=400)
+    message = reply(chat)
+    finish_reason = "tool_calls" if message.get("tool_calls") else "stop"
+    envelope = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": MODEL}
+    # Nothing is tokenised here; zero would make Letta estimate.
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    if not chat.stream:
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+        return JSONResponse(
+            {**envelope, "object": "chat.completion", "choices": [choice], "usage": usage}
+        )
+
+    async def events() -> AsyncIterator[str]:
+        chunk = {**envelope, "object": "chat.completion.chunk"}
+        for delta in [*_deltas(message), None]:
+            choice = {
+                "index": 0,
+                "delta": delta or {},
+                "finish_reason": None if delta else finish_reason,
+            }
+            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n"
+        yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+app: Final = Starlette(
+    routes=[
+        Route("/health", _health),
+        Route("/v1/models", _models),
+        Route("/v1/chat/completions", _chat, methods=["POST"]),
+    ]
+)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")

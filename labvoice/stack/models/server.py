@@ -1,0 +1,110 @@
+"""Language models as child processes behind OpenAI-compatible HTTP: `small` and `paced`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import httpx
+
+from labvoice.settings import Settings
+from labvoice.speech.weights import Progress, require
+from labvoice.stack.processes import ManagedProcess, free_port
+
+Kind = Literal["small", "paced"]
+_READY_TIMEOUT_S: Final = 60.0
+
+
+class ModelServer:
+    """A model server that has answered; made by :meth:`start`.
+
+    Attributes:
+        kind: `small` (SmolLM2 in llama.cpp) or `paced` (reference model with fixed timing).
+        model: Name to ask for.
+        base_url: What an OpenAI client takes, such as `http://127.0.0.1:8080/v1`.
+        process: The child process.
+    """
+
+    def __init__(self, kind: Kind, base_url: str, process: ManagedProcess) -> None:
+        self.kind = kind
+        self.model: str = kind
+        self.base_url = base_url
+        self.process = process
+
+    @classmethod
+    async def start(
+        cls,
+        kind: Kind,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        progress: Progress = lambda _: None,
+        gguf: Path | None = None,
+    ) -> ModelServer:
+        """Starts a model server and waits until it has completed one token.
+
+        Args:
+            kind: Which model.
+            settings: For the cache that keeps the weights of `small`.
+            state_dir: Takes the server's log.
+            progress: Told what is being waited for when weights have to be fetched.
+            gguf: Weights for `small` to load instead of the pinned ones.
+
+        Raises:
+            WeightsError: The weights cannot be obtained.
+            ProcessError: The model cannot be loaded, or the server did not become ready.
+        """
+        command: list[str | Path] = [sys.executable, "-m", f"labvoice.stack.models.{kind}_model"]
+        if kind == "small":
+            if gguf is None:
+                folder = await asyncio.to_thread(require, "smollm2", settings, progress)
+                (gguf,) = folder.glob("*.gguf")
+            command.append(gguf)
+        port = free_port()
+        process = await ManagedProcess.start(
+            f"model server `{kind}`",
+            [*command, str(port)],
+            log_path=state_dir / f"model-{kind}.log",
+            stop_step_s=2.0,
+        )
+        base_url = f"http://127.0.0.1:{port}/v1"
+
+        async def completes() -> bool:
+            question = {"role": "user", "content": "Hi"}
+            body = {"model": kind, "messages": [question], "max_tokens": 1}
+            async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+                try:
+                    answer = await client.post(f"{base_url}/chat/completions", json=body)
+                except httpx.TransportError:
+                    return False
+            # llama.cpp answers 503 while it loads.
+            return answer.status_code == 200 and "choices" in answer.json()
+
+        try:
+            await process.until_ready(
+                completes,
+                timeout_s=_READY_TIMEOUT_S,
+                hint="the log's last lines say why; `--llm paced` needs no weights",
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        return cls(kind, base_url, process)
+
+    async def stop(self) -> None:
+        """Stops the server; safe to call twice."""
+        await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()

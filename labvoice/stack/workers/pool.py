@@ -1,0 +1,367 @@
+"""The workers of a lab: started, scaled, drained, and started again when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
+from labvoice.settings import Settings
+from labvoice.stack.workers.events import EventLog
+from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, WorkerStatus
+
+COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load", "memory")
+_HEALTH_EVERY_S: Final = 5.0
+_REST_S: Final = 15.0
+_HUNG_AFTER: Final = 3
+"""So many unanswered questions in a row, 2 s each and 5 s apart: the worker hangs."""
+_JOBS_KEPT: Final = 1000
+_SHORT_LIFE_S: Final = 30.0
+_GIVE_UP_AFTER: Final = 3
+"""So many short lives without a job in a row: starting the worker again would not help."""
+
+
+class Pool:
+    """The workers that this lab has started.
+
+    A worker that ends without being asked, or hangs, is started again.
+
+    Attributes:
+        workers: In the order of their start.
+        log: What happened, also to the rooms (see the supervisor).
+    """
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        self.log = EventLog()
+        self._numbers = itertools.count(1)
+        self._state_dir: Path | None = None
+        self._kinds: dict[str, tuple[Settings, str]] = {}
+        self._watchers: dict[Worker, asyncio.Task[None]] = {}
+        self._starts: set[asyncio.Task[Worker]] = set()
+        self._draining: dict[Worker, asyncio.Task[None]] = {}
+        self._jobs: dict[str, JobProcess] = {}
+        self._restarting = 0
+        self._short_lives: collections.Counter[str] = collections.Counter()
+
+    # -- size ---------------------------------------------------------------------------
+
+    async def add(
+        self,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        count: int = 1,
+        program: str = AGENT_PROGRAM,
+    ) -> None:
+        """Starts so many workers; all of them or, on an error, none.
+
+        Args:
+            settings: As for :meth:`Worker.start`.
+            state_dir: As for :meth:`Worker.start`.
+            count: How many.
+            program: As for :meth:`Worker.start`.
+
+        Raises:
+            ProcessError: As :meth:`Worker.start`.
+        """
+        self._state_dir = state_dir
+        self._kinds[settings.agent_name] = settings, program
+        starts = [
+            asyncio.create_task(
+                Worker.start(
+                    settings,
+                    state_dir=state_dir,
+                    name=f"worker-{next(self._numbers)}",
+                    program=program,
+                )
+            )
+            for _ in range(count)
+        ]
+        self._starts.update(starts)
+        try:
+            started = await asyncio.gather(*starts)
+        except BaseException:
+            stopped = any(start.cancelled() for start in starts)
+            for start in starts:
+                start.cancel()
+            ended = await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.gather(*(item.stop() for item in ended if isinstance(item, Worker)))
+            asked = asyncio.current_task()
+            if stopped and asked is not None and not asked.cancelling():
+                raise ProcessError("the pool was stopped while a worker started") from None
+            raise
+        finally:
+            self._starts.difference_update(starts)
+        self.workers += started
+        for worker in started:
+            self._watchers[worker] = asyncio.create_task(self._watch(worker))
+
+    async def scale(self, count: int, *, agent_name: str | None = None) -> None:
+        """Starts or drains workers until there are so many; calls that run are not touched.
+
+        Workers that are drained take no more jobs and end with their last call; this returns
+        without waiting for them (:meth:`drained` does).
+
+        Args:
+            count: How many workers there shall be.
+            agent_name: Of which name; may be left out while the pool has one name only.
+
+        Raises:
+            UsageError: The name is unknown or has to be given, or the count makes no sense.
+            ProcessError: A worker could not be started.
+        """
+        if count < 0:
+            raise UsageError("a pool cannot have fewer than 0 workers", "`scale(0)` or more")
+        if agent_name is None:
+            if len(self._kinds) != 1:
+                raise UsageError(
+                    f"the pool has workers of {len(self._kinds)} agent names",
+                    "say which: `scale(n, agent_name=…)`",
+                )
+            agent_name = next(iter(self._kinds))
+        if agent_name not in self._kinds or self._state_dir is None:
+            raise UsageError(
+                f"the pool never had a worker of {agent_name!r}",
+                "`await lab.add_workers(1, agent_name=…)` starts the first one",
+            )
+        same = [w for w in self.workers if w.agent_name == agent_name and not w.draining]
+        if count > len(same):
+            settings, program = self._kinds[agent_name]
+            missing = count - len(same)
+            await self.add(settings, state_dir=self._state_dir, count=missing, program=program)
+        by_jobs = sorted(same, key=lambda worker: len(self.live_jobs(worker)))
+        for worker in by_jobs[: max(0, len(same) - count)]:
+            self.remove(worker)
+
+    def remove(self, worker: Worker) -> asyncio.Task[None]:
+        """Begins to drain a worker, once; the returned task ends when the worker is gone."""
+        if worker in self._draining:
+            return self._draining[worker]
+        self._forget(worker)
+        self.log.add("draining", worker=worker.process.name)
+
+        async def drain() -> None:
+            await worker.drain(worker.settings.drain_timeout_s)
+            self._take_events(worker)
+            self.workers.remove(worker)
+            self.log.add("stopped", worker=worker.process.name)
+
+        worker.draining = True
+        task = asyncio.create_task(drain())
+        self._draining[worker] = task
+        task.add_done_callback(lambda _: self._draining.pop(worker))
+        return task
+
+    async def drained(self) -> None:
+        """Waits until every worker that is being drained is gone."""
+        await asyncio.gather(*self._draining.values())
+
+    async def ended(self) -> None:
+        """Waits until there is no worker left and none is being started again."""
+        while self.workers or self._restarting:  # noqa: ASYNC110  many things change both
+            await asyncio.sleep(0.2)
+
+    async def drain(self) -> None:
+        """Drains all workers: returns when the last call is over or the time-out has passed."""
+        for worker in [worker for worker in self.workers if not worker.draining]:
+            self.remove(worker)
+        await self.drained()
+
+    async def stop(self) -> None:
+        """Stops them all at once, calls or not, those that are being started too."""
+        guards = [*self._watchers.values(), *self._draining.values()]
+        for task in [*guards, *self._starts]:
+            task.cancel()
+        await asyncio.gather(*guards, *self._starts, return_exceptions=True)
+        self._watchers.clear()
+        workers, self.workers = self.workers, []
+        await asyncio.gather(*(worker.stop() for worker in workers))
+
+    # -- health -------------------------------------------------------------------------
+
+    def _forget(self, worker: Worker) -> None:
+        if (watcher := self._watchers.pop(worker, None)) is not None:
+            watcher.cancel()
+
+    async def _watch(self, worker: Worker) -> None:
+        """Waits for the worker's death, brings it about when it hangs, and replaces it."""
+        name = worker.process.name
+        silent = 0
+        while worker.process.running:
+            try:
+                async with asyncio.timeout(_HEALTH_EVERY_S):
+                    await worker.process.wait()
+            except TimeoutError:
+                silent = 0 if await self._answers(worker) else silent + 1
+                if silent == _HUNG_AFTER:
+                    self.log.add("worker_hung", worker=name, detail="it answers no more")
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.killpg(worker.process.pid, signal.SIGKILL)
+        self.workers.remove(worker)
+        with contextlib.suppress(OSError, ValueError):  # its log tells no more
+            self._take_events(worker)
+        status = worker.process.returncode
+        self.log.add("worker_lost", worker=name, detail=f"it ended with status {status}")
+        age_s = time.monotonic() - worker.process.started_s
+        short = age_s < _SHORT_LIFE_S and not worker.served
+        self._short_lives[worker.agent_name] = (
+            self._short_lives[worker.agent_name] + 1 if short else 0
+        )
+        self._restarting += 1
+        try:
+            if self._short_lives[worker.agent_name] < _GIVE_UP_AFTER and self._state_dir:
+                _, program = self._kinds[worker.agent_name]
+                await self.add(worker.settings, state_dir=self._state_dir, program=program)
+            else:
+                self.log.add("worker_given_up", worker=name, detail=worker.process.log_tail(1))
+        except (LabvoiceError, OSError) as error:
+            words = error.observed if isinstance(error, LabvoiceError) else str(error)
+            self.log.add("worker_given_up", worker=name, detail=words)
+        finally:
+            self._restarting -= 1
+            self._watchers.pop(worker, None)
+            await worker.process.stop()  # closes the pipe to its guard
+
+    async def _answers(self, worker: Worker) -> bool:
+        """Asks whether a worker is there; that this cannot be asked is no sign of it."""
+        try:
+            return await worker.status() is not None
+        except Exception as error:  # whatever it is: the worker must be watched further
+            detail = f"{type(error).__name__}: {error}"
+            self.log.add("watch_failed", worker=worker.process.name, detail=detail)
+            return True
+
+    def process_of(self, job_id: str) -> JobProcess | None:
+        """Returns the process that runs a job of one of these workers; None for other jobs."""
+        for worker in self.workers:
+            self._take_events(worker)
+        return self._jobs.get(job_id)
+
+    def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
+        """Returns the ids of the workers that shall not take over, if there is a better one.
+
+        A good one is warm, has a place free, and is not the one that lost its agent.
+
+        Args:
+            agent_name: Only workers of this name are looked at.
+            lost_worker_id: The worker that lost its agent.
+        """
+        same = [w for w in self.workers if w.agent_name == agent_name]
+        usable = {
+            worker.worker_id
+            for worker in same
+            if worker.process.running
+            and not worker.draining
+            and worker.worker_id != lost_worker_id
+            and worker.warm_processes > 0
+            and len(self.live_jobs(worker)) < worker.settings.max_jobs
+        }
+        return [w.worker_id for w in same if w.worker_id not in usable] if usable else []
+
+    @property
+    def names(self) -> set[str]:
+        """Agent names of the workers that are or were here."""
+        return set(self._kinds)
+
+    @staticmethod
+    def live_jobs(worker: Worker) -> list[str]:
+        """Returns the ids of the jobs whose processes are there."""
+        return [job_id for job_id, process in worker.jobs().items() if process.alive]
+
+    def _take_events(self, worker: Worker) -> None:
+        """Copies what a worker has told since the last time into the log."""
+        for event in worker.take_events():
+            if event["event"] == "started":
+                if len(self._jobs) >= _JOBS_KEPT:  # a job that was killed never tells its end
+                    del self._jobs[next(iter(self._jobs))]
+                self._jobs[event["job_id"]] = JobProcess(event["pid"], event["room"], event["at_s"])
+            elif event["event"] == "ended":
+                self._jobs.pop(event["job_id"], None)
+            self.log.add(
+                event["event"],
+                worker=worker.process.name,
+                room=event.get("room", ""),
+                detail=str(event.get("reason", event.get("worker_id", ""))),
+                at_s=event["at_s"],
+                job_id=event.get("job_id", ""),
+            )
+
+    async def statuses(self) -> list[WorkerStatus]:
+        """Asks every worker; those that do not answer are left out."""
+        answers = await asyncio.gather(*(worker.status() for worker in self.workers))
+        return [answer for answer in answers if answer is not None]
+
+    async def settle(self, timeout_s: float = 60.0) -> None:
+        """Waits until every worker is idle and has its warm processes back.
+
+        Raises:
+            StageTimeoutError: They were not in time.
+        """
+        until = time.monotonic() + timeout_s
+        while self._restarting or not all(
+            await asyncio.gather(*(worker.settled() for worker in self.workers))
+        ):
+            if time.monotonic() > until:
+                raise StageTimeoutError(
+                    "the workers' rest between two calls",
+                    timeout_s,
+                    "a job still runs, or its replacement is still loading models",
+                    "the worker's log shows which job did not end",
+                )
+            await asyncio.sleep(0.1)
+        # A worker whose load is the machine's, as the stock one's, may have to wait for others.
+        # On a machine that never rests the trial goes on and shows what that does.
+        until = min(until, time.monotonic() + _REST_S)
+        while not all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers))):
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.1)
+
+    # -- looks --------------------------------------------------------------------------
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """What happened, oldest first: `at` (UTC), `event`, `worker`, `room`, `detail`."""
+        for worker in self.workers:
+            self._take_events(worker)
+        return self.log.frame()
+
+    def frame(self) -> pd.DataFrame:
+        """Returns a row for each worker.
+
+        Columns: `worker`, `agent_name`, `pid`, `state` (`up`, `draining` or `ended`),
+        `active_jobs`, `load` (0 to 1) and `memory` (MiB, job processes included).
+        """
+        rows = []
+        for worker in self.workers:
+            process = worker.process
+            state = "draining" if worker.draining else "up"
+            jobs = len(self.live_jobs(worker))
+            rows.append(
+                (
+                    process.name,
+                    worker.agent_name,
+                    process.pid,
+                    state if process.running else "ended",
+                    jobs,
+                    min(1.0, jobs / worker.settings.max_jobs),
+                    round(process.memory_bytes() / 2**20),
+                )
+            )
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def __repr__(self) -> str:
+        return self.frame().to_string(index=False) if self.workers else "no workers"
+
+    def _repr_html_(self) -> str:
+        return str(self.frame().to_html(index=False, border=0))

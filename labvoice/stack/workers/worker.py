@@ -1,0 +1,341 @@
+"""One worker process: started, asked for its state, drained, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import re
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import psutil
+
+from labvoice.errors import ProcessError
+from labvoice.protocol.metadata import EVENT_PREFIX
+from labvoice.settings import ENV_FILE, Settings
+from labvoice.stack.processes import ManagedProcess, free_port
+
+AGENT_PROGRAM = "labvoice.agent"
+# livekit-agents 1.8.9, ipc/supervised_proc.py and ipc/job_thread_executor.py
+_PREPARING = re.compile("initializing (process|job runner)")
+_PREPARED = re.compile("(process|job runner) initialized|error initializing process")
+_LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
+_KEPT = 1000
+"""Events, jobs, refusals and endings that are remembered of a worker, whatever its age."""
+_START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended.
+
+    Attributes:
+        reason: In words.
+        joined: Whether its agent was in the room before.
+    """
+
+    reason: str
+    joined: bool
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What a worker says of itself (`GET /worker`).
+
+    Attributes:
+        worker_id: Given by the LiveKit server at registration.
+        agent_name: Name under which it is registered.
+        active_jobs: Jobs that run now.
+        load: 0 to 1; at 1 it takes no more.
+        rejections: Reasons of refused requests, by dispatch id.
+        endings: How jobs ended, by dispatch id.
+        failure: Why its last job process could not start, with the log's last lines.
+        load_threshold: At this load it takes no more jobs.
+    """
+
+    worker_id: str
+    agent_name: str
+    active_jobs: int
+    load: float
+    rejections: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
+    failure: str = ""
+    load_threshold: float = _LIVEKIT_LOAD_THRESHOLD
+
+
+@dataclass(frozen=True)
+class JobProcess:
+    """The process that runs a job.
+
+    Attributes:
+        pid: Its process id; the worker's own where jobs are threads.
+        room: Name of the room.
+        started_s: When the job began, as wall-clock seconds.
+    """
+
+    pid: int
+    room: str
+    started_s: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there; a stopped one is."""
+        try:
+            process = psutil.Process(self.pid)
+            # A process that is younger than the job has only inherited the number.
+            return process.create_time() <= self.started_s and process.status() not in (
+                psutil.STATUS_ZOMBIE,
+                psutil.STATUS_DEAD,
+            )
+        except psutil.Error:
+            return False
+
+
+def _keep(table: dict[str, _T], key: str, value: _T) -> None:
+    """Notes the first value of a key, and forgets the oldest key."""
+    table.setdefault(key, value)
+    if len(table) > _KEPT:
+        del table[next(iter(table))]
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """Returns the whole environment of a worker process that runs with these settings."""
+    environment = dict(os.environ)
+    for name, info in Settings.model_fields.items():
+        value = getattr(settings, name)
+        key = str(info.validation_alias)
+        if value is None:
+            environment.pop(key, None)
+            continue
+        get_secret = getattr(value, "get_secret_value", None)
+        environment[key] = get_secret() if get_secret else str(value)
+    environment[ENV_FILE] = ""  # what is unset here stays unset, whatever `.env` says
+    # One thread per model: recognition, synthesis and the model share few cores.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+class Worker:
+    """One worker process; made by :meth:`start`.
+
+    Attributes:
+        process: The process.
+        url: Address of its status service.
+        agent_name: Name under which it registers.
+        settings: As given.
+        draining: Whether it was asked to take no more jobs and end.
+        served: Whether it ever began a job.
+    """
+
+    def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
+        self.process = process
+        self.url = url
+        self.agent_name = settings.agent_name
+        self._preparing = 0
+        self.settings = settings
+        self.draining = False
+        self._log_position = 0
+        self._fresh: collections.deque[dict[str, Any]] = collections.deque(maxlen=_KEPT)
+        self._registration: dict[str, Any] = {}
+        self._failed = ""
+        self.served = False
+        self._warm = 0
+        self._jobs: dict[str, JobProcess] = {}
+        self._rejections: dict[str, str] = {}
+        self._endings: dict[str, Ending] = {}
+
+    @classmethod
+    async def start(
+        cls,
+        settings: Settings,
+        *,
+        state_dir: Path,
+        name: str = "worker",
+        program: str = AGENT_PROGRAM,
+    ) -> Worker:
+        """Starts a worker and waits until the LiveKit server has registered it.
+
+        livekit-agents registers only after its idle processes have loaded their models, so a
+        registered worker is a warm one.
+
+        Args:
+            settings: Must name the LiveKit server, its key and secret, and the model.
+            state_dir: Folder for its log.
+            name: What to call it in errors.
+            program: Module to run; takes `--port` and `--agent-name`, and reports events.
+
+        Raises:
+            ProcessError: It ended or was not registered in time; with its last log lines.
+        """
+        port = free_port()
+        log_path = state_dir / f"{name}.log"
+        before = log_path.stat().st_size if log_path.exists() else 0
+        process = await ManagedProcess.start(
+            name,
+            [
+                sys.executable,
+                "-m",
+                program,
+                f"--port={port}",
+                # By argument: an empty name, for every room, would not survive the environment.
+                f"--agent-name={settings.agent_name}",
+            ],
+            log_path=log_path,
+            env=worker_environment(settings),
+        )
+        worker = cls(process, f"http://127.0.0.1:{port}", settings)
+        worker._log_position = before
+        try:
+            await process.until_ready(
+                worker._registered,
+                timeout_s=_START_TIMEOUT_S,
+                hint="the log names the model or the server that failed",
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        return worker
+
+    async def _registered(self) -> bool:
+        self._read()
+        if self._failed:
+            raise ProcessError(
+                f"{self.process.name} cannot load its models: {self._failed}",
+                log_tail=self.process.log_tail(),
+            )
+        return bool(self._registration)
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """Returns what the worker has told since this was asked last, oldest first."""
+        self._read()
+        fresh = list(self._fresh)
+        self._fresh.clear()
+        return fresh
+
+    def _read(self) -> None:
+        with self.process.log_path.open("rb") as log:
+            log.seek(self._log_position)
+            data = log.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._log_position += len(complete)
+        for line in complete.decode(errors="replace").splitlines():
+            if _PREPARING.search(line):
+                self._preparing += 1
+            elif _PREPARED.search(line):
+                self._preparing -= 1
+            _, found, text = line.partition(EVENT_PREFIX)
+            if found:
+                self._take(json.loads(text))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self._fresh.append(event)
+        match event["event"]:
+            case "registered":
+                self._registration = event
+            case "failed":
+                self._failed = event["reason"]
+            case "prewarmed":
+                self._failed = ""
+                self._warm += 1
+            case "started":
+                self.served = True
+                self._warm -= 1
+                job = JobProcess(event["pid"], event["room"], event["at_s"])
+                _keep(self._jobs, event["job_id"], job)
+            case "ended":
+                joined = self._jobs.pop(event["job_id"], None) is not None
+                _keep(self._endings, event["dispatch_id"], Ending(event["reason"], joined))
+            case "rejected":
+                _keep(self._rejections, event["dispatch_id"], event["reason"])
+
+    async def status(self, timeout_s: float = 2.0) -> WorkerStatus | None:
+        """Asks the worker for its state; None when it does not answer in time."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
+                http.get(f"{self.url}/worker") as response,
+            ):
+                info = await response.json()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+        return WorkerStatus(
+            self.worker_id,
+            info.get("agent_name", ""),
+            int(info.get("active_jobs", 0)),
+            float(info.get("worker_load", 0.0)),
+            dict(self._rejections),
+            dict(self._endings),
+            self._failure(),
+            self._registration.get("load_threshold", _LIVEKIT_LOAD_THRESHOLD),
+        )
+
+    def _failure(self) -> str:
+        if not self._failed:
+            return ""
+        return f"{self._failed}\n\nlast log lines:\n{self.process.log_tail()}"
+
+    @property
+    def worker_id(self) -> str:
+        """Id that the LiveKit server gave it last; a restarted server gives another."""
+        self._read()
+        return str(self._registration.get("worker_id", ""))
+
+    @property
+    def warm_processes(self) -> int:
+        """Job processes that wait with their models loaded."""
+        self._read()
+        return self._warm
+
+    def jobs(self) -> dict[str, JobProcess]:
+        """Returns the jobs that began and did not tell their end, by job id."""
+        self._read()
+        return dict(self._jobs)
+
+    async def settled(self) -> bool:
+        """Whether no job runs and no process is being prepared for the next one."""
+        status = await self.status()
+        if status is None or status.active_jobs:
+            return False
+        self._read()
+        return self._preparing <= 0
+
+    async def would_take_a_job(self) -> bool:
+        """Whether its load is below the threshold that livekit-agents has by default."""
+        status = await self.status()
+        return status is not None and status.load < _LIVEKIT_LOAD_THRESHOLD
+
+    async def drain(self, timeout_s: float) -> None:
+        """Ends the worker once its calls are over, or at the latest after the time-out.
+
+        What still runs then is shut down in order, so that a supervisor can move the call.
+
+        Args:
+            timeout_s: How long its calls may go on, in seconds; the worker itself goes by
+                the setting `drain_timeout_s` where that is less.
+        """
+        self.draining = True
+        if self.process.running:
+            os.kill(self.process.pid, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.process.wait()
+            except TimeoutError:
+                pass
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stops the worker and its job processes at once, calls or not."""
+        if self.process.running:
+            # The first SIGTERM of an ordinary stop would only begin to drain.
+            os.kill(self.process.pid, signal.SIGINT)
+        await self.process.stop()
