@@ -531,9 +531,9 @@ class Lab:
         with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
             await rooms.clear(self.dispatcher.api, room, agent_name=agent_name, gone={gone})
 
-    async def settle(self) -> None:
+    async def wait_idle(self) -> None:
         """Returns when the workers are idle and warm again; benchmarks wait so between trials."""
-        await self.pool.settle()
+        await self.pool.wait_idle()
 
     async def utterance(self, what: str | Path) -> Utterance:
         """Returns something to say: a text to synthesise, or a WAV file.

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     failover_after_s: float = Field(
         1.2, validation_alias="LABVOICE_FAILOVER_AFTER_S", ge=0.8, le=60
     )
-    """Silence of an agent's process after which another comes, in seconds: three beats."""
+    """Silence of an agent's process after which another comes, in seconds: three heartbeats."""
     drain_timeout_s: float = Field(300.0, validation_alias="LABVOICE_DRAIN_TIMEOUT_S", ge=0)
     """How long a worker that shall stop lets its calls go on, in seconds."""
     stt: Literal["base", "tiny"] = Field("base", validation_alias="LABVOICE_STT")

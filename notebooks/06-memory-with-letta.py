@@ -97,7 +97,7 @@ for mode in ("direct", "hybrid", "letta"):
         print(f"{mode:7} voice to voice {turn.voice_to_voice_s * 1e3:.0f} ms: {turn.reply}")
     await lab.end_call(call)
     frames[mode] = lab.bench.record(call).frame
-    await lab.settle()
+    await lab.wait_idle()
 
 # %%
 beside = pd.concat(frames, names=["mode"]).reset_index("mode")

@@ -53,7 +53,7 @@ await call.hear_greeting()
 victim = call.worker["pid"]
 os.kill(victim, signal.SIGKILL)
 killed_s = time.monotonic()
-await call.hear_return()
+await call.wait_for_replacement()
 print(f"another agent listens after {call.marks['replacement_listening'] - killed_s:.2f} s")
 await lab.end_call(call)
 
@@ -82,7 +82,7 @@ display(plots.distributions(run))
 # nobody and says so in its log only. labvoice names it, so that you scale and do not debug.
 
 # %%
-await lab.settle()
+await lab.wait_idle()
 rooms = []
 try:
     for number in range(2 * lab.settings.max_jobs + 1):

@@ -12,12 +12,12 @@ from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess,
 from livekit.agents.worker import ServerEnvOption
 
 from labvoice.agent.forkserver import PRELOADED, SESSION
-from labvoice.agent.guard import why_not
+from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.reports import report_end, report_event
 from labvoice.errors import LabvoiceError
 from labvoice.protocol.metadata import (
-    ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_HEARTBEAT,
     ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
     carried,
@@ -40,13 +40,13 @@ def prewarm(process: JobProcess) -> None:
     report_event("prewarmed", pid=process.pid)
 
 
-async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = True) -> None:
+async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: bool = True) -> None:
     """Accepts a job with a name and an identity, or refuses it and says why.
 
     Args:
         server: The worker.
         request: What the server asks of it.
-        beats: Whether the agent will tell that it lives, so that a supervisor may judge it.
+        heartbeat: Whether the agent will tell that it lives, so that a supervisor may judge it.
     """
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
@@ -57,7 +57,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
         await request.reject()
         return
     assert server._api is not None  # no public name (livekit-agents 1.8.9); made by run()
-    if reason := await why_not(server._api, request.job):
+    if reason := await duplicate_refusal(server._api, request.job):
         report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
@@ -72,7 +72,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, beats: bool = 
             ATTRIBUTE_DISPATCH_ID: request.job.dispatch_id,
             ATTRIBUTE_WORKER_ID: server.id,
             ATTRIBUTE_METADATA: carried(metadata),
-            **({ATTRIBUTE_BEAT: "0"} if beats else {}),
+            **({ATTRIBUTE_HEARTBEAT: "0"} if heartbeat else {}),
         },
     )
 

@@ -14,7 +14,7 @@ from letta_client import AsyncLetta
 
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.blocks import MemorySnapshot, watch
-from labvoice.memory.client import MAX_STEPS, in_words, is_agent_id, new_client, resolve
+from labvoice.memory.client import MAX_STEPS, is_agent_id, new_client, resolve, translate_errors
 from labvoice.memory.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.settings import Settings
 
@@ -236,7 +236,7 @@ class CallMemory:
         done = spoken = False
         asked_s = time.monotonic()
         try:
-            with in_words(client, f"the agent {agent_id}"):
+            with translate_errors(client, f"the agent {agent_id}"):
                 async with asyncio.timeout(_SILENCE_S):
                     answer = await client.agents.messages.create(
                         agent_id,
@@ -273,7 +273,7 @@ class CallMemory:
     @staticmethod
     async def _cancel_run(client: AsyncLetta, agent_id: str, run: list[str]) -> None:
         try:
-            with in_words(client, f"the run of {agent_id}"):
+            with translate_errors(client, f"the run of {agent_id}"):
                 # By its id: the agent may be talking in another room too.
                 await client.agents.messages.cancel(agent_id, run_ids=run)
         except LabvoiceError as error:

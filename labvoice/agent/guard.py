@@ -16,7 +16,7 @@ logger = logging.getLogger("labvoice.agent")
 _ASK_TIMEOUT_S = 1.0
 
 
-async def why_not(server: api.LiveKitAPI, job: Job) -> str:
+async def duplicate_refusal(server: api.LiveKitAPI, job: Job) -> str:
     """Asks the server whether the job's dispatch still counts; empty when it does.
 
     A server that does not answer in time counts as a yes: an agent too many is repaired by the

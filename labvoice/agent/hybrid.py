@@ -20,7 +20,7 @@ from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, Mod
 from labvoice.agent.call_memory import CallMemory
 from labvoice.errors import LabvoiceError
 from labvoice.memory.blocks import MemorySnapshot
-from labvoice.protocol.metadata import Said
+from labvoice.protocol.metadata import ChatTurn
 from labvoice.settings import Mode
 
 logger = logging.getLogger("labvoice.agent")
@@ -43,7 +43,7 @@ class LabAgent(Agent):
         figures: Measured here and not by LiveKit, in seconds: by message id, then stage.
     """
 
-    def __init__(self, mode: Mode, memory: CallMemory, history: Sequence[Said] = ()) -> None:
+    def __init__(self, mode: Mode, memory: CallMemory, history: Sequence[ChatTurn] = ()) -> None:
         chat = llm.ChatContext.empty()
         for message in history:
             chat.add_message(role=message.role, content=message.text)

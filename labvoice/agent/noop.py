@@ -11,7 +11,7 @@ import sys
 from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType
 
 from labvoice.agent.app import on_request, report_registration
-from labvoice.agent.guard import why_not
+from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings
 
@@ -22,13 +22,13 @@ the load threshold: with few of them a burst would find the worker full."""
 
 async def entrypoint(context: JobContext) -> None:
     """Joins, unless the dispatch was withdrawn meanwhile."""
-    if await why_not(context.api, context.job):
+    if await duplicate_refusal(context.api, context.job):
         context.shutdown()
         return
     await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)
 
 
-def make_light_server(settings: Settings, *, port: int) -> AgentServer:
+def make_noop_server(settings: Settings, *, port: int) -> AgentServer:
     """Builds the worker; it needs the server's address and key of the settings."""
     assert settings.livekit_api_secret
     server = AgentServer(
@@ -45,11 +45,11 @@ def make_light_server(settings: Settings, *, port: int) -> AgentServer:
     server.rtc_session(
         entrypoint,
         agent_name=settings.agent_name,
-        on_request=lambda request: on_request(server, request, beats=False),
+        on_request=lambda request: on_request(server, request, heartbeat=False),
     )
     report_registration(server, settings.agent_name)
     return server
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(make_light_server))
+    sys.exit(run_worker(make_noop_server))

@@ -17,17 +17,17 @@ from livekit import rtc
 from livekit.agents import AgentSession, CloseReason, ConversationItemAddedEvent, llm
 
 from labvoice.protocol.metadata import (
-    ATTRIBUTE_BEAT,
+    ATTRIBUTE_HEARTBEAT,
     ATTRIBUTE_HISTORY,
     ATTRIBUTE_LEAVING,
     MAX_HISTORY_MESSAGES,
     MAX_TEXT_LENGTH,
-    Said,
+    ChatTurn,
     pack_history,
 )
 
-BEAT_S: Final = 0.4
-"""Pause between two beats, in seconds."""
+HEARTBEAT_S: Final = 0.4
+"""Pause between two heartbeats, in seconds."""
 _LOOP_STALL_S: Final = 5.0
 """An event loop that does nothing for so long counts as hung; a second's stall does not."""
 _ANSWER_S: Final = 2.0
@@ -42,7 +42,7 @@ ON_PURPOSE: Final = (
 class Presence:
     """Keeps the agent's attributes true.
 
-    It beats from a thread of its own, so that a busy event loop does not look like death; a
+    Heartbeats come from a thread of their own, so a busy event loop does not look like death; a
     loop that hangs for seconds does stop it.
 
     Args:
@@ -52,7 +52,7 @@ class Presence:
     """
 
     def __init__(
-        self, room: rtc.Room, session: AgentSession[None], history: Iterable[Said] = ()
+        self, room: rtc.Room, session: AgentSession[None], history: Iterable[ChatTurn] = ()
     ) -> None:
         self._local = room.local_participant
         self._loop = asyncio.get_running_loop()
@@ -65,11 +65,13 @@ class Presence:
         room.on("reconnected", self._publish_history)
 
     def start(self) -> None:
-        """Begins to beat."""
-        threading.Thread(target=lambda: asyncio.run(self._beat()), name="beat", daemon=True).start()
+        """Starts the heartbeat thread."""
+        threading.Thread(
+            target=lambda: asyncio.run(self._heartbeat()), name="heartbeat", daemon=True
+        ).start()
         self._publish_history()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         for count in itertools.count(1):
             try:
                 self._loop.call_soon_threadsafe(self._turn)
@@ -77,8 +79,8 @@ class Presence:
                 return  # the job's loop is closed
             if time.monotonic() - self._turned_s < _LOOP_STALL_S:
                 # Not awaited: one answer in some hundred never comes (livekit 1.1.21).
-                self._spawn(self._set(ATTRIBUTE_BEAT, str(count)))
-            await asyncio.sleep(BEAT_S)
+                self._spawn(self._set(ATTRIBUTE_HEARTBEAT, str(count)))
+            await asyncio.sleep(HEARTBEAT_S)
             if self._ended.is_set():
                 return
 
@@ -97,7 +99,7 @@ class Presence:
         if not isinstance(item, llm.ChatMessage) or not item.text_content:
             return
         if item.role == "user" or item.role == "assistant":
-            self._history.append(Said(role=item.role, text=item.text_content[:MAX_TEXT_LENGTH]))
+            self._history.append(ChatTurn(role=item.role, text=item.text_content[:MAX_TEXT_LENGTH]))
             del self._history[:-MAX_HISTORY_MESSAGES]
             self._publish_history()
 

@@ -38,7 +38,7 @@ from livekit.plugins import deepgram, openai, silero
 
 from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
-from labvoice.agent.guard import why_not
+from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
 from labvoice.agent.presence import ON_PURPOSE, Presence
@@ -182,7 +182,7 @@ async def serve(context: JobContext) -> None:
     }
     settings, models = load_settings(), load_models()
     # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
-    asking = asyncio.create_task(why_not(context.api, context.job))
+    asking = asyncio.create_task(duplicate_refusal(context.api, context.job))
     metadata = parse_metadata(context.job.metadata)
     traces.follow(context, metadata.traceparent)
     resume = metadata.resume

@@ -87,7 +87,7 @@ class CallSource(LettaSource, Protocol):
     async def end_call(self, call: Call) -> None:
         """Hangs up and removes the room."""
 
-    async def settle(self) -> None:
+    async def wait_idle(self) -> None:
         """Returns when the workers are idle and warm again."""
 
 
@@ -357,7 +357,7 @@ class Bench:
             with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
                 for trial, (number, arm) in enumerate(interleave(arms, rounds)):
                     try:
-                        await self._source.settle()
+                        await self._source.wait_idle()
                     except StageTimeoutError as error:  # the trial shows what that does to it
                         progress(f"warning: {error.observed}")
                     memory, warm = memories.get(arm.name), number < warmup

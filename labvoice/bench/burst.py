@@ -16,7 +16,7 @@ from labvoice.dispatch import Dispatcher
 from labvoice.errors import DispatchError
 from labvoice.runs.run import RunWriter
 
-_AGENT_NAME: Final = "light-agent"
+_AGENT_NAME: Final = "noop-agent"
 BURST_ARMS: Final = tuple(
     Arm(
         name,

@@ -26,7 +26,7 @@ KILLS: Final[tuple[Kill, ...]] = get_args(Kill)
 """`job`: the job's process by SIGKILL; `worker`: the worker's, whose job processes end with it;
 `hang`: the job's process by SIGSTOP."""
 
-_SETTLE_S: Final = 150.0
+_IDLE_TIMEOUT_S: Final = 150.0
 """A worker that was killed loads its models anew before the next trial."""
 
 
@@ -89,7 +89,7 @@ async def failover(
     facts = await asyncio.to_thread(host.facts, source.server_version)
     with RunWriter(path, kind="failover", config=config, arms=arms, host_facts=facts) as run:
         for trial in range(trials * len(kills)):
-            await source.pool.settle(_SETTLE_S)
+            await source.pool.wait_idle(_IDLE_TIMEOUT_S)
             kind = kills[trial % len(kills)]
             words = await _trial(source, run, trial, kind)
             progress(f"failover {kind} {trial // len(kills) + 1}/{trials}: {words}")
@@ -112,7 +112,7 @@ async def _trial(source: CallSource, run: RunWriter, trial: int, kind: Kill) -> 
         killed_s = asyncio.get_running_loop().time()
         os.kill(victim, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
         run.mark(trial, "agent_killed", killed_s)
-        await call.hear_return()
+        await call.wait_for_replacement()
         run.note(
             trial,
             lost_worker_id=lost["worker_id"],

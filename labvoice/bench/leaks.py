@@ -16,7 +16,7 @@ from labvoice.lab import Lab
 
 _WARMUP: Final = 3
 """Calls before the first look: caches and pools have filled by then."""
-_SETTLE_S: Final = 120.0
+_IDLE_TIMEOUT_S: Final = 120.0
 TOLERANCES: Final = {
     "worker_pss": (30.0, 0.2),
     "worker_rss": (15.0, 0.2),
@@ -78,7 +78,7 @@ async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
             await lab.end_call(call)
         if (number + 1) % 10 == 0:
             progress(f"{number + 1}/{calls} calls")
-    await lab.pool.settle(_SETTLE_S)
+    await lab.pool.wait_idle(_IDLE_TIMEOUT_S)
     lab.recent_calls.clear()  # they hold what was heard
     await asyncio.sleep(1)
 

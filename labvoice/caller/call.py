@@ -308,7 +308,7 @@ class Call:
                 self._changed.set()
 
         def on_attributes(changed: Mapping[str, str], participant: rtc.Participant) -> None:
-            # An agent's beats come without its state, which the session's events tell sooner.
+            # An agent's heartbeats come without its state, which the session's events tell sooner.
             if participant.identity == self._agent_identity and _STATE_ATTRIBUTE in changed:
                 self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
@@ -427,7 +427,7 @@ class Call:
         await self._fetch_worker()
         return self.greeting
 
-    async def hear_return(self, timeout_s: float = 30.0) -> None:
+    async def wait_for_replacement(self, timeout_s: float = 30.0) -> None:
         """Waits until another agent listens in the place of a lost one, and was heard.
 
         Raises:

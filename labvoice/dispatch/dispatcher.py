@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from labvoice.dispatch.agents import agents_of, keep_first, look, look_and_tidy, remove
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.records import new_history, remembered
-from labvoice.dispatch.request import Wish, under_way
+from labvoice.dispatch.request import DispatchRequest, under_way
 from labvoice.dispatch.rooms import withdraw
 from labvoice.errors import (
     CredentialsError,
@@ -185,16 +185,16 @@ class Dispatcher:
         check_name(room)
         if agent_name:
             check_name(agent_name, "agent name")
-        wish = Wish(room, agent_name, metadata, time.monotonic() + timeout_s, on_mark)
+        request = DispatchRequest(room, agent_name, metadata, time.monotonic() + timeout_s, on_mark)
         agent: ParticipantInfo | None = None
         try:
             async with self.server_errors():
-                if agents := await self._bring(wish):
+                if agents := await self._bring(request):
                     agent = await keep_first(self.api, room, agent_name, agents)
         finally:
             if agent is None:
                 # It may have been called off: nothing of it must bring an agent later.
-                await asyncio.shield(asyncio.create_task(self._call_off(wish)))
+                await asyncio.shield(asyncio.create_task(self._call_off(request)))
         if agent is not None:
             return Dispatch(
                 room,
@@ -203,21 +203,21 @@ class Dispatcher:
                 agent.identity.removeprefix("agent-"),
                 agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
                 agent.identity,
-                wish.room_existed,
-                wish.found,
-                len(wish.made),
-                wish.marks,
+                request.room_existed,
+                request.found,
+                len(request.made),
+                request.marks,
             )
         error = diagnose(
             agent_name=agent_name,
             room=room,
-            dispatch_ids=wish.claims,
-            job=wish.job,
+            dispatch_ids=request.claims,
+            job=request.job,
             timeout_s=timeout_s,
             workers=await self._evidence() if self._evidence else None,
-            server=self._server_evidence(room, agent_name, wish.since_s),
+            server=self._server_evidence(room, agent_name, request.since_s),
         )
-        error.dispatch_ids = tuple(wish.claims)
+        error.dispatch_ids = tuple(request.claims)
         raise error
 
     async def why_ended(self, dispatch_id: str) -> str:
@@ -239,37 +239,37 @@ class Dispatcher:
             if agents or strays:
                 await keep_first(self.api, room, agent_name, agents or strays)
 
-    async def _bring(self, wish: Wish) -> list[ParticipantInfo]:
+    async def _bring(self, request: DispatchRequest) -> list[ParticipantInfo]:
         """Tries until an agent is there; none when the time is over, or trying makes no sense.
 
         A server that does not answer the first question is not there. One that has answered is
         asked again while there is time: it restarts, or is busy.
         """
-        rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[wish.room]))
-        wish.room_existed = bool(rooms.rooms)
+        rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[request.room]))
+        request.room_existed = bool(rooms.rooms)
         agents: list[ParticipantInfo] = []
         # Asking for the dispatches of a room that is not there takes the server 3 s.
-        ours: Sequence[AgentDispatch] | None = None if wish.room_existed else []
-        looked = not wish.room_existed
+        ours: Sequence[AgentDispatch] | None = None if request.room_existed else []
+        looked = not request.room_existed
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 if not looked:
-                    agents, ours = await self._first_look(wish.room, wish.agent_name)
-                    wish.found = bool(agents or under_way(ours))
+                    agents, ours = await self._first_look(request.room, request.agent_name)
+                    request.found = bool(agents or under_way(ours))
                     looked = True
                 elif ours is None:
-                    agents, ours = await look_and_tidy(self.api, wish.room, wish.agent_name)
-                if agents or wish.over or wish.left_s <= 0:
+                    agents, ours = await look_and_tidy(self.api, request.room, request.agent_name)
+                if agents or request.over or request.left_s <= 0:
                     break
-                if agents := await self._attempt(wish, ours):
+                if agents := await self._attempt(request, ours):
                     break
                 ours = None
-                if wish.lost:
-                    await asyncio.sleep(min(pause_s, max(0.0, wish.left_s)))
+                if request.lost:
+                    await asyncio.sleep(min(pause_s, max(0.0, request.left_s)))
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
-                if not _passes(error) or wish.left_s <= pause_s:
+                if not _passes(error) or request.left_s <= pause_s:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -294,21 +294,23 @@ class Dispatcher:
                 return strays, ours
             await asyncio.sleep(_POLL_S)
 
-    async def _attempt(self, wish: Wish, ours: Sequence[AgentDispatch]) -> list[ParticipantInfo]:
+    async def _attempt(
+        self, request: DispatchRequest, ours: Sequence[AgentDispatch]
+    ) -> list[ParticipantInfo]:
         """Waits for the agent of one dispatch, and takes the dispatch back when it does not come.
 
         Args:
-            wish: What is asked for; whether the server lost the request, or the job ended, is
+            request: What is asked for; whether the server lost the request, or the job ended, is
                 noted in it.
             ours: The room's dispatches of that name.
         """
-        wish.mark("dispatch_requested")
+        request.mark("dispatch_requested")
         asked_s = time.time()
-        claim = await self._claim(wish, ours)
-        wish.mark("dispatch_acknowledged")
-        room, name = wish.room, wish.agent_name
-        while wish.left_s > 0:
-            attempt_until = min(wish.until, time.monotonic() + _ATTEMPT_S)
+        claim = await self._claim(request, ours)
+        request.mark("dispatch_acknowledged")
+        room, name = request.room, request.agent_name
+        while request.left_s > 0:
+            attempt_until = min(request.until, time.monotonic() + _ATTEMPT_S)
             if agents := await self._wait(room, name, attempt_until, asked_s):
                 return agents
             if self._lost(room, name, asked_s) or self._job_ended(room, name, asked_s):
@@ -316,18 +318,18 @@ class Dispatcher:
             found = await self.api.agent_dispatch.get_dispatch(claim, room)
             jobs = found.state.jobs if found is not None else []
             if jobs:
-                wish.job = jobs[-1].state  # the server may restart a failed job
+                request.job = jobs[-1].state  # the server may restart a failed job
             if found is None or not (jobs or self._assigned(room, name, asked_s)):
                 break  # somebody took it back, or no worker has taken it
-        wish.lost = self._lost(room, name, asked_s)
-        wish.over = self._job_ended(room, name, asked_s)
+        request.lost = self._lost(room, name, asked_s)
+        request.over = self._job_ended(room, name, asked_s)
         # A slow agent of this dispatch must not turn up beside the next one's. A dispatch that
         # somebody else waits for stays, unless nothing will come of it.
-        if claim in wish.own or wish.lost or wish.over or wish.left_s > 0:
-            await self._withdraw(wish, claim)
+        if claim in request.own or request.lost or request.over or request.left_s > 0:
+            await self._withdraw(request, claim)
         return []
 
-    async def _claim(self, wish: Wish, ours: Sequence[AgentDispatch]) -> str:
+    async def _claim(self, request: DispatchRequest, ours: Sequence[AgentDispatch]) -> str:
         """Finds or makes the one dispatch that counts, and returns its id.
 
         Callers in several processes agree without talking to each other: the oldest dispatch
@@ -335,37 +337,37 @@ class Dispatcher:
         refuses the job of one that does not count (:func:`labvoice.protocol.metadata.refusal`).
         """
         if coming := under_way(ours):
-            return wish.claim(coming[0].id)
+            return request.claim(coming[0].id)
         for left_over in ours:
-            await self._withdraw(wish, left_over.id)
-        metadata = wish.metadata.model_dump_json(exclude_none=True) if wish.metadata else ""
-        request = api.CreateAgentDispatchRequest(
-            agent_name=wish.agent_name, room=wish.room, metadata=metadata
+            await self._withdraw(request, left_over.id)
+        metadata = request.metadata.model_dump_json(exclude_none=True) if request.metadata else ""
+        message = api.CreateAgentDispatchRequest(
+            agent_name=request.agent_name, room=request.room, metadata=metadata
         )
-        making = asyncio.create_task(self.api.agent_dispatch.create_dispatch(request))
-        wish.made.append(making)
+        making = asyncio.create_task(self.api.agent_dispatch.create_dispatch(message))
+        request.made.append(making)
         made = await asyncio.shield(making)  # cancelled or not, it is known what was made
-        wish.own.add(made.id)
-        _, ours = await look_and_tidy(self.api, wish.room, wish.agent_name)
+        request.own.add(made.id)
+        _, ours = await look_and_tidy(self.api, request.room, request.agent_name)
         if ours and ours[0].id != made.id:
-            await self._withdraw(wish, made.id)
-            return wish.claim(ours[0].id)
-        return wish.claim(made.id)
+            await self._withdraw(request, made.id)
+            return request.claim(ours[0].id)
+        return request.claim(made.id)
 
-    async def _call_off(self, wish: Wish) -> None:
+    async def _call_off(self, request: DispatchRequest) -> None:
         """Takes back what a dispatch without success has made and not taken back yet."""
         errors = (api.TwirpError, aiohttp.ClientError, TimeoutError)
         with contextlib.suppress(*errors):
             async with asyncio.timeout(_CALL_OFF_S):
-                for making in wish.made:
+                for making in request.made:
                     with contextlib.suppress(*errors):
-                        wish.own.add((await making).id)
-                for dispatch_id in wish.own - wish.withdrawn:
-                    await self._withdraw(wish, dispatch_id)
+                        request.own.add((await making).id)
+                for dispatch_id in request.own - request.withdrawn:
+                    await self._withdraw(request, dispatch_id)
 
-    async def _withdraw(self, wish: Wish, dispatch_id: str) -> None:
-        await withdraw(self.api, wish.room, dispatch_id)
-        wish.withdrawn.add(dispatch_id)
+    async def _withdraw(self, request: DispatchRequest, dispatch_id: str) -> None:
+        await withdraw(self.api, request.room, dispatch_id)
+        request.withdrawn.add(dispatch_id)
 
     async def _wait(
         self, room: str, agent_name: str, until: float, asked_s: float

@@ -15,7 +15,7 @@ _KEPT = 500
 
 
 @dataclass(frozen=True)
-class Past:
+class DispatchRecord:
     """A dispatch that is over.
 
     Attributes:
@@ -31,13 +31,13 @@ class Past:
     took_s: float
 
 
-def new_history() -> deque[Past]:
+def new_history() -> deque[DispatchRecord]:
     """Returns an empty history that keeps the last 500."""
     return deque(maxlen=_KEPT)
 
 
 class _HasHistory(Protocol):
-    history: deque[Past]
+    history: deque[DispatchRecord]
 
 
 _P = ParamSpec("_P")
@@ -66,6 +66,6 @@ def remembered(
             raise
         finally:
             took_s = time.monotonic() - started_s
-            self.history.append(Past(room, agent_name, outcome, took_s))
+            self.history.append(DispatchRecord(room, agent_name, outcome, took_s))
 
     return wrapper  # type: ignore[return-value]  # the names of its arguments stay the method's

@@ -14,7 +14,7 @@ from labvoice.protocol.metadata import IN_FLIGHT_S, JobMetadata
 
 
 @dataclass
-class Wish:
+class DispatchRequest:
     """One agent for one room, and how far a call of `Dispatcher.dispatch` has come with it.
 
     Attributes:

@@ -19,7 +19,7 @@ _POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True)
-class Cleared:
+class CleanupResult:
     """What :func:`clear` took away.
 
     Attributes:
@@ -97,7 +97,7 @@ async def clear(
     agent_name: str | None = None,
     gone: Collection[str] = (),
     wait: bool = True,
-) -> Cleared:
+) -> CleanupResult:
     """Ends the agents of a room, and the room with them when nobody else is in it.
 
     Args:
@@ -115,7 +115,7 @@ async def clear(
             if is_agent(p) and agent_name in (None, p.attributes.get(ATTRIBUTE_AGENT_NAME, ""))
         ]
         if await delete_if_empty(server, room, gone=gone, agents_too=True):
-            return Cleared(agents, [], True)
+            return CleanupResult(agents, [], True)
         if time.monotonic() >= until_s:
             break
         await asyncio.sleep(_POLL_S)
@@ -128,4 +128,4 @@ async def clear(
         await withdraw(server, room, dispatch_id)
     for identity in agents:
         await remove_agent(server, room, identity)
-    return Cleared(agents, dispatches, False)
+    return CleanupResult(agents, dispatches, False)

@@ -83,7 +83,7 @@ class Supervisor:
         log: Takes what happened.
         local: The workers on this host; None when there are none to ask.
         lost_after_s: Silence of an agent after which it counts as lost, in seconds. An agent
-            beats every 0.4 s.
+            heartbeats every 0.4 s.
     """
 
     def __init__(

@@ -13,13 +13,13 @@ from livekit.protocol.models import ParticipantInfo
 from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME, is_agent
 from labvoice.errors import MetadataError
 from labvoice.protocol.metadata import (
-    ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_HEARTBEAT,
     ATTRIBUTE_HISTORY,
     ATTRIBUTE_LEAVING,
     ATTRIBUTE_METADATA,
     ATTRIBUTE_WORKER_ID,
-    Said,
+    ChatTurn,
     parse_metadata,
     unpack_history,
 )
@@ -38,14 +38,14 @@ def is_ours(participant: ParticipantInfo) -> bool:
     return (
         is_agent(participant)
         and ATTRIBUTE_DISPATCH_ID in participant.attributes
-        and ATTRIBUTE_BEAT in participant.attributes
+        and ATTRIBUTE_HEARTBEAT in participant.attributes
     )
 
 
 class Watched:
     """One agent as it was last seen.
 
-    Silence is the time between looks that saw no new beat, each look dated when its question
+    Silence is the time between looks that saw no new heartbeat, each look dated when its question
     was sent. What passes while nobody looks, for the supervisor's own process or the server is
     held up, counts for little: silence that was not observed is no evidence.
 
@@ -74,9 +74,9 @@ class Watched:
         self.worker_id = participant.attributes.get(ATTRIBUTE_WORKER_ID, "")
         self.metadata = participant.attributes.get(ATTRIBUTE_METADATA, "")
         self.begun = True
-        self.history: list[Said] = []
+        self.history: list[ChatTurn] = []
         self.leaving = ""
-        self._beat = ""
+        self._heartbeat = ""
         self._looked_s = now_s
         self._silent_s = 0.0
         self._seen_s = now_s
@@ -130,8 +130,8 @@ class Watched:
     def update(self, participant: ParticipantInfo, now_s: float) -> None:
         """Takes in a look at it, whose question was sent at that monotonic time."""
         attributes = participant.attributes
-        if attributes.get(ATTRIBUTE_BEAT, "") != self._beat:
-            self._beat = attributes.get(ATTRIBUTE_BEAT, "")
+        if attributes.get(ATTRIBUTE_HEARTBEAT, "") != self._heartbeat:
+            self._heartbeat = attributes.get(ATTRIBUTE_HEARTBEAT, "")
             self._silent_s = 0.0
         else:
             self._silent_s += min(now_s - self._looked_s, _LOOK_S)
@@ -142,7 +142,7 @@ class Watched:
 
     def silent_for(self, now_s: float) -> float:
         """Returns its silence in seconds; an agent that just starts is given time."""
-        starting = self._beat in ("", "0")
+        starting = self._heartbeat in ("", "0")
         return max(0.0, self._silent_s - (_START_S if starting else 0.0))
 
     def missing_for(self, now_s: float) -> float:

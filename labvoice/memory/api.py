@@ -14,11 +14,11 @@ from labvoice.errors import ServerUnreachableError, UsageError
 from labvoice.memory.client import (
     PAGE,
     all_agents,
-    in_words,
     is_local,
     new_client,
     resolve,
     resolve_at_once,
+    translate_errors,
 )
 
 _TIMEOUT_S: Final = 30.0
@@ -79,7 +79,7 @@ class LettaApi:
             CredentialsError: The server refuses the key.
         """
         try:
-            with in_words(self._client, "its agents"):
+            with translate_errors(self._client, "its agents"):
                 await self._client.agents.list(limit=1)
         except UsageError as error:
             raise ServerUnreachableError(
@@ -137,7 +137,7 @@ class LettaApi:
             )
         if any(agent.name == name for agent in await self._all(name=name)):
             raise UsageError(f"there is already an agent named {name!r}", "choose another name")
-        with in_words(self._client, "a new agent"):
+        with translate_errors(self._client, "a new agent"):
             agent = await self._client.agents.create(
                 name=name,
                 agent_type="letta_v1_agent",
@@ -183,7 +183,7 @@ class LettaApi:
             agent: Its id or name.
         """
         agent_id = await self.resolve(agent)
-        with in_words(self._client, f"the memory of {agent}"):
+        with translate_errors(self._client, f"the memory of {agent}"):
             page = await self._client.agents.blocks.list(agent_id, limit=PAGE)
         return {block.label: block.value for block in page.items if block.label}
 
@@ -199,7 +199,7 @@ class LettaApi:
             UsageError: The agent has no such block.
         """
         agent_id = await self.resolve(agent)
-        with in_words(self._client, f"the block {label!r} of {agent}"):
+        with translate_errors(self._client, f"the block {label!r} of {agent}"):
             await self._client.agents.blocks.update(label, agent_id=agent_id, value=value)
 
     async def delete(self, agent: str) -> None:
@@ -209,7 +209,7 @@ class LettaApi:
             agent: Its id or name.
         """
         agent_id = await self.resolve(agent)
-        with in_words(self._client, f"the agent {agent}"):
+        with translate_errors(self._client, f"the agent {agent}"):
             # Answered with HTTP 409 while a turn of the agent just begins (0.16.8).
             await self._client.with_options(max_retries=_DELETE_RETRIES).agents.delete(agent_id)
 
@@ -241,7 +241,7 @@ class LettaApi:
             UsageError: The endpoint does not offer that model.
         """
         key = api_key.get_secret_value() if api_key else "none"
-        with in_words(self._client, f"the provider {provider}"):
+        with translate_errors(self._client, f"the provider {provider}"):
             known = await self._client.get(
                 "/v1/providers/",
                 cast_to=list[dict[str, Any]],
@@ -268,7 +268,7 @@ class LettaApi:
             if config.provider_name == provider and (
                 config.handle != handle or config.api_model_endpoint != base_url
             ):
-                with in_words(self._client, f"the model of {agent.name}"):
+                with translate_errors(self._client, f"the model of {agent.name}"):
                     await self._client.agents.update(agent.id, model=handle)
         return handle
 

@@ -12,7 +12,7 @@ from typing import Final
 from letta_client import AsyncLetta
 
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.memory.client import in_words
+from labvoice.memory.client import translate_errors
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ async def load_memory(
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
-            with in_words(client, f"the memory of {letta_agent_id}"):
+            with translate_errors(client, f"the memory of {letta_agent_id}"):
                 page = await client.agents.blocks.list(letta_agent_id, limit=_MOST_BLOCKS)
                 blocks = {block.label: str(block.value) for block in page.items if block.label}
     except TimeoutError:

@@ -14,7 +14,7 @@ from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableEr
 Circuit = Literal["closed", "open", "half-open"]
 
 
-class PutOffError(LabvoiceError):
+class CircuitOpenError(LabvoiceError):
     """No attempt is made now."""
 
 
@@ -45,10 +45,10 @@ class CircuitBreaker:
         """Whether attempts are made freely, put off, or tried one by one."""
         if self._failures < self._threshold:
             return "closed"
-        return "open" if self.put_off else "half-open"
+        return "open" if self.is_open else "half-open"
 
     @property
-    def put_off(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the next attempt is still to be waited for."""
         return time.monotonic() < self._retry_at_s
 
@@ -57,12 +57,13 @@ class CircuitBreaker:
         """Lets an attempt through, and learns from a `LabvoiceError` out of it.
 
         Raises:
-            PutOffError: It is too early; also when the attempt that this one waited for failed.
+            CircuitOpenError: The circuit is open; also when the attempt that this one waited
+                for failed.
         """
         if self._failures:
             async with self._one_at_a_time:
-                if self.put_off:
-                    raise PutOffError("the server has just failed")
+                if self.is_open:
+                    raise CircuitOpenError("the server has just failed")
                 async with self._watched():
                     yield
         else:

@@ -84,7 +84,7 @@ def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 3
 
 
 @contextmanager
-def in_words(client: AsyncLetta, what: str) -> Iterator[None]:
+def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
     """Says in labvoice's own errors what became of a request.
 
     Args:
@@ -165,7 +165,7 @@ def _detail(error: letta_client.APIStatusError) -> str:
 
 async def all_agents(client: AsyncLetta, **query: Any) -> list[AgentState]:
     """Returns all agents with their blocks, the newest first; `query` narrows the list."""
-    with in_words(client, "its agents"):
+    with translate_errors(client, "its agents"):
         return [
             agent
             async for agent in client.agents.list(
@@ -187,7 +187,7 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
         ServerUnreachableError: The server does not answer.
     """
     if is_agent_id(agent):
-        with in_words(client, f"the agent {agent}"):
+        with translate_errors(client, f"the agent {agent}"):
             return (await client.agents.retrieve(agent)).id
     everyone = await all_agents(client)
     found = [candidate.id for candidate in everyone if candidate.name == agent]

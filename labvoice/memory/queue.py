@@ -23,15 +23,15 @@ from typing import Final
 from letta_client import AsyncLetta
 
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
-from labvoice.memory.circuit import Circuit, CircuitBreaker, PutOffError
+from labvoice.memory.circuit import Circuit, CircuitBreaker, CircuitOpenError
 from labvoice.memory.client import (
     MAX_STEPS,
     AgentMissingError,
     NotReachedError,
     ServerFailedError,
-    in_words,
     is_agent_id,
     resolve,
+    translate_errors,
 )
 from labvoice.memory.text import turn_text
 from labvoice.memory.turn_store import DISK_ERRORS, Turn, TurnStore
@@ -183,7 +183,7 @@ class MemoryQueue:
             self._wake.clear()
             try:
                 # While attempts are put off no lease is held: another worker may do better.
-                agents = [] if self._breaker.put_off else await self._store.waiting_agents()
+                agents = [] if self._breaker.is_open else await self._store.waiting_agents()
                 for agent_id in agents:
                     if agent_id in self._writers or self._put_off(agent_id):
                         continue
@@ -203,7 +203,7 @@ class MemoryQueue:
             _log.error("writing to %s was interrupted; trying again", agent_id, exc_info=error)
 
     def _put_off(self, agent_id: str) -> bool:
-        return self._breaker.put_off or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
+        return self._breaker.is_open or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
 
     async def _lease(self, agent_id: str) -> bool:
         return await self._store.lease(agent_id, self._holder, self._lease_s)
@@ -235,7 +235,7 @@ class MemoryQueue:
         try:
             async with self._breaker.attempt():
                 await self._bring(turn)
-        except PutOffError:
+        except CircuitOpenError:
             return
         except _UnderWayError:
             await asyncio.sleep(_POLL_S)
@@ -274,14 +274,14 @@ class MemoryQueue:
                 await self._send(turn)
         except UsageError as error:
             if is_agent_id(agent):
-                with in_words(self._client, f"the agent {agent}"):
+                with translate_errors(self._client, f"the agent {agent}"):
                     await self._client.agents.retrieve(agent)
             raise _RefusedError(error.observed, error.hint) from None
 
     async def _send(self, turn: Turn) -> None:
         await self._store.sending(turn)
         try:
-            with in_words(self._client, f"the agent {turn.agent_id}"):
+            with translate_errors(self._client, f"the agent {turn.agent_id}"):
                 answer = await self._client.agents.messages.create(
                     turn.agent_id,
                     messages=[
@@ -319,7 +319,7 @@ class MemoryQueue:
             self._over_before.get(agent, 0.0),
             self._all_over_before,
         )
-        with in_words(self._client, f"the agent {agent}"):
+        with translate_errors(self._client, f"the agent {agent}"):
             # In this order: a run that has ended has stored its message.
             runs = await self._client.runs.list(agent_id=agent, limit=_HISTORY)
             for run in runs.items:

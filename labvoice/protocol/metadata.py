@@ -21,7 +21,7 @@ ATTRIBUTE_WORKER_ID = "labvoice.worker_id"
 """Participant attribute by which an agent tells which worker runs it."""
 ATTRIBUTE_MEMORY = "labvoice.memory"
 """Participant attribute by which an agent tells how its memory stands."""
-ATTRIBUTE_BEAT = "labvoice.beat"
+ATTRIBUTE_HEARTBEAT = "labvoice.heartbeat"
 """Participant attribute that counts up while the agent's process lives and its loop turns."""
 ATTRIBUTE_HISTORY = "labvoice.history"
 """Participant attribute with the conversation so far, as :func:`pack_history` writes it."""
@@ -33,7 +33,7 @@ server that was restarted knows no dispatch any more."""
 
 MAX_HISTORY_BYTES = 3000
 """Bound of the packed history. The server sends an agent's attributes, and so the history, to
-everybody in the room with each beat: it has to stay small beside the audio."""
+everybody in the room with each heartbeat: it has to stay small beside the audio."""
 MAX_HISTORY_MESSAGES = 40
 MAX_TEXT_LENGTH = 1000
 """Characters of one message in the history."""
@@ -66,7 +66,7 @@ def check_name(name: str, what: str = "room name") -> str:
     return name
 
 
-class Said(BaseModel):
+class ChatTurn(BaseModel):
     """One finished message of a conversation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,7 +80,7 @@ class Resume(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    history: list[Said] = Field(default_factory=list, max_length=MAX_HISTORY_MESSAGES)
+    history: list[ChatTurn] = Field(default_factory=list, max_length=MAX_HISTORY_MESSAGES)
     """The conversation so far, oldest first; may be cut at its beginning."""
     avoid_workers: list[str] = Field(default_factory=list, max_length=64)
     """Ids of workers that shall leave this job to a better one."""
@@ -157,16 +157,16 @@ def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: s
     return ""
 
 
-_HISTORY: TypeAdapter[list[Said]] = TypeAdapter(list[Said])
+_HISTORY: TypeAdapter[list[ChatTurn]] = TypeAdapter(list[ChatTurn])
 
 
-def pack_history(messages: Iterable[Said]) -> str:
+def pack_history(messages: Iterable[ChatTurn]) -> str:
     """Writes a conversation as JSON of at most :data:`MAX_HISTORY_BYTES`; the newest is kept.
 
     Args:
         messages: Oldest first.
     """
-    kept: list[Said] = []
+    kept: list[ChatTurn] = []
     for message in reversed(list(messages)):
         longer = [message, *kept]
         if len(kept) == MAX_HISTORY_MESSAGES or len(_HISTORY.dump_json(longer)) > MAX_HISTORY_BYTES:
@@ -175,7 +175,7 @@ def pack_history(messages: Iterable[Said]) -> str:
     return _HISTORY.dump_json(kept).decode()
 
 
-def unpack_history(text: str) -> list[Said]:
+def unpack_history(text: str) -> list[ChatTurn]:
     """Reads what :func:`pack_history` wrote; what cannot be read counts as no history."""
     try:
         return _HISTORY.validate_json(text or "[]")[-MAX_HISTORY_MESSAGES:]

@@ -52,10 +52,10 @@ class Backend(Protocol):
     def idle_timeout_s(self) -> float:
         """After so long alone in a room, agents leave."""
 
-    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+    async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts exactly one agent into a room; the trace goes on in its job."""
 
-    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
+    async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a token for one room and one identity; names are made up where None."""
 
     async def agents(self) -> AgentsAnswer:

@@ -73,14 +73,14 @@ class LabBackend:
         """After so long alone in a room, agents leave."""
         return self._lab.settings.idle_timeout_s
 
-    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+    async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
-        metadata = await self._metadata(wish.letta_agent_id, traceparent)
+        metadata = await self._metadata(body.letta_agent_id, traceparent)
         return await self._lab.dispatcher.dispatch(
-            wish.room,
-            wish.agent_name or self.agent_name,
+            body.room,
+            body.agent_name or self.agent_name,
             metadata=metadata,
-            timeout_s=wish.timeout_s,
+            timeout_s=body.timeout_s,
         )
 
     async def _metadata(
@@ -93,28 +93,28 @@ class LabBackend:
             metadata = (metadata or JobMetadata()).model_copy(update={"traceparent": traceparent})
         return metadata
 
-    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
+    async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a token for one room and identity; strategy `token` brings the agent with it.
 
         Raises:
             HttpError: 409 when somebody of that identity is in the room: a second one would
                 throw the first one out and take its place.
         """
-        if wish.room and wish.identity:
+        if body.room and body.identity:
             async with self._lab.dispatcher.server_errors():
-                there = await rooms.participants(self._lab.dispatcher.api, wish.room)
-            if wish.identity in {participant.identity for participant in there}:
+                there = await rooms.participants(self._lab.dispatcher.api, body.room)
+            if body.identity in {participant.identity for participant in there}:
                 raise HttpError(
                     409,
                     "identity_taken",
-                    f"{wish.identity!r} is in room {wish.room!r} already",
+                    f"{body.identity!r} is in room {body.room!r} already",
                     "choose another identity, or leave it out",
                 )
-        metadata = await self._metadata(wish.letta_agent_id, traceparent)
-        room = wish.room or f"web-{secrets.token_hex(4)}"
-        identity = wish.identity or f"user-{secrets.token_hex(4)}"
+        metadata = await self._metadata(body.letta_agent_id, traceparent)
+        room = body.room or f"web-{secrets.token_hex(4)}"
+        identity = body.identity or f"user-{secrets.token_hex(4)}"
         agent = None
-        if wish.strategy == "token":
+        if body.strategy == "token":
             agent = api.RoomAgentDispatch(
                 agent_name=self.agent_name,
                 metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",

@@ -65,11 +65,11 @@ class StubBackend:
         known = ledger.read_text(encoding="utf-8").split() if ledger and ledger.exists() else []
         self._rooms: dict[str, str] = dict(line.split("=") for line in known)
 
-    async def dispatch(self, wish: DispatchRequest, traceparent: str | None) -> Dispatch:
+    async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
         """Puts an agent into the ledger, once for each room."""
-        room, agent_name = wish.room, wish.agent_name or AGENT_NAME
+        room, agent_name = body.room, body.agent_name or AGENT_NAME
         requested_s = time.monotonic()
-        _refuse_letta(wish.letta_agent_id)
+        _refuse_letta(body.letta_agent_id)
         await asyncio.sleep(DISPATCH_S)
         if agent_name != AGENT_NAME:
             raise NameMismatchError(f"no worker is registered as {agent_name!r}", AGENT_NAME)
@@ -93,13 +93,13 @@ class StubBackend:
             marks={"dispatch_requested": requested_s, "dispatch_acknowledged": done_s},
         )
 
-    async def token(self, wish: TokenRequest, traceparent: str | None) -> TokenAnswer:
+    async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
-        _refuse_letta(wish.letta_agent_id)
+        _refuse_letta(body.letta_agent_id)
         # Importing the caller takes seconds, which a restart under load has not got.
         from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
 
-        room, identity = wish.room or "stub-room", wish.identity or "stub-user"
+        room, identity = body.room or "stub-room", body.identity or "stub-user"
         return TokenAnswer(
             token=caller_token(self.api_key, self.api_secret, room, identity),
             url=self.media_url,

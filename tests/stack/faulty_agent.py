@@ -59,7 +59,7 @@ def make_faulty_server(settings: Settings, *, port: int) -> AgentServer:
     server.rtc_session(
         entrypoint,
         agent_name=settings.agent_name,
-        on_request=None if plain else lambda request: on_request(server, request, beats=False),
+        on_request=None if plain else lambda request: on_request(server, request, heartbeat=False),
     )
     report_registration(server, settings.agent_name)
     return server

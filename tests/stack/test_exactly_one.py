@@ -21,31 +21,33 @@ from tests.stack.link import Link
 from tests.stack.test_cli import labvoice, server_of
 from tests.stack.test_dispatch import agents_in
 
-LIGHT = "light-agent"
+NOOP_AGENT = "noop-agent"
 LATE_S = 6.0  # a job shows up to 5 s after its assignment; only then a withdrawn dispatch ends it
 
 
-async def add_light_worker(lab: Lab, agent_name: str = LIGHT) -> None:
+async def add_noop_worker(lab: Lab, agent_name: str = NOOP_AGENT) -> None:
     await lab.add_workers(agent_name=agent_name, program="labvoice.agent.noop")
 
 
 @pytest.fixture(scope="module")
-async def light() -> AsyncIterator[Lab]:
+async def noop_lab() -> AsyncIterator[Lab]:
     """A lab whose one worker's agents join and do nothing."""
     async with Lab(llm="paced", workers=0, letta=False, max_jobs=64) as lab:
-        await add_light_worker(lab)
+        await add_noop_worker(lab)
         yield lab
 
 
-async def test_callers_in_several_processes_get_the_same_agent(light: Lab, tmp_path: Path) -> None:
+async def test_callers_in_several_processes_get_the_same_agent(
+    noop_lab: Lab, tmp_path: Path
+) -> None:
     """Three command lines at once name one agent, and one is in the room."""
     files = [tmp_path / f"{number}.json" for number in range(3)]
     results = await asyncio.gather(
         *(
             labvoice(
-                *("dispatch", "many", "--agent-name", LIGHT, "--json", str(file)),
+                *("dispatch", "many", "--agent-name", NOOP_AGENT, "--json", str(file)),
                 cwd=tmp_path,
-                env=server_of(light),
+                env=server_of(noop_lab),
             )
             for file in files
         )
@@ -54,45 +56,45 @@ async def test_callers_in_several_processes_get_the_same_agent(light: Lab, tmp_p
     agents = {json.loads(file.read_text(encoding="utf-8"))["agent_identity"] for file in files}
     assert len(agents) == 1
     await asyncio.sleep(LATE_S)
-    assert await agents_in(light, "many") == list(agents)
+    assert await agents_in(noop_lab, "many") == list(agents)
 
 
-async def test_callers_in_the_same_moment_get_the_same_agent(light: Lab) -> None:
+async def test_callers_in_the_same_moment_get_the_same_agent(noop_lab: Lab) -> None:
     """Twelve callers who do not know of each other: one agent, one dispatch left."""
 
     async def ask() -> str:
-        async with dispatcher_of(light) as dispatcher:
-            return (await dispatcher.dispatch("crowd", LIGHT, timeout_s=20)).agent_identity
+        async with dispatcher_of(noop_lab) as dispatcher:
+            return (await dispatcher.dispatch("crowd", NOOP_AGENT, timeout_s=20)).agent_identity
 
     agents = set(await asyncio.gather(*(ask() for _ in range(12))))
     assert len(agents) == 1
     await asyncio.sleep(LATE_S)
-    assert await agents_in(light, "crowd") == list(agents)
-    listed = await light.dispatcher.api.agent_dispatch.list_dispatch("crowd")
-    assert len([each for each in listed if each.agent_name == LIGHT]) == 1
+    assert await agents_in(noop_lab, "crowd") == list(agents)
+    listed = await noop_lab.dispatcher.api.agent_dispatch.list_dispatch("crowd")
+    assert len([each for each in listed if each.agent_name == NOOP_AGENT]) == 1
 
 
-async def test_plain_dispatches_in_the_same_moment_make_one_agent(light: Lab) -> None:
+async def test_plain_dispatches_in_the_same_moment_make_one_agent(noop_lab: Lab) -> None:
     """The worker itself refuses the second of two dispatches that nobody coordinated."""
-    request = api.CreateAgentDispatchRequest(agent_name=LIGHT, room="plain")
-    await light.dispatcher.api.agent_dispatch.create_dispatch(request)
-    await light.dispatcher.api.agent_dispatch.create_dispatch(request)
+    request = api.CreateAgentDispatchRequest(agent_name=NOOP_AGENT, room="plain")
+    await noop_lab.dispatcher.api.agent_dispatch.create_dispatch(request)
+    await noop_lab.dispatcher.api.agent_dispatch.create_dispatch(request)
     await asyncio.sleep(LATE_S)
-    assert len(await agents_in(light, "plain")) == 1
+    assert len(await agents_in(noop_lab, "plain")) == 1
 
 
-async def test_a_worker_that_is_about_to_register_is_waited_for(light: Lab) -> None:
+async def test_a_worker_that_is_about_to_register_is_waited_for(noop_lab: Lab) -> None:
     """A dispatch made before its worker is there ends with the agent in the room."""
     dispatching = asyncio.create_task(
-        light.dispatcher.dispatch("early", "late-agent", timeout_s=60)
+        noop_lab.dispatcher.dispatch("early", "late-agent", timeout_s=60)
     )
     done_at_once, _ = await asyncio.wait({dispatching}, timeout=1)
     assert not done_at_once
-    await add_light_worker(light, "late-agent")
+    await add_noop_worker(noop_lab, "late-agent")
     done = await dispatching
     assert done.attempts > 1
     await asyncio.sleep(LATE_S)
-    assert await agents_in(light, "early") == [done.agent_identity]
+    assert await agents_in(noop_lab, "early") == [done.agent_identity]
 
 
 def dispatcher_of(lab: Lab, url: str | None = None, evidence: Evidence | None = None) -> Dispatcher:
@@ -109,15 +111,15 @@ def dispatcher_of(lab: Lab, url: str | None = None, evidence: Evidence | None = 
     )
 
 
-async def test_a_slow_first_agent_makes_no_second_one(light: Lab) -> None:
+async def test_a_slow_first_agent_makes_no_second_one(noop_lab: Lab) -> None:
     """A worker that stands still past the retry and then goes on brings one agent, not two."""
-    root = psutil.Process(light.pool.workers[0].process.pid)
+    root = psutil.Process(noop_lab.pool.workers[0].process.pid)
     processes = [root, *root.children(recursive=True)]
     for process in processes:
         process.send_signal(signal.SIGSTOP)
-    async with dispatcher_of(light) as dispatcher:
+    async with dispatcher_of(noop_lab) as dispatcher:
         try:
-            dispatching = asyncio.create_task(dispatcher.dispatch("slow", LIGHT, timeout_s=40))
+            dispatching = asyncio.create_task(dispatcher.dispatch("slow", NOOP_AGENT, timeout_s=40))
             done_at_once, _ = await asyncio.wait({dispatching}, timeout=5)
             assert not done_at_once
         finally:
@@ -126,14 +128,14 @@ async def test_a_slow_first_agent_makes_no_second_one(light: Lab) -> None:
         done = await dispatching
     assert done.attempts > 1
     await asyncio.sleep(LATE_S)
-    assert await agents_in(light, "slow") == [done.agent_identity]
+    assert await agents_in(noop_lab, "slow") == [done.agent_identity]
 
 
 @pytest.fixture(scope="module")
-async def slow(light: Lab) -> Lab:
+async def slow(noop_lab: Lab) -> Lab:
     """The lab, with a worker whose agents take eight seconds to join."""
-    await light.add_workers(agent_name="slow-agent", program="tests.stack.faulty_agent")
-    return light
+    await noop_lab.add_workers(agent_name="slow-agent", program="tests.stack.faulty_agent")
+    return noop_lab
 
 
 async def test_a_job_that_was_accepted_is_waited_for(slow: Lab) -> None:
@@ -158,23 +160,23 @@ async def test_who_waits_short_takes_nothing_from_who_waits_long(slow: Lab) -> N
     assert await agents_in(slow, "patience") == [done.agent_identity]
 
 
-async def test_a_dispatch_that_is_called_off_leaves_nothing(light: Lab) -> None:
+async def test_a_dispatch_that_is_called_off_leaves_nothing(noop_lab: Lab) -> None:
     """Cancelled while it waits, it takes its dispatch back."""
-    waiting = asyncio.create_task(light.dispatcher.dispatch("called-off", "zzz", timeout_s=30))
+    waiting = asyncio.create_task(noop_lab.dispatcher.dispatch("called-off", "zzz", timeout_s=30))
     await asyncio.sleep(1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    listed = await light.dispatcher.api.agent_dispatch.list_dispatch("called-off")
+    listed = await noop_lab.dispatcher.api.agent_dispatch.list_dispatch("called-off")
     assert [each for each in listed if each.agent_name == "zzz"] == []
 
 
-async def test_a_broken_connection_is_made_anew(light: Lab) -> None:
+async def test_a_broken_connection_is_made_anew(noop_lab: Lab) -> None:
     """Requests that break off for a second end in one agent, not in an error."""
-    link = Link(int(str(light.settings.livekit_url).rsplit(":", 1)[1]))
+    link = Link(int(str(noop_lab.settings.livekit_url).rsplit(":", 1)[1]))
     await link.open()
     try:
-        async with dispatcher_of(light, f"ws://127.0.0.1:{link.port}") as dispatcher:
+        async with dispatcher_of(noop_lab, f"ws://127.0.0.1:{link.port}") as dispatcher:
             waiting = asyncio.create_task(
                 dispatcher.dispatch("broken-off", "later-agent", timeout_s=60)
             )
@@ -182,26 +184,26 @@ async def test_a_broken_connection_is_made_anew(light: Lab) -> None:
                 await asyncio.sleep(0.01)
                 link.interrupt()
             assert not waiting.done()
-            await add_light_worker(light, "later-agent")
+            await add_noop_worker(noop_lab, "later-agent")
             done = await waiting
         await asyncio.sleep(LATE_S)
-        assert await agents_in(light, "broken-off") == [done.agent_identity]
+        assert await agents_in(noop_lab, "broken-off") == [done.agent_identity]
     finally:
         await link.cut()
 
 
-async def test_a_failed_dispatch_leaves_nothing_that_could_come_later(light: Lab) -> None:
+async def test_a_failed_dispatch_leaves_nothing_that_could_come_later(noop_lab: Lab) -> None:
     """After a failure was told, a worker that registers does not bring the agent after all."""
     with pytest.raises(DispatchError, match="registered"):
-        await light.dispatcher.dispatch("given-up", "zzz", timeout_s=1)
-    await add_light_worker(light, "zzz")
+        await noop_lab.dispatcher.dispatch("given-up", "zzz", timeout_s=1)
+    await add_noop_worker(noop_lab, "zzz")
     await asyncio.sleep(1)
-    assert await agents_in(light, "given-up") == []
+    assert await agents_in(noop_lab, "given-up") == []
 
 
-async def test_a_burst_gives_every_room_its_agent(light: Lab, tmp_path: Path) -> None:
+async def test_a_burst_gives_every_room_its_agent(noop_lab: Lab, tmp_path: Path) -> None:
     """Ten rooms at once: each has one agent, and the run says so for both arms."""
-    run = await light.bench.burst(10, workers=1, out=tmp_path / "burst.jsonl")
+    run = await noop_lab.bench.burst(10, workers=1, out=tmp_path / "burst.jsonl")
     arms = run.to_json()["arms"]
     assert set(arms) == {"plain", "confirmed"}
     assert arms["confirmed"]["outcomes"] == {"ok": 10}

@@ -67,7 +67,7 @@ async def tell(lab: Lab, call: Call, text: str) -> None:
 @asynccontextmanager
 async def connected(lab: Lab, *agents: str) -> AsyncIterator[list[Call]]:
     """Calls at once, one with each agent's memory; greetings heard, memories loaded."""
-    await lab.settle()
+    await lab.wait_idle()
     calls: list[Call] = []
     try:
         for agent in agents:
@@ -143,7 +143,7 @@ async def test_two_rooms_with_two_agents_stay_apart(talking: Lab, model: Recordi
 async def test_the_worker_finds_a_names_agent_itself(talking: Lab, model: RecordingModel) -> None:
     """A dispatch that carries a name, as one made while Letta was down, is served as by the id."""
     agent = await talking.letta.create("Day watch", human="The user is called Anna.")
-    await talking.settle()
+    await talking.wait_idle()
     call = talking.new_call(metadata=JobMetadata(letta_agent_id="Day watch"))
     await call.connect()
     await call.hear_greeting()
@@ -273,7 +273,7 @@ async def test_the_agent_is_chosen_by_id_or_name(
 async def test_direct_mode_has_no_memory(talking: Lab) -> None:
     """In direct mode nothing is loaded and nothing is written, whatever agent was named."""
     agent = await talking.letta.create("Left alone")
-    await talking.settle()
+    await talking.wait_idle()
     call = await talking.call(letta_agent=agent, mode="direct")
     await call.hear_greeting()
     await tell(talking, call, "My dog is called Rex.")

@@ -94,7 +94,7 @@ async def test_letta_down_at_the_start_of_a_call(
 ) -> None:
     """The call begins without memory and says so; the memory is taken up when Letta comes."""
     agent = await letta.server.api.create("Down at start", human="The user is called Anna.")
-    await lab.settle()
+    await lab.wait_idle()
     await proxy.set("refuse")
     call = await lab.call(letta_agent="Down at start")
     await call.hear_greeting()
@@ -117,7 +117,7 @@ async def test_letta_fails_in_mid_call(
 ) -> None:
     """Whatever Letta does from the first turn on, each turn is answered and written once."""
     agent = await letta.server.api.create(f"Fails by {fault}")
-    await lab.settle()
+    await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
     await call.hear_greeting()
     await call.until_memory()
@@ -131,7 +131,7 @@ async def test_letta_fails_in_mid_call(
 
 async def test_a_worker_with_a_wrong_key_still_answers(letta: Running, lab: Lab) -> None:
     """Its calls run without memory, and their state names the key."""
-    await lab.settle()
+    await lab.wait_idle()
     right, lab.settings.letta_api_key = lab.settings.letta_api_key, SecretStr("wrong")
     try:
         await lab.add_workers(1, agent_name="wrong-key")
@@ -160,7 +160,7 @@ async def wait_for_turns(letta: Running, call: Call, agent: str) -> None:
 async def test_the_agent_is_deleted_during_the_call(letta: Running, lab: Lab) -> None:
     """The caller is answered all the same, and the turn counts as lost."""
     agent = await letta.server.api.create("Deleted")
-    await lab.settle()
+    await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
     await call.hear_greeting()
     await call.until_memory()
@@ -178,7 +178,7 @@ async def test_the_agent_is_deleted_during_the_call(letta: Running, lab: Lab) ->
 async def test_the_database_is_restarted_during_the_call(letta: Running, lab: Lab) -> None:
     """PostgreSQL killed while turns are written: it is revived, and they are there once."""
     agent = await letta.server.api.create("Without database")
-    await lab.settle()
+    await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
     await call.hear_greeting()
     await call.until_memory()
@@ -195,7 +195,7 @@ async def test_a_killed_worker_leaves_its_turns_to_the_next(
 ) -> None:
     """SIGKILL with turns unwritten: the worker started in its place writes each, once, in order."""
     agent = await letta.server.api.create("Orphaned")
-    await lab.settle()
+    await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
     await call.hear_greeting()
     await call.until_memory()

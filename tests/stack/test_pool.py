@@ -29,7 +29,7 @@ async def pool_lab() -> AsyncIterator[Lab]:
 async def end(lab: Lab, *rooms: str) -> None:
     for room in rooms:
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
-    await lab.pool.settle(150)
+    await lab.pool.wait_idle(150)
 
 
 async def test_jobs_spread_over_the_workers(pool_lab: Lab) -> None:
@@ -101,7 +101,7 @@ async def test_a_drain_that_takes_too_long_moves_the_call(pool_lab: Lab) -> None
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
     worker.settings = worker.settings.model_copy(update={"drain_timeout_s": 1.0})
     going = pool_lab.pool.remove(worker)
-    await call.hear_return()
+    await call.wait_for_replacement()
     assert call.worker["worker_id"] != worker.worker_id
     await going
     listed = await pool_lab.dispatcher.api.room.list_participants(
@@ -223,7 +223,7 @@ async def test_scaling_up_leaves_a_running_call_alone(
 ) -> None:
     """A worker is added while a call runs; the call keeps its agent and goes on."""
     name = pool_lab.settings.agent_name
-    await pool_lab.pool.settle(150)
+    await pool_lab.pool.wait_idle(150)
     call = await pool_lab.call()
     try:
         await call.hear_greeting()

@@ -20,8 +20,8 @@ from labvoice.failover.supervisor import Supervisor
 from labvoice.failover.watched import is_ours
 from labvoice.lab import Lab
 from labvoice.protocol.metadata import (
-    ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_HEARTBEAT,
     ATTRIBUTE_HISTORY,
     unpack_history,
 )
@@ -40,7 +40,7 @@ async def pair() -> AsyncIterator[Lab]:
 @pytest.fixture
 async def call(pair: Lab) -> AsyncIterator[Call]:
     """A call whose greeting was heard; the workers are warm."""
-    await pair.pool.settle(150)
+    await pair.pool.wait_idle(150)
     running = await pair.call()
     try:
         await running.hear_greeting()
@@ -74,7 +74,7 @@ def token(
     if kind == "agent":
         made = made.with_kind("agent")
     if attributes is None:
-        attributes = {ATTRIBUTE_DISPATCH_ID: "AD_lost", ATTRIBUTE_BEAT: "7"}
+        attributes = {ATTRIBUTE_DISPATCH_ID: "AD_lost", ATTRIBUTE_HEARTBEAT: "7"}
     return made.with_grants(grants).with_attributes(attributes).to_jwt()
 
 
@@ -93,7 +93,7 @@ async def test_a_killed_job_goes_on_with_its_conversation(
     turn = await call.hear()
     lost = call.worker
     os.kill(lost["pid"], signal.SIGKILL)
-    await call.hear_return()
+    await call.wait_for_replacement()
     after = await agents(pair, call.room_name)
     assert len(before) == len(after) == 1
     assert before != after
@@ -113,7 +113,7 @@ async def test_a_hung_agent_that_wakes_does_not_come_back(pair: Lab, call: Call)
     """A stopped process is replaced; continued, it leaves the room to the other one."""
     pid = call.worker["pid"]
     os.kill(pid, signal.SIGSTOP)
-    await call.hear_return()
+    await call.wait_for_replacement()
     (other,) = await agents(pair, call.room_name)
     os.kill(pid, signal.SIGCONT)
     await asyncio.to_thread(psutil.wait_procs, [psutil.Process(pid)], 20)
@@ -125,7 +125,7 @@ async def test_a_killed_worker_is_replaced_and_started_again(pair: Lab, call: Ca
     """The call moves to the other worker, and the pool is whole again."""
     (worker,) = [w for w in pair.pool.workers if w.worker_id == call.worker["worker_id"]]
     os.kill(worker.process.pid, signal.SIGKILL)
-    await call.hear_return()
+    await call.wait_for_replacement()
     assert call.worker["worker_id"] != worker.worker_id
     assert len(await agents(pair, call.room_name)) == 1
 
@@ -180,7 +180,7 @@ async def test_a_new_supervisor_finds_what_died_without_it(
     finally:
         pair.supervisor = None  # the next one knows nothing
         pair.supervise()
-    await call.hear_return()
+    await call.wait_for_replacement()
     assert len(await agents(pair, call.room_name)) == 1
     (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
     said = unpack_history(there.attributes.get(ATTRIBUTE_HISTORY, ""))
@@ -216,7 +216,7 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
     """Whoever comes back under a lost agent's name has to leave; the caller and a guest stay."""
     lost, pid = (await agents(pair, call.room_name))[0], call.worker["pid"]
     os.kill(pid, signal.SIGKILL)
-    await call.hear_return()
+    await call.wait_for_replacement()
     (other,) = await agents(pair, call.room_name)
     assert pair.settings.livekit_url
     back, guest = rtc.Room(), rtc.Room()
@@ -307,7 +307,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
         await pair.add_workers(agent_name="only-agent")
         pair.supervisor = None  # the next one knows nothing
         pair.supervise()
-        await call.hear_return(60)
+        await call.wait_for_replacement(60)
         (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
         said = unpack_history(there.attributes[ATTRIBUTE_HISTORY])
         assert turn.transcript in [message.text for message in said]
@@ -342,7 +342,7 @@ async def test_of_two_agents_the_first_stays(pair: Lab) -> None:
 async def test_the_end_of_a_call_spares_other_humans(pair: Lab) -> None:
     """Whoever hangs up takes the agent along; a guest in the room stays, and so does the room."""
     assert pair.settings.livekit_url
-    await pair.pool.settle(150)
+    await pair.pool.wait_idle(150)
     call = await pair.call("with-a-guest")
     guest = rtc.Room()
     await guest.connect(pair.settings.livekit_url, token(pair, "with-a-guest", "guest"))
@@ -409,7 +409,7 @@ async def test_an_agent_without_network_is_replaced(pair: Lab) -> None:
         lost = call.worker
         await pair.add_workers(agent_name="far")
         await link.cut()
-        await call.hear_return()
+        await call.wait_for_replacement()
         assert call.worker["worker_id"] != lost["worker_id"]
         assert len(await agents(pair, call.room_name)) == 1
     finally:

@@ -81,10 +81,10 @@ async def test_nobody_is_known_to_be_there(bare: Lab) -> None:
 
 async def test_another_name_is_there(bare: Lab) -> None:
     """With a worker of another name, which the server's log knows, wherever it runs."""
-    await bare.add_workers(agent_name="lite-agent", program="labvoice.agent.noop", max_jobs=1)
-    error = await failure(bare, "light-agent", "misnamed", timeout_s=1)
+    await bare.add_workers(agent_name="named-agent", program="labvoice.agent.noop", max_jobs=1)
+    error = await failure(bare, "noop-agent", "misnamed", timeout_s=1)
     assert error.outcome == "name_mismatch"
-    assert "'lite-agent'" in error.hint
+    assert "'named-agent'" in error.hint
     assert_documented(error.observed, "no worker is registered as")  # entry
 
 
@@ -95,7 +95,7 @@ async def test_the_request_is_refused(bare: Lab) -> None:
         unknown: int = 1
 
     with pytest.raises(DispatchError) as caught:
-        await bare.dispatcher.dispatch("odd", "lite-agent", metadata=Odd(), timeout_s=4)
+        await bare.dispatcher.dispatch("odd", "named-agent", metadata=Odd(), timeout_s=4)
     assert caught.value.outcome == "rejected"
     assert "unknown" in caught.value.observed
     assert_documented(
@@ -105,8 +105,8 @@ async def test_the_request_is_refused(bare: Lab) -> None:
 
 async def test_the_worker_is_full(bare: Lab) -> None:
     """With a worker that may run one job, and runs it."""
-    await bare.dispatcher.dispatch("first", "lite-agent")
-    error = await failure(bare, "lite-agent", "second")
+    await bare.dispatcher.dispatch("first", "named-agent")
+    error = await failure(bare, "named-agent", "second")
     assert error.outcome == "worker_full"
     assert_documented(error.observed, "is full")  # entry
 

@@ -62,7 +62,7 @@ async def room(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     yield name
     with contextlib.suppress(api.TwirpError):  # cleaned away
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=name))
-    await lab.settle()
+    await lab.wait_idle()
 
 
 async def people(client: httpx.AsyncClient, room: str) -> dict[str, str]:
@@ -91,8 +91,8 @@ async def test_a_dispatch_that_nobody_takes_names_the_cause(
     client: httpx.AsyncClient, room: str
 ) -> None:
     """A wrong name is 404 with the right one, and an odd room 422; both are counted."""
-    wish = {"room": room, "agent_name": "letta-voice-agnet", "timeout_s": 1}
-    answer = await client.post("/api/dispatch-agent", json=wish)
+    body = {"room": room, "agent_name": "letta-voice-agnet", "timeout_s": 1}
+    answer = await client.post("/api/dispatch-agent", json=body)
     assert answer.status_code == 404
     assert answer.json()["success"] is False
     assert answer.json()["outcome"] == "name_mismatch"
@@ -135,19 +135,19 @@ async def test_an_identity_that_is_in_the_room_gets_no_second_token(
     client: httpx.AsyncClient, room: str
 ) -> None:
     """Nobody takes another's place under its name; under another one, or later, one may come."""
-    wish = {"room": room, "identity": "ada"}
-    token = (await client.post("/api/token", json=wish)).json()
+    body = {"room": room, "identity": "ada"}
+    token = (await client.post("/api/token", json=body)).json()
     caller = rtc.Room()
     await caller.connect(token["url"], token["token"])
     try:
-        refused = await client.post("/api/token", json=wish)
+        refused = await client.post("/api/token", json=body)
         assert refused.status_code == 409
         assert refused.json()["error"]["code"] == "identity_taken"
-        assert (await client.post("/api/token", json={**wish, "identity": "eve"})).is_success
+        assert (await client.post("/api/token", json={**body, "identity": "eve"})).is_success
     finally:
         await caller.disconnect()
     async with asyncio.timeout(20):
-        while not (await client.post("/api/token", json=wish)).is_success:
+        while not (await client.post("/api/token", json=body)).is_success:
             await asyncio.sleep(0.1)
 
 
@@ -201,9 +201,9 @@ async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str)
 
 async def test_a_token_may_bring_its_agent(client: httpx.AsyncClient, room: str) -> None:
     """With the strategy `token` the agent comes without another request, as the caller joins."""
-    wish = {"room": room, "identity": "ada", "strategy": "token"}
+    body = {"room": room, "identity": "ada", "strategy": "token"}
     traced = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-    token = (await client.post("/api/token", json=wish, headers=traced)).json()
+    token = (await client.post("/api/token", json=body, headers=traced)).json()
     claims = jwt.decode(token["token"], options={"verify_signature": False})
     (named,) = claims["roomConfig"]["agents"]
     assert json.loads(named["metadata"]) == traced  # the job's spans go on in the page's trace
@@ -227,7 +227,7 @@ async def test_a_diagnosis_really_dispatches(lab: Lab, client: httpx.AsyncClient
     assert checks[-1]["ok"], checks
     rooms = (await client.get("/api/rooms")).json()["rooms"]
     assert not [each for each in rooms if each["name"].startswith("scratch-")]
-    await lab.settle()
+    await lab.wait_idle()
 
 
 async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:

@@ -212,7 +212,7 @@ async def test_a_restart_loses_no_accepted_dispatch(lab: Lab, tmp_path: Path) ->
         assert await agents_in(lab, answer["room"]) == [answer["agent_identity"]]
     for room in rooms:
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
-    await lab.settle()
+    await lab.wait_idle()
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
             ) as client,
         ):
             headers = {"traceparent": f"00-{trace_id}-{click}-01"}
-            wish = {"room": "traced"}
-            done = (await client.post("/api/dispatch-agent", json=wish, headers=headers)).json()
+            body = {"room": "traced"}
+            done = (await client.post("/api/dispatch-agent", json=body, headers=headers)).json()
             assert done["success"], done
             await client.delete(f"/api/dispatches/{done['dispatch_id']}")
             turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}

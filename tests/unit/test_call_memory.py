@@ -15,7 +15,7 @@ from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.hybrid import LabAgent
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.turn_store import Turn, TurnStore
-from labvoice.protocol.metadata import Said
+from labvoice.protocol.metadata import ChatTurn
 from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
 from tests.unit.fake_letta import FakeLetta, serving
@@ -109,9 +109,9 @@ async def test_pings_alone_are_no_answer(
 async def test_all_that_was_unanswered_is_written_back(letta: FakeLetta, tmp_path: Path) -> None:
     """An agent that takes over writes every message that the lost one had not answered."""
     said = [
-        Said(role="assistant", text="Hello."),
-        Said(role="user", text="My dog is called Rex."),
-        Said(role="user", text="I live in Oslo."),
+        ChatTurn(role="assistant", text="Hello."),
+        ChatTurn(role="user", text="My dog is called Rex."),
+        ChatTurn(role="user", text="I live in Oslo."),
     ]
     async with calling(letta, tmp_path / "turns.sqlite") as memory:
         LabAgent("hybrid", memory, said).on_close()
@@ -144,7 +144,7 @@ async def test_letta_is_not_asked_twice_by_the_agent_that_takes_over(
     assert await answer(LabAgent("letta", lost), "My dog is called Rex.") == ANSWER
     assert await kept(turns) == []  # held: Letta may still be at it
     async with calling(letta, turns) as memory:
-        agent = LabAgent("letta", memory, [Said(role="user", text="My dog is called Rex.")])
+        agent = LabAgent("letta", memory, [ChatTurn(role="user", text="My dog is called Rex.")])
         assert await answer(agent, "My dog is called Rex.") == fast_model
         agent.on_close()
     assert [(turn.user_text, turn.sent) for turn in await kept(turns)] == [

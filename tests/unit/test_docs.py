@@ -22,6 +22,11 @@ def test_the_docs_build_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
-    for name in ("lab.Lab", "stack.pool.Pool", "dispatch.supervisor.Supervisor", "widgets.connect"):
+    for name in (
+        "lab.Lab",
+        "stack.workers.pool.Pool",
+        "failover.supervisor.Supervisor",
+        "widgets.connect",
+    ):
         assert f'id="labvoice.{name}' in reference
     assert (tmp_path / "gallery" / "01-first-call.html").is_file()

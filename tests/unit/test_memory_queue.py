@@ -20,7 +20,7 @@ from labvoice.errors import (
     UsageError,
 )
 from labvoice.memory.blocks import MemorySnapshot, load_memory, watch
-from labvoice.memory.circuit import CircuitBreaker, PutOffError
+from labvoice.memory.circuit import CircuitBreaker, CircuitOpenError
 from labvoice.memory.client import AgentMissingError, new_client, resolve_at_once
 from labvoice.memory.queue import MemoryQueue
 from labvoice.memory.turn_store import TurnStore
@@ -312,14 +312,14 @@ async def test_who_waits_for_an_attempt_that_fails_gives_up() -> None:
 
     with pytest.raises(ServerUnreachableError):
         await fail()
-    with pytest.raises(PutOffError):
+    with pytest.raises(CircuitOpenError):
         await fail()
-    while breaker.put_off:
+    while breaker.is_open:
         await asyncio.sleep(0.05)
     begun.clear()
     first = asyncio.create_task(fail())
     await begun.wait()
-    with pytest.raises(PutOffError):
+    with pytest.raises(CircuitOpenError):
         await fail()
     with pytest.raises(ServerUnreachableError):
         await first

@@ -11,13 +11,13 @@ from livekit.protocol.models import ParticipantInfo
 
 from labvoice.failover.watched import Watched, is_ours
 from labvoice.protocol.metadata import (
-    ATTRIBUTE_BEAT,
     ATTRIBUTE_DISPATCH_ID,
+    ATTRIBUTE_HEARTBEAT,
     MAX_HISTORY_BYTES,
     MAX_HISTORY_MESSAGES,
+    ChatTurn,
     JobMetadata,
     Resume,
-    Said,
     carried,
     pack_history,
     parse_metadata,
@@ -25,15 +25,15 @@ from labvoice.protocol.metadata import (
 )
 
 
-def agent(beat: int | None = 1, kind: int = ParticipantInfo.Kind.AGENT) -> ParticipantInfo:
+def agent(heartbeat: int | None = 1, kind: int = ParticipantInfo.Kind.AGENT) -> ParticipantInfo:
     attributes = {ATTRIBUTE_DISPATCH_ID: "AD_1"}
-    if beat is not None:
-        attributes[ATTRIBUTE_BEAT] = str(beat)
+    if heartbeat is not None:
+        attributes[ATTRIBUTE_HEARTBEAT] = str(heartbeat)
     return ParticipantInfo(identity="agent-AJ_1", kind=kind, attributes=attributes)  # type: ignore[arg-type]
 
 
 def test_beats_end_silence() -> None:
-    """Silence grows from look to look and ends with a new beat."""
+    """Silence grows from look to look and ends with a new heartbeat."""
     watched = Watched("room", agent(1), 0.0)
     watched.update(agent(1), 0.0)
     for step in range(1, 5):
@@ -72,20 +72,20 @@ def test_nobody_but_an_agent_is_ours(kind: int) -> None:
     """A human who copies an agent's attributes is still no agent, and is never removed."""
     assert is_ours(agent())
     assert not is_ours(agent(kind=kind))
-    assert not is_ours(agent(beat=None))  # somebody else's agent
+    assert not is_ours(agent(heartbeat=None))  # somebody else's agent
 
 
 def test_history_keeps_the_newest() -> None:
     """A long conversation is cut at its beginning, within the bounds, and comes back the same."""
     said = [
-        Said(role="user" if number % 2 else "assistant", text=f"{number} " + "wörd " * 20)
+        ChatTurn(role="user" if number % 2 else "assistant", text=f"{number} " + "wörd " * 20)
         for number in range(100)
     ]
     packed = pack_history(said)
     assert len(packed.encode()) <= MAX_HISTORY_BYTES
     kept = unpack_history(packed)
     assert kept == said[-len(kept) :]
-    short = [Said(role="user", text=str(number)) for number in range(100)]
+    short = [ChatTurn(role="user", text=str(number)) for number in range(100)]
     assert unpack_history(pack_history(short)) == short[-MAX_HISTORY_MESSAGES:]
     assert Resume(history=unpack_history(pack_history(short))).history
 
@@ -133,7 +133,7 @@ def test_the_servers_own_dispatch_is_nobodys_loss() -> None:
 
 def test_a_dispatch_hands_on_what_it_was_told() -> None:
     """Metadata and history of a lost agent's dispatch go to the next; a first agent has none."""
-    said = [Said(role="user", text="My dog is called Rex.")]
+    said = [ChatTurn(role="user", text="My dog is called Rex.")]
     metadata = JobMetadata(letta_agent_id="agent-7", resume=Resume(history=said))
     text = metadata.model_dump_json(exclude_none=True)
     again = Watched.from_dispatch("room", dispatch(90, None, text), 0.0, lambda _: False)

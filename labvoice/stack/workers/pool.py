@@ -301,7 +301,7 @@ class Pool:
         answers = await asyncio.gather(*(worker.status() for worker in self.workers))
         return [answer for answer in answers if answer is not None]
 
-    async def settle(self, timeout_s: float = 60.0) -> None:
+    async def wait_idle(self, timeout_s: float = 60.0) -> None:
         """Waits until every worker is idle and has its warm processes back.
 
         Raises:
@@ -309,7 +309,7 @@ class Pool:
         """
         until = time.monotonic() + timeout_s
         while self._restarting or not all(
-            await asyncio.gather(*(worker.settled() for worker in self.workers))
+            await asyncio.gather(*(worker.is_idle() for worker in self.workers))
         ):
             if time.monotonic() > until:
                 raise StageTimeoutError(

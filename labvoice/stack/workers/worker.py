@@ -301,7 +301,7 @@ class Worker:
         self._read()
         return dict(self._jobs)
 
-    async def settled(self) -> bool:
+    async def is_idle(self) -> bool:
         """Whether no job runs and no process is being prepared for the next one."""
         status = await self.status()
         if status is None or status.active_jobs:
