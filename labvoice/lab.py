@@ -27,7 +27,7 @@ from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import Mode, Settings, load_settings
-from labvoice.speech.utterances import Utterance, load_wav, synthesize
+from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
 from labvoice.speech.weights import WeightName, require
 from labvoice.stack.letta.server import LettaServer
 from labvoice.stack.livekit.server import LiveKitServer
@@ -535,16 +535,26 @@ class Lab:
         """Returns when the workers are idle and warm again; benchmarks wait so between trials."""
         await self.pool.wait_idle()
 
-    async def utterance(self, what: str | Path) -> Utterance:
-        """Returns something to say: a text to synthesise, or a WAV file.
+    async def utterance(self, what: str | Path, channel: Channel | None = None) -> Utterance:
+        """Returns something to say: a text to synthesise, or a recording.
+
+        Args:
+            what: A text, or the path of an audio file: one that exists, or one word that ends
+                like an audio file's name.
+            channel: Of a stereo recording, what the caller says; see
+                :func:`labvoice.speech.utterances.load_wav`.
 
         Raises:
-            AudioFormatError: The file is not one that can be spoken.
+            AudioFormatError: The file is not one that can be spoken, or the text has no words.
+            UsageError: A channel is given for a text.
             WeightsError: The voice's weights could not be obtained.
         """
-        if isinstance(what, Path):
-            return await asyncio.to_thread(load_wav, what)
-        return await asyncio.to_thread(synthesize, what, self.settings, self._progress)
+        path = what if isinstance(what, Path) else audio_file(what)
+        if path is not None:
+            return await asyncio.to_thread(load_wav, path, channel)
+        if channel is not None:
+            raise UsageError("a text has no channels", "give `channel` with a recording only")
+        return await asyncio.to_thread(synthesize, str(what), self.settings, self._progress)
 
     # -- looks --------------------------------------------------------------------------
 

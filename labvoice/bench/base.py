@@ -176,6 +176,10 @@ class Bench:
         """
         if turns < 1:
             raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
+        if utterances is not None and not utterances:
+            raise UsageError(
+                "the list of utterances is empty", "give one, or leave `utterances` out"
+            )
         chosen = choose(arms, TURN_ARMS)
         if utterances is None:
             utterances = await asyncio.to_thread(
@@ -459,6 +463,7 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
         reply=turn.reply,
         wer=turn.word_error_rate,
         user_messages=turn.user_messages,
+        notice=turn.notice,
     )
     run.outcome(trial, turn.outcome, turn=turn.number)
 

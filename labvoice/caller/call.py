@@ -20,9 +20,8 @@ from pydantic import SecretStr
 
 from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
-from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
-from labvoice.caller.turns import Turn
+from labvoice.caller.turns import Turn, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.tokens import caller_token
@@ -37,7 +36,7 @@ from labvoice.errors import (
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 from labvoice.show import Facts, call_facts
-from labvoice.speech.utterances import Utterance, speech_bounds
+from labvoice.speech.utterances import Utterance
 
 if TYPE_CHECKING:
     from livekit.agents.voice.remote_session import RemoteSession
@@ -448,11 +447,12 @@ class Call:
         Args:
             utterance: See :mod:`labvoice.speech.utterances` for where to get one.
         """
-        turn = Turn(len(self.turns), utterance.text)
+        speech = await asyncio.to_thread(lambda: utterance.speech)
+        turn = Turn(len(self.turns), utterance.text, notice=utterance.notice)
+        if speech.doubt:
+            turn.add_notice(f"the end of speech is uncertain: {speech.doubt}")
         self.turns.append(turn)
-        whole = (0, len(utterance.samples) - 1)  # of silence, every sample counts
-        first, last = speech_bounds(utterance.samples, MICROPHONE_RATE_HZ) or whole
-        start_s, end_s = await self._microphone.play(utterance.samples, first, last)
+        start_s, end_s = await self._microphone.play(utterance.samples, speech.first, speech.last)
         self._mark_turn(turn, "user_speech_start", start_s)
         self._mark_turn(turn, "user_speech_end", end_s)
         return turn
@@ -481,6 +481,9 @@ class Call:
                 with contextlib.suppress(NoReplyError):
                     await self.hear_onset(_REST_TIMEOUT_S)
             await self.hear_end()
+            voice = self._listener.voice_since(onset_s)
+            if voice is not None and voice.doubt:
+                turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
             await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
             await self._fetch_worker()
         except NoReplyError:
@@ -639,7 +642,7 @@ class Call:
             marks=self.marks,
             greeting=self.greeting,
             turns=self.turns,
-            troubles=[self.failure, self.notice],
+            troubles=[self.failure, self.notice, *turn_notices(self.turns)],
         )
 
     def __repr__(self) -> str:

@@ -1,26 +1,59 @@
-"""What the caller hears: voice found on the samples, dated by their arrival."""
+"""What the caller hears: voice found on the samples, dated by their arrival.
+
+The rule is that of :mod:`labvoice.speech.detection`, by which the end of the caller's own speech
+is found: LiveKit's voice detector says that there is speech, and the levels of 10 ms frames say
+where it begins and ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
+from labvoice.speech.detection import (
+    CLEAR_RATIO,
+    LOOK_BACK_S,
+    NOISE_RATIO,
+    PEAK_RATIO,
+    VAD_ENTER,
+    VAD_LEAVE,
+    HighPass,
+    VoiceProbability,
+    frame_levels,
+    voiced_runs,
+)
+
 SAMPLE_RATE_HZ = 24000
 _FRAME_MS = 10
-_VOICED_RMS = 0.004
-"""A 10 ms frame above this RMS (full scale 1.0, i.e. -48 dBFS) is voiced. What the agent's
+_FRAME_S = _FRAME_MS / 1000
+_FAINT_RMS = 0.001
+"""A 10 ms frame below this RMS (full scale 1.0, i.e. -60 dBFS) is not voiced. What the agent's
 track carries between two utterances is digital silence, coded: below -70 dBFS."""
-_ONSET_FRAMES = 3
-"""So many voiced frames in a row are voice, and the first of them dates it: a click is not."""
+_SOUND_RMS = 0.004
+_SOUND_S = 0.15
+"""What the detector does not take for speech, a tone or a laugh, is heard as voice as well when it
+is that loud (-48 dBFS), stands out of the silence before it, and lasts so long, in seconds."""
+_SOUND_RATIO = 10.0
 _HANGOVER_S = 0.4
 """Silence that ends a stretch of voice, in seconds; pauses between sentences are shorter."""
+_SPEECH_LASTS_S = 0.3
+"""How long after the detector's last speech a loud frame is still speech, in seconds."""
+_LOOK_BACK = round((LOOK_BACK_S + 0.064) / _FRAME_S)  # and two windows of the detector's
+_HIDDEN_FRAMES = 10
+"""Speech whose levels do not stand out of the noise is dated by the detector alone, when it is sure
+for so many frames."""
+_NOISE_FRAMES = 200
+_LEAST_NOISE_FRAMES = 30
+_NOISE_QUANTILE = 0.75
 
 # A track that ends by itself, as a lost agent's does, is dropped by the SDK twice (livekit 1.1.21),
 # which it would tell the user as a warning.
@@ -37,11 +70,29 @@ class Voice:
         start_s: Arrival of the frame with its first voiced sample, in monotonic seconds.
         end_s: Arrival of the frame with its last voiced sample so far.
         ended: Whether enough silence followed.
+        loudest: The highest level of its frames so far, full scale 1.0.
+        noise: The level of what was heard before it.
+        speech: Whether the detector takes it for speech, not for another sound.
     """
 
     start_s: float
     end_s: float
     ended: bool = False
+    loudest: float = field(default=0.0, repr=False)
+    noise: float = field(default=0.0, repr=False)
+    speech: bool = field(default=True, repr=False)
+
+    @property
+    def doubt(self) -> str:
+        """Why its edges may be off by more than some 10 ms; empty where nothing speaks for it."""
+        if self.noise * CLEAR_RATIO <= self.loudest:
+            return ""
+        return f"there is noise only {20 * np.log10(self.loudest / self.noise):.0f} dB below it"
+
+    @property
+    def threshold(self) -> float:
+        """The level that its frames reach."""
+        return max(_FAINT_RMS, PEAK_RATIO * self.loudest, NOISE_RATIO * self.noise)
 
 
 class Listener:
@@ -60,8 +111,14 @@ class Listener:
         self.voices: list[Voice] = []
         self.started_s = 0.0
         self._frames: list[npt.NDArray[np.int16]] = []
-        self._run_start_s = 0.0
-        self._run = 0
+        self._arrived_s: list[float] = []
+        self._high_pass = HighPass(SAMPLE_RATE_HZ)
+        self._detector = VoiceProbability(SAMPLE_RATE_HZ)
+        self._probability = 0.0
+        self._spoken_s = float("-inf")
+        self._levels: deque[float] = deque(maxlen=_LOOK_BACK)
+        self._between: deque[float] = deque(maxlen=_NOISE_FRAMES)
+        self._loud_frames = 0
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, track: rtc.Track) -> None:
@@ -92,29 +149,71 @@ class Listener:
         if not self._frames:
             self.started_s = at_s
         self._frames.append(samples)
-        rms = float(np.sqrt(np.mean(np.square(samples.astype(np.float32) / 32768))))
+        self._arrived_s.append(at_s)
+        level = float(frame_levels(samples, self._high_pass(samples), len(samples))[0])
+        self._levels.append(level)
+        for probability in self._detector(samples):
+            self._probability = probability
+        if self._probability >= VAD_LEAVE:
+            self._spoken_s = at_s
         current = self.voices[-1] if self.voices and not self.voices[-1].ended else None
-        if rms > _VOICED_RMS:
-            if current is not None:
-                current.end_s = at_s
-                return False
-            if self._run == 0:
-                self._run_start_s = at_s
-            self._run += 1
-            if self._run >= _ONSET_FRAMES:
-                self._run = 0
-                self.voices.append(Voice(self._run_start_s, at_s))
-                return True
-            return False
-        self._run = 0
-        if current is not None and at_s - current.end_s >= _HANGOVER_S:
+        if current is None:
+            return self._begins(level)
+        speaks = not current.speech or at_s - self._spoken_s <= _SPEECH_LASTS_S
+        hidden = bool(current.doubt) and self._probability >= VAD_LEAVE  # in the noise
+        if speaks and (level >= current.threshold or hidden):
+            current.end_s = at_s
+            current.loudest = max(current.loudest, level)
+        elif at_s - current.end_s >= _HANGOVER_S:
             current.ended = True
+            self._levels.clear()  # what was before belongs to no other voice
             return True
         return False
 
+    def _begins(self, level: float) -> bool:
+        """Tells whether voice has begun by now; its onset may lie some frames back."""
+        if self._probability < VAD_ENTER:
+            self._speech_frames = 0
+        if self._probability < VAD_ENTER and level < _SOUND_RMS:
+            self._loud_frames = 0
+            self._between.append(level)
+            return False
+        enough = len(self._between) >= _LEAST_NOISE_FRAMES
+        noise = float(np.quantile(self._between, _NOISE_QUANTILE)) if enough else 0.0
+        if self._probability >= VAD_ENTER:
+            levels = np.array(self._levels)
+            voice = Voice(0.0, self._arrived_s[-1], loudest=float(levels.max()), noise=noise)
+            voiced = np.flatnonzero(voiced_runs(levels, voice.threshold, _FRAME_S))
+            self._speech_frames += 1
+            if len(voiced):
+                onset = int(voiced[0]) - len(levels)
+            elif self._speech_frames >= _HIDDEN_FRAMES:
+                onset = -self._speech_frames
+            else:
+                return False
+            voice.start_s = self._arrived_s[onset]
+        elif enough and level >= _SOUND_RATIO * noise:
+            self._loud_frames += 1
+            if self._loud_frames * _FRAME_S < _SOUND_S:
+                return False
+            start_s = self._arrived_s[-self._loud_frames]
+            voice = Voice(start_s, self._arrived_s[-1], loudest=level, noise=noise, speech=False)
+        else:
+            self._loud_frames = 0
+            self._between.append(level)
+            return False
+        self._loud_frames = self._speech_frames = 0
+        self.voices.append(voice)
+        return True
+
+    def voice_since(self, since_s: float) -> Voice | None:
+        """Returns the first voice that began at or after an instant; None if there is none."""
+        return next((voice for voice in self.voices if voice.start_s >= since_s), None)
+
     def onset_since(self, since_s: float) -> float | None:
         """Returns when voice was first heard at or after an instant; None if it was not."""
-        return next((v.start_s for v in self.voices if v.start_s >= since_s), None)
+        voice = self.voice_since(since_s)
+        return None if voice is None else voice.start_s
 
     @property
     def silent(self) -> bool:
@@ -123,11 +222,8 @@ class Listener:
 
     def audio(self, start_s: float = 0.0, end_s: float = float("inf")) -> npt.NDArray[np.int16]:
         """Returns what was received between two instants: mono, at :data:`SAMPLE_RATE_HZ`."""
-        step = _FRAME_MS / 1000
-        first = max(0, int((start_s - self.started_s) / step))
-        last = len(self._frames)
-        if end_s != float("inf"):
-            last = min(last, int((end_s - self.started_s) / step) + 1)
+        first = bisect.bisect_left(self._arrived_s, start_s)
+        last = bisect.bisect_right(self._arrived_s, end_s)
         frames = self._frames[first:last]
         return np.concatenate(frames) if frames else np.zeros(0, np.int16)
 
@@ -136,3 +232,4 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._detector.close()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import jiwer
+
+from labvoice.protocol.vocabulary import voice_to_voice_s
 
 
 def word_error_rate(said: str, recognised: str) -> float:
@@ -31,6 +34,7 @@ class Turn:
         user_messages: Into how many user turns the agent split the utterance; 1 is right.
         outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`; `error` until it was
             heard to its end.
+        notice: What is worth knowing of its figures, such as an end of speech that is uncertain.
         reply_ids: LiveKit's ids of the reply's messages.
     """
 
@@ -42,7 +46,12 @@ class Turn:
     reply: str = ""
     user_messages: int = 0
     outcome: str = "error"
+    notice: str = ""
     reply_ids: list[str] = field(default_factory=list, repr=False)
+
+    def add_notice(self, sentence: str) -> None:
+        """Adds what is worth knowing of its figures."""
+        self.notice = "; ".join(filter(None, (self.notice, sentence)))
 
     @property
     def word_error_rate(self) -> float | None:
@@ -51,7 +60,13 @@ class Turn:
 
     @property
     def voice_to_voice_s(self) -> float | None:
-        """From the last voiced sample sent to the first voiced sample of the reply, in seconds."""
-        if "reply_heard" not in self.marks:
-            return None
-        return self.marks["reply_heard"] - self.marks["user_speech_end"]
+        """From the last voiced sample sent to the first voiced sample of the reply, in seconds.
+
+        None where no reply was heard, and where it began before the caller had finished.
+        """
+        return voice_to_voice_s(self.marks)
+
+
+def turn_notices(turns: Iterable[Turn]) -> list[str]:
+    """Returns the turns' notices, a sentence each."""
+    return [f"turn {turn.number + 1}: {turn.notice}" for turn in turns if turn.notice]

@@ -30,7 +30,10 @@ if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait 
 
 def call(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
-    wav: Annotated[list[Path] | None, typer.Option("--wav", help="A WAV file to speak.")] = None,
+    wav: Annotated[list[Path] | None, typer.Option("--wav", help="A recording to speak.")] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="What to speak of stereo recordings: left, right or mix.")
+    ] = None,
     room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
@@ -51,6 +54,7 @@ def call(
         _call(
             say or [],
             wav or [],
+            channel,
             room,
             agent_name,
             letta_agent,
@@ -64,6 +68,7 @@ def call(
 async def _call(
     say: list[str],
     wav: list[Path],
+    channel: str | None,
     room: str | None,
     agent_name: str | None,
     letta_agent: str | None,
@@ -71,9 +76,12 @@ async def _call(
     llm: Llm | None,
     json_path: Path | None,
 ) -> int:
-    from labvoice.speech.utterances import load_wav
+    from labvoice.speech.utterances import check_channel, load_wav
 
-    recordings = [load_wav(path) for path in wav]
+    recordings = [load_wav(path, check_channel(channel)) for path in wav]
+    for path, recording in zip(wav, recordings, strict=True):
+        if recording.notice:
+            tell(f"notice: {path}: {recording.notice}")
     from labvoice.lab import Lab  # takes seconds: a wrong file is told before
 
     async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
@@ -123,6 +131,8 @@ def _print_marks(call: Call) -> None:
             f"{name} {took_s * 1000:.0f} ms" for name, took_s in (stages | turn.metrics).items()
         )
         tell(f"turn {turn.number + 1}: {turn.outcome}; {', '.join(words) or 'no figures'}")
+        if turn.notice:
+            tell(f"notice: turn {turn.number + 1}: {turn.notice}")
 
 
 def _facts(call: Call) -> dict[str, Any]:
@@ -132,6 +142,7 @@ def _facts(call: Call) -> dict[str, Any]:
             "transcript": turn.transcript,
             "reply": turn.reply,
             "outcome": turn.outcome,
+            "notice": turn.notice,
             "word_error_rate": turn.word_error_rate,
             "user_messages": turn.user_messages,
             "marks": turn.marks,

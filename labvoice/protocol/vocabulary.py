@@ -6,6 +6,7 @@ the measured clock offset and carries that offset's uncertainty.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 CALLER_CONNECTION_MARKS: Final = (
@@ -73,7 +74,21 @@ FAILOVER_STAGES: Final = (
 """The headline stages of a failover."""
 
 TURN_STAGES: Final = (Stage("voice_to_voice", "user_speech_end", "reply_heard"),)
-"""The headline stage of a turn."""
+"""A turn's stages. None is negative: a reply that began before the caller had finished has no
+latency, and its turn's outcome is `interrupted`."""
+
+
+def voice_to_voice_s(marks: Mapping[str, float]) -> float | None:
+    """Returns how long a turn's reply took, in seconds.
+
+    None where none was heard, and where it began before the caller had finished.
+    """
+    (stage,) = TURN_STAGES
+    if stage.start not in marks or stage.end not in marks:
+        return None
+    took_s = marks[stage.end] - marks[stage.start]
+    return took_s if took_s >= 0 else None
+
 
 AGENT_TURN_STAGES: Final = (
     "end_of_turn_delay",

@@ -146,7 +146,9 @@ def _spans(lines: Iterable[Line]) -> dict[_Unit, dict[str, _Span]]:
             instants[line.trial, line.turn].setdefault(line.mark, line.t_s)
     for unit, at in instants.items():
         for stage in (*_derived(unit), *FAILOVER_STAGES):
-            if stage.start in at and stage.end in at:
+            # A reply into the caller's turn has no latency: its outcome is `interrupted`.
+            before = stage in TURN_STAGES and at.get(stage.end, 0.0) < at.get(stage.start, 0.0)
+            if stage.start in at and stage.end in at and not before:
                 spans[unit][stage.name] = _Span(at[stage.start], at[stage.end] - at[stage.start])
     for line in lines:
         if isinstance(line, StageLine):

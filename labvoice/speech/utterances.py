@@ -1,24 +1,28 @@
-"""What the simulated caller says: recorded, synthesised or a file of the user's own."""
+"""What the simulated caller says: recorded, synthesised or a recording of the user's own."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labvoice.errors import AudioFormatError
+from labvoice.errors import AudioFormatError, UsageError
 from labvoice.settings import Settings
+from labvoice.speech.detection import Speech, find_speech, is_silent, resample
 from labvoice.speech.phonemes import phonemize
 from labvoice.speech.weights import Progress, require
 
 Pcm = npt.NDArray[np.int16]
+Channel = Literal["left", "right", "mix"]
+"""Which sound of a stereo recording the caller speaks."""
 
 SAMPLE_RATE: Final = 48000
 """Of every utterance, in Hz: what WebRTC sends, so that nothing is resampled on the way."""
@@ -60,54 +64,97 @@ _KOKORO_RATE = 24000
 _KOKORO_VOICE = "jf_gongitsune"
 _KOKORO_SPEED = 1.0
 _KOKORO_MAX_TOKENS = 510
-_FRAME_S = 0.005
-_VOICED_RATIO = 0.03
 _EDGE_S = 0.02
-_RATES: Final = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
+_MIN_RATE, _MAX_RATE = 4000, 384000
+_MAX_FLOAT = 1.5
+"""Of full scale 1.0: what exceeds it by a little is clipped, as players do."""
+_SAME_SOUND = 0.5
+"""Correlation, at some lag of up to 1 ms (two microphones 34 cm apart), from which on two channels
+hold the same sound."""
+_LAG_S = 0.001
+_ABSENT_RATIO = 10 ** (-40 / 20)
+_CANCELLED_RATIO = 10 ** (-6 / 20)
+_AUDIO_SUFFIXES = frozenset(
+    (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aif", ".aiff", ".au")
+)
+_CONVERT_HINT = (
+    "convert it, for instance with `ffmpeg -i IN -ac 1 -ar 48000 -c:a pcm_s16le OUT.wav`"
+)
+_CHANNEL_HINT = (
+    "choose what the caller says: `--channel left`, `right` or `mix`; in Python "
+    '`load_wav(path, channel="left")`, of an array `samples[:, 0]`'
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """Something to say.
+    """Something to say; whatever form its samples come in, it keeps them as the caller sends them.
+
+    Args:
+        text: The words; empty where nobody knows them.
+        samples: Shape (n,), (n, 1) or (n, 2); integers of 8 (unsigned), 16 or 32 bits, or floats
+            of which 1.0 is full scale. They are converted to 16 bits, mixed to mono and resampled
+            to :data:`SAMPLE_RATE`.
+        sample_rate: Samples per second of what is given.
+        source: Where it comes from: `human`, `kokoro` or `file`, or a word of your own.
+        notice: What was done to the recording, where that is worth knowing.
 
     Attributes:
-        text: The words; empty where nobody knows them.
-        samples: Shape (n,), mono.
-        sample_rate: Samples per second.
-        source: Where it comes from: `human`, `kokoro` or `file`.
+        samples: Shape (n,), int16, mono, at :data:`SAMPLE_RATE`.
+        sample_rate: :data:`SAMPLE_RATE`.
+
+    Raises:
+        AudioFormatError: The samples have another form, hold two channels of which it is not plain
+            what shall be said.
     """
 
     text: str
-    samples: Pcm
+    samples: npt.NDArray[Any]
     sample_rate: int
     source: str
+    notice: str = ""
+
+    def __post_init__(self) -> None:
+        samples, notice = _to_mono(np.asarray(self.samples), self.sample_rate)
+        notice = "; ".join(filter(None, (self.notice, notice)))
+        object.__setattr__(self, "samples", resample(samples, self.sample_rate, SAMPLE_RATE))
+        object.__setattr__(self, "sample_rate", SAMPLE_RATE)
+        object.__setattr__(self, "notice", notice)
 
     @property
     def duration_s(self) -> float:
         """Length in seconds."""
         return len(self.samples) / self.sample_rate
 
+    @functools.cached_property
+    def speech(self) -> Speech:
+        """Where speech begins and ends in it; blocks at first use, some 3 ms a second of it."""
+        if is_silent(self.samples, SAMPLE_RATE):
+            return Speech(0, len(self.samples) - 1, "it is silent, or too quiet to be heard")
+        found = find_speech(self.samples, SAMPLE_RATE)
+        assert found is not None
+        return found
+
 
 def speech_bounds(samples: Pcm, rate: int) -> tuple[int, int] | None:
-    """Finds the first and the last voiced sample.
+    """Returns the indices of the first and the last voiced sample; None where there is no sound.
 
-    A frame of 5 ms is voiced when its root mean square is at least 3 % (30 dB below) of the
-    loudest frame's. The result is exact to that frame.
-
-    Args:
-        samples: Shape (n,), mono.
-        rate: Samples per second.
-
-    Returns:
-        Their indices; None where there is no sound at all.
+    See :func:`labvoice.speech.detection.find_speech`, which also tells whether they are certain.
     """
-    frame = max(1, round(rate * _FRAME_S))
-    padded = np.pad(samples, (0, -len(samples) % frame)).astype(np.float64)
-    levels = np.sqrt((padded.reshape(-1, frame) ** 2).mean(axis=1))
-    if not levels.any():
+    speech = find_speech(samples, rate)
+    return None if speech is None else (speech.first, speech.last)
+
+
+def audio_file(text: str) -> Path | None:
+    """Returns the path that a text is, where it names an audio file; None where it is words."""
+    try:
+        path = Path(text)
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # too long for a path, or with a character that none has
         return None
-    voiced = np.flatnonzero(levels >= _VOICED_RATIO * levels.max())
-    return int(voiced[0]) * frame, min((int(voiced[-1]) + 1) * frame, len(samples)) - 1
+    one_word = not any(sign.isspace() for sign in path.name)
+    return path if one_word and path.suffix.lower() in _AUDIO_SUFFIXES else None
 
 
 def human_utterances(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
@@ -118,7 +165,8 @@ def human_utterances(settings: Settings, progress: Progress | None = None) -> li
     Raises:
         WeightsError: The recording cannot be had.
     """
-    whole = load_wav(require("human-speech", settings, progress) / "two_cities.wav").samples
+    path = require("human-speech", settings, progress) / "two_cities.wav"
+    whole = load_wav(path).samples
     return [
         Utterance(text, _trimmed(_cut(whole, start_s, end_s)), SAMPLE_RATE, "human")
         for start_s, end_s, text in _RECORDED
@@ -160,38 +208,169 @@ def synthesize_all(
     return utterances
 
 
-def load_wav(path: Path | str) -> Utterance:
-    """Reads a PCM WAV file of one or two channels, as one at :data:`SAMPLE_RATE`.
+def check_channel(name: str | None) -> Channel | None:
+    """Returns a channel's name as what it is.
 
     Raises:
-        AudioFormatError: It is not there, is no PCM WAV file, or has an odd rate, more than two
-            channels or no samples.
+        UsageError: There is no such channel.
+    """
+    match name:
+        case None | "left" | "right" | "mix":
+            return name
+    raise UsageError(f"there is no channel {name!r}", _CHANNEL_HINT)
+
+
+def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
+    """Reads a recording: WAV of any encoding, FLAC, OGG and what else libsndfile reads.
+
+    Blocks: call it in a thread.
+
+    Args:
+        path: The file.
+        channel: What the caller says of a stereo recording. When not given, two channels of the
+            same sound are mixed, and of two of which one is silent the other is taken; the
+            utterance's notice says so.
+
+    Raises:
+        AudioFormatError: It is not there, cannot be read, is silent, or has more than two channels
+            or two different ones.
+        UsageError: There is no such channel.
     """
     import soundfile
 
-    def refuse(observed: str) -> AudioFormatError:
-        return AudioFormatError(
-            f"{path} {observed}",
-            "convert it, for instance with `ffmpeg -i IN -ac 1 -ar 48000 -c:a pcm_s16le OUT.wav`",
-        )
-
+    check_channel(channel)
     if not Path(path).is_file():
         raise AudioFormatError(f"{path} is not a file", "check the path")
     try:
         with soundfile.SoundFile(path) as file:
-            if file.format not in ("WAV", "WAVEX") or not file.subtype.startswith("PCM_"):
-                raise refuse(f"holds {file.format} audio as {file.subtype}, not PCM WAV")
-            if file.channels > 2:
-                raise refuse(f"has {file.channels} channels, where 1 or 2 can be spoken")
-            if file.samplerate not in _RATES:
-                raise refuse(f"has {file.samplerate} samples per second, no common rate")
-            rate, samples = file.samplerate, file.read(dtype="int16", always_2d=True)
-    except soundfile.LibsndfileError:
-        raise refuse("is not a WAV file that can be read") from None
+            rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError):  # a headerless `.raw` is a TypeError
+        raise AudioFormatError(
+            f"{path} is not an audio file that can be read", _CONVERT_HINT
+        ) from None
+    try:
+        mono, notice = _to_mono(samples, rate, channel)
+    except AudioFormatError as error:
+        raise AudioFormatError(f"{path}: {error.observed}", error.hint) from None
+    if is_silent(mono, rate):
+        raise AudioFormatError(
+            f"{path} is silent, or too quiet to be heard: its highest sample is {_peak_dbfs(mono)}",
+            "record it anew, or raise its level: `ffmpeg -i IN -af loudnorm OUT.wav`",
+        )
+    return Utterance("", mono, rate, "file", notice)
+
+
+def _to_mono(
+    samples: npt.NDArray[Any], rate: int, channel: Channel | None = None
+) -> tuple[Pcm, str]:
+    """Brings samples of any form to 16 bits and one channel; says what was done to two."""
+    if not isinstance(rate, int | np.integer) or not _MIN_RATE <= rate <= _MAX_RATE:
+        raise AudioFormatError(
+            f"the audio has {rate!r} samples per second, where whole numbers from {_MIN_RATE} to "
+            f"{_MAX_RATE} can be spoken",
+            _CONVERT_HINT,
+        )
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    if samples.ndim != 2 or samples.shape[1] not in (1, 2):
+        channels = f"has {samples.shape[1]} channels" if samples.ndim == 2 else "is no audio"
+        raise AudioFormatError(
+            f"audio of shape {samples.shape} {channels}: one or two can be spoken, "
+            "in shape (n,), (n, 1) or (n, 2)",
+            "transpose the array, or take one channel out; of a file: " + _CONVERT_HINT,
+        )
     if not len(samples):
-        raise refuse("holds no samples")
-    mono = samples.mean(axis=1).round().astype(np.int16)
-    return Utterance("", _resampled(mono, rate), SAMPLE_RATE, "file")
+        raise AudioFormatError("the audio holds no samples", "record it anew")
+    if samples.shape[1] == 1:
+        if channel == "right":
+            raise AudioFormatError("the audio is mono and has no right channel", "leave it out")
+        return _to_int16(samples[:, 0]), ""
+    left, right = (_to_int16(samples[:, index]).astype(np.float64) for index in (0, 1))
+    mono, notice = _chosen(left, right, rate, channel)
+    return np.asarray(np.clip(np.round(mono), -32768, 32767), np.int16), notice
+
+
+def _chosen(
+    left: npt.NDArray[np.float64],
+    right: npt.NDArray[np.float64],
+    rate: int,
+    channel: Channel | None,
+) -> tuple[npt.NDArray[np.float64], str]:
+    """The sound of two channels that is spoken, and what was done, in words."""
+    mix = (left + right) / 2
+    if channel in ("left", "right"):
+        return (left if channel == "left" else right), f"of two channels the {channel} one is said"
+    levels = [float(np.std(part)) for part in (left, right)]
+    loud, faint = max(levels), min(levels)
+    cancelled = float(np.std(mix)) < _CANCELLED_RATIO * (loud + faint) / 2
+    if channel == "mix":
+        if cancelled and faint > _ABSENT_RATIO * loud:
+            raise AudioFormatError(
+                "its two channels are in antiphase: mixed, they cancel each other",
+                "choose one: `--channel left` or `right`",
+            )
+        return mix, "its two channels are mixed"
+    if not loud:
+        return mix, ""
+    name, louder = ("left", left) if levels[0] >= levels[1] else ("right", right)
+    if faint <= _ABSENT_RATIO * loud:
+        return louder, f"of two channels the {name} one is said, for the other is silent"
+    if abs(_likeness(left, right, rate)) < _SAME_SOUND:
+        raise AudioFormatError(
+            "its two channels hold different sounds, as recordings of calls do: the caller on the "
+            "left, the agent on the right",
+            _CHANNEL_HINT,
+        )
+    if cancelled:
+        return louder, f"of two channels the {name} one is said, for mixed they cancel each other"
+    return mix, "its two channels hold the same sound and are mixed"
+
+
+def _likeness(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64], rate: int) -> float:
+    """The correlation of two channels at the lag where it is greatest in size."""
+    left, right = left - left.mean(), right - right.mean()
+    scale = float(np.linalg.norm(left) * np.linalg.norm(right))
+    if not scale:
+        return 0.0
+    reach = min(round(_LAG_S * rate), len(left) - 1)
+    products = (
+        np.dot(
+            left[max(0, lag) : len(left) + min(0, lag)],
+            right[max(0, -lag) : len(right) - max(0, lag)],
+        )
+        for lag in range(-reach, reach + 1)
+    )
+    return float(max(products, key=abs)) / scale
+
+
+def _to_int16(samples: npt.NDArray[Any]) -> Pcm:
+    """Converts one channel of any depth to 16 bits."""
+    kind = samples.dtype
+    if kind == np.int16:
+        return samples
+    if kind == np.uint8:
+        return np.asarray((samples.astype(np.int16) - 128) * 256, np.int16)
+    if kind == np.int32:
+        return np.asarray(samples >> 16, np.int16)
+    if kind.kind == "f":
+        if not np.isfinite(samples).all():
+            raise AudioFormatError("the audio holds NaN or infinity", "look for where it is made")
+        peak = float(np.abs(samples).max(initial=0.0))
+        if peak > _MAX_FLOAT:
+            raise AudioFormatError(
+                f"the audio's floats reach {peak:g}, where 1.0 is full scale",
+                "divide it by its full scale; 16-bit numbers by 32768",
+            )
+        return np.asarray(np.clip(np.round(samples * 32768), -32768, 32767), np.int16)
+    raise AudioFormatError(
+        f"the audio is of type {kind}, which has no known full scale",
+        "give int16, int32, uint8, or floats from -1.0 to 1.0",
+    )
+
+
+def _peak_dbfs(samples: Pcm) -> str:
+    peak = int(np.abs(samples.astype(np.int32)).max(initial=0))
+    return f"{20 * np.log10(peak / 32768):.0f} dBFS" if peak else "0, digital silence"
 
 
 class _Kokoro:
@@ -226,7 +405,7 @@ class _Kokoro:
         }
         audio = self._session.run(None, feed)[0].reshape(-1)
         pcm = (np.clip(audio, -1, 1) * 32767).astype(np.int16)
-        return _trimmed(_resampled(pcm, _KOKORO_RATE))
+        return _trimmed(resample(pcm, _KOKORO_RATE, SAMPLE_RATE))
 
 
 def _cut(samples: Pcm, start_s: float, end_s: float) -> Pcm:
@@ -239,17 +418,6 @@ def _trimmed(samples: Pcm) -> Pcm:
         return samples
     edge = round(_EDGE_S * SAMPLE_RATE)
     return samples[max(0, bounds[0] - edge) : bounds[1] + 1 + edge]
-
-
-def _resampled(samples: Pcm, rate: int) -> Pcm:
-    if rate == SAMPLE_RATE:
-        return samples
-    from scipy.signal import resample_poly
-
-    # scipy reduces the fraction itself.
-    made = resample_poly(samples.astype(np.float64), SAMPLE_RATE, rate)
-    clipped: Pcm = np.clip(made.round(), -32768, 32767).astype(np.int16)
-    return clipped
 
 
 def _write_wav(path: Path, samples: Pcm) -> None:

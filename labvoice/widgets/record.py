@@ -16,6 +16,7 @@ from labvoice.protocol.vocabulary import (
     OUTCOMES,
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
+    voice_to_voice_s,
 )
 from labvoice.runs.run import RunWriter
 from labvoice.settings import Settings
@@ -55,9 +56,7 @@ class BrowserTurn(_Part):
     @property
     def voice_to_voice_s(self) -> float | None:
         """From the last voiced sample spoken to the first of the reply, in seconds."""
-        if not {"user_speech_end", "reply_heard"} <= self.marks.keys():
-            return None
-        return self.marks["reply_heard"] - self.marks["user_speech_end"]
+        return voice_to_voice_s(self.marks)
 
 
 class CallRecord(_Part):

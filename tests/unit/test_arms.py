@@ -8,6 +8,7 @@ import pytest
 
 from labvoice.bench.arms import CONNECT_ARMS, choose, endpointing_arms, interleave
 from labvoice.errors import UsageError
+from labvoice.lab import Lab
 
 
 def test_arms_are_chosen_by_name_in_the_order_given() -> None:
@@ -46,3 +47,9 @@ def test_every_arm_has_its_turn_in_every_round() -> None:
     assert Counter(order) == Counter((n, arm.name) for n in range(30) for arm in arms)
     firsts = Counter(name for _, name in order[::3])
     assert set(firsts) == {"stock", "token", "ahead"}
+
+
+async def test_an_empty_list_of_utterances_is_refused_before_anything_starts() -> None:
+    """Nothing to say is a wrong use, told without a lab that runs."""
+    with pytest.raises(UsageError, match="list of utterances is empty"):
+        await Lab(letta=False).bench.turns(1, utterances=[])

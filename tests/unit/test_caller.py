@@ -20,6 +20,7 @@ from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
 from labvoice.protocol.vocabulary import RPC_CLOCK
+from labvoice.speech.utterances import Utterance
 
 _SKEW_S = 1e6
 
@@ -117,6 +118,34 @@ async def test_marks_of_a_turn_are_told_as_they_are_set(monkeypatch: pytest.Monk
     with pytest.raises(StageTimeoutError):
         await call.hear()
     assert told == ["0 reply_heard 2.5"]
+
+
+async def test_a_doubtful_end_of_speech_is_told_on_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was done to a recording, and that its end is uncertain, stand on the turn and call."""
+    call = _call()
+    call.turns = []
+
+    async def play(_: object, first: int, last: int) -> tuple[float, float]:
+        return first / 48000, last / 48000
+
+    monkeypatch.setattr(call._microphone, "play", play)
+    tone = 0.5 * np.sin(np.arange(4800) / 20)
+    turn = await call.say(Utterance("", np.column_stack([tone, tone]), 48000, "mine"))
+    assert turn.notice.startswith("its two channels hold the same sound")
+    assert "the end of speech is uncertain: no speech is recognised" in turn.notice
+    assert f"turn 1: {turn.notice}" in repr(call)
+    assert turn.marks["user_speech_end"] == pytest.approx(0.1, abs=0.001)
+
+
+def test_a_reply_into_the_callers_turn_has_no_latency() -> None:
+    """A latency is never negative: it is measured, or there is none."""
+    turn = Turn(0, "Hello", {"user_speech_end": 2.0, "reply_heard": 2.5})
+    assert turn.voice_to_voice_s == 0.5
+    turn.marks["reply_heard"] = 1.5
+    assert turn.voice_to_voice_s is None
+    assert Turn(0, "Hello").voice_to_voice_s is None
 
 
 async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(

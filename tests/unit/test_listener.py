@@ -1,11 +1,15 @@
-"""The caller's ear on synthetic samples."""
+"""The caller's ear on samples whose truth is known."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
+from labvoice.settings import load_settings
+from labvoice.speech import utterances as voice
+from labvoice.speech.detection import find_speech, resample
 
 FRAME_S = 0.01
 FRAME = int(SAMPLE_RATE_HZ * FRAME_S)
@@ -51,21 +55,77 @@ def test_a_click_is_not_voice() -> None:
 def test_a_pause_between_sentences_does_not_split_a_voice() -> None:
     """Voice goes on over a pause of 0.3 s and ends after 0.4 s of silence."""
     listener = Listener()
-    feed(listener, (0.5, 0.3), (0.3, 0.0), (0.5, 0.3))
+    feed(listener, (0.5, 0.0), (0.5, 0.3), (0.3, 0.0), (0.5, 0.3))
     assert len(listener.voices) == 1
     assert not listener.silent
     feed_from = listener.voices[0].end_s
     for step in range(1, 45):
         listener.feed(tone(0.0), feed_from + step * FRAME_S)
     assert listener.silent
-    assert abs(listener.voices[0].end_s - 1.3) < 1e-6
+    assert abs(listener.voices[0].end_s - 1.8) < 1e-6
 
 
 def test_onset_since_looks_only_after_the_instant() -> None:
     """A voice that began before the instant is not the reply."""
     listener = Listener()
-    feed(listener, (0.2, 0.3), (0.6, 0.0), (0.2, 0.3))
+    feed(listener, (0.5, 0.0), (0.2, 0.3), (0.6, 0.0), (0.2, 0.3))
     first, second = (voice.start_s for voice in listener.voices)
     assert listener.onset_since(0.0) == first
     assert listener.onset_since(first + 0.001) == second
     assert listener.onset_since(second + 0.001) is None
+
+
+def _hear(samples: npt.NDArray[np.int16]) -> Listener:
+    listener = Listener()
+    for number, frame in enumerate(samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)):
+        listener.feed(frame, (number + 1) * FRAME_S)
+    return listener
+
+
+@pytest.mark.parametrize(
+    ("bed", "within_s"),
+    [("nothing", 0.03), ("offset", 0.03), ("hum", 0.06), ("noise", 0.17)],
+)
+def test_both_ends_of_a_latency_are_found_by_one_rule(bed: str, within_s: float) -> None:
+    """What is heard begins and ends where an utterance of the same samples does.
+
+    An offset, hum and noise of -30 dBFS under the voice, all along, are not voice.
+    """
+    clause = voice.human_utterances(load_settings())[0]
+    scaled = resample(clause.samples, voice.SAMPLE_RATE, SAMPLE_RATE_HZ).astype(np.float64)
+    silence = np.zeros(SAMPLE_RATE_HZ)
+    clean = np.concatenate([silence, scaled * (3277 / np.std(scaled)), silence])
+    t = np.arange(len(clean)) / SAMPLE_RATE_HZ
+    beds = {
+        "nothing": np.zeros(len(clean)),
+        "offset": np.full(len(clean), 983.0),
+        "hum": np.sin(2 * np.pi * 50 * t) * 32768 * 10 ** (-32 / 20),
+        "noise": np.random.default_rng(0).normal(0, 1036, len(clean)),
+    }
+    truth = find_speech(np.clip(clean, -32768, 32767).astype(np.int16), SAMPLE_RATE_HZ)
+    assert truth is not None
+    listener = _hear(np.clip(clean + beds[bed], -32768, 32767).astype(np.int16))
+    (heard,) = listener.voices
+    assert heard.ended
+    assert abs(heard.start_s - truth.first / SAMPLE_RATE_HZ) <= within_s
+    assert abs(heard.end_s - truth.last / SAMPLE_RATE_HZ) <= within_s
+    assert bool(heard.doubt) == (bed == "noise")
+
+
+def test_noise_alone_is_not_voice() -> None:
+    """A track that carries steady noise of -40 dBFS from its first frame is heard as silent."""
+    noise = np.random.default_rng(0).normal(0, 328, 5 * SAMPLE_RATE_HZ).astype(np.int16)
+    listener = _hear(noise)
+    assert listener.voices == []
+    assert listener.silent
+
+
+def test_audio_of_a_time_is_cut_by_arrival() -> None:
+    """Where no frames came for a while, what came later is still found by when it came."""
+    listener = Listener()
+    for number in range(10):
+        listener.feed(np.full(FRAME, number, np.int16), 1.0 + number * FRAME_S)
+    for number in range(10, 20):
+        listener.feed(np.full(FRAME, number, np.int16), 6.0 + number * FRAME_S)
+    assert set(listener.audio(6.0)) == set(range(10, 20))
+    assert set(listener.audio(0.0, 2.0)) == set(range(10))

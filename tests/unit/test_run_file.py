@@ -38,6 +38,24 @@ def test_stages_are_the_time_between_their_marks(tmp_path: Path) -> None:
     assert dict(frame["duration_s"]) == {"dispatch": 0.25, "ready": 0.75, "connection": 1.0}
 
 
+def test_a_reply_into_the_callers_turn_has_no_latency(tmp_path: Path) -> None:
+    """Where the reply began before the caller had finished, no negative figure is computed."""
+    with writer_of(tmp_path / "run.jsonl") as writer:
+        for turn, heard_s in ((0, 1.5), (1, 2.5)):
+            writer.mark(1, "user_speech_start", 1.0, turn=turn)
+            writer.mark(1, "user_speech_end", 2.0, turn=turn)
+            writer.mark(1, "reply_heard", heard_s, turn=turn)
+            writer.stage(1, "e2e_latency", 0.25, turn=turn)
+            writer.outcome(1, "ok" if turn else "interrupted", turn=turn)
+        writer.outcome(1, "ok")
+    frame = Run.load(tmp_path / "run.jsonl").frame.query("turn >= 0")
+    lasts = frame.set_index(["turn", "stage"])["duration_s"]
+    assert lasts[1, "voice_to_voice"] == 0.5
+    assert lasts[1, "transport"] == 0.25
+    assert np.isnan(lasts[0, "voice_to_voice"])
+    assert np.isnan(lasts[0, "transport"])
+
+
 def test_frame_has_the_columns_of_the_design_and_of_the_configuration(tmp_path: Path) -> None:
     """The frame is long and tidy, and each row carries its arm's configuration."""
     arms = {"a": {"strategy": "sequential"}, "b": {"strategy": "ahead"}}
