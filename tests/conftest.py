@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import psutil
 import pytest
 
 from labvoice.settings import Settings
+from tests.no_clock import clock_reads
 
 _KEPT = {"LABVOICE_CACHE_DIR"}  # building and downloading once per machine is enough
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Refuses tests that read a clock when they are collected: they run at another time."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":  # one of them is enough
+        return (yield)
+    with clock_reads() as found:
+        collected = yield
+    if found:
+        raise pytest.UsageError(f"a clock is read at collection: {', '.join(found)}")
+    return collected
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -301,7 +301,7 @@ class Supervisor:
         for found in await self._dispatcher.api.agent_dispatch.list_dispatch(room):
             if found.agent_name in there or self._replacements.under_way(room, found.agent_name):
                 continue
-            agent = Watched.from_dispatch(room, found, now_s, self._is_dead)
+            agent = Watched.from_dispatch(room, found, now_s, self._is_dead, wall_s=time.time())
             if agent is not None:
                 self._replace(agent, "it was lost while no supervisor ran, or never came")
 

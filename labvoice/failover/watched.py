@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -83,7 +82,13 @@ class Watched:
 
     @classmethod
     def from_dispatch(
-        cls, room: str, dispatch: AgentDispatch, now_s: float, is_dead: Callable[[str], bool]
+        cls,
+        room: str,
+        dispatch: AgentDispatch,
+        now_s: float,
+        is_dead: Callable[[str], bool],
+        *,
+        wall_s: float,
     ) -> Watched | None:
         """Returns the lost agent of a dispatch; None when its job ended well, or may just begin.
 
@@ -92,6 +97,7 @@ class Watched:
             dispatch: One of the room's.
             now_s: Monotonic seconds.
             is_dead: Whether the process of a job, by its id, is known to be gone.
+            wall_s: Wall-clock seconds at the same instant, as the server dates its jobs.
         """
         job = dispatch.state.jobs[-1] if dispatch.state.jobs else None
         since_ns = dispatch.state.created_at
@@ -103,7 +109,7 @@ class Watched:
             since_ns = job.state.started_at or since_ns
             if job.state.status == JobStatus.JS_FAILED or is_dead(job.id):
                 since_ns = 0
-        if time.time_ns() - since_ns < _COLD_S * 1e9:
+        if wall_s - since_ns / 1e9 < _COLD_S:
             return None
         lost = ParticipantInfo(
             identity=f"agent-{job.id}" if job is not None else "",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,25 +24,33 @@ _SKEW_S = 1e6
 
 
 class _Answering:
-    """A local participant whose agent answers with a wall clock of its own, some rounds late."""
+    """A local participant whose agent answers with a wall clock of its own, some rounds late.
+
+    The caller's clock stands at `now_s`; only answers make time pass.
+    """
 
     def __init__(self, delays_s: list[float]) -> None:
         self.delays_s = delays_s
+        self.now_s = 1_000.0
 
     async def perform_rpc(self, *, method: str, **_: Any) -> str:
         assert method == RPC_CLOCK
-        late_s = self.delays_s.pop(0) if self.delays_s else 0.0
-        await asyncio.sleep(late_s)
-        return json.dumps({"wall_s": time.monotonic() + _SKEW_S})
+        wall_s = self.now_s + _SKEW_S  # asked for at once; it is the answer that comes late
+        self.now_s += self.delays_s.pop(0) if self.delays_s else 0.01
+        return json.dumps({"wall_s": wall_s})
 
 
-async def test_a_skewed_clock_is_moved_by_the_shortest_round_trip() -> None:
+async def test_a_skewed_clock_is_moved_by_the_shortest_round_trip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An agent's instant lands on the caller's clock within the uncertainty that is told."""
-    room = cast("rtc.Room", SimpleNamespace(local_participant=_Answering([0.2, 0.1])))
+    agent = _Answering([0.2, 0.1])
+    clock = SimpleNamespace(monotonic=lambda: agent.now_s)
+    monkeypatch.setattr("labvoice.caller.clock.time", clock)
+    room = cast("rtc.Room", SimpleNamespace(local_participant=agent))
     offset = await measure_offset(room, "agent")
-    now_s = time.monotonic()
-    assert abs(offset.to_caller(now_s + _SKEW_S) - now_s) <= offset.uncertainty_s
-    assert offset.uncertainty_s < 0.05  # not that of the slow rounds
+    assert offset.uncertainty_s == pytest.approx(0.005)  # not that of the slow rounds
+    assert abs(offset.to_caller(7.0 + _SKEW_S) - 7.0) <= offset.uncertainty_s + 1e-6
 
 
 async def test_a_microphone_that_is_off_says_so() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from livekit.protocol.agent import Job, JobState, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
@@ -96,11 +94,14 @@ def test_history_that_cannot_be_read_is_none(text: str) -> None:
     assert unpack_history(text) == []
 
 
+WALL_S = 1_800_000_000.0
+
+
 def dispatch(
     age_s: float, status: JobStatus | None = JobStatus.JS_RUNNING, metadata: str = ""
 ) -> AgentDispatch:
     """A dispatch whose job, if it has a status, began so long ago."""
-    at_ns = time.time_ns() - int(age_s * 1e9)
+    at_ns = int((WALL_S - age_s) * 1e9)
     job = Job(id="AJ_1", state=JobState(status=status, started_at=at_ns))
     state = AgentDispatchState(created_at=at_ns, jobs=[job] if status is not None else [])
     return AgentDispatch(id="AD_1", agent_name="agent", metadata=metadata, state=state)
@@ -120,7 +121,9 @@ def dispatch(
 )
 def test_a_cold_start_is_told_from_a_loss(made: AgentDispatch, dead: bool, lost: bool) -> None:
     """A job that runs is lost when its process is, or when its agent stays away too long."""
-    found = Watched.from_dispatch("room", made, 0.0, lambda job_id: dead and job_id == "AJ_1")
+    found = Watched.from_dispatch(
+        "room", made, 0.0, lambda job_id: dead and job_id == "AJ_1", wall_s=WALL_S
+    )
     assert (found is not None) == lost
 
 
@@ -128,7 +131,7 @@ def test_the_servers_own_dispatch_is_nobodys_loss() -> None:
     """Every room has a nameless dispatch; where no worker serves all rooms, nobody waits for it."""
     made = dispatch(90, None)
     made.agent_name = ""
-    assert Watched.from_dispatch("room", made, 0.0, lambda _: False) is None
+    assert Watched.from_dispatch("room", made, 0.0, lambda _: False, wall_s=WALL_S) is None
 
 
 def test_a_dispatch_hands_on_what_it_was_told() -> None:
@@ -136,12 +139,14 @@ def test_a_dispatch_hands_on_what_it_was_told() -> None:
     said = [ChatTurn(role="user", text="My dog is called Rex.")]
     metadata = JobMetadata(letta_agent_id="agent-7", resume=Resume(history=said))
     text = metadata.model_dump_json(exclude_none=True)
-    again = Watched.from_dispatch("room", dispatch(90, None, text), 0.0, lambda _: False)
+    again = Watched.from_dispatch(
+        "room", dispatch(90, None, text), 0.0, lambda _: False, wall_s=WALL_S
+    )
     assert again is not None
     assert again.history == said
     assert again.begun
     assert again.metadata == text
-    first = Watched.from_dispatch("room", dispatch(90, None), 0.0, lambda _: False)
+    first = Watched.from_dispatch("room", dispatch(90, None), 0.0, lambda _: False, wall_s=WALL_S)
     assert first is not None
     assert not first.begun
 

@@ -181,7 +181,7 @@ def test_a_token_is_for_one_room_and_identity_with_least_grants_for_minutes() ->
         answer.json()["token"], backend.api_secret.get_secret_value(), algorithms=["HS256"]
     )
     assert claims["sub"] == "ada"
-    assert claims["exp"] - time.time() <= 600
+    assert claims["exp"] - claims["nbf"] <= 600
     assert claims["video"] == {
         "roomJoin": True,
         "room": "room 7",
@@ -245,7 +245,7 @@ def test_an_address_that_asks_too_often_is_refused_whatever_it_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Open routes and pages count too; health and what pages load do not."""
-    now_s = time.monotonic()
+    now_s = 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     client = client_with(rate_limit_hz=0.5)  # four at once for an address
     for path in ("/", "/docs", "/readyz", "/openapi.json"):
@@ -267,7 +267,7 @@ def test_guessing_keys_is_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
     A session that is open goes on, other addresses are served, and a request without any key is
     no guess.
     """
-    now_s = time.monotonic()
+    now_s = 1_000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     client = client_with()
     page = TestClient(client.app, base_url="http://localhost:9000")
