@@ -16,7 +16,7 @@ from tests.no_clock import clock_reads
         "import time\nNOW = time.time()",
         "import time\ndef made(): return time.time_ns()\nCASES = [made()]",
         "from time import monotonic\ndef test(now=monotonic()): ...",
-        "import pytest, time\n@pytest.mark.at(time.perf_counter())\ndef test(): ...",
+        "import time\n@(lambda test, at=time.perf_counter(): test)\ndef test(): ...",
         "import datetime\nclass Test:\n    today = datetime.date.today()",
         "from datetime import UTC, datetime\nNOW = datetime.now(UTC)",
     ],
