@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
+import os
 import secrets
 import shutil
 import time
@@ -17,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import aiohttp
 from livekit import api
 
-from labvoice.bench.base import Bench
 from labvoice.caller.call import SESSION_MODULE, Call, PastCall
 from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -38,6 +39,7 @@ from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 
 if TYPE_CHECKING:
+    from labvoice.bench.menu import Bench
     from labvoice.widgets.call import BrowserCall
     from labvoice.widgets.connect import ConnectButton
     from labvoice.widgets.monitor import Monitor
@@ -72,11 +74,11 @@ class Lab:
 
     Attributes:
         settings: What is in force, addresses of started parts included.
-        bench: Benchmarks: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`.
         model_check: Whether the language model answers.
         pool: The workers.
         supervisor: Replaces agents that are lost; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
+        load_before: The host's load of a minute before the lab started anything.
         recent_calls: The last 50 calls, the browser's among them, oldest first; of a call that
             is not among the last few, the figures without the audio that was heard.
     """
@@ -99,7 +101,7 @@ class Lab:
         self.model_check = ModelCheck(self.settings)
         self.pool = Pool()
         self.supervisor: Supervisor | None = None
-        self.bench = Bench(self)
+        self.load_before: float | None = None
         self.setup_s: dict[str, float] = {}
         self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
         self._worker_count = workers
@@ -127,6 +129,7 @@ class Lab:
         if self.running:
             return self
         self._asked_for = self.settings
+        self.load_before = os.getloadavg()[0]
         self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
         try:
             self._state_dir.mkdir(parents=True)
@@ -325,6 +328,13 @@ class Lab:
         return self._server.version if self._server is not None else None
 
     # -- use ----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def bench(self) -> Bench:
+        """The benches: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`."""
+        from labvoice.bench.menu import Bench  # benches stand above the lab
+
+        return Bench(self)
 
     @property
     def dispatcher(self) -> Dispatcher:

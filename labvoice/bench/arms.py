@@ -13,7 +13,7 @@ from labvoice.errors import UsageError
 from labvoice.settings import Mode
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 
-_SEED: Final = 20261
+SEED: Final = 20261
 _LONGEST_DELAY_S: Final = 5.0  # as labvoice.settings.Settings.min_endpointing_delay_s has it
 
 
@@ -129,11 +129,12 @@ def choose(names: str | Sequence[str], known: Sequence[Arm]) -> list[Arm]:
     return [by_name[name] for name in wanted] or [DEFAULT]
 
 
-def interleave(arms: Sequence[Arm], rounds: int) -> Iterator[tuple[int, Arm]]:
+def interleave(arms: Sequence[Arm], rounds: int, seed: int = SEED) -> Iterator[tuple[int, Arm]]:
     """Yields (round, arm): every arm once a round, each round in an order of its own.
 
-    The order is the same in every run, and no arm profits from always following the same other.
+    The order is the same in every run of one seed, and no arm profits from always following the
+    same other.
     """
-    shuffle = random.Random(_SEED)  # noqa: S311  # an order, no secret
+    shuffle = random.Random(seed)  # noqa: S311  # an order, no secret
     for number in range(rounds):
         yield from ((number, arm) for arm in shuffle.sample(arms, len(arms)))

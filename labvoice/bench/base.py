@@ -1,32 +1,21 @@
-"""Benchmarks: trials through real calls, closed loop, every mark recorded as it happens."""
+"""What all benches share: the options of a run, one trial of it, and arms that take turns."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from labvoice.bench.arms import (
-    CONNECT_ARMS,
-    TURN_ARMS,
-    Arm,
-    choose,
-    endpointing_arms,
-    interleave,
-)
-from labvoice.bench.burst import BURST_ARMS, burst
-from labvoice.bench.memory import (
-    LettaSource,
-    memories_of,
-    record_memory,
-    wait_for_memory,
-)
+import aiohttp
+from livekit import api, rtc
+
+from labvoice.bench.arms import SEED, Arm, interleave
+from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
-from labvoice.caller.turns import Turn
-from labvoice.dispatch import Dispatcher, Strategy
 from labvoice.errors import (
     DispatchError,
     LabvoiceError,
@@ -35,61 +24,12 @@ from labvoice.errors import (
     UsageError,
 )
 from labvoice.protocol.metadata import JobMetadata
-from labvoice.protocol.vocabulary import WORKER_CONNECTION_MARKS
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
-from labvoice.speech.utterances import (
-    DEFAULT_UTTERANCES,
-    Utterance,
-    human_utterances,
-    synthesize_all,
-)
-from labvoice.stack.workers.pool import Pool
 
-
-class CallSource(LettaSource, Protocol):
-    """What a benchmark needs of a lab."""
-
-    settings: Settings
-
-    @property
-    def server_version(self) -> str | None:
-        """Version of the LiveKit server, where it is known."""
-
-    @property
-    def supervised(self) -> bool:
-        """Whether lost agents are replaced."""
-
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """Dispatches through the lab's server."""
-
-    @property
-    def pool(self) -> Pool:
-        """The workers."""
-
-    async def add_workers(
-        self, count: int = 1, *, agent_name: str | None, program: str, **overrides: Any
-    ) -> None:
-        """Starts more workers."""
-
-    def new_call(
-        self,
-        *,
-        agent_name: str | None = None,
-        metadata: JobMetadata | None = None,
-        strategy: Strategy = "sequential",
-        on_mark: Callable[[str, float, str, float], None] | None = None,
-    ) -> Call:
-        """Prepares a call in a fresh room."""
-
-    async def end_call(self, call: Call) -> None:
-        """Hangs up and removes the room."""
-
-    async def wait_idle(self) -> None:
-        """Returns when the workers are idle and warm again."""
-
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
 
 _OUTCOMES_OF_WAITS: Final = {
     "agent_visible": "join_timeout",
@@ -97,10 +37,57 @@ _OUTCOMES_OF_WAITS: Final = {
     "agent_listening": "join_timeout",
     "greeting_heard": "no_reply",
 }
+INFRASTRUCTURE_ERRORS: Final = (
+    api.TwirpError,
+    aiohttp.ClientError,
+    rtc.ConnectError,
+    rtc.RpcError,
+    TimeoutError,
+    OSError,
+)
+"""What a server under load answers; it ends a trial with the outcome `error`, and not the run."""
 
 
-def outcome_of(error: LabvoiceError) -> str:
-    """Returns the outcome that an error of a call stands for."""
+@dataclass(frozen=True)
+class RunOptions:
+    """What every bench is told about its run.
+
+    Attributes:
+        out: The run file; one in `runs/` named by the time when None.
+        command: The command line to show as the way to reproduce the run.
+        progress: Told a line for every trial.
+        warmup: How many rounds go before those that count; they are recorded and flagged.
+        seed: Of the order in which the arms take turns within a round.
+    """
+
+    out: Path | None = None
+    command: str = ""
+    progress: Callable[[str], None] = lambda _: None
+    warmup: int = 0
+    seed: int = SEED
+
+    def path(self, kind: str) -> Path:
+        """Returns where the run is written."""
+        return self.out or run_path(kind)
+
+    def rounds(self, trials: int) -> int:
+        """Returns how many rounds there are, warm-up included.
+
+        Raises:
+            UsageError: A number makes no sense.
+        """
+        if trials < 1 or self.warmup < 0:
+            raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
+        return self.warmup + trials
+
+
+def run_path(kind: str) -> Path:
+    """Returns a run file's path, named by the time."""
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{kind}.jsonl"
+
+
+def outcome_of(error: Exception) -> str:
+    """Returns the outcome that an error stands for; `error` where the instrument failed."""
     if isinstance(error, DispatchError):
         return error.outcome
     if isinstance(error, NoReplyError):
@@ -110,367 +97,242 @@ def outcome_of(error: LabvoiceError) -> str:
     return "error"
 
 
-class Bench:
-    """The benchmarks of a lab; each returns the recorded :class:`labvoice.runs.run.Run`."""
-
-    def __init__(self, source: CallSource) -> None:
-        self._source = source
-
-    async def connect(
-        self,
-        trials: int = 10,
-        *,
-        warmup: int = 1,
-        arms: str | Sequence[str] = "",
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Measures connections: fresh room, dispatch, join, greeting; one after the other.
-
-        Args:
-            trials: How many count, of each arm.
-            warmup: How many go before, of each arm; they are recorded and flagged.
-            arms: Names of :data:`labvoice.bench.arms.CONNECT_ARMS` to measure side by side, as
-                a list or with commas; the lab as it is when not given.
-            out: The run file; one in `runs/` named by the time when not given.
-            command: The command line to show as the way to reproduce the run.
-            progress: Told a line for every trial.
-
-        Raises:
-            UsageError: A number makes no sense.
-            RunFileError: The run file exists already.
-        """
-        chosen = choose(arms, CONNECT_ARMS)
-        return await self._run("connect", trials, warmup, out, command, progress, chosen, [], 0)
-
-    async def turns(
-        self,
-        trials: int = 5,
-        *,
-        turns: int = 1,
-        warmup: int = 1,
-        arms: str | Sequence[str] = "",
-        utterances: Sequence[Utterance] | None = None,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Measures turns: in each trial one call, in each call some turns.
-
-        Args:
-            trials: How many calls count.
-            turns: How many turns in each call.
-            warmup: How many calls go before; they are recorded and flagged.
-            arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
-            utterances: What the caller says, in rotation; human recordings and synthesised
-                questions when not given.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
-
-        Raises:
-            UsageError: A number makes no sense.
-            RunFileError: The run file exists already.
-            WeightsError: The caller's voice could not be obtained.
-        """
-        if turns < 1:
-            raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
-        if utterances is not None and not utterances:
-            raise UsageError(
-                "the list of utterances is empty", "give one, or leave `utterances` out"
-            )
-        chosen = choose(arms, TURN_ARMS)
-        if utterances is None:
-            utterances = await asyncio.to_thread(
-                _default_utterances, self._source.settings, progress
-            )
-        return await self._run(
-            "turns", trials, warmup, out, command, progress, chosen, utterances, turns
-        )
-
-    async def endpointing(
-        self,
-        trials: int = 16,
-        *,
-        arms: str | Sequence[str] = "0.2,0.3,0.4,0.6",
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Measures turns with several silences before the end of a turn, side by side.
-
-        Too short a silence splits turns in two, too long a one answers late: each arm's
-        `voice_to_voice` stands beside its count of split turns.
-
-        Args:
-            trials: How many calls of one turn count, of each arm.
-            arms: The silences, in seconds, as a list or with commas.
-            warmup: As for :meth:`turns`.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
-
-        Raises:
-            UsageError: A number makes no sense.
-            RunFileError: The run file exists already.
-            WeightsError: The caller's voice could not be obtained.
-        """
-        chosen = endpointing_arms(arms, self._source.settings.max_endpointing_delay_s)
-        said = await asyncio.to_thread(_default_utterances, self._source.settings, progress)
-        return await self._run(
-            "endpointing", trials, warmup, out, command, progress, chosen, said, 1
-        )
-
-    async def calibrate(
-        self,
-        trials: int = 10,
-        *,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Measures the instrument's own error; see :mod:`labvoice.bench.calibrate`."""
-        # Here, for that module is built upon this one.
-        from labvoice.bench.calibrate import calibrate
-
-        return await calibrate(self._source, trials, out=out, command=command, progress=progress)
-
-    async def burst(
-        self,
-        rooms: int = 50,
-        *,
-        workers: int = 2,
-        arms: str | Sequence[str] = "plain,confirmed",
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Measures bursts: many rooms ask for an agent at once; each must get exactly one.
-
-        The agents join and do nothing, for it is the dispatch that is measured.
-
-        Args:
-            rooms: How many, for each arm.
-            workers: How many workers share them.
-            arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
-
-        Raises:
-            UsageError: A number makes no sense.
-            RunFileError: The run file exists already.
-        """
-        if rooms < 1 or workers < 1:
-            raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
-        chosen = choose(arms, BURST_ARMS)
-        await self._start_workers(chosen, progress, workers)
-        facts = await asyncio.to_thread(host.facts, self._source.server_version)
-        path = out or run_path("burst")
-        config = {"command": command, "rooms": rooms, "workers": workers}
-        table = {arm.name: dict(arm.columns) for arm in chosen}
-        with RunWriter(
-            path, kind="burst", loop="open", config=config, arms=table, host_facts=facts
-        ) as run:
-            for number, arm in enumerate(chosen):
-                await burst(run, self._source, arm, number * rooms, rooms, progress)
-        return Run.load(path)
-
-    async def failover(
-        self,
-        trials: int = 10,
-        *,
-        kills: str = "job,worker,hang",
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
-    ) -> Run:
-        """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`."""
-        # Here, for that module is built upon this one.
-        from labvoice.bench.failover import failover, parse_kills
-
-        return await failover(
-            self._source,
-            trials,
-            kills=parse_kills(kills),
-            out=out,
-            command=command,
-            progress=progress,
-        )
-
-    def record(self, call: Call, out: Path | None = None) -> Run:
-        """Writes a call that is over, or under way, as a run of one trial, and loads it.
-
-        Args:
-            call: The call.
-            out: As for :meth:`connect`.
-
-        Raises:
-            RunFileError: The run file exists already.
-        """
-        path = out or run_path("call")
-        arms = {"default": {**columns(self._source.settings), "strategy": call.strategy}}
-        with RunWriter(path, kind="call", arms=arms) as run:
-            run.trial(0, call.room_name, "default")
-            for mark, at_s in call.marks.items():
-                clock: Literal["caller", "worker"] = (
-                    "worker" if mark in WORKER_CONNECTION_MARKS else "caller"
-                )
-                error_s = call.offset.uncertainty_s if clock == "worker" and call.offset else 0.0
-                run.mark(0, mark, at_s, clock=clock, uncertainty_s=error_s)
-            record_memory(run, 0, call)
-            run.outcome(0, "ok" if "agent_listening" in call.marks else "error")
-            for turn in call.turns:
-                for mark, at_s in turn.marks.items():
-                    run.mark(0, mark, at_s, turn=turn.number)
-                record_turn(run, 0, turn)
-        return Run.load(path)
-
-    async def _run(
-        self,
-        kind: str,
-        trials: int,
-        warmup: int,
-        out: Path | None,
-        command: str,
-        progress: Callable[[str], None],
-        arms: Sequence[Arm],
-        utterances: Sequence[Utterance],
-        turns: int,
-    ) -> Run:
-        if trials < 1 or warmup < 0:
-            raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
-        settings = self._source.settings
-        path = out or run_path(kind)
-        config = {
-            "command": command,
-            "trials": trials,
-            "warmup": warmup,
-            "turns_per_trial": turns,
-            "agent_name": settings.agent_name,
-        }
-        # Every arm says the same, so each has a round of its own through the utterances.
-        said = {arm.name: itertools.cycle(utterances) for arm in arms}
-        await self._start_workers(arms, progress)
-        facts = await asyncio.to_thread(host.facts, self._source.server_version)
-        table = {arm.name: arm_columns(settings, arm) for arm in arms}
-        rounds = warmup + trials
-        async with memories_of(self._source, arms, progress) as memories:
-            with RunWriter(path, kind=kind, config=config, arms=table, host_facts=facts) as run:
-                for trial, (number, arm) in enumerate(interleave(arms, rounds)):
-                    try:
-                        await self._source.wait_idle()
-                    except StageTimeoutError as error:  # the trial shows what that does to it
-                        progress(f"warning: {error.observed}")
-                    memory, warm = memories.get(arm.name), number < warmup
-                    words = await self._trial(run, trial, arm, warm, said[arm.name], turns, memory)
-                    name = f" {arm.name}" if len(arms) > 1 else ""
-                    progress(f"{kind}{name} {number + 1}/{rounds}: {words}")
-        return Run.load(path)
-
-    async def _start_workers(
-        self, arms: Sequence[Arm], progress: Callable[[str], None], count: int = 1
-    ) -> None:
-        """Starts the workers of those arms that need one of their own and have none yet."""
-        for arm in arms:
-            running = {worker.agent_name for worker in self._source.pool.workers}
-            if arm.agent_name is not None and arm.agent_name not in running:
-                progress(f"worker of {arm.name}: starting")
-                await self._source.add_workers(
-                    count, agent_name=arm.agent_name, program=arm.program, **arm.settings
-                )
-
-    async def _trial(
-        self,
-        run: RunWriter,
-        trial: int,
-        arm: Arm,
-        warmup: bool,
-        said: itertools.cycle[Utterance],
-        turns: int,
-        metadata: JobMetadata | None,
-    ) -> str:
-        call = self._source.new_call(
-            agent_name=arm.agent_name,
-            metadata=metadata,
-            strategy=arm.strategy,
-            on_mark=lambda name, at_s, clock, error_s: run.mark(
-                trial,
-                name,
-                at_s,
-                clock="worker" if clock == "worker" else "caller",
-                uncertainty_s=error_s,
-            ),
-        )
-        call.on_turn_mark = lambda turn, name, at_s: run.mark(trial, name, at_s, turn=turn.number)
-        run.trial(trial, call.room_name, arm.name, warmup)
-        connected = False
-        try:
-            await call.connect()
-            await call.hear_greeting()
-            connected = True
-            run.note(trial, **_connection_facts(call))
-            run.outcome(trial, "ok")
-            for _ in range(turns):
-                await self._turn(run, trial, call, next(said))
-            await wait_for_memory(call)
-            record_memory(run, trial, call)
-        except LabvoiceError as error:
-            if not connected:
-                run.outcome(trial, outcome_of(error), detail=error.observed)
-            return error.observed
-        finally:
-            await self._source.end_call(call)
-        if not turns:
-            return f"listening after {_ms(call.marks, 'click', 'agent_listening')}"
-        return "voice to voice " + ", ".join(
-            "none" if turn.voice_to_voice_s is None else f"{turn.voice_to_voice_s * 1000:.0f} ms"
-            for turn in call.turns
-        )
-
-    async def _turn(self, run: RunWriter, trial: int, call: Call, utterance: Utterance) -> None:
-        number = len(call.turns)
-        run.note(trial, number, said=utterance.text)  # a turn that is cut off is one that failed
-        try:
-            await call.say(utterance)
-            await call.hear()
-        finally:
-            if len(call.turns) > number:
-                record_turn(run, trial, call.turns[number])
+def words_of(error: BaseException) -> str:
+    """Returns what was observed, for the run file."""
+    if isinstance(error, LabvoiceError):
+        return error.observed
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _default_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
-    """Human recordings and synthesised questions in turn."""
-    pairs = itertools.zip_longest(
-        human_utterances(settings, progress),
-        synthesize_all(DEFAULT_UTTERANCES, settings, progress),
+class Trial:
+    """A trial under way; made by :func:`trial`.
+
+    Attributes:
+        run: The run file.
+        number: Of the trial.
+        words: The result in words, to tell; the error where the trial failed.
+        failed: Whether it failed.
+    """
+
+    def __init__(self, run: RunWriter, number: int, turns: int) -> None:
+        self.run = run
+        self.number = number
+        self.words = ""
+        self.failed = False
+        self._connection: str | None = None
+        self._due = list(range(turns))
+
+    def mark(self, name: str, at_s: float, clock: str = "caller", error_s: float = 0.0) -> None:
+        """Records a mark of the connection."""
+        whose: Literal["caller", "worker"] = "worker" if clock == "worker" else "caller"
+        self.run.mark(self.number, name, at_s, clock=whose, uncertainty_s=error_s)
+
+    def note(self, turn: int | None = None, **facts: Any) -> None:
+        """Records facts that are no time."""
+        self.run.note(self.number, turn, **facts)
+
+    def outcome(self, outcome: str, *, turn: int | None = None, detail: str = "") -> None:
+        """Records how the connection, or with `turn` a turn, ended."""
+        if turn is None:
+            self._connection = outcome
+        elif turn in self._due:
+            self._due.remove(turn)
+        self.run.outcome(self.number, outcome, turn=turn, detail=detail)
+
+    def fail(self, outcome: str, detail: str) -> None:
+        """Books a failure on what was under way, and on all turns that are now never tried."""
+        self.failed, self.words = True, detail
+        due = list(self._due)
+        if self._connection is None:
+            self.outcome(outcome, detail=detail)
+        elif due:
+            self.outcome(outcome, turn=due.pop(0), detail=detail)
+        else:  # everything that is measured was over
+            self.note(failure=detail)
+        for turn in due:
+            self.outcome(outcome, turn=turn, detail=f"not tried: {detail}")
+
+
+@asynccontextmanager
+async def trial(
+    run: RunWriter,
+    number: int,
+    room: str,
+    arm: str,
+    *,
+    round_number: int,
+    warmup: bool = False,
+    session: str | None = None,
+    said: Sequence[str] = (),
+) -> AsyncIterator[Trial]:
+    """One trial of a run; however it ends, its outcome and one of each of its turns is written.
+
+    A :class:`labvoice.errors.LabvoiceError`, and what a server under load answers, ends the trial
+    and not the run. Any other exception and a cancellation are recorded as `error` and go on.
+
+    Args:
+        run: The run file.
+        number: Of the trial.
+        room: Name of the room.
+        arm: Name of the arm.
+        round_number: Of the round; all arms of it do the same.
+        warmup: Whether it does not count.
+        session: The unit of resampling, where that is not the trial.
+        said: What the caller is to say, a text for each turn.
+    """
+    run.trial(number, room, arm, warmup, session, round_number=round_number)
+    for turn, text in enumerate(said):
+        # A turn that is never tried has a row too.
+        run.note(number, turn, **({"said": text} if text else {}))
+    this = Trial(run, number, len(said))
+    try:
+        yield this
+        if this._connection is None:
+            this.outcome("ok")
+    except (LabvoiceError, *INFRASTRUCTURE_ERRORS) as error:
+        this.fail(outcome_of(error), words_of(error))
+    except asyncio.CancelledError:
+        this.fail("error", "the run was cancelled")
+        raise
+    except BaseException as error:
+        this.fail("error", words_of(error))
+        raise
+
+
+@asynccontextmanager
+async def call_trial(
+    lab: Lab,
+    run: RunWriter,
+    number: int,
+    arm: Arm,
+    *,
+    round_number: int,
+    warmup: bool = False,
+    said: Sequence[str] = (),
+    metadata: JobMetadata | None = None,
+) -> AsyncIterator[tuple[Trial, Call]]:
+    """One trial that is a call, not connected yet; every mark of it is recorded as it is set."""
+    call = lab.new_call(
+        agent_name=arm.agent_name,
+        metadata=metadata,
+        strategy=arm.strategy,
+        on_mark=lambda name, at_s, clock, error_s: this.mark(name, at_s, clock, error_s),
     )
-    return [utterance for pair in pairs for utterance in pair if utterance is not None]
+    async with trial(
+        run,
+        number,
+        call.room_name,
+        arm.name,
+        round_number=round_number,
+        warmup=warmup,
+        said=said,
+    ) as this:
+        call.on_turn_mark = lambda turn, name, at_s: run.mark(number, name, at_s, turn=turn.number)
+        try:
+            yield this, call
+        finally:
+            await lab.end_call(call)
 
 
-def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
-    """Records LiveKit's figures of a turn, its texts and its outcome; its marks are there."""
-    for stage, duration_s in turn.metrics.items():
-        if stage != "memory_sync":  # it comes later
-            run.stage(trial, stage, duration_s, turn=turn.number)
-    run.note(
-        trial,
-        turn.number,
-        said=turn.said,
-        transcript=turn.transcript,
-        reply=turn.reply,
-        wer=turn.word_error_rate,
-        user_messages=turn.user_messages,
-        notice=turn.notice,
-    )
-    run.outcome(trial, turn.outcome, turn=turn.number)
+Talk = Callable[[Trial, Call, int], Awaitable[str]]
+"""What a caller does in a trial of a round; returns the result in words."""
 
 
-def run_path(kind: str) -> Path:
-    """Returns a run file's path, named by the time."""
-    return Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{kind}.jsonl"
+async def measure_calls(
+    lab: Lab,
+    kind: str,
+    trials: int,
+    arms: Sequence[Arm],
+    options: RunOptions,
+    talk: Talk,
+    *,
+    said: Callable[[int], Sequence[str]] = lambda _: (),
+    config: Mapping[str, Any] | None = None,
+) -> Run:
+    """Makes calls, one after the other, the arms taking turns in every round.
+
+    Args:
+        lab: A running lab.
+        kind: Of the run.
+        trials: How many calls of each arm count.
+        arms: The arms; each gets its worker.
+        options: Of the run.
+        talk: What the caller does.
+        said: What the caller is to say in a round, a text for each turn.
+        config: What else was asked for.
+
+    Raises:
+        UsageError: A number makes no sense.
+        RunFileError: The run file exists already.
+    """
+    rounds = options.rounds(trials)
+    settings, progress = lab.settings, options.progress
+    path = options.path(kind)
+    header = {
+        "command": options.command,
+        "trials": trials,
+        "warmup": options.warmup,
+        "seed": options.seed,
+        "agent_name": settings.agent_name,
+        **(config or {}),
+    }
+    await start_workers(lab, arms, progress)
+    facts = await host_facts(lab)
+    table = {arm.name: arm_columns(settings, arm) for arm in arms}
+    async with memories_of(lab, arms, progress) as memories:
+        with RunWriter(path, kind=kind, config=header, arms=table, host_facts=facts) as run:
+            for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
+                await wait_idle(lab, progress)
+                async with call_trial(
+                    lab,
+                    run,
+                    number,
+                    arm,
+                    round_number=this_round,
+                    warmup=this_round < options.warmup,
+                    said=said(this_round),
+                    metadata=memories.get(arm.name),
+                ) as (this, call):
+                    this.words = await talk(this, call, this_round)
+                name = f" {arm.name}" if len(arms) > 1 else ""
+                progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
+    return Run.load(path)
+
+
+async def wait_idle(
+    lab: Lab, progress: Callable[[str], None], timeout_s: float | None = None
+) -> None:
+    """Waits for the workers; where they are not idle in time, the next trial shows it."""
+    try:
+        await (lab.wait_idle() if timeout_s is None else lab.pool.wait_idle(timeout_s))
+    except StageTimeoutError as error:
+        progress(f"warning: {error.observed}")
+
+
+async def start_workers(
+    lab: Lab, arms: Sequence[Arm], progress: Callable[[str], None], count: int = 1
+) -> None:
+    """Starts the workers of those arms that need one of their own and have none yet."""
+    for arm in arms:
+        running = {worker.agent_name for worker in lab.pool.workers}
+        if arm.agent_name is not None and arm.agent_name not in running:
+            progress(f"worker of {arm.name}: starting")
+            await lab.add_workers(
+                count, agent_name=arm.agent_name, program=arm.program, **arm.settings
+            )
+
+
+async def host_facts(lab: Lab) -> dict[str, Any]:
+    """Describes the host, with the load that it had before the lab itself made any."""
+    return await asyncio.to_thread(host.facts, lab.server_version, load_1m=lab.load_before)
+
+
+async def connect_and_greet(this: Trial, call: Call) -> None:
+    """Connects, hears the greeting, and records what is known of the connection."""
+    await call.connect()
+    await call.hear_greeting()
+    this.note(**connection_facts(call))
+    this.outcome("ok")
 
 
 def columns(settings: Settings) -> dict[str, Any]:
@@ -491,7 +353,8 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     return {**columns(own), "strategy": arm.strategy, **arm.columns}
 
 
-def _connection_facts(call: Call) -> dict[str, Any]:
+def connection_facts(call: Call) -> dict[str, Any]:
+    """Returns what is known of a connection that is no time."""
     assert call.dispatch is not None
     clock = (
         {}
@@ -510,7 +373,3 @@ def _connection_facts(call: Call) -> dict[str, Any]:
         **clock,
         **call.worker,
     }
-
-
-def _ms(marks: dict[str, float], start: str, end: str) -> str:
-    return f"{(marks[end] - marks[start]) * 1000:.0f} ms"

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.bench.arms import Arm
+from labvoice.bench.arms import Arm, choose, interleave
+from labvoice.bench.base import (
+    INFRASTRUCTURE_ERRORS,
+    RunOptions,
+    Trial,
+    host_facts,
+    start_workers,
+    trial,
+    wait_idle,
+)
 from labvoice.dispatch import Dispatcher
-from labvoice.errors import DispatchError
-from labvoice.runs.run import RunWriter
+from labvoice.errors import (
+    AgentLostError,
+    DuplicateAgentError,
+    LabvoiceError,
+    NoWorkerError,
+    UsageError,
+)
+from labvoice.runs.run import Run, RunWriter
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
 
 _AGENT_NAME: Final = "noop-agent"
 BURST_ARMS: Final = tuple(
@@ -28,120 +47,174 @@ BURST_ARMS: Final = tuple(
 )
 """`plain` is the server's CreateDispatch and nothing more; `confirmed` is labvoice's dispatch."""
 
-_PLAIN_WAIT_S: Final = 20.0
-_CONFIRMED_TIMEOUT_S: Final = 60.0
+_WAIT_S: Final = 30.0
+"""So long either arm's agents are waited for."""
 _LATE_S: Final = 6.0
 """So long a second agent is waited for at the end: a job reaches the list of its dispatch up to
 5 s after its assignment, and only then a withdrawn dispatch ends it."""
 _POLL_S: Final = 0.1
 
 
-class DispatchSource(Protocol):
-    """What a burst needs of a lab."""
-
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """Dispatches through the lab's server."""
-
-
 async def burst(
-    run: RunWriter,
-    source: DispatchSource,
-    arm: Arm,
-    first_trial: int,
+    lab: Lab,
     rooms: int,
-    progress: Callable[[str], None],
-) -> None:
-    """Dispatches to so many fresh rooms at once, and records what each of them got.
+    trials: int,
+    workers: int,
+    arms: str | Sequence[str],
+    options: RunOptions,
+) -> Run:
+    """Measures bursts, the arms taking turns; see :meth:`labvoice.bench.menu.Bench.burst`."""
+    rounds = options.rounds(trials)
+    if rooms < 1 or workers < 1:
+        raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
+    chosen = choose(arms, BURST_ARMS)
+    path = options.path("burst")
+    await start_workers(lab, chosen, options.progress, workers)
+    facts = await host_facts(lab)
+    config = {
+        "command": options.command,
+        "rooms": rooms,
+        "trials": trials,
+        "warmup": options.warmup,
+        "seed": options.seed,
+        "workers": workers,
+    }
+    table = {arm.name: dict(arm.columns) for arm in chosen}
+    with RunWriter(
+        path, kind="burst", loop="open", config=config, arms=table, host_facts=facts
+    ) as run:
+        for number, (this_round, arm) in enumerate(interleave(chosen, rounds, options.seed)):
+            await wait_idle(lab, options.progress)
+            event = _Event(run, lab.dispatcher, arm, this_round, this_round < options.warmup)
+            words = await event.happen(number * rooms, rooms)
+            options.progress(f"burst {arm.name} {this_round + 1}/{rounds}: {words}")
+    return Run.load(path)
 
-    Args:
-        run: Takes a trial for each room.
-        source: A lab with workers of the arm's agent.
-        arm: One of :data:`BURST_ARMS`.
-        first_trial: Number of the first trial.
-        rooms: How many.
-        progress: Told the result in words.
-    """
-    dispatcher = source.dispatcher
-    names = [f"burst-{arm.name}-{secrets.token_hex(4)}" for _ in range(rooms)]
-    trials = dict(zip(names, range(first_trial, first_trial + rooms), strict=True))
-    for name, trial in trials.items():
-        run.trial(trial, name, arm.name)
-    attempt = _confirmed if arm.name == "confirmed" else _plain
-    click_s = time.monotonic()
-    for trial in trials.values():
-        run.mark(trial, "click", click_s)
-    details = dict(
-        zip(
-            names,
-            await asyncio.gather(*(attempt(run, dispatcher, *item) for item in trials.items())),
-            strict=True,
+
+class _Event:
+    """One burst: its rooms ask in one moment, are watched alike, and are counted together."""
+
+    def __init__(
+        self, run: RunWriter, dispatcher: Dispatcher, arm: Arm, round_number: int, warmup: bool
+    ) -> None:
+        self._run, self._dispatcher, self._arm = run, dispatcher, arm
+        self._round, self._warmup = round_number, warmup
+        self._settled = asyncio.Event()
+        self._left = 0
+        self._agents: dict[str, int | None] = {}
+        self._click_s = 0.0
+
+    async def happen(self, first_trial: int, rooms: int) -> str:
+        """Dispatches to so many fresh rooms; returns in words what they got."""
+        names = [f"burst-{self._arm.name}-{secrets.token_hex(4)}" for _ in range(rooms)]
+        self._left = rooms
+        self._click_s = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, name in enumerate(names, first_trial):
+                    group.create_task(self._one_room(number, name))
+        finally:
+            await asyncio.gather(*(self._remove(name) for name in names))
+        counts = [self._agents.get(name) for name in names]
+        more = sum(count is not None and count > 1 for count in counts)
+        return (
+            f"{counts.count(1)} of {rooms} rooms have one agent, {counts.count(0)} none, "
+            f"{more} more than one"
         )
-    )
-    await asyncio.sleep(_LATE_S)
-    counts = dict(
-        zip(
-            names, await asyncio.gather(*(_agents(dispatcher, name) for name in names)), strict=True
-        )
-    )
-    for name, trial in trials.items():
-        if counts[name] > 1:
-            run.outcome(trial, "duplicate_agent", detail=f"{counts[name]} agents are in the room")
-        elif counts[name] == 1:
-            run.outcome(trial, "ok")
-        else:
-            outcome, words = details[name] or ("agent_lost", "the agent left again")
-            run.outcome(trial, outcome, detail=words)
-    got = list(counts.values())
-    progress(
-        f"burst {arm.name}: {got.count(1)} of {rooms} rooms have one agent, "
-        f"{got.count(0)} none, {sum(count > 1 for count in got)} more than one"
-    )
-    await asyncio.gather(
-        *(dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=name)) for name in names)
-    )
 
-
-Failure = tuple[str, str]
-"""Outcome and detail."""
-
-
-async def _plain(run: RunWriter, dispatcher: Dispatcher, room: str, trial: int) -> Failure | None:
-    run.mark(trial, "dispatch_requested", time.monotonic())
-    await dispatcher.api.agent_dispatch.create_dispatch(
-        api.CreateAgentDispatchRequest(agent_name=_AGENT_NAME, room=room)
-    )
-    run.mark(trial, "dispatch_acknowledged", time.monotonic())
-    until = time.monotonic() + _PLAIN_WAIT_S
-    while time.monotonic() < until:
-        await asyncio.sleep(_POLL_S)
-        if await _agents(dispatcher, room):
-            run.mark(trial, "agent_visible", time.monotonic())
-            return None
-    return "no_worker", f"the server gave an id, and no agent came within {_PLAIN_WAIT_S:g} s"
-
-
-async def _confirmed(
-    run: RunWriter, dispatcher: Dispatcher, room: str, trial: int
-) -> Failure | None:
-    try:
-        done = await dispatcher.dispatch(
+    async def _one_room(self, number: int, room: str) -> None:
+        async with trial(
+            self._run,
+            number,
             room,
-            _AGENT_NAME,
-            timeout_s=_CONFIRMED_TIMEOUT_S,
-            on_mark=lambda name, at_s: run.mark(trial, name, at_s),
+            self._arm.name,
+            round_number=self._round,
+            warmup=self._warmup,
+            session=f"{self._arm.name} {self._round}",
+        ) as this:
+            this.mark("click", self._click_s)
+            failure: Exception | None = None
+            try:
+                await self._ask_and_watch(this, room)
+            except (LabvoiceError, *INFRASTRUCTURE_ERRORS) as error:
+                failure = error
+            finally:
+                self._left -= 1
+                if not self._left:
+                    self._settled.set()
+            await self._settled.wait()
+            await asyncio.sleep(_LATE_S)
+            count = self._agents[room] = await self._count(room)
+            if count > 1:
+                raise DuplicateAgentError(f"{count} agents are in the room")
+            if failure is not None:
+                raise failure
+            if count == 0:
+                raise AgentLostError("the agent left again")
+
+    async def _ask_and_watch(self, this: Trial, room: str) -> None:
+        """Asks as the arm does, and watches the room in the same way for every arm."""
+        watching = asyncio.create_task(self._watch(this, room))
+        try:
+            await (self._confirmed if self._arm.name == "confirmed" else self._plain)(this, room)
+            await watching
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _plain(self, this: Trial, room: str) -> None:
+        this.mark("dispatch_requested", time.monotonic())
+        await self._dispatcher.api.agent_dispatch.create_dispatch(
+            api.CreateAgentDispatchRequest(agent_name=_AGENT_NAME, room=room)
         )
-    except DispatchError as error:
-        return error.outcome, error.observed
-    run.mark(trial, "agent_visible", time.monotonic())
-    run.note(trial, attempts=done.attempts, dispatch_id=done.dispatch_id)
-    return None
+        this.mark("dispatch_acknowledged", time.monotonic())
 
+    async def _confirmed(self, this: Trial, room: str) -> None:
+        done = await self._dispatcher.dispatch(
+            room, _AGENT_NAME, timeout_s=_WAIT_S, on_mark=this.mark
+        )
+        this.note(attempts=done.attempts, dispatch_id=done.dispatch_id)
 
-async def _agents(dispatcher: Dispatcher, room: str) -> int:
-    listed = await dispatcher.api.room.list_participants(api.ListParticipantsRequest(room=room))
-    return sum(
-        participant.kind == ParticipantInfo.Kind.AGENT
-        and participant.state == ParticipantInfo.State.ACTIVE
-        for participant in listed.participants
-    )
+    async def _watch(self, this: Trial, room: str) -> None:
+        """Marks when an agent is visible.
+
+        Raises:
+            NoWorkerError: None is within the time that either arm has.
+        """
+        until = time.monotonic() + _WAIT_S
+        while time.monotonic() < until:
+            await asyncio.sleep(_POLL_S)
+            with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next look may be answered
+                if await self._present(room):
+                    this.mark("agent_visible", time.monotonic())
+                    return
+        raise NoWorkerError(
+            f"no agent came within {_WAIT_S:g} s, whatever the server answered",
+            "the server's log tells whether a worker was asked",
+        )
+
+    async def _count(self, room: str) -> int:
+        """Counts the agents; a server that is still busy is asked again.
+
+        Raises:
+            LabvoiceError: It gave no answer.
+        """
+        for _ in range(5):
+            with contextlib.suppress(*INFRASTRUCTURE_ERRORS):
+                return await self._present(room)
+            await asyncio.sleep(1)
+        raise LabvoiceError("the server did not say who is in the room", "repeat the run")
+
+    async def _present(self, room: str) -> int:
+        listed = await self._dispatcher.api.room.list_participants(
+            api.ListParticipantsRequest(room=room)
+        )
+        return sum(
+            participant.kind == ParticipantInfo.Kind.AGENT
+            and participant.state == ParticipantInfo.State.ACTIVE
+            for participant in listed.participants
+        )
+
+    async def _remove(self, room: str) -> None:
+        with contextlib.suppress(*INFRASTRUCTURE_ERRORS):
+            await self._dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from livekit import api, rtc
 from pydantic import SecretStr
 
-from labvoice.bench.base import outcome_of, run_path
+from labvoice.bench.arms import Arm
+from labvoice.bench.base import RunOptions, Trial, call_trial, host_facts
 from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
-from labvoice.errors import LabvoiceError, ServerUnreachableError, UsageError
+from labvoice.errors import LabvoiceError, ServerUnreachableError
 from labvoice.protocol.vocabulary import CALIBRATION_STAGES
-from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
-from labvoice.settings import Settings
 from labvoice.speech.utterances import Pcm, Utterance
 
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
+
 _AGENT_NAME: Final = "reference-agent"
+_ARM: Final = Arm("default", agent_name=_AGENT_NAME)
 _TONE_HZ: Final = 440.0
 _TONE_S: Final = 0.6
 _AMPLITUDE: Final = 0.25
@@ -33,27 +34,6 @@ knows that a voice has ended."""
 _TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S: Final = 10.0
 _REPLY_TIMEOUT_S: Final = 5.0
-
-
-class CalibrationSource(Protocol):
-    """What a calibration needs of a lab."""
-
-    settings: Settings
-
-    @property
-    def server_version(self) -> str | None:
-        """Version of the LiveKit server, where it is known."""
-
-    def new_call(
-        self,
-        *,
-        agent_name: str | None = None,
-        on_mark: Callable[[str, float, str, float], None] | None = None,
-    ) -> Call:
-        """Prepares a call in a fresh room."""
-
-    async def end_call(self, call: Call) -> None:
-        """Hangs up and removes the room."""
 
 
 class _Reply(NamedTuple):
@@ -139,14 +119,7 @@ class _ReferenceAgent:
         await self._room.disconnect()
 
 
-async def calibrate(
-    source: CalibrationSource,
-    trials: int = 10,
-    *,
-    out: Path | None = None,
-    command: str = "",
-    progress: Callable[[str], None] = lambda _: None,
-) -> Run:
+async def calibrate(lab: Lab, trials: int, options: RunOptions) -> Run:
     """Measures the instrument: calls to a reference that answers after a known time.
 
     Each trial is a call of as many turns as there are delays. In each, `voice_to_voice_error` is
@@ -156,39 +129,45 @@ async def calibrate(
     how much they scatter is the least difference between two replies that it can tell.
 
     Args:
-        source: A lab; it needs no worker.
+        lab: It needs no worker.
         trials: How many calls.
-        out: The run file; one in `runs/` named by the time when not given.
-        command: The command line to show as the way to reproduce the run.
-        progress: Told a line for every trial.
+        options: Of the run.
 
     Raises:
         UsageError: A number makes no sense.
         RunFileError: The run file exists already.
     """
-    if trials < 1:
-        raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
-    path = out or run_path("calibrate")
-    config: dict[str, Any] = {"command": command, "trials": trials, "delays_s": list(DELAYS_S)}
-    facts = await asyncio.to_thread(host.facts, source.server_version)
+    rounds = options.rounds(trials)
+    path = options.path("calibrate")
+    config = {
+        "command": options.command,
+        "trials": trials,
+        "warmup": options.warmup,
+        "delays_s": list(DELAYS_S),
+    }
+    facts = await host_facts(lab)
     with RunWriter(path, kind="calibrate", config=config, host_facts=facts) as run:
-        for trial in range(trials):
-            progress(f"calibrate {trial + 1}/{trials}: {await _trial(source, run, trial)}")
+        for number in range(rounds):
+            async with call_trial(
+                lab,
+                run,
+                number,
+                _ARM,
+                round_number=number,
+                warmup=number < options.warmup,
+                said=[""] * len(DELAYS_S),
+            ) as (this, call):
+                this.words = await _calibrate(lab, this, call)
+            options.progress(f"calibrate {number + 1}/{rounds}: {this.words}")
     return Run.load(path)
 
 
-async def _trial(source: CalibrationSource, run: RunWriter, trial: int) -> str:
-    call = source.new_call(
-        agent_name=_AGENT_NAME, on_mark=lambda name, at_s, *_: run.mark(trial, name, at_s)
-    )
-    run.trial(trial, call.room_name, "default")
-    settings = source.settings
+async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
+    settings = lab.settings
     assert settings.livekit_url
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
     reference = _ReferenceAgent()
-    errors: list[float] = []
-    connected = False
     try:
         await reference.join(
             settings.livekit_url,
@@ -197,36 +176,26 @@ async def _trial(source: CalibrationSource, run: RunWriter, trial: int) -> str:
             call.room_name,
         )
         await call.connect()
-        run.outcome(trial, "ok")
-        connected = True
+        this.outcome("ok")
+        errors = []
         for delay_s in DELAYS_S:
             reference.delay_s = delay_s
-            errors.append(await _turn(run, trial, call, reference))
-    except LabvoiceError as error:
-        if not connected:
-            run.outcome(trial, outcome_of(error), detail=error.observed)
-        return error.observed
+            errors.append(await _turn(this, call, reference))
     finally:
         await reference.leave()
-        await source.end_call(call)
     return "read too much by " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
 
 
-async def _turn(run: RunWriter, trial: int, call: Call, reference: _ReferenceAgent) -> float:
+async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     turn = await call.say(Utterance("", tone(), SAMPLE_RATE_HZ, "tone"))
-    try:
-        turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
-        await call.hear_end()
-        reply = reference.reply_between(turn.marks["user_speech_end"], turn.marks["reply_heard"])
-    except LabvoiceError as error:
-        run.outcome(trial, outcome_of(error), turn=turn.number, detail=error.observed)
-        raise
+    turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
+    await call.hear_end()
+    reply = reference.reply_between(turn.marks["user_speech_end"], turn.marks["reply_heard"])
     uplink_s = reply.heard_s - turn.marks["user_speech_end"]
     downlink_s = turn.marks["reply_heard"] - reply.left_s
-    for mark, at_s in turn.marks.items():
-        run.mark(trial, mark, at_s, turn=turn.number)
+    this.run.mark(this.number, "reply_heard", turn.marks["reply_heard"], turn=turn.number)
     stages = (uplink_s + downlink_s, uplink_s, downlink_s)
     for stage, duration_s in zip(CALIBRATION_STAGES, stages, strict=True):
-        run.stage(trial, stage, duration_s, turn=turn.number, source="reference")
-    run.outcome(trial, "ok", turn=turn.number)
+        this.run.stage(this.number, stage, duration_s, turn=turn.number, source="reference")
+    this.outcome("ok", turn=turn.number)
     return stages[0]

@@ -6,38 +6,24 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from labvoice.bench.arms import Arm
 from labvoice.caller.call import Call
 from labvoice.errors import LabvoiceError, StageTimeoutError
-from labvoice.memory.api import LettaApi
 from labvoice.protocol.metadata import JobMetadata
 from labvoice.runs.run import RunWriter
-from labvoice.settings import Settings
-from labvoice.stack.letta.server import LettaServer
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
 
 _PROVIDER: Final = "fast"
 _SYNC_TIMEOUT_S: Final = 30.0
 
 
-class LettaSource(Protocol):
-    """What is needed of a lab."""
-
-    settings: Settings
-
-    @property
-    def letta(self) -> LettaApi:
-        """The Letta server's agents."""
-
-    @property
-    def letta_server(self) -> LettaServer:
-        """The Letta server."""
-
-
 @asynccontextmanager
 async def memories_of(
-    lab: LettaSource, arms: Sequence[Arm], progress: Callable[[str], None]
+    lab: Lab, arms: Sequence[Arm], progress: Callable[[str], None]
 ) -> AsyncIterator[dict[str, JobMetadata]]:
     """An agent for each arm that uses Letta, until the run ends; gives what its dispatches carry.
 
@@ -61,7 +47,7 @@ async def memories_of(
         await _forget(lab, found)
 
 
-async def _forget(lab: LettaSource, memories: dict[str, JobMetadata]) -> None:
+async def _forget(lab: Lab, memories: dict[str, JobMetadata]) -> None:
     """Deletes the agents that the run made; one that is left behind harms nobody."""
     for metadata in memories.values():
         assert metadata.letta_agent_id
@@ -69,7 +55,7 @@ async def _forget(lab: LettaSource, memories: dict[str, JobMetadata]) -> None:
             await lab.letta.delete(metadata.letta_agent_id)
 
 
-async def _fast_model(lab: LettaSource) -> str | None:
+async def _fast_model(lab: Lab) -> str | None:
     settings = lab.settings
     if lab.letta_server.state == "external" or settings.resolved_llm == "openai":
         return None  # Letta has a model of its own, or already the one that is configured

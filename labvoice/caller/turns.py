@@ -55,8 +55,10 @@ class Turn:
 
     @property
     def word_error_rate(self) -> float | None:
-        """Of the transcript; None when what was said is not known."""
-        return word_error_rate(self.said, self.transcript) if self.said.strip() else None
+        """Of the transcript; None when what was said is not known, or nobody answered."""
+        if not self.said.strip() or "reply_heard" not in self.marks:
+            return None
+        return word_error_rate(self.said, self.transcript)
 
     @property
     def voice_to_voice_s(self) -> float | None:

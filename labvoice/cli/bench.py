@@ -107,6 +107,8 @@ def calibrate(
 @bench_app.command("burst")
 def bench_burst(
     rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms that ask at once.")] = 50,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Bursts of each arm.")] = 5,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Bursts before that.")] = 1,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
     arms: ArmsOption = "plain,confirmed",
     out: OutOption = None,
@@ -122,7 +124,8 @@ def bench_burst(
     from labvoice.bench.burst import BURST_ARMS
 
     choose(arms, BURST_ARMS)
-    run_command(_burst(json_path, rooms=rooms, workers=workers, arms=arms, out=out))
+    options: dict[str, Any] = {"rooms": rooms, "trials": trials, "warmup": warmup}
+    run_command(_burst(json_path, workers=workers, arms=arms, out=out, **options))
 
 
 async def _burst(json_path: Path | None, **options: Any) -> int:

@@ -162,6 +162,18 @@ def _spans(lines: Iterable[Line]) -> dict[_Unit, dict[str, _Span]]:
     return spans
 
 
+def _rounds(header: RunLine, trials: Mapping[int, TrialLine]) -> dict[int, int]:
+    """Each trial's round; where a closed loop does not say, the k-th trials of the arms are one."""
+    counts: dict[tuple[str, bool], int] = defaultdict(int)
+    rounds = {}
+    for number, line in trials.items():
+        # Warm-ups come first, so those before and those that count are numbered apart.
+        told = 0 if header.loop == "open" else counts[line.arm, line.warmup]
+        rounds[number] = told if line.round is None else line.round
+        counts[line.arm, line.warmup] += 1
+    return rounds
+
+
 def _derived(unit: _Unit) -> tuple[Stage, ...]:
     return CONNECTION_STAGES if unit[1] is None else TURN_STAGES
 
@@ -179,6 +191,12 @@ def _stage_frame(
     of a sort succeeded, the headline stages stand for what should have been measured.
     """
     spans = _spans(lines)
+    rounds = _rounds(header, trials)
+    said: dict[_Unit, Any] = {
+        (line.trial, line.turn): line.facts["said"]
+        for line in lines
+        if isinstance(line, NoteLine) and line.turn is not None and line.facts.get("said")
+    }
     expected: dict[bool, list[str]] = {}
     for is_turn in (False, True):
         units = [unit for unit in outcomes if (unit[1] is not None) == is_turn]
@@ -204,9 +222,11 @@ def _stage_frame(
                     "arm": trials[trial].arm,
                     "warmup": trials[trial].warmup,
                     "session": trials[trial].session,
+                    "round": rounds[trial],
+                    "said": said.get((trial, turn)),
                 }
             )
-    frame = _table(FRAME_COLUMNS, rows)
+    frame = _table(FRAME_COLUMNS, rows).astype({"round": "int64", "said": object})
     frame = frame.astype({"start_s": float, "duration_s": float, "warmup": bool})
     for column in dict.fromkeys(name for arm in header.arms.values() for name in arm):
         values = {arm: columns.get(column) for arm, columns in header.arms.items()}

@@ -21,14 +21,18 @@ def cores() -> int:
     return psutil.cpu_count() or 1
 
 
-def facts(livekit_server_version: str | None = None) -> dict[str, Any]:
+def facts(
+    livekit_server_version: str | None = None, *, load_1m: float | None = None
+) -> dict[str, Any]:
     """Describes this machine and the installed versions; names neither host nor user.
 
     Args:
         livekit_server_version: Version of the LiveKit server in use, where it is known.
+        load_1m: The load of a minute before the stack started, whose own start is no work of
+            others; that of this moment when not given.
 
     Returns:
-        `cpu`, `cores`, `memory_bytes`, `load_1m` (at this moment), `os`, `python` and
+        `cpu`, `cores`, `memory_bytes`, `load_1m`, `os`, `python` and
         `versions` (package name to version).
     """
     versions = {}
@@ -43,7 +47,7 @@ def facts(livekit_server_version: str | None = None) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
-        "load_1m": round(os.getloadavg()[0], 2),
+        "load_1m": round(os.getloadavg()[0] if load_1m is None else load_1m, 2),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": sys.version.split()[0],
         "versions": versions,

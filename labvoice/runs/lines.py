@@ -24,6 +24,8 @@ FRAME_COLUMNS: Final = (
     "arm",
     "warmup",
     "session",
+    "round",
+    "said",
 )
 """Columns of the frame before those of the configuration."""
 
@@ -97,6 +99,7 @@ class TrialLine(_Line):
     arm: str
     warmup: bool = False
     session: str
+    round: int | None = None
 
 
 class MarkLine(_Line):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.runs import frames, reader, statistics
 from labvoice.runs.lines import FORMAT, EndLine, Line, RunLine
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
@@ -21,6 +22,7 @@ __all__ = ["Run", "RunWriter"]
 _SUMMARY_COLUMNS = ["n", "failed", "mean", "p50", "p95", "p99", "ci95_lo", "ci95_hi"]
 _COMPARED = ("voice_to_voice", "recovery", "connection", "join")
 """The first of these that a run has is what its arms are compared by."""
+_ANSWERED = ("ok", "interrupted")
 
 
 class Run:
@@ -53,7 +55,7 @@ class Run:
 
     @property
     def arms(self) -> list[str]:
-        """Names of the configurations, the first being the base of ratios."""
+        """Names of the configurations, in the order given."""
         return list(self.header.arms)
 
     @property
@@ -62,7 +64,8 @@ class Run:
 
         Columns: run_id, trial, room, turn (missing for a connection), stage, start_s (since
         the trial's click), duration_s (NaN where it was not reached), outcome, arm, warmup,
-        session, then the configuration's columns.
+        session (the unit of resampling), round (in which every arm does the same), said (the
+        turn's words, where known), then the configuration's columns.
         """
         return self._frames.stages.copy()
 
@@ -85,13 +88,17 @@ class Run:
     def attempts(self) -> pd.DataFrame:
         """The outcomes that n and failed count, warm-ups left out.
 
-        A turn is an attempt; a connection is one where it failed or no turn followed it.
+        A turn is an attempt, tried or not; a connection is one where it has no turns, or where it
+        failed and none of its turns says so.
         """
         every = self.outcomes
         every = every[~every["warmup"]]
-        with_turns = set(every.loc[every["turn"].notna(), "trial"])
+        turns = every[every["turn"].notna()]
+        failed_turns = set(turns.loc[turns["outcome"] != "ok", "trial"])
         is_attempt = (
-            every["turn"].notna() | (every["outcome"] != "ok") | ~every["trial"].isin(with_turns)
+            every["turn"].notna()
+            | ((every["outcome"] != "ok") & ~every["trial"].isin(failed_turns))
+            | ~every["trial"].isin(set(turns["trial"]))
         )
         return every[is_attempt].reset_index(drop=True)
 
@@ -107,12 +114,14 @@ class Run:
         }
 
     def word_error_rate(self, arm: str | None = None) -> float | None:
-        """Of all transcripts but warm-ups, each weighted by its words; None where unknown.
+        """Of all turns that were answered, warm-ups aside, each weighted by its words.
+
+        None where unknown. What nobody answered says nothing of the recogniser.
 
         Args:
             arm: Of this configuration alone; of all when not given.
         """
-        rows = self._turn_notes(arm, "said", "wer")
+        rows = self._turn_notes(arm, "said", "wer", outcomes=_ANSWERED)
         weights = [len(str(said).split()) for said in rows["said"]] if len(rows) else []
         if not sum(weights):
             return None
@@ -128,15 +137,18 @@ class Run:
         rows = self._turn_notes(arm, "user_messages")
         return int((rows["user_messages"] > 1).sum()) if len(rows) else None
 
-    def _turn_notes(self, arm: str | None, *columns: str) -> pd.DataFrame:
+    def _turn_notes(
+        self, arm: str | None, *columns: str, outcomes: Sequence[str] = OUTCOMES
+    ) -> pd.DataFrame:
         notes = self.notes
         if not {"turn", "trial", *columns} <= set(notes):
             return pd.DataFrame(columns=list(columns))
-        counted = self.outcomes[~self.outcomes["warmup"]]
+        every = self.outcomes
+        counted = every[~every["warmup"] & every["outcome"].isin(outcomes)]
         if arm is not None:
             counted = counted[counted["arm"] == arm]
-        rows = notes[notes["turn"].notna() & notes["trial"].isin(set(counted["trial"]))]
-        return rows.dropna(subset=list(columns))
+        units = counted.loc[counted["turn"].notna(), ["trial", "turn"]]
+        return notes.merge(units, on=["trial", "turn"]).dropna(subset=list(columns))
 
     @property
     def recognition(self) -> list[str]:
@@ -153,7 +165,7 @@ class Run:
 
     @property
     def comparisons(self) -> list[str]:
-        """A line for each further configuration: its main stage against that of the first."""
+        """A line for each further configuration: its main stage against that of the base."""
         lines = []
         for pair, stages in self.ratios().items():
             stage = next((name for name in _COMPARED if name in stages), None)
@@ -198,36 +210,55 @@ class Run:
         )
         return table if table["p99"].notna().any() else table.drop(columns="p99")
 
-    def ratios(self) -> dict[str, dict[str, statistics.Ratio]]:
-        """Compares each further arm with the first: `{"new/base": {stage: ratio}}`.
+    @property
+    def base(self) -> str:
+        """The arm that ratios are stated against: the first, or the best of several baselines.
 
-        Arms of a closed loop take turns, and in each round all do the same: the k-th trial of one
-        is compared with the k-th of the other.
+        Arms whose column `baseline` is true are baselines; the best of them has the smallest
+        median of the run's main stage.
+        """
+        baselines = [arm for arm, columns in self.header.arms.items() if columns.get("baseline")]
+        for stage in _COMPARED:
+            medians = {
+                arm: self.stage_summaries[stage, arm].p50_s
+                for arm in baselines
+                if (stage, arm) in self.stage_summaries
+            }
+            medians = {arm: p50_s for arm, p50_s in medians.items() if not math.isnan(p50_s)}
+            if medians:
+                return min(medians, key=lambda arm: medians[arm])
+        return baselines[0] if baselines else self.arms[0]
+
+    def ratios(self) -> dict[str, dict[str, statistics.Ratio]]:
+        """Compares each further arm with the base: `{"new/base": {stage: ratio}}`.
+
+        Arms take turns, and in each round all do the same: what one arm measured in a round is
+        compared with what the other measured in it while the same was said.
         """
         good = statistics.measured(self.frame)
-        compare: Callable[..., statistics.Ratio] = statistics.compare_medians
-        by = "session"
-        if self.header.loop == "closed":
-            every = self.outcomes
-            trials = every[every["turn"].isna() & ~every["warmup"]].set_index("trial")
-            good = good.assign(round=good["trial"].map(trials.groupby("arm").cumcount()))
-            compare, by = statistics.compare_rounds, "round"
-        base, *others = self.arms
+        base = self.base
+        same = ["stage", "round", "turn", "said"]
+        old = good[good["arm"] == base]
         result: dict[str, dict[str, statistics.Ratio]] = {}
-        for other in others:
+        for other in self.arms:
+            if other == base:
+                continue
             of_pair = result[f"{other}/{base}"] = {}
-            for stage in sorted(set(good["stage"]), key=statistics.stage_order):
-                rows = good[good["stage"] == stage]
-                old, new = rows[rows["arm"] == base], rows[rows["arm"] == other]
-                if len(old) and len(new):
-                    of_pair[stage] = compare(old["duration_s"], old[by], new["duration_s"], new[by])
+            new = good[good["arm"] == other]
+            both = old[same].drop_duplicates().merge(new[same].drop_duplicates(), on=same)
+            for stage in sorted(set(both["stage"]), key=statistics.stage_order):
+                here = both[both["stage"] == stage]
+                before, after = (rows.merge(here, on=same) for rows in (old, new))
+                of_pair[stage] = statistics.compare_rounds(
+                    before["duration_s"], before["round"], after["duration_s"], after["round"]
+                )
         return result
 
     def to_json(self) -> dict[str, Any]:
         """Returns the machine-readable result, in seconds; None where there is no figure.
 
         With several arms, `n`, `failed`, `outcomes` and `stages` cover all of them together,
-        `arms` has the same for each, and `ratios` compares each with the first.
+        `arms` has the same for each, and `ratios` compares each with :attr:`base`.
         """
         frame, attempts = self.frame, self.attempts
         result: dict[str, Any] = {

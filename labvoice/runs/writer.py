@@ -93,16 +93,40 @@ class RunWriter:
         self._write(header)
 
     def trial(
-        self, trial: int, room: str, arm: str, warmup: bool = False, session: str | None = None
+        self,
+        trial: int,
+        room: str,
+        arm: str,
+        warmup: bool = False,
+        session: str | None = None,
+        *,
+        round_number: int | None = None,
     ) -> None:
-        """Begins a trial; `session` names the unit of resampling where that is not the trial."""
+        """Begins a trial.
+
+        Args:
+            trial: Its number.
+            room: Name of the room.
+            arm: Its configuration.
+            warmup: Whether it does not count.
+            session: The unit of resampling where that is not the trial.
+            round_number: Of the round, in which every arm does the same; without it, the k-th
+                trial of each arm is taken for one.
+        """
         if trial in self._trials:
             raise ValueError(f"trial {trial} has begun already")
         if arm not in self._arms:
             raise ValueError(f"unknown arm {arm!r}; one of {', '.join(self._arms)}")
         self._trials.add(trial)
         self._write(
-            TrialLine(trial=trial, room=room, arm=arm, warmup=warmup, session=session or str(trial))
+            TrialLine(
+                trial=trial,
+                room=room,
+                arm=arm,
+                warmup=warmup,
+                session=session or str(trial),
+                round=round_number,
+            )
         )
 
     def mark(

@@ -114,7 +114,8 @@ def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
         if name in AGENT_TURN_STAGES + MEMORY_STAGES:
             run.stage(0, name, duration_s, turn=turn.number)
     facts: dict[str, Any] = {"said": turn.said, "transcript": turn.transcript, "reply": turn.reply}
-    recognised = turn.said.strip() and not turn.typed  # what was typed, nobody had to recognise
+    # What was typed, nobody had to recognise; what nobody answered says nothing of it.
+    recognised = turn.said.strip() and not turn.typed and "reply_heard" in turn.marks
     facts["wer"] = word_error_rate(turn.said, turn.transcript) if recognised else None
     run.note(0, turn.number, typed=turn.typed, user_messages=turn.user_messages, **facts)
     run.outcome(0, _outcome(turn.outcome), turn=turn.number)

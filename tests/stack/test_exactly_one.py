@@ -203,7 +203,7 @@ async def test_a_failed_dispatch_leaves_nothing_that_could_come_later(noop_lab: 
 
 async def test_a_burst_gives_every_room_its_agent(noop_lab: Lab, tmp_path: Path) -> None:
     """Ten rooms at once: each has one agent, and the run says so for both arms."""
-    run = await noop_lab.bench.burst(10, workers=1, out=tmp_path / "burst.jsonl")
+    run = await noop_lab.bench.burst(10, 1, workers=1, warmup=0, out=tmp_path / "burst.jsonl")
     arms = run.to_json()["arms"]
     assert set(arms) == {"plain", "confirmed"}
     assert arms["confirmed"]["outcomes"] == {"ok": 10}

@@ -13,7 +13,7 @@ import pytest
 from livekit import api, rtc
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.bench.failover import KILLS, failover, parse_kills
+from labvoice.bench.failover import KILLS, parse_kills
 from labvoice.caller.call import Call
 from labvoice.errors import UsageError
 from labvoice.failover.supervisor import Supervisor
@@ -388,7 +388,7 @@ async def test_one_room_that_cannot_be_seen_hides_no_other(
 
 async def test_the_benchmark_kills_and_counts(pair: Lab, tmp_path: Path) -> None:
     """Every kind of death is an arm with its recovery, and no trial fails."""
-    run = await failover(pair, 1, kills=["job", "hang"], out=tmp_path / "run.jsonl")
+    run = await pair.bench.failover(1, kills="job,hang", out=tmp_path / "run.jsonl")
     result = run.to_json()
     assert set(result["arms"]) == {"job", "hang"}
     for arm in result["arms"].values():

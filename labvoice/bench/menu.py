@@ -1,0 +1,190 @@
+"""`lab.bench`: the benches of a lab, with the arguments that a user types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labvoice.bench.base import RunOptions
+from labvoice.bench.burst import burst
+from labvoice.bench.calibrate import calibrate
+from labvoice.bench.connect import connect
+from labvoice.bench.endpointing import endpointing
+from labvoice.bench.failover import failover, parse_kills
+from labvoice.bench.record import record_call
+from labvoice.bench.turns import turns as measure_turns
+from labvoice.caller.call import Call
+from labvoice.runs.run import Run
+from labvoice.speech.utterances import Utterance
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
+
+
+class Bench:
+    """The benches of a lab; each returns the recorded :class:`labvoice.runs.run.Run`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    async def connect(
+        self,
+        trials: int = 10,
+        *,
+        arms: str | Sequence[str] = "",
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures connections: fresh room, dispatch, join, greeting; one after the other.
+
+        Args:
+            trials: How many count, of each arm.
+            arms: Names of :data:`labvoice.bench.arms.CONNECT_ARMS` to measure side by side, as
+                a list or with commas; the lab as it is when not given.
+            warmup: How many go before, of each arm; they are recorded and flagged.
+            out: The run file; one in `runs/` named by the time when not given.
+            command: The command line to show as the way to reproduce the run.
+            progress: Told a line for every trial.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+        """
+        return await connect(self._lab, trials, arms, RunOptions(out, command, progress, warmup))
+
+    async def turns(
+        self,
+        trials: int = 5,
+        *,
+        turns: int = 1,
+        arms: str | Sequence[str] = "",
+        utterances: Sequence[Utterance] | None = None,
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures turns: in each trial one call, in each call some turns.
+
+        Args:
+            trials: How many calls count, of each arm.
+            turns: How many turns in each call.
+            arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
+            utterances: What the caller says, in rotation; human recordings and synthesised
+                questions when not given.
+            warmup: As for :meth:`connect`.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number makes no sense, or the list of utterances is empty.
+            RunFileError: The run file exists already.
+            WeightsError: The caller's voice could not be obtained.
+        """
+        options = RunOptions(out, command, progress, warmup)
+        return await measure_turns(self._lab, trials, turns, arms, utterances, options)
+
+    async def endpointing(
+        self,
+        trials: int = 16,
+        *,
+        arms: str | Sequence[str] = "0.2,0.3,0.4,0.6",
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures turns with several silences before the end of a turn, side by side.
+
+        Too short a silence splits turns in two, too long a one answers late: each arm's
+        `voice_to_voice` stands beside its count of split turns.
+
+        Args:
+            trials: How many calls of one turn count, of each arm.
+            arms: The silences, in seconds, as a list or with commas.
+            warmup: As for :meth:`connect`.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+            WeightsError: The caller's voice could not be obtained.
+        """
+        options = RunOptions(out, command, progress, warmup)
+        return await endpointing(self._lab, trials, arms, options)
+
+    async def calibrate(
+        self,
+        trials: int = 10,
+        *,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures the instrument's own error; see :func:`labvoice.bench.calibrate.calibrate`."""
+        return await calibrate(self._lab, trials, RunOptions(out, command, progress))
+
+    async def burst(
+        self,
+        rooms: int = 50,
+        trials: int = 5,
+        *,
+        workers: int = 2,
+        arms: str | Sequence[str] = "plain,confirmed",
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures bursts: many rooms ask for an agent at once; each must get exactly one.
+
+        The agents join and do nothing, for it is the dispatch that is measured.
+
+        Args:
+            rooms: How many rooms ask at once in each burst.
+            trials: How many bursts count, of each arm; one burst is one event, and the unit of
+                resampling.
+            workers: How many workers share them.
+            arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
+            warmup: How many bursts go before, of each arm.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: Told a line for every burst.
+
+        Raises:
+            UsageError: A number makes no sense.
+            RunFileError: The run file exists already.
+        """
+        options = RunOptions(out, command, progress, warmup)
+        return await burst(self._lab, rooms, trials, workers, arms, options)
+
+    async def failover(
+        self,
+        trials: int = 10,
+        *,
+        kills: str = "job,worker,hang",
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`."""
+        options = RunOptions(out, command, progress)
+        return await failover(self._lab, trials, parse_kills(kills), options)
+
+    def record(self, call: Call, out: Path | None = None) -> Run:
+        """Writes a call that is over, or under way, as a run of one trial, and loads it.
+
+        Args:
+            call: The call.
+            out: As for :meth:`connect`.
+
+        Raises:
+            RunFileError: The run file exists already.
+        """
+        return record_call(self._lab.settings, call, out)

@@ -1,0 +1,36 @@
+"""A call that was made by hand, as a run of one trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from labvoice.bench.base import columns, run_path
+from labvoice.bench.memory import record_memory
+from labvoice.bench.turns import record_turn
+from labvoice.caller.call import Call
+from labvoice.protocol.vocabulary import WORKER_CONNECTION_MARKS
+from labvoice.runs.run import Run, RunWriter
+from labvoice.settings import Settings
+
+
+def record_call(settings: Settings, call: Call, out: Path | None = None) -> Run:
+    """Writes a call that is over, or under way, as a run; see `lab.bench.record`."""
+    path = out or run_path("call")
+    arms = {"default": {**columns(settings), "strategy": call.strategy}}
+    with RunWriter(path, kind="call", arms=arms) as run:
+        run.trial(0, call.room_name, "default")
+        for mark, at_s in call.marks.items():
+            clock: Literal["caller", "worker"] = (
+                "worker" if mark in WORKER_CONNECTION_MARKS else "caller"
+            )
+            error_s = call.offset.uncertainty_s if clock == "worker" and call.offset else 0.0
+            run.mark(0, mark, at_s, clock=clock, uncertainty_s=error_s)
+        record_memory(run, 0, call)
+        run.outcome(0, "ok" if "agent_listening" in call.marks else "error", detail=call.failure)
+        for turn in call.turns:
+            for mark, at_s in turn.marks.items():
+                run.mark(0, mark, at_s, turn=turn.number)
+            record_turn(run, 0, turn)
+            run.outcome(0, turn.outcome, turn=turn.number)
+    return Run.load(path)

@@ -1,0 +1,140 @@
+"""The bench of turns: in each trial one call, in each call some turns."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labvoice.bench.arms import TURN_ARMS, Arm, choose
+from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
+from labvoice.bench.memory import record_memory, wait_for_memory
+from labvoice.caller.call import Call
+from labvoice.caller.turns import Turn
+from labvoice.errors import UsageError
+from labvoice.runs.run import Run, RunWriter
+from labvoice.settings import Settings
+from labvoice.speech.utterances import (
+    DEFAULT_UTTERANCES,
+    Utterance,
+    human_utterances,
+    synthesize_all,
+)
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
+
+
+async def turns(
+    lab: Lab,
+    trials: int,
+    count: int,
+    arms: str | Sequence[str],
+    utterances: Sequence[Utterance] | None,
+    options: RunOptions,
+) -> Run:
+    """Measures turns; see :meth:`labvoice.bench.menu.Bench.turns`."""
+    return await measure_turns(
+        lab, "turns", trials, count, choose(arms, TURN_ARMS), utterances, options
+    )
+
+
+async def measure_turns(
+    lab: Lab,
+    kind: str,
+    trials: int,
+    count: int,
+    arms: Sequence[Arm],
+    utterances: Sequence[Utterance] | None,
+    options: RunOptions,
+) -> Run:
+    """Makes calls of so many turns; what is said follows from round and turn, for every arm.
+
+    Raises:
+        UsageError: A number makes no sense.
+        RunFileError: The run file exists already.
+        WeightsError: The caller's voice could not be obtained.
+    """
+    if count < 1:
+        raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
+    options.rounds(trials)
+    if utterances is not None and not utterances:
+        raise UsageError("the list of utterances is empty", "give one, or leave `utterances` out")
+    if utterances is None:
+        utterances = await asyncio.to_thread(default_utterances, lab.settings, options.progress)
+    chosen = utterances
+
+    async def talk(this: Trial, call: Call, round_number: int) -> str:
+        await connect_and_greet(this, call)
+        for utterance in said_in(chosen, round_number, count):
+            await _turn(this, call, utterance)
+        await wait_for_memory(call)
+        record_memory(this.run, this.number, call)
+        return "voice to voice " + ", ".join(
+            "none" if took_s is None else f"{took_s * 1000:.0f} ms"
+            for took_s in (turn.voice_to_voice_s for turn in call.turns)
+        )
+
+    return await measure_calls(
+        lab,
+        kind,
+        trials,
+        arms,
+        options,
+        talk,
+        said=lambda number: [each.text for each in said_in(chosen, number, count)],
+        config={"turns_per_trial": count},
+    )
+
+
+def said_in(utterances: Sequence[Utterance], round_number: int, count: int) -> list[Utterance]:
+    """Returns what is said in the turns of a round: it follows from round and turn alone.
+
+    So an arm whose call failed does not fall out of step with the others.
+    """
+    first = round_number * count
+    return [utterances[number % len(utterances)] for number in range(first, first + count)]
+
+
+async def _turn(this: Trial, call: Call, utterance: Utterance) -> None:
+    number = len(call.turns)
+    heard = False
+    try:
+        await call.say(utterance)
+        await call.hear()
+        heard = True
+    finally:
+        if len(call.turns) > number:
+            turn = call.turns[number]
+            record_turn(this.run, this.number, turn)
+            if heard:  # else the trial books the error, with its words
+                this.outcome(turn.outcome, turn=number)
+
+
+def default_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
+    """Human recordings and synthesised questions in turn."""
+    pairs = itertools.zip_longest(
+        human_utterances(settings, progress),
+        synthesize_all(DEFAULT_UTTERANCES, settings, progress),
+    )
+    return [utterance for pair in pairs for utterance in pair if utterance is not None]
+
+
+def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
+    """Records LiveKit's figures of a turn and its texts; its marks are there."""
+    for stage, duration_s in turn.metrics.items():
+        if stage != "memory_sync":  # it comes later
+            run.stage(trial, stage, duration_s, turn=turn.number)
+    run.note(trial, turn.number, **_facts(turn))
+
+
+def _facts(turn: Turn) -> Mapping[str, Any]:
+    return {
+        "said": turn.said,
+        "transcript": turn.transcript,
+        "reply": turn.reply,
+        "wer": turn.word_error_rate,
+        "user_messages": turn.user_messages,
+        "notice": turn.notice,
+    }
