@@ -242,18 +242,22 @@ class Dispatcher:
     async def _bring(self, request: DispatchRequest) -> list[ParticipantInfo]:
         """Tries until an agent is there; none when the time is over, or trying makes no sense.
 
-        A server that does not answer the first question is not there. One that has answered is
-        asked again while there is time: it restarts, or is busy.
+        A server that does not answer the first question is not there. One that has answered, or
+        broke the connection off, is asked again while there is time: it restarts, or is busy.
         """
-        rooms = await self.api.room.list_rooms(api.ListRoomsRequest(names=[request.room]))
-        request.room_existed = bool(rooms.rooms)
         agents: list[ParticipantInfo] = []
-        # Asking for the dispatches of a room that is not there takes the server 3 s.
-        ours: Sequence[AgentDispatch] | None = None if request.room_existed else []
-        looked = not request.room_existed
+        ours: Sequence[AgentDispatch] | None = None
+        answered = looked = False
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
+                if not answered:
+                    names = api.ListRoomsRequest(names=[request.room])
+                    request.room_existed = bool((await self.api.room.list_rooms(names)).rooms)
+                    answered = True
+                    if not request.room_existed:
+                        # Asking for the dispatches of such a room takes the server 3 s.
+                        ours, looked = [], True
                 if not looked:
                     agents, ours = await self._first_look(request.room, request.agent_name)
                     request.found = bool(agents or under_way(ours))
@@ -269,7 +273,9 @@ class Dispatcher:
                     await asyncio.sleep(min(pause_s, max(0.0, request.left_s)))
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             except (api.TwirpError, aiohttp.ClientError, TimeoutError) as error:
-                if not _passes(error) or request.left_s <= pause_s:
+                if not (_passes(error) if answered else _broke_off(error)):
+                    raise
+                if request.left_s <= pause_s:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -440,3 +446,12 @@ class Dispatcher:
 def _passes(error: Exception) -> bool:
     """Whether the same question may be answered a moment later."""
     return not isinstance(error, api.TwirpError) or error.code in _PASSING_CODES
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether a server that has not answered yet is there all the same."""
+    if isinstance(error, api.TwirpError | aiohttp.ServerDisconnectedError):
+        return _passes(error)
+    return isinstance(error, aiohttp.ClientOSError) and not isinstance(
+        error, aiohttp.ClientConnectorError
+    )

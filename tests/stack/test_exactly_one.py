@@ -183,7 +183,7 @@ async def test_a_broken_connection_is_made_anew(noop_lab: Lab) -> None:
             for _ in range(300):
                 await asyncio.sleep(0.01)
                 link.interrupt()
-            assert not waiting.done()
+            assert not waiting.done(), waiting
             await add_noop_worker(noop_lab, "later-agent")
             done = await waiting
         await asyncio.sleep(LATE_S)

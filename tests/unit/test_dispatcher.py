@@ -1,0 +1,54 @@
+"""The dispatcher before a server that is busy, breaks off, or is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+
+import pytest
+from pydantic import SecretStr
+
+from labvoice.dispatch import Dispatcher
+from labvoice.errors import CredentialsError, ServerUnreachableError
+from labvoice.stack.processes import free_port
+
+
+def twirp(status: HTTPStatus, code: str) -> bytes:
+    """An error as LiveKit's server answers with."""
+    body = json.dumps({"code": code, "msg": "so it is"}).encode()
+    head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+
+
+async def test_a_first_question_that_breaks_off_is_asked_again() -> None:
+    """A server that closes the connection, resets it, or is busy is there: its answer counts."""
+    answers = [
+        b"",
+        b"reset",
+        twirp(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+        twirp(HTTPStatus.UNAUTHORIZED, "unauthenticated"),
+    ]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if (words := answers.pop(0)) == b"reset":
+            writer.transport.abort()
+            return
+        writer.write(words)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Dispatcher(f"ws://127.0.0.1:{port}", "key", SecretStr("s" * 32)) as dispatcher:
+            with pytest.raises(CredentialsError):
+                await dispatcher.dispatch("room", "agent", timeout_s=60)
+    assert answers == []
+
+
+async def test_a_port_where_nobody_listens_is_told_at_once() -> None:
+    """A refused connection is no server, however long the caller would wait."""
+    url = f"ws://127.0.0.1:{free_port()}"
+    async with Dispatcher(url, "key", SecretStr("s" * 32)) as dispatcher, asyncio.timeout(60):
+        with pytest.raises(ServerUnreachableError, match=url):
+            await dispatcher.dispatch("room", "agent", timeout_s=3600)
