@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 (with pip, where uv is missing) and make.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-web lab docs env lint lock clean
+.PHONY: help demo test test-rest test-all lab docs env lint lock clean
 SHELL := /bin/sh
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
@@ -14,8 +14,7 @@ UV_CACHED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/labvoice/uv-$(shell \
 UV := $(or $(shell command -v uv 2>/dev/null || true),$(UV_CACHED)/bin/uv)
 
 BIN := .venv/bin
-# Real processes in real time on a shared machine: one more try is given, and named as RERUN.
-RERUNS := --reruns 1 --reruns-delay 5 -rR
+PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 # Two run at a time: most wait more than they compute. The tests of one file share what is slow.
 # In the order given: by number of tests, the notebooks' few long ones would come last, and alone.
 PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -27,15 +26,16 @@ help: ## list these targets
 demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
-test: lint ## lint, then all tests but those of `make test-web`
-	$(BIN)/python -m pytest -m "not npm" $(RERUNS) $(PAIRS) tests/unit
-	$(BIN)/python -m pytest -m "not debian" $(RERUNS) $(PAIRS) tests/notebooks tests/stack
+test: lint ## before a commit: lint, types, unit tests, each promise once on the real stack
+	$(PYTEST) -m "not npm" $(PAIRS) tests/unit
+	$(PYTEST) -m smoke $(PAIRS) tests/stack tests/notebooks
 
-test-web: $(READY) ## tests that need npm, and Debian's chromium and prometheus
+test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
-	$(BIN)/python -m pytest -m npm tests/unit
-	$(BIN)/python -m pytest -m debian $(RERUNS) tests/stack
-	$(BIN)/python -m pytest $(RERUNS) tests/browser
+	$(PYTEST) -m npm tests/unit
+	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
+
+test-all: test test-rest ## everything; needs npm, and Debian's chromium and prometheus
 
 lab: $(READY) ## JupyterLab on notebooks/
 	$(BIN)/labvoice lab

@@ -16,12 +16,14 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
+@pytest.mark.smoke
 def test_the_story_is_whole() -> None:
     """Eight steps, each with its text source."""
     assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 9)]
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.py")) == NAMES
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_every_notebook_teaches(name: str) -> None:
     """It has a title, one cell of parameters before all other code, and says what to look at."""
@@ -36,6 +38,7 @@ def test_every_notebook_teaches(name: str) -> None:
     assert re.search(r"\blook at\b", " ".join(words.split()))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_text_and_notebook_are_the_same(name: str) -> None:
     """The paired text source holds the same cells, and no output is stored."""
@@ -50,7 +53,7 @@ def test_text_and_notebook_are_the_same(name: str) -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(NAMES[0], marks=pytest.mark.smoke), *NAMES[1:]])
 async def test_the_notebook_runs(name: str, tmp_path: Path) -> None:
     """Every cell runs without an error, and pictures are shown."""
     kinds = {kind for data in await outputs(name, tmp_path) for kind in data}

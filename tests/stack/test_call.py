@@ -38,6 +38,7 @@ async def spoken(lab: Lab, recorded: list[Utterance]) -> Call:
     return call
 
 
+@pytest.mark.smoke
 def test_every_connection_mark_is_set_in_order(spoken: Call) -> None:
     """Caller's and worker's marks are all there, and each chain is in its order."""
     assert set(spoken.marks) == {*CALLER_CONNECTION_MARKS, *WORKER_CONNECTION_MARKS}
@@ -57,6 +58,7 @@ def test_every_connection_mark_is_set_in_order(spoken: Call) -> None:
     assert spoken.marks["agent_listening"] <= spoken.marks["greeting_heard"]
 
 
+@pytest.mark.smoke
 def test_the_dispatch_is_confirmed_with_ids(spoken: Call) -> None:
     """Dispatch, job and worker are named, and the agent says the same of itself."""
     dispatch = spoken.dispatch
@@ -70,6 +72,7 @@ def test_the_dispatch_is_confirmed_with_ids(spoken: Call) -> None:
     assert spoken.worker["worker_id"] == dispatch.worker_id
 
 
+@pytest.mark.smoke
 def test_the_agent_understands_and_answers(spoken: Call) -> None:
     """Each utterance is one turn, understood, and answered with the model's reply."""
     assert spoken.greeting == "Hello, how can I help you?"
@@ -84,6 +87,7 @@ def test_the_agent_understands_and_answers(spoken: Call) -> None:
         assert all(value >= 0 for value in turn.metrics.values())
 
 
+@pytest.mark.smoke
 async def test_the_reply_is_heard_as_speech(spoken: Call, lab: Lab) -> None:
     """What reaches the caller's ear, recognised, are the words of the reply."""
     turn = spoken.turns[0]

@@ -109,6 +109,7 @@ async def test_a_demo_whose_letta_is_down_still_reports(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "demo" / "summary.json").stat().st_size
 
 
+@pytest.mark.smoke
 async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None:
     """`labvoice dispatch` prints the agent that joined, and writes it as JSON."""
     code, output = await labvoice(
@@ -208,6 +209,7 @@ async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
     assert alive == []
 
 
+@pytest.mark.smoke
 async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
     """The main job: stack up, connections and turns measured, report and summary written."""
     code, output = await labvoice(

@@ -37,6 +37,7 @@ async def agents_in(lab: Lab, room: str) -> list[str]:
     return [participant.identity for participant in listed.participants]
 
 
+@pytest.mark.smoke
 async def test_a_dispatch_makes_the_room_and_puts_the_agent_in(lab: Lab, room: str) -> None:
     """The returned agent is the one participant of a room that was not there before."""
     done = await lab.dispatch(room)
@@ -45,6 +46,7 @@ async def test_a_dispatch_makes_the_room_and_puts_the_agent_in(lab: Lab, room: s
     assert await agents_in(lab, room) == [done.agent_identity]
 
 
+@pytest.mark.smoke
 async def test_asking_twice_makes_one_agent(lab: Lab, room: str) -> None:
     """A second dispatch finds the agent of the first."""
     first = await lab.dispatch(room)
@@ -55,6 +57,7 @@ async def test_asking_twice_makes_one_agent(lab: Lab, room: str) -> None:
     assert await agents_in(lab, room) == [first.agent_identity]
 
 
+@pytest.mark.smoke
 async def test_a_wrong_name_is_named(lab: Lab, room: str) -> None:
     """No worker of that name: the registered one is suggested."""
     with pytest.raises(NameMismatchError, match="letta-voice-agnet") as caught:
@@ -63,6 +66,7 @@ async def test_a_wrong_name_is_named(lab: Lab, room: str) -> None:
     assert "did you mean 'letta-voice-agent'?" in caught.value.hint
 
 
+@pytest.mark.smoke
 async def test_a_refusal_comes_with_the_handlers_reason(lab: Lab, room: str) -> None:
     """Metadata that the agent does not understand is refused with the reason."""
     made: list[str] = []
@@ -125,6 +129,7 @@ async def test_a_server_that_is_not_there(lab: Lab) -> None:
             await dispatcher.dispatch("room", "agent", timeout_s=2)
 
 
+@pytest.mark.smoke
 async def test_a_wrong_secret(lab: Lab) -> None:
     """A refused secret is told apart from a dead server, and is not shown."""
     assert lab.settings.livekit_url

@@ -59,6 +59,7 @@ async def test_callers_in_several_processes_get_the_same_agent(
     assert await agents_in(noop_lab, "many") == list(agents)
 
 
+@pytest.mark.smoke
 async def test_callers_in_the_same_moment_get_the_same_agent(noop_lab: Lab) -> None:
     """Twelve callers who do not know of each other: one agent, one dispatch left."""
 

@@ -28,6 +28,7 @@ from labvoice.runs.run import Run
 from labvoice.speech.utterances import Utterance
 
 
+@pytest.mark.smoke
 def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
     """Text and HTML show the same parts, each with its state, address, pid and memory."""
     parts = lab.parts()  # other tests may have added workers
@@ -42,6 +43,7 @@ def test_every_part_shows_state_address_and_pid(lab: Lab) -> None:
             assert str(part.pid) in shown
 
 
+@pytest.mark.smoke
 def test_no_secret_shows(lab: Lab) -> None:
     """Neither the lab's looks nor any process's arguments hold the LiveKit secret."""
     assert lab.settings.livekit_api_secret
@@ -89,6 +91,7 @@ async def test_a_lab_is_started_again_after_its_stop_and_after_a_failed_start(
     assert not lab.running
 
 
+@pytest.mark.smoke
 async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) -> None:
     """Warm-up and trials are recorded, every headline stage has its duration, and it reports."""
     run = await lab.bench.connect(2, out=tmp_path / "connect.jsonl")
@@ -211,6 +214,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "crash"])
 async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
     """After Ctrl-C and after a crash of the parent, every process of the lab is gone."""

@@ -37,6 +37,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live
         yield running
 
 
+@pytest.mark.smoke
 async def test_serves_rooms_with_its_key(server: LiveKitServer) -> None:
     """The server takes LiveKit's own client with the key it was started with."""
     secret = server.api_secret.get_secret_value()
@@ -46,6 +47,7 @@ async def test_serves_rooms_with_its_key(server: LiveKitServer) -> None:
     assert [room.name for room in rooms.rooms] == ["a room"]
 
 
+@pytest.mark.smoke
 def test_every_socket_is_on_loopback(server: LiveKitServer) -> None:
     """TCP and UDP sockets of the server are bound to 127.0.0.1 and to nothing else."""
     assert server.process is not None

@@ -119,6 +119,7 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
     assert len(told) == 2
 
 
+@pytest.mark.smoke
 async def test_two_rooms_with_two_agents_stay_apart(talking: Lab, model: RecordingModel) -> None:
     """At once, in two rooms, each agent knows and learns what is its own, nothing of the other."""
     names = ("Anna", "Bert")

@@ -89,6 +89,7 @@ async def all_known_once(letta: Running, call: Call, agent: str) -> None:
     assert human == [fact for text in heard(call) for fact in facts(text)]
 
 
+@pytest.mark.smoke
 async def test_letta_down_at_the_start_of_a_call(
     letta: Running, lab: Lab, proxy: FaultyLetta, model: RecordingModel
 ) -> None:

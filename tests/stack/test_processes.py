@@ -56,6 +56,7 @@ def _all_gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
+@pytest.mark.smoke
 async def test_stop_leaves_nothing(tmp_path: Path) -> None:
     """A stopped command is gone, and stopping it twice is harmless."""
     process = await ManagedProcess.start("sleeper", ["sleep", "600"], log_path=tmp_path / "log")

@@ -73,6 +73,7 @@ async def _say(synthesiser: PiperTTS, text: str) -> voice.Pcm:
         return np.frombuffer((await stream.collect()).data, np.int16)
 
 
+@pytest.mark.smoke
 async def test_human_speech_is_recognised(settings: Settings, recogniser: MoonshineSTT) -> None:
     """Clauses read by a person come out whole, one transcript each, with few wrong words."""
     utterances = voice.human_utterances(settings)
@@ -159,6 +160,7 @@ async def test_tiny_recogniser(settings: Settings) -> None:
     await tiny.aclose()
 
 
+@pytest.mark.smoke
 async def test_what_the_voice_says_is_understood(
     synthesiser: PiperTTS, recogniser: MoonshineSTT
 ) -> None:

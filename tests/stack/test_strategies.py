@@ -21,6 +21,7 @@ async def nameless() -> AsyncIterator[Lab]:
         yield lab
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "automatic"])
 async def test_each_strategy_brings_one_agent_that_greets(lab: Lab, strategy: Strategy) -> None:
     """The agent listens and greets, whenever it was dispatched."""

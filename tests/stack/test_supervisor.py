@@ -84,6 +84,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float) -> N
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.smoke
 async def test_a_killed_job_goes_on_with_its_conversation(
     pair: Lab, call: Call, recorded: list[Utterance]
 ) -> None:

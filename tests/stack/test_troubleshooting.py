@@ -55,6 +55,7 @@ async def failure(lab: Lab, agent_name: str, room: str, timeout_s: float = 4.0) 
     return caught.value
 
 
+@pytest.mark.smoke
 def test_every_entry_is_caused_by_a_test() -> None:
     """The document has no entry that nothing here produces."""
     caused = re.findall(r'"([^"]+)",?\s*\)  # entry', Path(__file__).read_text(encoding="utf-8"))
@@ -230,6 +231,7 @@ async def checks_of(lab: Lab, monkeypatch: pytest.MonkeyPatch, **env: str) -> di
     return {check.name: check for check in checks}
 
 
+@pytest.mark.smoke
 async def test_the_doctor_finds_a_sound_lab_sound(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ async def people(client: httpx.AsyncClient, room: str) -> dict[str, str]:
     return {p["identity"]: p["kind"] for each in found for p in each["participants"]}
 
 
+@pytest.mark.smoke
 async def test_a_dispatch_over_http_puts_one_agent_in(client: httpx.AsyncClient, room: str) -> None:
     """The answer names the agent that is in the room, and asking again makes no second one."""
     first, second = [
@@ -180,6 +181,7 @@ async def test_cleaning_a_room_spares_humans(client: httpx.AsyncClient, room: st
     assert (await client.post("/api/rooms/never-made/clean")).status_code == 404
 
 
+@pytest.mark.smoke
 async def test_a_token_opens_one_room_only(client: httpx.AsyncClient, room: str) -> None:
     """LiveKit itself refuses the token for another room's administration."""
     token = (await client.post("/api/token", json={"room": room, "identity": "eve"})).json()
@@ -230,6 +232,7 @@ async def test_a_diagnosis_really_dispatches(lab: Lab, client: httpx.AsyncClient
     await lab.wait_idle()
 
 
+@pytest.mark.smoke
 async def test_ready_says_that_all_is_well(client: httpx.AsyncClient) -> None:
     """With everything up, each dependency's check is good and in the metrics."""
     answer = await client.get("/readyz")
