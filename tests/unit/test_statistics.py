@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,46 @@ def test_bootstrap_agrees_with_resampling_by_hand() -> None:
         by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
         fast = statistics.bootstrap_percentiles(values, sessions, q, resamples=50, seed=5)
         assert fast == pytest.approx(by_hand)
+
+
+def test_bootstrap_of_many_values_agrees_with_resampling_by_hand() -> None:
+    """Where values fill several blocks, each resample is still what repeating them gives."""
+    rng = np.random.default_rng(3)
+    values, sessions = rng.normal(size=10_000), np.repeat(np.arange(20), 500)
+    values += rng.normal(size=20)[sessions]
+    draws = np.random.default_rng(5).multinomial(20, np.full(20, 0.05), size=20)
+    for q in (1.0, 50.0, 95.0):
+        by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
+        fast = statistics.bootstrap_percentiles(values, sessions, q, resamples=20, seed=5)
+        assert fast == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("q", [50.0, 95.0])
+def test_bootstrap_of_many_sessions_has_the_spread_of_resampling(q: float) -> None:
+    """The limit that stands for the bootstrap has the middle and the spread of real resamples."""
+    rng = np.random.default_rng(4)
+    sessions = np.repeat(np.arange(2000), 5)
+    values = 1 + rng.normal(0, 0.1, 2000)[sessions] + rng.normal(0, 0.1, 10_000)
+    draws = rng.multinomial(2000, np.full(2000, 1 / 2000), size=400)
+    by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
+    limit = statistics.bootstrap_percentiles(values, sessions, q)
+    assert np.mean(limit) == pytest.approx(np.mean(by_hand), abs=float(np.std(by_hand)) / 4)
+    assert np.std(limit) == pytest.approx(np.std(by_hand), rel=0.15)
+
+
+@pytest.mark.parametrize("sessions", [50, 100_000])
+def test_bootstrap_of_a_million_values_needs_little_memory(sessions: int) -> None:
+    """Memory does not grow with resamples × values, which were 16 GB here."""
+    values = np.random.default_rng(9).normal(1, 0.1, 1_000_000)
+    members = np.arange(values.size) % sessions
+    tracemalloc.start()
+    try:
+        low, high = statistics.bootstrap_interval(values, members)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.999 < low < high < 1.001
+    assert peak < 256 * 2**20
 
 
 def test_intervals_cover_the_true_median() -> None:
