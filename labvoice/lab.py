@@ -20,13 +20,14 @@ import aiohttp
 from livekit import api
 
 from labvoice.caller.call import SESSION_MODULE, Call, PastCall
-from labvoice.dispatch import Dispatch, Dispatcher, Strategy, rooms
+from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
+from labvoice.dispatch.strategies import strategy_of
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
 from labvoice.failover.supervisor import Supervisor
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
-from labvoice.protocol.metadata import JobMetadata
+from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
 from labvoice.speech.weights import WeightName, require
@@ -417,19 +418,32 @@ class Lab:
             letta_agent = await self.letta.resolve_at_once(letta_agent)
         return JobMetadata(letta_agent_id=letta_agent, mode=mode)
 
+    async def _metadata_of(
+        self, given: Metadata, letta_agent: str | None, mode: Mode | None = None
+    ) -> Metadata:
+        if given is None:
+            return await self.metadata(letta_agent, mode)
+        if letta_agent is not None or mode is not None:
+            raise UsageError(
+                "both metadata and a Letta agent or mode are given",
+                "put `letta_agent_id` and `mode` into the metadata, or leave the metadata out",
+            )
+        return given
+
     async def dispatch(
         self,
         room: str,
         agent_name: str | None = None,
         *,
         letta_agent: str | None = None,
+        metadata: Metadata = None,
         timeout_s: float = DISPATCH_TIMEOUT_S,
     ) -> Dispatch:
         """Puts exactly one agent into a room; see :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
         return await self.dispatcher.dispatch(
             room,
             self.settings.agent_name if agent_name is None else agent_name,
-            metadata=await self.metadata(letta_agent),
+            metadata=await self._metadata_of(metadata, letta_agent),
             timeout_s=timeout_s,
         )
 
@@ -438,8 +452,8 @@ class Lab:
         room: str | None = None,
         *,
         agent_name: str | None = None,
-        metadata: JobMetadata | None = None,
-        strategy: Strategy = "sequential",
+        metadata: Metadata = None,
+        strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> Call:
@@ -449,7 +463,8 @@ class Lab:
             room: Name of the room; a fresh one when not given.
             agent_name: Name to dispatch; the settings' when not given.
             metadata: What the agent gets to know.
-            strategy: When the agent is dispatched; see :data:`labvoice.dispatch.Strategy`.
+            strategy: When the agent is dispatched; see
+                :data:`labvoice.dispatch.strategies.StrategyName`.
             timeout_s: How long to wait for the agent, in seconds.
             on_mark: Told every connection mark as it is set.
 
@@ -459,10 +474,9 @@ class Lab:
         """
         dispatcher = self.dispatcher
         assert self._server is not None
-        if strategy == "automatic":
-            agent_name = ""
-        elif agent_name is None:
+        if agent_name is None:
             agent_name = self.settings.agent_name
+        agent_name = strategy_of(strategy).dispatched_as(agent_name)
         call = Call(
             url=self._server.url,
             api_key=self._server.api_key,
@@ -494,7 +508,8 @@ class Lab:
         agent_name: str | None = None,
         letta_agent: str | None = None,
         mode: Mode | None = None,
-        strategy: Strategy = "sequential",
+        metadata: Metadata = None,
+        strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
     ) -> Call:
         """Connects a caller, dispatches the agent and returns when the agent listens.
@@ -504,14 +519,16 @@ class Lab:
             agent_name: As for :meth:`new_call`.
             letta_agent: Id or name of the Letta agent whose memory the call uses.
             mode: How the agent uses Letta; the settings' when not given.
+            metadata: For an agent of the user's own: any text, or a dictionary, sent as it is.
             strategy: As for :meth:`new_call`.
             timeout_s: As for :meth:`new_call`.
 
         Raises:
-            UsageError: There is no such Letta agent, or several.
+            UsageError: There is no such Letta agent, or several; or both metadata and a Letta
+                agent or mode are given.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
-        metadata = await self.metadata(letta_agent, mode)
+        metadata = await self._metadata_of(metadata, letta_agent, mode)
         call = self.new_call(
             room,
             agent_name=agent_name,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from labvoice.dispatch import Strategy
+from labvoice.dispatch import StrategyName
 from labvoice.errors import UsageError
 from labvoice.settings import Mode
 from labvoice.stack.workers.worker import AGENT_PROGRAM
@@ -34,7 +34,7 @@ class Arm:
     """
 
     name: str
-    strategy: Strategy = "sequential"
+    strategy: StrategyName = "sequential"
     agent_name: str | None = None
     program: str = AGENT_PROGRAM
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from livekit import api, rtc
+from livekit import rtc
 from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
@@ -22,8 +22,9 @@ from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Turn, turn_notices
-from labvoice.dispatch import Dispatch, Dispatcher, Strategy
+from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
+from labvoice.dispatch.strategies import strategy_of
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     AgentLostError,
@@ -33,7 +34,7 @@ from labvoice.errors import (
     ServerUnreachableError,
     StageTimeoutError,
 )
-from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, JobMetadata, check_name
+from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, Metadata, check_name
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 from labvoice.show import Facts, call_facts
 from labvoice.speech.utterances import Utterance
@@ -130,8 +131,8 @@ class Call:
         room: str,
         agent_name: str,
         identity: str = "caller",
-        metadata: JobMetadata | None = None,
-        strategy: Strategy = "sequential",
+        metadata: Metadata = None,
+        strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> None:
@@ -203,30 +204,30 @@ class Call:
             raise
 
     async def _connect(self, click_s: float | None) -> None:
-        if self.strategy == "ahead" and self.dispatch is None:
+        strategy = strategy_of(self.strategy)
+        if strategy.when == "ahead" and self.dispatch is None:
             await self.dispatch_ahead()
         self._mark("click", click_s if click_s is not None else time.monotonic())
-        named = None
-        if self.strategy == "token":
-            metadata = self._metadata.model_dump_json(exclude_none=True) if self._metadata else ""
-            named = api.RoomAgentDispatch(agent_name=self.agent_name, metadata=metadata)
-        token = caller_token(self._key, self._secret, self.room_name, self.identity, named)
+        token = caller_token(
+            self._key,
+            self._secret,
+            self.room_name,
+            self.identity,
+            strategy=self.strategy,
+            agent_name=self.agent_name,
+            metadata=self._metadata,
+        )
         self._mark("token_issued")
-        if self.strategy in ("token", "automatic"):
+        if strategy.by_server:
             self._mark("dispatch_requested")  # by connecting
-        if self.strategy == "concurrent":
+        if strategy.when == "during":
             await _both(self._join(token), self._dispatch())
         else:
             await self._join(token)
         if self.dispatch is None:
             await self._dispatch()
-        if self.strategy in ("token", "automatic") and not self._was_dispatched():
-            self.notice = (
-                f"room {self.room_name!r} existed already, so the server ignored the agent that "
-                "the token names; it was dispatched explicitly"
-                if self.strategy == "token"
-                else f"the server had dispatched nobody to room {self.room_name!r} by itself"
-            )
+        if strategy.by_server and not self._was_dispatched():
+            self.notice = strategy.missed.format(room=self.room_name)
         for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
             await self._until(
                 functools.partial(self.marks.__contains__, mark), mark, _JOIN_TIMEOUT_S

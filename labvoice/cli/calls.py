@@ -19,13 +19,23 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.errors import DispatchError, LabvoiceError, SettingsError
+from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
 from labvoice.settings import Llm, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
-    from labvoice.dispatch import Strategy
+    from labvoice.dispatch import StrategyName
+
+MetadataOption = Annotated[
+    str | None,
+    typer.Option(help="Sent to an agent of your own as it is; not with --letta-agent."),
+]
+
+
+def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
+    if metadata is not None and letta_agent is not None:
+        raise UsageError("both --metadata and --letta-agent are given", "leave one of them out")
 
 
 def call(
@@ -42,6 +52,7 @@ def call(
         typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
     ] = "sequential",
     llm: LlmOption = None,
+    metadata: MetadataOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """One simulated caller: joins, speaks, listens, and prints every mark; texts before files.
@@ -50,6 +61,7 @@ def call(
     """
     from labvoice.dispatch import check_strategy
 
+    _check_metadata(metadata, letta_agent)
     run_command(
         _call(
             say or [],
@@ -60,6 +72,7 @@ def call(
             letta_agent,
             check_strategy(strategy),
             llm,
+            metadata,
             json_path,
         )
     )
@@ -72,8 +85,9 @@ async def _call(
     room: str | None,
     agent_name: str | None,
     letta_agent: str | None,
-    strategy: Strategy,
+    strategy: StrategyName,
     llm: Llm | None,
+    metadata: str | None,
     json_path: Path | None,
 ) -> int:
     from labvoice.speech.utterances import check_channel, load_wav
@@ -82,6 +96,7 @@ async def _call(
     for path, recording in zip(wav, recordings, strict=True):
         if recording.notice:
             tell(f"notice: {path}: {recording.notice}")
+    from labvoice.dispatch import STRATEGIES
     from labvoice.lab import Lab  # takes seconds: a wrong file is told before
 
     async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
@@ -91,12 +106,12 @@ async def _call(
                 await lab.letta_server.until_up()
             except LabvoiceError as error:
                 tell(f"notice: the call begins without memory: {error.observed}")
-        if strategy == "automatic":
+        if STRATEGIES[strategy].every_room:
             await lab.add_workers(agent_name="")
         call = lab.new_call(
             room,
             agent_name=agent_name,
-            metadata=await lab.metadata(letta_agent),
+            metadata=metadata or await lab.metadata(letta_agent),
             strategy=strategy,
         )
         try:
@@ -159,6 +174,7 @@ def dispatch(
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 10.0,
+    metadata: MetadataOption = None,
     port: PortOption = 9000,
     json_path: JsonOption = None,
 ) -> None:
@@ -169,7 +185,8 @@ def dispatch(
 
     Example: labvoice dispatch my-room --agent-name letta-voice-agent
     """
-    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, port, json_path))
+    _check_metadata(metadata, letta_agent)
+    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, metadata, port, json_path))
 
 
 async def _dispatch(
@@ -177,6 +194,7 @@ async def _dispatch(
     agent_name: str | None,
     letta_agent: str | None,
     timeout_s: float,
+    metadata: str | None,
     port: int,
     json_path: Path | None,
 ) -> int:
@@ -206,7 +224,7 @@ async def _dispatch(
             done = await dispatcher.dispatch(
                 room,
                 agent_name or settings.agent_name,
-                metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else None,
+                metadata=JobMetadata(letta_agent_id=letta_agent) if letta_agent else metadata,
                 timeout_s=timeout_s,
             )
         except DispatchError as error:

@@ -29,8 +29,9 @@ from labvoice.errors import (
 from labvoice.protocol.metadata import (
     ATTRIBUTE_DISPATCH_ID,
     ATTRIBUTE_WORKER_ID,
-    JobMetadata,
+    Metadata,
     check_name,
+    metadata_text,
 )
 from labvoice.show import Facts
 from labvoice.stack.livekit.log import LiveKitLog
@@ -157,7 +158,7 @@ class Dispatcher:
         room: str,
         agent_name: str,
         *,
-        metadata: JobMetadata | None = None,
+        metadata: Metadata = None,
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[str, float], None] | None = None,
     ) -> Dispatch:
@@ -172,7 +173,8 @@ class Dispatcher:
             room: Name of the room.
             agent_name: Name under which the worker is registered; empty for one that serves
                 every room.
-            metadata: What the agent gets to know.
+            metadata: What the agent gets to know: labvoice's own, or any text or dictionary for
+                another agent, which is sent as it is.
             timeout_s: How long to wait for the agent, in seconds.
             on_mark: Told every mark as it is set: name and monotonic seconds.
 
@@ -346,9 +348,10 @@ class Dispatcher:
             return request.claim(coming[0].id)
         for left_over in ours:
             await self._withdraw(request, left_over.id)
-        metadata = request.metadata.model_dump_json(exclude_none=True) if request.metadata else ""
         message = api.CreateAgentDispatchRequest(
-            agent_name=request.agent_name, room=request.room, metadata=metadata
+            agent_name=request.agent_name,
+            room=request.room,
+            metadata=metadata_text(request.metadata),
         )
         making = asyncio.create_task(self.api.agent_dispatch.create_dispatch(message))
         request.made.append(making)

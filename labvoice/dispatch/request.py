@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from livekit.protocol.agent import JobState
 from livekit.protocol.agent_dispatch import AgentDispatch
 
-from labvoice.protocol.metadata import IN_FLIGHT_S, JobMetadata
+from labvoice.protocol.metadata import IN_FLIGHT_S, Metadata
 
 
 @dataclass
@@ -38,7 +38,7 @@ class DispatchRequest:
 
     room: str
     agent_name: str
-    metadata: JobMetadata | None
+    metadata: Metadata
     until: float
     on_mark: Callable[[str, float], None] | None
     room_existed: bool = False

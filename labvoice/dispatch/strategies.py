@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from labvoice.errors import UsageError
 
-Strategy = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
+StrategyName = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
 """How a call gets its agent:
 
 - `sequential`: the caller connects, then dispatches.
@@ -19,30 +20,59 @@ Strategy = Literal["sequential", "concurrent", "token", "ahead", "automatic"]
 """
 
 
-STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
-
-
-class Moment(NamedTuple):
-    """When a browser has the agent dispatched, and how a menu says so.
+@dataclass(frozen=True)
+class Strategy:
+    """What one strategy means to a caller, a token, a browser and a menu.
 
     Attributes:
+        name: As a user gives it.
         when: `after` the microphone is on, `during` the connecting, by the `token` or the server
             alone, or `ahead` of the click; as in `js/src/types.ts`.
         title: For the menu.
+        in_token: Whether the caller's token names the agent.
+        every_room: Whether it takes a worker that serves every room, and so has no name.
+        missed: What to tell where the server was to dispatch and did not; has a place for `room`.
     """
 
+    name: StrategyName
     when: Literal["after", "during", "token", "ahead"]
     title: str
+    in_token: bool = False
+    every_room: bool = False
+    missed: str = ""
+
+    @property
+    def by_server(self) -> bool:
+        """Whether the server dispatches as the caller connects."""
+        return self.when == "token"
+
+    def dispatched_as(self, agent_name: str) -> str:
+        """Returns the name to dispatch: the agent's, or empty for a worker of every room."""
+        return "" if self.every_room else agent_name
 
 
-WHEN_DISPATCHED: Final[dict[Strategy, Moment]] = {
-    "sequential": Moment("after", "After the microphone is on"),
-    "concurrent": Moment("during", "While the browser connects"),
-    "token": Moment("token", "By the access token"),
-    "ahead": Moment("ahead", "Before the click"),
-    "automatic": Moment("token", "By a worker that serves every room"),
-}
-"""What each strategy means in a browser."""
+_ALL: Final = (
+    Strategy("sequential", "after", "After the microphone is on"),
+    Strategy("concurrent", "during", "While the browser connects"),
+    Strategy(
+        "token",
+        "token",
+        "By the access token",
+        in_token=True,
+        missed="room {room!r} existed already, so the server ignored the agent that the token "
+        "names; it was dispatched explicitly",
+    ),
+    Strategy("ahead", "ahead", "Before the click"),
+    Strategy(
+        "automatic",
+        "token",
+        "By a worker that serves every room",
+        every_room=True,
+        missed="the server had dispatched nobody to room {room!r} by itself",
+    ),
+)
+STRATEGIES: Final[dict[str, Strategy]] = {each.name: each for each in _ALL}
+"""Every strategy by its name."""
 
 
 _AHEAD_MARGIN_S: Final = 10.0
@@ -58,13 +88,21 @@ def ahead_lifetime_s(idle_timeout_s: float) -> float:
     return max(1.0, idle_timeout_s - _AHEAD_MARGIN_S)
 
 
-def check_strategy(name: str) -> Strategy:
+def check_strategy(name: str) -> StrategyName:
+    """Returns the name when there is a strategy of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    return strategy_of(name).name
+
+
+def strategy_of(name: str) -> Strategy:
     """Returns the strategy of that name.
 
     Raises:
         UsageError: There is none.
     """
-    for strategy in STRATEGIES:
-        if strategy == name:
-            return strategy
-    raise UsageError(f"there is no strategy {name!r}", f"one of {', '.join(STRATEGIES)}")
+    if name not in STRATEGIES:
+        raise UsageError(f"there is no strategy {name!r}", f"one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 
 from livekit import api
 from pydantic import SecretStr
+
+from labvoice.dispatch.strategies import StrategyName, strategy_of
+from labvoice.protocol.metadata import Metadata, metadata_text
 
 TOKEN_LIFETIME = datetime.timedelta(minutes=10)
 
@@ -15,7 +19,14 @@ def caller_token(
     api_secret: SecretStr,
     room: str,
     identity: str,
-    agent: api.RoomAgentDispatch | None = None,
+    *,
+    strategy: StrategyName | None = None,
+    agent_name: str = "",
+    metadata: Metadata = None,
+    agents: Sequence[api.RoomAgentDispatch] = (),
+    name: str = "",
+    participant_metadata: str = "",
+    attributes: Mapping[str, str] | None = None,
 ) -> str:
     """Returns a token for one room and identity: a microphone, data and listening, ten minutes.
 
@@ -24,7 +35,14 @@ def caller_token(
         api_secret: Its secret.
         room: Name of the room.
         identity: Of the participant.
-        agent: Agent that the server dispatches when the token's bearer makes the room.
+        strategy: Where it puts the agent into the token, the server dispatches the agent when
+            the token's bearer makes the room.
+        agent_name: Name of that agent.
+        metadata: What that agent gets to know.
+        agents: Further agents that the server dispatches then.
+        name: What the participant is called on a screen.
+        participant_metadata: The participant's own metadata.
+        attributes: The participant's attributes.
     """
     grants = api.VideoGrants(
         room_join=True,
@@ -40,6 +58,16 @@ def caller_token(
         .with_grants(grants)
         .with_ttl(TOKEN_LIFETIME)
     )
-    if agent is not None:
-        token = token.with_room_config(api.RoomConfiguration(agents=[agent]))
+    if name:
+        token = token.with_name(name)
+    if participant_metadata:
+        token = token.with_metadata(participant_metadata)
+    if attributes:
+        token = token.with_attributes(dict(attributes))
+    named = list(agents)
+    if strategy is not None and strategy_of(strategy).in_token:
+        text = metadata_text(metadata)
+        named.append(api.RoomAgentDispatch(agent_name=agent_name, metadata=text))
+    if named:
+        token = token.with_room_config(api.RoomConfiguration(agents=named))
     return token.to_jwt()

@@ -18,7 +18,7 @@ from labvoice.dispatch.dispatcher import Dispatcher
 from labvoice.dispatch.rooms import is_human, participants, withdraw
 from labvoice.errors import LabvoiceError, MetadataError
 from labvoice.failover.watched import Watched
-from labvoice.protocol.metadata import JobMetadata, Resume, parse_metadata
+from labvoice.protocol.metadata import Metadata, Resume, metadata_text, parse_metadata
 
 SERVER_ERRORS: Final = (api.TwirpError, aiohttp.ClientError, TimeoutError)
 _DISPATCH_TIMEOUT_S: Final = 10.0
@@ -192,18 +192,19 @@ class Replacements:
         request = api.CreateAgentDispatchRequest(
             agent_name=agent.agent_name,
             room=agent.room,
-            metadata=self._metadata(agent, []).model_dump_json(exclude_none=True),
+            metadata=metadata_text(self._metadata(agent, [])),
         )
         with contextlib.suppress(*SERVER_ERRORS):
             async with asyncio.timeout(_PUT_BACK_S):
                 made = await self._dispatcher.api.agent_dispatch.create_dispatch(request)
                 agent.dispatch_id = made.id
 
-    def _metadata(self, agent: Watched, avoided: list[str]) -> JobMetadata:
+    def _metadata(self, agent: Watched, avoided: list[str]) -> Metadata:
+        """What the replacement gets to know; metadata that is not labvoice's goes on unchanged."""
         try:
             metadata = parse_metadata(agent.metadata)
         except MetadataError:
-            metadata = JobMetadata()
+            return agent.metadata
         if not agent.begun:  # the first agent of the call: there is nothing to be sorry for
             return metadata
         resume = Resume(history=agent.history, avoid_workers=avoided[:64])

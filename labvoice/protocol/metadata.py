@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 from livekit.protocol.agent_dispatch import AgentDispatch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -99,6 +100,30 @@ class JobMetadata(BaseModel):
     """W3C trace that the job's spans belong to."""
     resume: Resume | None = None
     """Set when the agent takes the place of one that was lost."""
+
+
+Metadata = JobMetadata | Mapping[str, Any] | str | None
+"""What a dispatch may carry: labvoice's own, or a text or JSON object of the user's for another
+agent, which labvoice does not look into."""
+
+
+def metadata_text(metadata: Metadata) -> str:
+    """Returns a dispatch's metadata as it is sent; a text is sent unchanged.
+
+    Raises:
+        MetadataError: It is neither text nor something that JSON can hold.
+    """
+    if isinstance(metadata, JobMetadata):
+        return metadata.model_dump_json(exclude_none=True)
+    if metadata is None or isinstance(metadata, str):
+        return metadata or ""
+    try:
+        return json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise MetadataError(
+            f"the dispatch metadata cannot be sent: {error}",
+            "give a text, or a dictionary that JSON can hold",
+        ) from None
 
 
 def parse_metadata(text: str) -> JobMetadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,8 @@ from livekit.protocol.webhook import WebhookEvent
 from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatch
+from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
+from labvoice.protocol.metadata import Metadata
 from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.errors import HttpError
 from labvoice.web.models import (
@@ -84,6 +87,51 @@ class Backend(Protocol):
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Returns the event when LiveKit's signature is good."""
+
+
+def issue_token(
+    body: TokenRequest,
+    api_key: str,
+    api_secret: SecretStr,
+    url: str,
+    agent_name: str,
+    metadata: Metadata = None,
+) -> TokenAnswer:
+    """Returns the token that a request asks for.
+
+    Args:
+        body: The request; a room and an identity are made up where it has none.
+        api_key: LiveKit's key that it is signed for.
+        api_secret: Its secret.
+        url: Address of the LiveKit server.
+        agent_name: Agent that a strategy may put into the token.
+        metadata: What that agent gets to know.
+    """
+    room = body.room or f"web-{secrets.token_hex(4)}"
+    identity = body.identity or f"user-{secrets.token_hex(4)}"
+    token = caller_token(
+        api_key,
+        api_secret,
+        room,
+        identity,
+        strategy=body.strategy,
+        agent_name=agent_name,
+        metadata=metadata,
+        agents=[
+            api.RoomAgentDispatch(agent_name=each.agent_name, metadata=each.metadata)
+            for each in body.agents
+        ],
+        name=body.participant_name or "",
+        participant_metadata=body.participant_metadata or "",
+        attributes=body.participant_attributes,
+    )
+    return TokenAnswer(
+        token=token,
+        url=url,
+        room=room,
+        identity=identity,
+        expires_in_s=int(TOKEN_LIFETIME.total_seconds()),
+    )
 
 
 def verified_event(body: str, token: str, key: str, secret: SecretStr) -> WebhookEvent:

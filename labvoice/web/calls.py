@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from labvoice.dispatch.strategies import STRATEGIES
 from labvoice.protocol.vocabulary import CONNECTION_STAGES, TURN_STAGES, Stage
 from labvoice.web.errors import HttpError
 from labvoice.web.models import CallAnswer, CallReport, CallTurn
@@ -95,7 +96,7 @@ class Calls:
             self._turns -= len(oldest.turns)
 
         before = {one.stage for one in _stages(known.marks, CONNECTION_STAGES)}
-        if merged.strategy != "token":
+        if merged.strategy is None or not STRATEGIES[merged.strategy].in_token:
             before |= _OF_DISPATCH
         new = [one for one in _stages(marks, CONNECTION_STAGES) if one.stage not in before]
         for number, turn in turns.items():

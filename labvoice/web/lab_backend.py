@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Iterator
 from math import nan
 from typing import Final
@@ -14,14 +13,13 @@ from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.webhook import WebhookEvent
 
 from labvoice.dispatch import Dispatch, rooms
-from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
 from labvoice.errors import LabvoiceError
 from labvoice.health import checks
 from labvoice.health.doctor import Check as DoctorCheck
 from labvoice.lab import Lab
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, JobMetadata
 from labvoice.stack.workers.worker import WorkerStatus
-from labvoice.web.backend import Counts, verified_event
+from labvoice.web.backend import Counts, issue_token, verified_event
 from labvoice.web.errors import HttpError, no_letta
 from labvoice.web.models import (
     AgentsAnswer,
@@ -111,21 +109,7 @@ class LabBackend:
                     "choose another identity, or leave it out",
                 )
         metadata = await self._metadata(body.letta_agent_id, traceparent)
-        room = body.room or f"web-{secrets.token_hex(4)}"
-        identity = body.identity or f"user-{secrets.token_hex(4)}"
-        agent = None
-        if body.strategy == "token":
-            agent = api.RoomAgentDispatch(
-                agent_name=self.agent_name,
-                metadata=metadata.model_dump_json(exclude_none=True) if metadata else "",
-            )
-        return TokenAnswer(
-            token=caller_token(self._key, self._secret, room, identity, agent),
-            url=self._url,
-            room=room,
-            identity=identity,
-            expires_in_s=int(TOKEN_LIFETIME.total_seconds()),
-        )
+        return issue_token(body, self._key, self._secret, self._url, self.agent_name, metadata)
 
     async def agents(self) -> AgentsAnswer:
         """Lists the Letta agents; an empty list with a reason while Letta does not answer."""

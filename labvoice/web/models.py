@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    computed_field,
+)
 
-from labvoice.dispatch import Strategy
+from labvoice.dispatch import STRATEGIES, StrategyName
 from labvoice.protocol.metadata import check_name
 from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
@@ -18,6 +26,8 @@ from labvoice.protocol.vocabulary import (
 
 MAX_TURNS: Final = 500
 """Turns of one call that are taken."""
+_MAX_METADATA: Final = 8192
+"""Characters of somebody's metadata: it travels inside the token, in a request's header."""
 
 _NAME_WORDS: Final = "Letters, digits, inner spaces and . _ : @ + -, beginning with a letter."
 RoomName = Annotated[
@@ -137,21 +147,59 @@ class DispatchFailure(DispatchAnswer):
     error: ErrorFacts
 
 
-class TokenRequest(Body):
-    """For whom a token is wanted; names are made up where none are given."""
+class AgentOfToken(Body):
+    """An agent that the server dispatches as the token's bearer makes the room."""
 
-    room: RoomName | None = None
-    identity: Identity | None = None
+    agent_name: AgentName
+    metadata: str = Field("", max_length=_MAX_METADATA, description="Given to the agent unchanged.")
+
+
+class RoomConfig(Body):
+    """Of LiveKit's `RoomConfiguration`, what this service takes."""
+
+    agents: list[AgentOfToken] = Field([], max_length=8)
+
+
+class TokenRequest(Body):
+    """For whom a token is wanted; names are made up where none are given.
+
+    LiveKit's standard names (`room_name`, `participant_identity`, …), which its front-end SDKs
+    send, are taken as well.
+    """
+
+    room: RoomName | None = Field(None, validation_alias=AliasChoices("room", "room_name"))
+    identity: Identity | None = Field(
+        None, validation_alias=AliasChoices("identity", "participant_identity")
+    )
+    participant_name: str | None = Field(None, max_length=128)
+    participant_metadata: str | None = Field(None, max_length=_MAX_METADATA)
+    participant_attributes: dict[str, Annotated[str, Field(max_length=1024)]] | None = Field(
+        None, max_length=32
+    )
+    room_config: RoomConfig | None = Field(
+        None, description="Agents named here need the permission `dispatch` too."
+    )
     letta_agent_id: LettaAgentId | None = None
-    strategy: Strategy | None = Field(
+    strategy: StrategyName | None = Field(
         None,
         description="`token` lets the server dispatch the agent as the token's bearer makes the "
         "room, and needs the permission `dispatch` too; others leave the agent out.",
     )
 
+    @property
+    def agents(self) -> list[AgentOfToken]:
+        """Agents that it names itself."""
+        return self.room_config.agents if self.room_config is not None else []
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether the token would bring an agent."""
+        by_strategy = self.strategy is not None and STRATEGIES[self.strategy].in_token
+        return by_strategy or bool(self.agents)
+
 
 class TokenAnswer(BaseModel):
-    """A LiveKit access token for one room and one identity."""
+    """A LiveKit access token for one room and one identity, also under LiveKit's own names."""
 
     token: str
     url: str = Field(description="Address of the LiveKit server, `ws://…` or `wss://…`.")
@@ -159,11 +207,23 @@ class TokenAnswer(BaseModel):
     identity: str
     expires_in_s: int
 
+    @computed_field(description="As `url`: LiveKit's standard name.")  # type: ignore[prop-decorator]
+    @property
+    def server_url(self) -> str:
+        """As `url`."""
+        return self.url
+
+    @computed_field(description="As `token`: LiveKit's standard name.")  # type: ignore[prop-decorator]
+    @property
+    def participant_token(self) -> str:
+        """As `token`."""
+        return self.token
+
 
 class StrategyFacts(BaseModel):
     """One way to get an agent into a call, for a page to offer."""
 
-    name: Strategy
+    name: StrategyName
     title: str
     when: Literal["after", "during", "token", "ahead"]
     lifetime_s: float = Field(description="So long an agent dispatched ahead waits for its caller.")
@@ -274,7 +334,7 @@ class CallReport(Body):
     """What a page measured of its call so far; no words that were said."""
 
     room: RoomName
-    strategy: Strategy | None = None
+    strategy: StrategyName | None = None
     dispatch_id: DispatchId | None = None
     outcome: Outcome = "ok"
     sent_s: _Seconds | None = Field(

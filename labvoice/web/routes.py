@@ -15,7 +15,7 @@ from livekit.protocol.webhook import WebhookEvent
 from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from labvoice.dispatch.strategies import WHEN_DISPATCHED, Strategy, ahead_lifetime_s
+from labvoice.dispatch.strategies import STRATEGIES, StrategyName, ahead_lifetime_s
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.protocol.tracing import context_of, current_traceparent
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
@@ -26,7 +26,7 @@ from labvoice.web.errors import body_of, status_of
 from labvoice.web.metrics import Metrics
 from labvoice.web.security import SESSION_LIFETIME_S, Gate, Principal, cookie_name
 
-_OFFERED: Final[tuple[Strategy, ...]] = ("concurrent", "sequential", "token", "ahead")
+_OFFERED: Final[tuple[StrategyName, ...]] = ("concurrent", "sequential", "token", "ahead")
 """What `/debug` offers, the first one chosen."""
 _MAX_EVENTS: Final = 1000
 _TRACED: Final = frozenset({"connection", "voice_to_voice"})
@@ -170,8 +170,11 @@ async def delete_dispatch(
 async def token(
     body: m.TokenRequest, request: Request, service: TheService, who: TokenTaking
 ) -> m.TokenAnswer:
-    """Issues a token for one room and identity, for minutes. Needs the permission `token`."""
-    if body.strategy == "token":
+    """Issues a token for one room and identity, for minutes. Needs the permission `token`.
+
+    The request may have labvoice's names or LiveKit's standard ones; the answer has both.
+    """
+    if body.dispatches:
         who.require("dispatch")
     answer = await service.backend.token(body, current_traceparent())
     request.state.facts |= {"room": answer.room, "identity": answer.identity}
@@ -187,8 +190,8 @@ async def lab(service: TheService, _: Reading) -> m.LabAnswer:
         agent_name=service.backend.agent_name,
         livekit_url=service.backend.media_url,
         strategies=[
-            m.StrategyFacts(name=name, lifetime_s=lifetime_s, **WHEN_DISPATCHED[name]._asdict())
-            for name in _OFFERED
+            m.StrategyFacts(name=each.name, title=each.title, when=each.when, lifetime_s=lifetime_s)
+            for each in map(STRATEGIES.__getitem__, _OFFERED)
         ],
         marks=list(m.CONNECTION_MARKS),
         turn_marks=list(TURN_MARKS),

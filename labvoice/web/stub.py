@@ -21,7 +21,7 @@ from labvoice.errors import NameMismatchError
 from labvoice.settings import read_settings
 from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.app import create_app
-from labvoice.web.backend import Counts, verified_event
+from labvoice.web.backend import Counts, issue_token, verified_event
 from labvoice.web.errors import HttpError, no_letta
 from labvoice.web.logs import set_up_logs
 from labvoice.web.models import (
@@ -96,17 +96,7 @@ class StubBackend:
     async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
         _refuse_letta(body.letta_agent_id)
-        # Importing the caller takes seconds, which a restart under load has not got.
-        from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
-
-        room, identity = body.room or "stub-room", body.identity or "stub-user"
-        return TokenAnswer(
-            token=caller_token(self.api_key, self.api_secret, room, identity),
-            url=self.media_url,
-            room=room,
-            identity=identity,
-            expires_in_s=int(TOKEN_LIFETIME.total_seconds()),
-        )
+        return issue_token(body, self.api_key, self.api_secret, self.media_url, AGENT_NAME)
 
     async def agents(self) -> AgentsAnswer:
         """There are none."""

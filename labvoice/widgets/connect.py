@@ -17,7 +17,7 @@ from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from pydantic import BaseModel, ConfigDict, Field
 
-from labvoice.dispatch.strategies import STRATEGIES, WHEN_DISPATCHED, Strategy, ahead_lifetime_s
+from labvoice.dispatch.strategies import STRATEGIES, StrategyName, ahead_lifetime_s
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import DispatchError, LabvoiceError
 from labvoice.health.checks import diagnose
@@ -47,13 +47,13 @@ def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
     lifetime_s = ahead_lifetime_s(lab.settings.idle_timeout_s)
     return [
         {
-            "name": name,
-            "title": WHEN_DISPATCHED[name].title,
-            "when": WHEN_DISPATCHED[name].when,
+            "name": each.name,
+            "title": each.title,
+            "when": each.when,
             "lifetime_s": lifetime_s,
         }
-        for name in STRATEGIES
-        if name != "automatic" or serves_all
+        for each in STRATEGIES.values()
+        if serves_all or not each.every_room
     ]
 
 
@@ -62,7 +62,7 @@ class _Ask(BaseModel):
 
     room: str | None = Field(None, max_length=128)
     letta_agent_id: str | None = Field(None, max_length=128)
-    strategy: Strategy = "sequential"
+    strategy: StrategyName = "sequential"
 
 
 class ConnectButton(anywidget.AnyWidget):
@@ -124,25 +124,21 @@ class ConnectButton(anywidget.AnyWidget):
         assert settings.livekit_api_key
         assert settings.livekit_api_secret
         room = ask.room or f"browser-{secrets.token_hex(4)}"
-        agent = None
-        if ask.strategy == "token":
-            metadata = JobMetadata(letta_agent_id=ask.letta_agent_id)
-            agent = api.RoomAgentDispatch(
-                agent_name=settings.agent_name, metadata=metadata.model_dump_json(exclude_none=True)
-            )
         token = caller_token(
             settings.livekit_api_key,
             settings.livekit_api_secret,
             room,
             f"browser-{secrets.token_hex(4)}",
-            agent,
+            strategy=ask.strategy,
+            agent_name=settings.agent_name,
+            metadata=JobMetadata(letta_agent_id=ask.letta_agent_id),
         )
         return {"token": token, "url": settings.livekit_url, "room": room}
 
     async def _dispatch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         received_s = time.monotonic()
         ask = _Ask.model_validate(arguments)
-        name = "" if ask.strategy == "automatic" else self._lab.settings.agent_name
+        name = STRATEGIES[ask.strategy].dispatched_as(self._lab.settings.agent_name)
         answer: dict[str, Any] = {"agent_name": name}
         try:
             done = await self._lab.dispatch(ask.room or "", name, letta_agent=ask.letta_agent_id)
@@ -235,7 +231,9 @@ class ConnectButton(anywidget.AnyWidget):
         finally:
             if room := call.record.room:
                 # Ends the agent's job at once; otherwise it waits for the room to die out.
-                name = "" if call.record.strategy == "automatic" else self._lab.settings.agent_name
+                name = self._lab.settings.agent_name
+                if known := STRATEGIES.get(call.record.strategy):
+                    name = known.dispatched_as(name)
                 with contextlib.suppress(LabvoiceError):
                     await self._lab.end_room(room, name)
 

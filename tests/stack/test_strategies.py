@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from livekit import api
 
-from labvoice.dispatch import STRATEGIES, Strategy
+from labvoice.dispatch import STRATEGIES, StrategyName
 from labvoice.lab import Lab
 from tests.stack.test_dispatch import agents_in
 
@@ -23,7 +23,7 @@ async def nameless() -> AsyncIterator[Lab]:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "automatic"])
-async def test_each_strategy_brings_one_agent_that_greets(lab: Lab, strategy: Strategy) -> None:
+async def test_each_strategy_brings_one_agent_that_greets(lab: Lab, strategy: StrategyName) -> None:
     """The agent listens and greets, whenever it was dispatched."""
     call = await lab.call(strategy=strategy)
     try:

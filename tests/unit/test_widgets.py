@@ -6,12 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from labvoice.dispatch import Dispatcher, Strategy
+from labvoice.dispatch import STRATEGIES, Dispatcher
 from labvoice.errors import LabvoiceError, RunFileError, UsageError
 from labvoice.health import checks
 from labvoice.lab import Lab
@@ -127,7 +127,7 @@ async def test_the_button_offers_every_strategy_once(lab: Lab) -> None:
     """They are those of the dispatcher; the agent that comes ahead is renewed before it leaves."""
     button = lab.connect_button()
     assert [one["name"] for one in button.strategies] == [
-        name for name in get_args(Strategy) if name != "automatic"
+        name for name in STRATEGIES if name != "automatic"
     ]
     assert {one["lifetime_s"] for one in button.strategies} == {lab.settings.idle_timeout_s - 10}
 
