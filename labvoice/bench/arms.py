@@ -44,13 +44,24 @@ class Arm:
 
 DEFAULT: Final = Arm("default")
 
-CONNECT_ARMS: Final = (
+_STOCK_ARMS: Final = tuple(
     Arm(
-        "stock",
-        agent_name="stock-agent",
-        program="labvoice.bench.stock_agent",
-        columns={"executor": "process", "min_endpointing_delay_s": None},
-    ),
+        name,
+        agent_name=f"{name}-agent",
+        program=f"labvoice.bench.{name.replace('-', '_')}_agent",
+        columns={
+            "executor": "process",
+            "min_endpointing_delay_s": None,
+            "max_endpointing_delay_s": None,
+            "baseline": True,
+        },
+    )
+    for name in ("stock", "stock-naive")
+)
+"""livekit-agents' defaults, with the models loaded before a job comes, and when it comes."""
+
+CONNECT_ARMS: Final = (
+    *_STOCK_ARMS,
     Arm("sequential"),
     Arm("concurrent", "concurrent"),
     Arm("token", "token"),
@@ -63,6 +74,8 @@ CONNECT_ARMS: Final = (
 
 
 TURN_ARMS: Final = (
+    *_STOCK_ARMS,
+    Arm("labvoice"),
     Arm("hybrid", mode="hybrid"),
     Arm("letta", mode="letta"),
     Arm("direct", mode="direct"),

@@ -21,8 +21,8 @@ from typing import Any, Final
 import aiohttp
 import psutil
 
-from labvoice.runs.run import Run
-from labvoice.runs.writer import RunWriter
+from labvoice.bench.base import RunOptions, trial
+from labvoice.runs.run import Run, RunWriter
 from labvoice.stack.processes import ManagedProcess, free_port
 from labvoice.web.server import GRACE_S, raise_file_limit
 from labvoice.web.stub import DISPATCH_S
@@ -154,9 +154,7 @@ async def measure_load(
     seconds: float,
     idle: int,
     restart_s: float,
-    out: Path,
-    command: str = "",
-    progress: Callable[[str], None] = lambda _: None,
+    options: RunOptions,
 ) -> tuple[Run, ServiceFacts]:
     """Offers dispatches at a constant rate, then restarts the service while more come.
 
@@ -166,9 +164,8 @@ async def measure_load(
         idle: Keep-alive connections that are open and silent meanwhile.
         restart_s: How long the second load lasts, in whose middle the service is restarted;
             0 for none.
-        out: The run file.
-        command: The command line to show as the way to reproduce the run.
-        progress: Told what is being done.
+        options: Of the run; the seconds of load are the unit of resampling, for dispatches that
+            are under way at once are not independent.
 
     Returns:
         The run, with stage `http_dispatch` from the intended start to the answer, and facts.
@@ -181,12 +178,13 @@ async def measure_load(
     if restart_s:
         arms["restart"] = {"offered_hz": rate_hz / 4}
     config = {
-        "command": command,
+        "command": options.command,
         "backend": "stub",
         "stub_dispatch_s": DISPATCH_S,
         "seconds": seconds,
         "idle_clients": idle,
     }
+    out, progress = options.path("http"), options.progress
     raise_file_limit()
     with (
         tempfile.TemporaryDirectory(prefix="labvoice-load-") as folder,
@@ -198,13 +196,16 @@ async def measure_load(
             async with _idle_clients(service, idle) as served:
                 memory_before, cpu_before = service.usage()
                 progress(f"{rate_hz:g} dispatches a second for {seconds:g} s, {idle} idle clients")
-                asked = {"load": await _offer(service, "load", rate_hz, seconds)}
+                asked = {"load": await _offer(run, 0, service, "load", rate_hz, seconds)}
                 memory_after, cpu_after = service.usage()
                 still = await served()
             if restart_s:
                 progress("the same at a quarter of the rate, with a restart in the middle")
                 restarting = asyncio.create_task(_restart(service, restart_s / 2))
-                asked["restart"] = await _offer(service, "restart", rate_hz / 4, restart_s)
+                first = len(asked["load"])
+                asked["restart"] = await _offer(
+                    run, first, service, "restart", rate_hz / 4, restart_s
+                )
                 await restarting
         finally:
             await service.stop()
@@ -223,24 +224,13 @@ async def measure_load(
             lost=sum(known.get(each.room) != each.dispatch_id for each in accepted),
             doubled=len(ledger) - len(known),
         )
-        _write(run, asked, facts)
+        run.note(0, **asdict(facts))
     return Run.load(out), facts
 
 
-def _write(run: RunWriter, asked: dict[str, list[Asked]], facts: ServiceFacts) -> None:
-    trial = 0
-    for arm, some in asked.items():
-        for each in some:
-            run.trial(trial, each.room, arm)
-            run.stage(trial, "http_dispatch", each.seconds, source="client")
-            run.outcome(trial, "ok" if each.dispatch_id else "error", detail=each.detail)
-            if each.tries > 1:
-                run.note(trial, tries=each.tries)
-            trial += 1
-    run.note(0, **asdict(facts))
-
-
-async def _offer(service: _Service, name: str, rate_hz: float, seconds: float) -> list[Asked]:
+async def _offer(
+    run: RunWriter, first: int, service: _Service, name: str, rate_hz: float, seconds: float
+) -> list[Asked]:
     """Sends one dispatch for each moment that is due, and waits for all answers."""
     number = int(rate_hz * seconds)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
@@ -254,8 +244,30 @@ async def _offer(service: _Service, name: str, rate_hz: float, seconds: float) -
         for index in range(number):
             intended_s = start_s + index / rate_hz
             await asyncio.sleep(max(0.0, intended_s - time.monotonic()))
-            tasks.append(asyncio.create_task(_ask(http, f"{name}-{index}", intended_s)))
+            second = int(index / rate_hz)
+            one = _one(run, first + index, http, name, f"{name}-{index}", second, intended_s)
+            tasks.append(asyncio.create_task(one))
         return list(await asyncio.gather(*tasks))
+
+
+async def _one(
+    run: RunWriter,
+    number: int,
+    http: aiohttp.ClientSession,
+    arm: str,
+    room: str,
+    second: int,
+    intended_s: float,
+) -> Asked:
+    """Asks, and records what became of it as soon as that is known."""
+    asked = Asked(room, intended_s, 0.0, "", 0, "was not answered")
+    async with trial(run, number, room, arm, round_number=0, session=f"{arm} {second}") as this:
+        asked = await _ask(http, room, intended_s)
+        run.stage(number, "http_dispatch", asked.seconds, source="client")
+        if asked.tries > 1:
+            this.note(tries=asked.tries)
+        this.outcome("ok" if asked.dispatch_id else "error", detail=asked.detail)
+    return asked
 
 
 async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Asked:
@@ -266,7 +278,7 @@ async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Ask
         try:
             async with http.post("/api/dispatch-agent", json={"room": room}) as answer:
                 body: dict[str, Any] = await answer.json()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             detail = str(error) or type(error).__name__
             await asyncio.sleep(_RETRY_S)
             continue

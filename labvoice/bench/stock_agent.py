@@ -1,15 +1,17 @@
-"""What labvoice is compared with: a plain livekit-agents worker, written as its tutorials do.
+"""What labvoice is compared with: a plain livekit-agents worker, written as LiveKit's starter is.
 
-Connect, then load the models, then start the session; every option of the worker at its default
-for production. Only the speech and the model are labvoice's, so that nothing else differs. Run
-as `python -m labvoice.bench.stock_agent --port PORT --agent-name NAME`.
+The models are loaded in the process's set-up (`setup_fnc`), so that a job finds them; every option
+of the worker and of the session is at its default for production. Only the speech and the model
+are labvoice's, so that nothing else differs. Run as
+`python -m labvoice.bench.stock_agent --port PORT --agent-name NAME`.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any, Final
 
-from livekit.agents import Agent, AgentServer, AgentSession, JobContext
+from livekit.agents import Agent, AgentServer, AgentSession, JobContext, JobProcess
 from livekit.plugins import silero
 
 from labvoice.agent.app import report_registration
@@ -18,26 +20,50 @@ from labvoice.agent.worker import run_worker
 from labvoice.settings import Settings, load_settings
 from labvoice.speech import engines as speech
 
+_LOAD_TIMEOUT_S: Final = 60.0
+"""The default, 10 s, is made for the starter's one small model; here the speech is loaded too."""
+
+
+def load_models() -> dict[str, Any]:
+    """Loads what a session takes."""
+    settings = load_settings()
+    return {
+        "vad": silero.VAD.load(),
+        "stt": speech.load_stt(settings),
+        "tts": speech.load_tts(settings),
+        "llm": load_llm(settings),
+    }
+
+
+def prewarm(process: JobProcess) -> None:
+    """Loads the models into a job process before a job comes, as the starter does."""
+    process.userdata.update(load_models())
+
 
 async def entrypoint(context: JobContext) -> None:
-    """Connects, initialises, starts the session, greets."""
-    await context.connect()
-    settings = load_settings()
-    session: AgentSession[None] = AgentSession(
-        vad=silero.VAD.load(),
-        stt=speech.load_stt(settings),
-        llm=load_llm(settings),
-        tts=speech.load_tts(settings),
-    )
+    """Starts the session with what the process has loaded, connects, greets."""
+    await talk(context, AgentSession(**context.proc.userdata))
+
+
+async def talk(context: JobContext, session: AgentSession[None]) -> None:
+    """Starts the session and greets."""
     await session.start(
         agent=Agent(instructions="You are a helpful voice assistant."), room=context.room
     )
-    session.say(settings.greeting)
+    await context.connect()
+    greeting = load_settings().greeting
+    if greeting:
+        session.say(greeting)
 
 
 def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
     """Builds the worker; the address of its status and the signs of life are the bench's."""
-    server = AgentServer(host="127.0.0.1", port=port)
+    server = AgentServer(
+        host="127.0.0.1",
+        port=port,
+        setup_fnc=prewarm,
+        initialize_process_timeout=_LOAD_TIMEOUT_S,
+    )
     server.rtc_session(entrypoint, agent_name=settings.agent_name)
     report_registration(server, settings.agent_name)
     return server

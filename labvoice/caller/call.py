@@ -545,10 +545,12 @@ class Call:
                 destination_identity=self._agent_identity, method=RPC_MARKS, payload=""
             )
         except rtc.RpcError as error:
-            raise AgentLostError(
-                f"the agent did not answer when it was asked for its marks: {error.message}",
-                "the worker's log tells whether its job ended",
-            ) from None
+            sentence = f"the agent did not answer when it was asked for its marks: {error.message}"
+            hint = "the worker's log tells whether its job ended"
+            if self._agent_gone:
+                raise AgentLostError(sentence, hint) from None
+            # The agent is in its room: what failed is the instrument's question.
+            raise LabvoiceError(sentence, hint) from None
         self.worker = json.loads(answer)
         marks = self.worker.pop("marks")
         for name in WORKER_CONNECTION_MARKS:

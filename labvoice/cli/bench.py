@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +35,9 @@ def bench_connect(
     """Measures connections: from the click to the greeting, stage by stage.
 
     Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
-    job (process, thread), and stock: a plain livekit-agents worker with its defaults.
+    job (process, thread), and a plain livekit-agents worker with its defaults: stock, whose
+    models are loaded before a job comes, and stock-naive, which loads them when it comes. With
+    both, ratios are stated against the better one.
 
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
@@ -59,7 +60,10 @@ def bench_turns(
     """Measures turns: from the caller's last word to the first word of the reply.
 
     Arms are ways to use Letta: hybrid, letta, direct (no memory), and hybrid-down: hybrid with
-    a Letta that is not there.
+    a Letta that is not there; labvoice, the agent as it is, without a Letta; and stock and
+    stock-naive, as for `labvoice bench connect`.
+
+    Example: labvoice bench turns --arms stock,stock-naive,labvoice --llm paced --trials 20
 
     Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
     """
@@ -167,6 +171,7 @@ async def _bench_http(
     out: Path | None,
     json_path: Path | None,
 ) -> int:
+    from labvoice.bench.base import RunOptions
     from labvoice.bench.http import measure_load
 
     run, facts = await measure_load(
@@ -174,9 +179,7 @@ async def _bench_http(
         seconds=seconds,
         idle=idle,
         restart_s=restart_s,
-        out=out or Path("runs") / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-http.jsonl",
-        command=command_line(),
-        progress=tell,
+        options=RunOptions(out, command_line(), tell),
     )
     tell(repr(run))
     tell(str(facts))

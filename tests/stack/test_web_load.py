@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from labvoice.bench.base import RunOptions
 from labvoice.bench.http import ServiceFacts, measure_load
 
 
 async def test_load_and_a_restart_lose_nothing(tmp_path: Path) -> None:
     """Every dispatch that is offered is accepted once, and idle clients are still served."""
     run, facts = await measure_load(
-        rate_hz=20, seconds=2, idle=20, restart_s=4, out=tmp_path / "http.jsonl"
+        rate_hz=20, seconds=2, idle=20, restart_s=4, options=RunOptions(tmp_path / "http.jsonl")
     )
     assert facts.lost == facts.doubled == 0
     assert facts.accepted == 20 * 2 + 5 * 4
@@ -24,6 +25,8 @@ async def test_load_and_a_restart_lose_nothing(tmp_path: Path) -> None:
     assert set(result["arms"]) == {"load", "restart"}
     assert result["arms"]["load"]["stages"]["http_dispatch"]["n"] == 40
     assert result["arms"]["restart"]["stages"]["http_dispatch"]["n"] == 20
+    # Dispatches under way at once are not independent: the second of load is the unit.
+    assert set(run.frame.groupby("arm")["session"].nunique()) == {2, 4}
     assert f"accepted {facts.accepted}, lost 0" in str(facts)
 
 
