@@ -271,3 +271,20 @@ async def alive(pids: list[int]) -> list[psutil.Process]:
     """Those of the processes that do not end within 20 s."""
     there = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
     return (await asyncio.to_thread(psutil.wait_procs, there, 20))[1]
+
+
+async def test_stock_agents_are_arms_beside_labvoices_own(
+    lab: Lab, recorded: list[Utterance], tmp_path: Path
+) -> None:
+    """Both stock agents answer turns, and ratios are stated against the better of them."""
+    run = await lab.bench.turns(
+        1,
+        arms="stock,stock-naive,labvoice",
+        utterances=recorded[:1],
+        warmup=0,
+        out=tmp_path / "stock.jsonl",
+    )
+    assert set(run.outcomes["outcome"]) == {"ok"}, run.outcomes
+    assert run.base in ("stock", "stock-naive")
+    assert f"labvoice/{run.base}" in run.ratios()
+    assert run.frame.loc[run.frame["turn"].notna(), "said"].nunique() == 1
