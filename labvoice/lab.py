@@ -543,7 +543,15 @@ class Lab:
             raise
 
     async def end_call(self, call: Call) -> None:
-        """Hangs up and ends the call's agent; the room goes too, unless another human is in it."""
+        """Hangs up and ends the call's agent; the room goes too, unless another human is in it.
+
+        The agent goes first: of a room that its user leaves before the others, the SDK frees
+        nothing, half a MiB a call (livekit 1.1.21, https://github.com/livekit/rust-sdks/pull/1435).
+        """
+        if self.running and call.agent_identity:
+            with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
+                await rooms.remove_agent(self.dispatcher.api, call.room_name, call.agent_identity)
+                await call.until_agent_left()
         await call.hang_up()
         await self.end_room(call.room_name, call.agent_name, gone=call.identity)
 

@@ -52,6 +52,7 @@ _LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in 
 _POLL_S = 0.1
 _ENDING_TIMEOUT_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
+_FAREWELL_S = 0.3  # below the time after which a supervisor takes an agent for lost
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
 
@@ -610,6 +611,26 @@ class Call:
         return self._listener.audio(start_s, end_s or float("inf")), SAMPLE_RATE_HZ
 
     # -- leaving ------------------------------------------------------------------------
+
+    @property
+    def agent_identity(self) -> str:
+        """Identity of the agent, as long as it is in the room; empty otherwise."""
+        return self._agent_identity if self._agent_identity in self._others else ""
+
+    @property
+    def _others(self) -> Mapping[str, rtc.RemoteParticipant]:
+        return self._room.remote_participants if self._room.isconnected() else {}
+
+    async def until_agent_left(self, timeout_s: float = _FAREWELL_S) -> None:
+        """Waits, not long, until the caller sees the agent gone.
+
+        Raises:
+            TimeoutError: It still is in the room.
+        """
+        async with asyncio.timeout(timeout_s):
+            while self.agent_identity:
+                self._changed.clear()
+                await self._changed.wait()
 
     async def hang_up(self) -> None:
         """Leaves the room and stops sending; safe to call twice."""

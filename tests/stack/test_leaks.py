@@ -14,7 +14,8 @@ async def test_a_few_calls_leave_nothing_behind(lab: Lab, monkeypatch: pytest.Mo
     monkeypatch.setattr(bench, "_WARMUP", 1)
     frame = await bench.leaks(lab, 2)
     assert set(frame.index) == set(bench.TOLERANCES)
-    assert list(frame.columns) == ["before", "after", "change", "allowed", "ok"]
+    assert list(frame.columns) == ["before", "halfway", "after", "change", "allowed", "ok"]
+    assert dict(frame["allowed"]) == bench.TOLERANCES  # whatever the number of calls
     assert (frame["before"].drop("server_rooms") > 0).all()
     assert frame.loc[["server_rooms", "worker_processes", "worker_files"], "ok"].all(), frame
 
