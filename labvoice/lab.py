@@ -25,6 +25,7 @@ from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
 from labvoice.failover.supervisor import Supervisor
+from labvoice.faults import Faults
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
@@ -380,6 +381,11 @@ class Lab:
         if self._letta is None:
             raise LabvoiceError("this lab runs without Letta", "`Lab(letta=True)`")
         return self._letta
+
+    @property
+    def faults(self) -> Faults:
+        """Breaks parts of this lab on purpose: `lab.faults.kill_job(call)`, …."""
+        return Faults(self.pool, self._server, self._model)
 
     async def memory_backlog(self) -> int | None:
         """Returns how many turns wait to be written to Letta; None without Letta.

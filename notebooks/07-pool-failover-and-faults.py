@@ -23,10 +23,6 @@
 trials = 1
 
 # %%
-import os
-import signal
-import time
-
 from IPython.display import display
 
 from labvoice.errors import DispatchError
@@ -45,16 +41,15 @@ lab.monitor()
 # %% [markdown]
 # ## 1. Kill the agent in mid-call
 #
-# `SIGKILL` to the job's process: it cannot say good-bye, as with an out-of-memory kill.
+# `lab.faults` breaks parts of the lab on purpose. `kill_job` sends `SIGKILL` to the job's process:
+# it cannot say good-bye, as with an out-of-memory kill.
 
 # %%
 call = await lab.call()
 await call.hear_greeting()
-victim = call.worker["pid"]
-os.kill(victim, signal.SIGKILL)
-killed_s = time.monotonic()
+killed = lab.faults.kill_job(call)
 await call.wait_for_replacement()
-print(f"another agent listens after {call.marks['replacement_listening'] - killed_s:.2f} s")
+print(f"another agent listens after {call.marks['replacement_listening'] - killed.at_s:.2f} s")
 await lab.end_call(call)
 
 # %% [markdown]

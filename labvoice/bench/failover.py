@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
@@ -24,8 +20,8 @@ from labvoice.bench.base import (
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import DuplicateAgentError, UsageError
+from labvoice.faults import Fault
 from labvoice.runs.run import Run, RunWriter
-from labvoice.stack.workers.pool import Pool
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -107,15 +103,16 @@ async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOpt
 
 
 async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
-    victim = 0
+    fault: Fault | None = None
     try:
         await call.connect()
         await call.hear_greeting()
         lost = call.worker
-        victim = lost["pid"] if kind != "worker" else _pid_of(lab.pool, lost["worker_id"])
-        killed_s = asyncio.get_running_loop().time()
-        os.kill(victim, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
-        this.mark("agent_killed", killed_s)
+        if kind == "worker":
+            fault = lab.faults.kill_worker(call)
+        else:
+            fault = lab.faults.hang_job(call) if kind == "hang" else lab.faults.kill_job(call)
+        this.mark("agent_killed", fault.at_s)
         await call.wait_for_replacement()
         this.note(
             lost_worker_id=lost["worker_id"],
@@ -123,17 +120,12 @@ async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
             job_id=call.worker["job_id"],
         )
         await _check_alone(lab.dispatcher, call)
-        recovery_s = call.marks["replacement_listening"] - killed_s
-        silence_s = call.marks["apology_heard"] - killed_s
+        recovery_s = call.marks["replacement_listening"] - fault.at_s
+        silence_s = call.marks["apology_heard"] - fault.at_s
         return f"another agent listens after {recovery_s:.2f} s, heard after {silence_s:.2f} s"
     finally:
-        if victim and kind == "hang":
-            with contextlib.suppress(ProcessLookupError):  # its worker was faster
-                os.kill(victim, signal.SIGKILL)
-
-
-def _pid_of(pool: Pool, worker_id: str) -> int:
-    return next(w.process.pid for w in pool.workers if w.worker_id == worker_id)
+        if fault is not None:
+            fault.kill()  # a process that only hangs
 
 
 async def _check_alone(dispatcher: Dispatcher, call: Call) -> None:

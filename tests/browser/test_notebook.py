@@ -247,10 +247,7 @@ CELLS = (
     "button = lab.connect_button()\nbutton",
     "button",
     "lab.monitor()",
-    "import os, signal\n"
-    "if button.calls:\n"
-    "    os.kill(lab.pool.workers[0].process.pid, signal.SIGKILL)\n"
-    "    print('killed')",
+    "if button.calls:\n    lab.faults.kill_worker(lab.pool.workers[0])\n    print('killed')",
     "print([call.path is not None for call in button.calls])",
     "print('the ' + 'end')",
 )
@@ -294,7 +291,7 @@ async def test_two_views_a_reload_and_a_killed_worker(
         await expect(views.nth(0).locator(".lv-log")).to_contain_text(
             "start speaking", timeout=30_000
         )
-        await page.locator(".jp-Cell", has_text="os.kill").locator(".jp-InputArea").click()
+        await page.locator(".jp-Cell", has_text="kill_worker").locator(".jp-InputArea").click()
         await page.keyboard.press("Shift+Enter")
         # LiveKit itself needs some 21 s to notice; a supervisor is faster.
         await expect(views.nth(0).locator(".lv-log")).to_contain_text("agent left", timeout=60_000)

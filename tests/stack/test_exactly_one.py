@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 from livekit import api
 
@@ -114,18 +112,14 @@ def dispatcher_of(lab: Lab, url: str | None = None, evidence: Evidence | None = 
 
 async def test_a_slow_first_agent_makes_no_second_one(noop_lab: Lab) -> None:
     """A worker that stands still past the retry and then goes on brings one agent, not two."""
-    root = psutil.Process(noop_lab.pool.workers[0].process.pid)
-    processes = [root, *root.children(recursive=True)]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
+    stopped = noop_lab.faults.hang_worker(noop_lab.pool.workers[0], jobs_too=True)
     async with dispatcher_of(noop_lab) as dispatcher:
         try:
             dispatching = asyncio.create_task(dispatcher.dispatch("slow", NOOP_AGENT, timeout_s=40))
             done_at_once, _ = await asyncio.wait({dispatching}, timeout=5)
             assert not done_at_once
         finally:
-            for process in processes:
-                process.send_signal(signal.SIGCONT)
+            stopped.resume()
         done = await dispatching
     assert done.attempts > 1
     await asyncio.sleep(LATE_S)

@@ -15,7 +15,6 @@ from labvoice.memory.client import new_client
 from labvoice.memory.text import user_part
 from labvoice.settings import load_settings
 from labvoice.stack.models.scripted_llm import facts
-from labvoice.stack.workers.worker import Worker
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
@@ -203,15 +202,8 @@ async def test_a_killed_worker_leaves_its_turns_to_the_next(
     await proxy.set("500")
     await answered(lab, call, SAID[:2])
     (worker,) = lab.pool.workers
-    kill(worker)
+    lab.faults.kill_worker(worker, jobs_too=True)
     await lab.end_call(call)
     await proxy.set("pass")
     await wait_for_turns(letta, call, agent)
     await all_known_once(letta, call, agent)
-
-
-def kill(worker: Worker) -> None:
-    """Kills a worker and its job processes at once."""
-    root = psutil.Process(worker.process.pid)
-    for process in [root, *root.children(recursive=True)]:
-        process.kill()

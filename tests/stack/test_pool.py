@@ -14,6 +14,7 @@ from livekit import api
 
 from labvoice.errors import ProcessError, UsageError
 from labvoice.failover.watched import is_ours
+from labvoice.faults import Faults
 from labvoice.lab import Lab
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.workers.pool import COLUMNS, Pool
@@ -115,7 +116,7 @@ async def test_a_drain_that_takes_too_long_moves_the_call(pool_lab: Lab) -> None
 async def test_a_worker_that_dies_is_started_again(pool_lab: Lab) -> None:
     """A killed worker without a call comes back under another name, and the log tells."""
     worker = pool_lab.pool.workers[0]
-    os.kill(worker.process.pid, signal.SIGKILL)
+    pool_lab.faults.kill_worker(worker)
     async with asyncio.timeout(120):
         while worker in pool_lab.pool.workers or len(pool_lab.pool.workers) < 2:
             await asyncio.sleep(0.2)
@@ -184,12 +185,12 @@ async def test_stopping_ends_a_worker_that_is_being_started(
     pool = Pool()
     if restart:
         await brief_worker(pool_lab, pool, tmp_path)
-        os.kill(pool.workers[0].process.pid, signal.SIGKILL)
+        Faults(pool).kill_worker(pool.workers[0])
         starting = None
     else:
         starting = asyncio.create_task(brief_worker(pool_lab, pool, tmp_path))
     async with asyncio.timeout(30):
-        while not pool._starts or not brief_processes():
+        while not pool.starting or not brief_processes():
             await asyncio.sleep(0.05)
     await pool.stop()
     if starting is not None:
@@ -208,7 +209,7 @@ async def test_a_worker_that_hangs_is_started_again(
     try:
         await brief_worker(pool_lab, pool, tmp_path)
         (hung,) = pool.workers
-        os.kill(hung.process.pid, signal.SIGSTOP)
+        Faults(pool).hang_worker(hung)
         async with asyncio.timeout(90):
             while not pool.workers or pool.workers[0] is hung:
                 await asyncio.sleep(0.1)

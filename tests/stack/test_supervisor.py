@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from livekit import api, rtc
 from livekit.protocol.models import ParticipantInfo
@@ -93,7 +90,7 @@ async def test_a_killed_job_goes_on_with_its_conversation(
     await call.say(recorded[0])
     turn = await call.hear()
     lost = call.worker
-    os.kill(lost["pid"], signal.SIGKILL)
+    pair.faults.kill_job(call)
     await call.wait_for_replacement()
     after = await agents(pair, call.room_name)
     assert len(before) == len(after) == 1
@@ -112,20 +109,18 @@ async def test_a_killed_job_goes_on_with_its_conversation(
 
 async def test_a_hung_agent_that_wakes_does_not_come_back(pair: Lab, call: Call) -> None:
     """A stopped process is replaced; continued, it leaves the room to the other one."""
-    pid = call.worker["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    hung = pair.faults.hang_job(call)
     await call.wait_for_replacement()
     (other,) = await agents(pair, call.room_name)
-    os.kill(pid, signal.SIGCONT)
-    await asyncio.to_thread(psutil.wait_procs, [psutil.Process(pid)], 20)
-    assert not psutil.pid_exists(pid)
+    hung.resume()
+    await hung.until_gone()
     assert await agents(pair, call.room_name) == [other]
 
 
 async def test_a_killed_worker_is_replaced_and_started_again(pair: Lab, call: Call) -> None:
     """The call moves to the other worker, and the pool is whole again."""
     (worker,) = [w for w in pair.pool.workers if w.worker_id == call.worker["worker_id"]]
-    os.kill(worker.process.pid, signal.SIGKILL)
+    pair.faults.kill_worker(worker)
     await call.wait_for_replacement()
     assert call.worker["worker_id"] != worker.worker_id
     assert len(await agents(pair, call.room_name)) == 1
@@ -140,9 +135,9 @@ async def test_a_killed_worker_is_replaced_and_started_again(pair: Lab, call: Ca
 async def test_a_stall_is_not_death(pair: Lab, call: Call) -> None:
     """An agent that stands still for most of a second is left alone."""
     before = await agents(pair, call.room_name)
-    os.kill(call.worker["pid"], signal.SIGSTOP)
+    stopped = pair.faults.hang_job(call)
     await asyncio.sleep(0.7)
-    os.kill(call.worker["pid"], signal.SIGCONT)
+    stopped.resume()
     await asyncio.sleep(3)
     assert await agents(pair, call.room_name) == before
 
@@ -176,7 +171,7 @@ async def test_a_new_supervisor_finds_what_died_without_it(
     assert pair.supervisor is not None
     await pair.supervisor.stop()
     try:
-        os.kill(call.worker["pid"], signal.SIGKILL)
+        pair.faults.kill_job(call)
         await asyncio.sleep(pause_s)
     finally:
         pair.supervisor = None  # the next one knows nothing
@@ -193,10 +188,8 @@ async def test_a_restarted_server_has_the_call_again(
 ) -> None:
     """After the server was killed and started again the caller has one agent, which answers."""
     (before,) = await agents(pair, call.room_name)
-    assert pair._server is not None
-    assert pair._server.process is not None
-    os.kill(pair._server.process.pid, signal.SIGKILL)
-    await pair._server.restart()
+    pair.faults.kill_livekit()
+    await pair.faults.restart_livekit()
 
     async def both() -> bool:
         return len(await participants(pair, call.room_name)) == 2
@@ -215,8 +208,8 @@ async def test_a_restarted_server_has_the_call_again(
 
 async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Call) -> None:
     """Whoever comes back under a lost agent's name has to leave; the caller and a guest stay."""
-    lost, pid = (await agents(pair, call.room_name))[0], call.worker["pid"]
-    os.kill(pid, signal.SIGKILL)
+    (lost,) = await agents(pair, call.room_name)
+    pair.faults.kill_job(call)
     await call.wait_for_replacement()
     (other,) = await agents(pair, call.room_name)
     assert pair.settings.livekit_url
@@ -291,8 +284,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
         await call.say(recorded[0])
         turn = await call.hear()
         (worker,) = [w for w in pair.pool.workers if w.agent_name == "only-agent"]
-        pair.pool._forget(worker)  # nobody starts it again
-        os.kill(worker.process.pid, signal.SIGKILL)
+        pair.faults.kill_worker(worker, restart=False)
 
         async def failed() -> bool:
             events = pair.pool.log.frame()

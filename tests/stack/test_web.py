@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -306,10 +305,8 @@ async def test_ready_tells_the_truth_when_parts_die() -> None:
         backend = LabBackend(lab)
         bad = {check.name for check in await backend.checks() if not check.ok}
         assert bad == {"workers"}
-        assert lab._server is not None
-        await lab._server.stop()
-        assert lab._model is not None
-        await lab._model.stop()
+        await lab.faults.stop_livekit()
+        await lab.faults.stop_model()
         bad = {check.name for check in await backend.checks() if not check.ok}
         assert bad == {"livekit", "workers", "model"}
 
@@ -320,14 +317,12 @@ async def test_ready_tells_that_livekit_hangs() -> None:
         Lab(llm="paced", letta=False, workers=0, supervise=False) as lab,
         serving(lab) as web,
     ):
-        assert lab._server is not None
-        assert lab._server.process is not None
-        os.kill(lab._server.process.pid, signal.SIGSTOP)
+        hung = lab.faults.hang_livekit()
         try:
             ready = await web.get("/readyz")
             text = (await web.get("/metrics")).text
         finally:
-            os.kill(lab._server.process.pid, signal.SIGCONT)
+            hung.resume()
     assert ready.status_code == 503
     assert {check["name"]: check["ok"] for check in ready.json()["checks"]}["livekit"] is False
     assert 'labvoice_dependency_up{dependency="livekit"} 0.0' in text

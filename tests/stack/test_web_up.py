@@ -160,6 +160,7 @@ async def test_no_provider_key_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
         openai_api_key=SecretStr(keys["openai"]),
         deepgram_api_key=SecretStr(keys["deepgram"]),
         letta=False,
+        data_dir=tmp_path / "data",
     ) as keyed:
         run = await keyed.bench.connect(1, out=out)
         write_report([run], report)
@@ -168,8 +169,7 @@ async def test_no_provider_key_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
         workers = {worker.process.pid for worker in keyed.pool.workers}
         in_workers = [p.environ().values() for p in children if p.pid in workers]
         assert keys["openai"] in in_workers[0]
-        assert keyed._state_dir is not None
-        for path in [out, report, *keyed._state_dir.rglob("*")]:
+        for path in [out, report, *keyed.settings.data_dir.rglob("*")]:
             if path.is_file():
                 seen[path.name] = path.read_text(encoding="utf-8", errors="replace")
         shown = [keyed, run, keyed.settings, keyed.pool.events, keyed.pool.frame(), run.frame]

@@ -147,7 +147,7 @@ class Pool:
         """Begins to drain a worker, once; the returned task ends when the worker is gone."""
         if worker in self._draining:
             return self._draining[worker]
-        self._forget(worker)
+        self.unwatch(worker)
         self.log.add("draining", worker=worker.process.name)
 
         async def drain() -> None:
@@ -189,7 +189,8 @@ class Pool:
 
     # -- health -------------------------------------------------------------------------
 
-    def _forget(self, worker: Worker) -> None:
+    def unwatch(self, worker: Worker) -> None:
+        """Watches a worker no more: when it ends, nobody starts it again."""
         if (watcher := self._watchers.pop(worker, None)) is not None:
             watcher.cancel()
 
@@ -267,6 +268,11 @@ class Pool:
             and len(self.live_jobs(worker)) < worker.settings.max_jobs
         }
         return [w.worker_id for w in same if w.worker_id not in usable] if usable else []
+
+    @property
+    def starting(self) -> int:
+        """How many workers are being started."""
+        return len(self._starts)
 
     @property
     def names(self) -> set[str]:

@@ -1,0 +1,197 @@
+"""Faults on purpose: kills, hangs and stops parts of a running lab, to see what it does then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from labvoice.caller.call import Call
+from labvoice.errors import StageTimeoutError, UsageError
+from labvoice.stack.livekit.server import LiveKitServer
+from labvoice.stack.models.server import ModelServer
+from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.workers.pool import Pool
+from labvoice.stack.workers.worker import Worker
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Processes that were killed or stopped.
+
+    Attributes:
+        processes: Those of them that were there.
+        at_s: When the signal was sent, in seconds on this process's monotonic clock.
+    """
+
+    processes: tuple[psutil.Process, ...]
+    at_s: float
+
+    def resume(self) -> None:
+        """Lets stopped processes go on (SIGCONT)."""
+        _send(self.processes, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends them (SIGKILL), stopped or not."""
+        _send(self.processes, signal.SIGKILL)
+
+    async def until_gone(self, timeout_s: float = 30.0) -> None:
+        """Waits for their end.
+
+        Raises:
+            StageTimeoutError: One still runs.
+        """
+        waiting = asyncio.to_thread(psutil.wait_procs, list(self.processes), timeout_s)
+        _, alive = await waiting
+        if alive:
+            pids = ", ".join(str(process.pid) for process in alive)
+            raise StageTimeoutError("the processes' end", timeout_s, f"still there: {pids}")
+
+
+def _send(processes: tuple[psutil.Process, ...], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _fault(pid: int, number: signal.Signals, *, children: bool = False) -> Fault:
+    processes: tuple[psutil.Process, ...] = ()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        processes = (root, *(root.children(recursive=True) if children else ()))
+    at_s = time.monotonic()
+    _send(processes, number)
+    return Fault(processes, at_s)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Faults for the parts of one lab: `lab.faults.kill_job(call)`.
+
+    Only processes that the lab has started can be broken.
+
+    Attributes:
+        pool: The lab's workers.
+        livekit: Its LiveKit server.
+        model: Its model server; None where the model is somebody else's.
+    """
+
+    pool: Pool
+    livekit: LiveKitServer | None = None
+    model: ModelServer | None = None
+
+    def kill_job(self, call: Call) -> Fault:
+        """Kills the process that runs a call's agent (SIGKILL), as an out-of-memory kill does.
+
+        Raises:
+            UsageError: The agent's worker is not one of this lab's.
+        """
+        return _fault(self._job_pid(call), signal.SIGKILL)
+
+    def hang_job(self, call: Call) -> Fault:
+        """Stops the process that runs a call's agent (SIGSTOP): it is there and says nothing.
+
+        Raises:
+            UsageError: The agent's worker is not one of this lab's.
+        """
+        return _fault(self._job_pid(call), signal.SIGSTOP)
+
+    def kill_worker(
+        self, which: Call | Worker, *, jobs_too: bool = False, restart: bool = True
+    ) -> Fault:
+        """Kills a worker; its job processes end by themselves a moment later.
+
+        Args:
+            which: The worker, or a call whose agent it runs.
+            jobs_too: Kill the job processes in the same moment.
+            restart: Whether the pool starts another one in its place.
+
+        Raises:
+            UsageError: The worker is not one of this lab's.
+        """
+        worker = self._worker(which)
+        if not restart:
+            self.pool.unwatch(worker)
+        return _fault(worker.process.pid, signal.SIGKILL, children=jobs_too)
+
+    def hang_worker(self, which: Call | Worker, *, jobs_too: bool = False) -> Fault:
+        """Stops a worker; the arguments are those of :meth:`kill_worker`.
+
+        Raises:
+            UsageError: The worker is not one of this lab's.
+        """
+        return _fault(self._worker(which).process.pid, signal.SIGSTOP, children=jobs_too)
+
+    def kill_livekit(self) -> Fault:
+        """Kills the LiveKit server; :meth:`restart_livekit` starts it again.
+
+        Raises:
+            UsageError: The lab did not start it.
+        """
+        return _fault(self._livekit()[1].pid, signal.SIGKILL)
+
+    def hang_livekit(self) -> Fault:
+        """Stops the LiveKit server: its port is open and nothing answers.
+
+        Raises:
+            UsageError: The lab did not start it.
+        """
+        return _fault(self._livekit()[1].pid, signal.SIGSTOP)
+
+    async def stop_livekit(self) -> None:
+        """Ends the LiveKit server as at the lab's end.
+
+        Raises:
+            UsageError: The lab did not start it.
+        """
+        await self._livekit()[0].stop()
+
+    async def restart_livekit(self) -> None:
+        """Starts the LiveKit server anew, at the same address with the same key.
+
+        Raises:
+            UsageError: The lab did not start it.
+        """
+        await self._livekit()[0].restart()
+
+    async def stop_model(self) -> None:
+        """Ends the model server.
+
+        Raises:
+            UsageError: The lab did not start it.
+        """
+        if self.model is None:
+            raise UsageError("the model is not one that this lab has started", '`Lab(llm="paced")`')
+        await self.model.stop()
+
+    def _job_pid(self, call: Call) -> int:
+        job = self.pool.process_of(call.worker["job_id"])
+        if job is None:
+            raise _not_ours(call)
+        return job.pid
+
+    def _worker(self, which: Call | Worker) -> Worker:
+        if isinstance(which, Worker):
+            return which
+        for worker in self.pool.workers:
+            if worker.worker_id == which.worker["worker_id"]:
+                return worker
+        raise _not_ours(which)
+
+    def _livekit(self) -> tuple[LiveKitServer, ManagedProcess]:
+        if self.livekit is None or self.livekit.process is None:
+            raise UsageError(
+                "the LiveKit server is not one that this lab has started", "unset LIVEKIT_URL"
+            )
+        return self.livekit, self.livekit.process
+
+
+def _not_ours(call: Call) -> UsageError:
+    return UsageError(
+        f"the agent in room {call.room_name!r} runs on a worker that this lab has not started",
+        "break it where that worker runs",
+    )
