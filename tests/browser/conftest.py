@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -24,11 +25,44 @@ FLAGS = ["--autoplay-policy=no-user-gesture-required", "--no-sandbox"]
 """CI runs as root in a container, where Chromium's own sandbox cannot be made."""
 
 
-@pytest.fixture
-async def jupyter(tmp_path: Path) -> AsyncIterator[str]:
-    """A running JupyterLab on a copy of the notebooks; gives the address with its token."""
-    folder = tmp_path / "jupyter"
-    folder.mkdir()
+@dataclass(frozen=True)
+class Jupyter:
+    """A running JupyterLab on a copy of the notebooks.
+
+    Attributes:
+        url: Its address.
+        token: What it asks for.
+        folder: Where its notebooks are.
+    """
+
+    url: str
+    token: str
+    folder: Path
+
+    def page(self, notebook: str, *, lab: bool = True) -> str:
+        """Address of a fresh copy of a notebook, without outputs that an earlier test has saved.
+
+        In JupyterLab with a workspace of its own, or in Notebook 7.
+        """
+        copy = f"{secrets.token_hex(4)}-{notebook}"
+        shutil.copy(self.folder / notebook, self.folder / copy)
+        way = f"lab/workspaces/{secrets.token_hex(4)}/tree" if lab else "notebooks"
+        return f"{self.url}/{way}/{copy}?token={self.token}"
+
+    async def end_kernels(self) -> None:
+        """Ends all kernels, and with them the labs that they have started."""
+        headers = {"Authorization": f"token {self.token}"}
+        async with httpx.AsyncClient(
+            base_url=f"{self.url}/api", headers=headers, timeout=60, trust_env=False
+        ) as http:
+            for session in (await http.get("/sessions")).json():
+                (await http.delete(f"/sessions/{session['id']}")).raise_for_status()
+
+
+@pytest.fixture(scope="session")
+async def jupyter(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Jupyter]:
+    """One JupyterLab for all tests; each ends the kernels that it began."""
+    folder = tmp_path_factory.mktemp("jupyter")
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(notebook, folder)
     overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
@@ -68,7 +102,7 @@ async def jupyter(tmp_path: Path) -> AsyncIterator[str]:
         return answer.status_code == 200
 
     await process.until_ready(ready, timeout_s=60, hint="its log tells")
-    yield f"{address}/lab/tree/%s?token={token}"
+    yield Jupyter(address, token, folder)
     await process.stop()
 
 
@@ -79,7 +113,7 @@ async def playwright() -> AsyncIterator[Playwright]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def chromium(playwright: Playwright) -> AsyncIterator[Browser]:
     """Debian's Chromium, with a microphone that is granted."""
     browser = await playwright.chromium.launch(
@@ -90,7 +124,7 @@ async def chromium(playwright: Playwright) -> AsyncIterator[Browser]:
     await browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def refusing_chromium(playwright: Playwright) -> AsyncIterator[Browser]:
     """A browser that denies every permission."""
     browser = await playwright.chromium.launch(

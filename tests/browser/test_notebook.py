@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import re
-import time
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.async_api import Browser, Locator, Page, expect
 
 from labvoice.speech.utterances import Utterance
+from tests.browser.conftest import Jupyter
 
 NOTEBOOK = "03-your-own-voice.ipynb"
 MICROPHONE = Path(__file__).with_name("fake_microphone.js")
@@ -28,9 +29,18 @@ NOTEBOOK_7_NOISE = "Cannot read properties of undefined (reading 'schema')"
 
 @asynccontextmanager
 async def notebook(
-    browser: Browser, address: str, pictures: Path, name: str = NOTEBOOK, until: str = "the median"
+    browser: Browser,
+    jupyter: Jupyter,
+    pictures: Path,
+    name: str = NOTEBOOK,
+    until: str = "the median",
+    *,
+    lab: bool = True,
 ) -> AsyncIterator[Page]:
-    """Opens a notebook in JupyterLab and runs all its cells; console errors fail the test."""
+    """Opens a notebook, in JupyterLab or Notebook 7, and runs all its cells, with a new kernel.
+
+    Console errors fail the test.
+    """
     context = await browser.new_context(viewport={"width": 1280, "height": 1500})
     await context.add_init_script(path=MICROPHONE)
     page = await context.new_page()
@@ -47,24 +57,25 @@ async def notebook(
             note(f"{message.text} {message.location['url']}") if message.type == "error" else None
         ),
     )
-    await page.goto(address % name)
-    await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    if "/lab/" in address:
-        await page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
-    else:  # Notebook 7 has no status bar
-        await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
-    await page.get_by_role("menuitem", name="Run", exact=True).click()
-    await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    await page.locator(".labvoice").first.wait_for(timeout=120_000)
-    # A benchmark further down would take cores from the call.
-    await page.get_by_text(until).last.wait_for(timeout=120_000)
     try:
+        await page.goto(jupyter.page(name, lab=lab))
+        await page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        if lab:
+            await page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+        else:  # Notebook 7 has no status bar
+            await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        await page.get_by_role("menuitem", name="Run", exact=True).click()
+        await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        await page.locator(".labvoice").first.wait_for(timeout=120_000)
+        # A benchmark further down would take cores from the call.
+        await page.get_by_text(until).last.wait_for(timeout=120_000)
         yield page
     except BaseException:
-        await page.screenshot(path=pictures / f"failed-{time.time():.0f}.png")
+        await page.screenshot(path=pictures / f"failed-{secrets.token_hex(4)}.png")
         raise
     finally:
         await context.close()
+        await jupyter.end_kernels()
     assert errors == []
 
 
@@ -106,7 +117,7 @@ async def filmed(widget: Locator, path: Path) -> AsyncIterator[None]:
 
 
 async def test_a_call_with_the_browsers_microphone(
-    chromium: Browser, jupyter: str, recorded: list[Utterance], pictures: Path
+    chromium: Browser, jupyter: Jupyter, recorded: list[Utterance], pictures: Path
 ) -> None:
     """Connect, greeting, a spoken turn, interruption, hang-up and a second call all work."""
     async with notebook(chromium, jupyter, pictures) as page:
@@ -184,7 +195,7 @@ async def test_a_call_with_the_browsers_microphone(
 
 
 async def test_a_denied_microphone_is_said_in_words(
-    refusing_chromium: Browser, jupyter: str, pictures: Path
+    refusing_chromium: Browser, jupyter: Jupyter, pictures: Path
 ) -> None:
     """The page says that the microphone was denied and what to do; typing works all the same."""
     async with notebook(refusing_chromium, jupyter, pictures) as page:
@@ -212,11 +223,10 @@ HOLD_SOUND_BACK = """() => {
 
 
 async def test_sound_that_is_held_back_in_notebook_7(
-    chromium: Browser, jupyter: str, pictures: Path
+    chromium: Browser, jupyter: Jupyter, pictures: Path
 ) -> None:
     """In Jupyter Notebook 7 the widget works too; "Start audio" lets the agent be heard."""
-    address = jupyter.replace("/lab/tree/", "/notebooks/")
-    async with notebook(chromium, address, pictures) as page:
+    async with notebook(chromium, jupyter, pictures, lab=False) as page:
         widget = page.locator(".labvoice").first
         await page.evaluate(HOLD_SOUND_BACK)
         await widget.get_by_role("button", name="Connect").click()
@@ -254,10 +264,10 @@ CELLS = (
 
 
 async def test_two_views_a_reload_and_a_killed_worker(
-    chromium: Browser, jupyter: str, tmp_path: Path, pictures: Path
+    chromium: Browser, jupyter: Jupyter, pictures: Path
 ) -> None:
     """Views share a call, the monitor sees it, a reloaded page calls again, a loss is said."""
-    write(tmp_path / "jupyter" / "views.ipynb", CELLS)
+    write(jupyter.folder / "views.ipynb", CELLS)
     async with notebook(chromium, jupyter, pictures, "views.ipynb", "the end") as page:
         views, monitor = page.locator(".labvoice"), page.locator(".labvoice-monitor")
         await expect(views).to_have_count(2)
@@ -314,10 +324,10 @@ MEMORY_CELLS = (
 
 
 async def test_a_fact_that_is_told_is_known_after_the_reconnect(
-    chromium: Browser, jupyter: str, tmp_path: Path, pictures: Path
+    chromium: Browser, jupyter: Jupyter, pictures: Path
 ) -> None:
     """An agent is made in the widget and told something; the next call reads it from Letta."""
-    write(tmp_path / "jupyter" / "memory.ipynb", MEMORY_CELLS)
+    write(jupyter.folder / "memory.ipynb", MEMORY_CELLS)
     async with notebook(chromium, jupyter, pictures, "memory.ipynb", "the end") as page:
         widget = page.locator(".labvoice").first
         await widget.get_by_role("button", name="New agent").click()

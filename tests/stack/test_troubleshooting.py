@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from livekit import api
@@ -17,7 +18,6 @@ from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
 from labvoice.errors import AgentLostError, DispatchError, LabvoiceError
 from labvoice.failover.replacement import Replacements
 from labvoice.failover.watched import Watched
-from labvoice.health import doctor
 from labvoice.health.doctor import Check, examine, to_json
 from labvoice.lab import Lab
 from labvoice.protocol.metadata import JobMetadata
@@ -223,11 +223,13 @@ async def test_agents_that_always_die(lab: Lab) -> None:
     assert_documented(detail, "agents were lost within 60 s")  # entry
 
 
-async def checks_of(lab: Lab, monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, Check]:
+async def checks_of(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, *, port: int = 0, **env: str
+) -> dict[str, Check]:
     """Runs the doctor against a lab's server, with these settings besides."""
     for name, value in {**server_of(lab), **env}.items():
         monkeypatch.setenv(name, value)
-    checks = await examine(load_settings(), port=free_port(), evidence=lab.pool.statuses)
+    checks = await examine(load_settings(), port=port or free_port(), evidence=lab.pool.statuses)
     return {check.name: check for check in checks}
 
 
@@ -297,28 +299,29 @@ async def test_a_key_that_deepgram_refuses_is_named(
         )
         assert checks["speech"].ok is False
         assert_documented(checks["speech"].observed, "refuses the key")  # entry
-        assert "takes the key" in await doctor._deepgram(fake.base_url, SecretStr(KEY))
+        checks = await checks_of(
+            lab, monkeypatch, DEEPGRAM_API_KEY=KEY, DEEPGRAM_BASE_URL=fake.base_url
+        )
+        assert "takes the key" in checks["speech"].observed
 
 
-async def test_the_doctor_finds_a_stranger_on_the_port() -> None:
-    """With a program that answers nonsense where the HTTP service would."""
+async def test_the_doctor_finds_a_stranger_on_the_port_and_that_memory_is_short(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that answers nonsense where the HTTP service would, on a machine that is full."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ready\r\n")
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        with pytest.raises(LabvoiceError) as caught:
-            await doctor._http_service(server.sockets[0].getsockname()[1])
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**29))
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        checks = await checks_of(lab, monkeypatch, port=port, LABVOICE_LLM="paced")
+    assert checks["http"].ok is False
     assert_documented(
-        caught.value.observed, "something that is not labvoice listens on port"
+        checks["http"].observed, "something that is not labvoice listens on port"
     )  # entry
-
-
-async def test_the_doctor_finds_that_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a need that this machine cannot meet."""
-    monkeypatch.setattr(doctor, "_MIN_FREE_BYTES", 2**60)
-    with pytest.raises(LabvoiceError, match="only") as caught:
-        await doctor._memory()
-    assert_documented(caught.value.observed, "GiB of memory are free")  # entry
+    assert checks["memory"].ok is False
+    assert checks["memory"].observed.startswith("only 0.5")
+    assert_documented(checks["memory"].observed, "GiB of memory are free")  # entry
