@@ -31,13 +31,16 @@ class PreparedService:
     """A service whose keys and port are good; made by :func:`prepare`.
 
     Attributes:
+        settings: Of the service.
+        keyring: Its keys.
+        sock: Bound to its port.
         url: Where its page is, without a slash at the end.
         webhook_url: Where a LiveKit server on this machine reports to.
     """
 
-    _settings: WebSettings
-    _keyring: Keyring
-    _socket: socket.socket
+    settings: WebSettings
+    keyring: Keyring
+    sock: socket.socket
     _host: str
     url: str
     webhook_url: str
@@ -52,12 +55,12 @@ class PreparedService:
         Raises:
             ProcessError: The HTTP server ended by itself.
         """
-        made = self._keyring.made_key
-        set_up_logs(sys.stderr, [*self._settings.secrets(), made, *_secrets(lab.settings)])
+        made = self.keyring.made_key
+        set_up_logs(sys.stderr, [*self.settings.secrets(), made, *_secrets(lab.settings)])
         traces = set_up_traces("labvoice-service")
-        app = create_app(LabBackend(lab), self._settings, self._keyring)
+        app = create_app(LabBackend(lab), self.settings, self.keyring)
         try:
-            async with HttpServer(app, self._socket) as server:
+            async with HttpServer(app, self.sock) as server:
                 progress(repr(lab))
                 # In the fragment, which browsers send to nobody.
                 fragment = f"#key={made.get_secret_value()}" if made else ""

@@ -22,19 +22,21 @@ from labvoice.protocol.vocabulary import (
 from labvoice.speech.engines import load_stt
 from labvoice.speech.utterances import SAMPLE_RATE, Utterance
 from labvoice.stack.models.paced_model import REPLY
+from tests.stack.talking import PATIENCE_S, answered_turn
 
 
 @pytest.fixture(scope="module")
 async def spoken(lab: Lab, recorded: list[Utterance]) -> Call:
-    """A call with two turns, hung up."""
-    call = await lab.call()
-    try:
-        await call.hear_greeting()
-        for utterance in recorded[:2]:
-            await call.say(utterance)
-            await call.hear()
-    finally:
-        await lab.end_call(call)
+    """A call with two turns, hung up; another one where a busy machine cut a turn in two."""
+    for _ in range(3):
+        call = await lab.call()
+        try:
+            await call.hear_greeting(PATIENCE_S)
+            turns = [await answered_turn(call, utterance) for utterance in recorded[:2]]
+        finally:
+            await lab.end_call(call)
+        if all(turn.outcome == "ok" and turn.user_messages == 1 for turn in turns):
+            break
     return call
 
 

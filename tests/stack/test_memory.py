@@ -21,6 +21,7 @@ from labvoice.stack.letta.env import LettaEnv, Progress, prepare_letta_env
 from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
+from tests.stack.talking import answered_turn
 from tests.stack.test_cli import labvoice, server_of
 
 TOLD = {
@@ -58,10 +59,8 @@ async def _clean(letta: Running, talking: Lab) -> AsyncIterator[None]:
 
 async def tell(lab: Lab, call: Call, text: str) -> None:
     """Says something by voice and checks that it is answered."""
-    await call.say(await lab.utterance(text))
-    turn = await call.hear()
-    assert turn.outcome == "ok"
-    assert turn.reply == REPLY
+    turn = await answered_turn(call, await lab.utterance(text))
+    assert turn.reply.endswith(REPLY)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from labvoice.stack.models.scripted_llm import facts
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
+from tests.stack.talking import answered_turn
 
 SAID = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
 SYNC_TIMEOUT_S = 150.0  # a circuit that was opened tries again after 30 s at most
@@ -69,9 +70,8 @@ def heard(call: Call) -> list[str]:
 async def answered(lab: Lab, call: Call, texts: Sequence[str]) -> None:
     """Says something and hears the fast model's answer, each time."""
     for text in texts:
-        await call.say(await lab.utterance(text))
-        turn = await call.hear()
-        assert (turn.outcome, turn.reply) == ("ok", REPLY)
+        turn = await answered_turn(call, await lab.utterance(text))
+        assert turn.reply.endswith(REPLY)
 
 
 async def all_written_once(letta: Running, call: Call, agent: str) -> None:

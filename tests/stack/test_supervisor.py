@@ -25,6 +25,8 @@ from labvoice.protocol.metadata import (
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.workers.events import EventLog
 from tests.stack.link import Link
+from tests.stack.talking import answered_turn, was_said
+from tests.stack.test_exactly_one import dispatcher_of
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +89,7 @@ async def test_a_killed_job_goes_on_with_its_conversation(
 ) -> None:
     """Another agent, on another worker, apologises, knows what was said, and answers."""
     before = await agents(pair, call.room_name)
-    await call.say(recorded[0])
-    turn = await call.hear()
+    turn = await answered_turn(call, recorded[0])
     lost = call.worker
     pair.faults.kill_job(call)
     await call.wait_for_replacement()
@@ -96,12 +97,11 @@ async def test_a_killed_job_goes_on_with_its_conversation(
     assert len(before) == len(after) == 1
     assert before != after
     assert call.worker["worker_id"] != lost["worker_id"]
-    await call.say(recorded[1])
-    await call.hear()
+    await answered_turn(call, recorded[1])
     (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
     said = [message.text for message in unpack_history(there.attributes[ATTRIBUTE_HISTORY])]
     assert said[0] == pair.settings.greeting
-    assert turn.transcript in said
+    assert was_said(turn, said)
     assert pair.settings.apology not in said
     assert len(said) >= 5
     assert {p.identity for p in await participants(pair, call.room_name)} == {"caller", *after}
@@ -166,8 +166,7 @@ async def test_a_new_supervisor_finds_what_died_without_it(
 
     As long as the server lists the dead agent, what was said is known too.
     """
-    await call.say(recorded[0])
-    turn = await call.hear()
+    turn = await answered_turn(call, recorded[0])
     assert pair.supervisor is not None
     await pair.supervisor.stop()
     try:
@@ -180,7 +179,7 @@ async def test_a_new_supervisor_finds_what_died_without_it(
     assert len(await agents(pair, call.room_name)) == 1
     (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
     said = unpack_history(there.attributes.get(ATTRIBUTE_HISTORY, ""))
-    assert (turn.transcript in [message.text for message in said]) == (pause_s == 0)
+    assert was_said(turn, [message.text for message in said]) == (pause_s == 0)
 
 
 async def test_a_restarted_server_has_the_call_again(
@@ -201,8 +200,7 @@ async def test_a_restarted_server_has_the_call_again(
         done = await pair.dispatch(call.room_name)
         assert (done.agent_identity, done.attempts) == (before, 0)
         assert await agents(pair, call.room_name) == there
-    await call.say(recorded[0])
-    await call.hear()
+    await answered_turn(call, recorded[0])
     assert len(await agents(pair, call.room_name)) == 1
 
 
@@ -281,8 +279,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
     call = await pair.call(agent_name="only-agent")
     try:
         await call.hear_greeting()
-        await call.say(recorded[0])
-        turn = await call.hear()
+        turn = await answered_turn(call, recorded[0])
         (worker,) = [w for w in pair.pool.workers if w.agent_name == "only-agent"]
         pair.faults.kill_worker(worker, restart=False)
 
@@ -303,7 +300,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
         await call.wait_for_replacement(60)
         (there,) = [p for p in await participants(pair, call.room_name) if is_ours(p)]
         said = unpack_history(there.attributes[ATTRIBUTE_HISTORY])
-        assert turn.transcript in [message.text for message in said]
+        assert was_said(turn, [message.text for message in said])
     finally:
         await pair.end_call(call)
         pair.supervise()
@@ -362,18 +359,25 @@ async def test_one_room_that_cannot_be_seen_hides_no_other(
     for name in ("bad", "good"):
         await service.create_room(api.CreateRoomRequest(name=name))
     log = EventLog()
-    supervisor = Supervisor(pair.dispatcher, log)
-    judged = []
+    looked: list[str] = []
+    async with dispatcher_of(pair) as dispatcher:
+        ask = dispatcher.api.room.list_participants
 
-    async def judge(room: str, *_: object) -> None:
-        if room == "bad":
-            raise api.TwirpError("not_found", "no such room", status=404)
-        judged.append(room)
+        async def answer(request: api.ListParticipantsRequest) -> api.ListParticipantsResponse:
+            looked.append(request.room)
+            if request.room == "bad":
+                raise api.TwirpError("not_found", "no such room", status=404)
+            return await ask(request)
 
-    monkeypatch.setattr(supervisor, "_judge", judge)
-    await supervisor._look()
-    await supervisor._look()
-    assert judged.count("good") == 2
+        monkeypatch.setattr(dispatcher.api.room, "list_participants", answer)
+        supervisor = Supervisor(dispatcher, log)
+        supervisor.start()
+
+        async def both_twice() -> bool:
+            return min(looked.count("good"), looked.count("bad")) > 2
+
+        await until(both_twice, 30)
+        await supervisor.stop()
     events = log.frame()
     assert list(events["event"]) == ["look_failed"]
     assert list(events["room"]) == ["bad"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,6 +47,16 @@ async def client(letta: FakeLetta) -> AsyncIterator[AsyncLetta]:
 
 
 @asynccontextmanager
+async def store(folder: Path) -> AsyncIterator[TurnStore]:
+    """What a queue in that folder keeps, as another process reads it."""
+    stored = TurnStore(folder / "turns.sqlite")
+    try:
+        yield stored
+    finally:
+        await stored.close()
+
+
+@asynccontextmanager
 async def open_queue(path: Path, client: AsyncLetta, **options: Any) -> AsyncIterator[MemoryQueue]:
     breaker = CircuitBreaker(first_s=0.01, longest_s=0.1)
     queue = MemoryQueue(path / "turns.sqlite", client, breaker=breaker, **options)
@@ -78,7 +90,8 @@ async def test_turns_arrive_in_order_and_each_once(
         assert await queue.drain(TIMEOUT_S)
         assert letta.told == {agent: list("01234") for agent in (A, B)}
         assert letta.most_at_once == 1
-        synced = await queue._store.synced("room")
+        async with store(tmp_path) as stored:
+            synced = await stored.synced("room")
         assert set(synced) == {f"{a}-{n}" for a in (A, B) for n in range(5)}
         assert all(sync_s > 0 for sync_s in synced.values())
 
@@ -336,7 +349,8 @@ async def test_a_deleted_agent_stops_nobody_else(
         queue.start()
         assert await queue.drain(TIMEOUT_S)
         backlog = await queue.backlog()
-        of_a = await queue._store.counts(A)
+        async with store(tmp_path) as stored:
+            of_a = await stored.counts(A)
     assert (backlog.count, backlog.lost) == (0, 1)
     assert (of_a.lost, of_a.lost_error) == (0, None)
     assert backlog.error is None
@@ -439,9 +453,8 @@ async def test_only_the_user_can_read_the_turns(
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
         queue.start()
         assert await queue.drain(TIMEOUT_S)
-        words = await queue._store._do(
-            lambda db: db.execute("select user_text, agent_text from turns").fetchall()
-        )
+    with contextlib.closing(sqlite3.connect(tmp_path / "turns.sqlite")) as db:
+        words = db.execute("select user_text, agent_text from turns").fetchall()
     assert words == [("", "")]
 
 

@@ -27,6 +27,7 @@ from labvoice.errors import (
 from labvoice.stack.workers.events import EventLog
 from labvoice.web.backend import Counts
 from labvoice.web.calls import Calls
+from labvoice.web.errors import HttpError
 from labvoice.web.logs import HIDDEN, JsonFormatter, set_up_logs
 from labvoice.web.models import MAX_TURNS, CallReport, CallTurn, Check, RoomFacts
 from labvoice.web.stub import AGENT_NAME, StubBackend
@@ -220,8 +221,10 @@ def test_all_calls_together_hold_so_many_turns() -> None:
     turns = [CallTurn(number=number) for number in range(MAX_TURNS)]
     for number in range(50):
         calls.record(f"call-{number:04}", "owner", CallReport(room="r", turns=turns))
-    held = [number for number in range(50) if f"call-{number:04}" in calls._calls]
-    assert held == list(range(10, 50))
+    for number in range(10):
+        with pytest.raises(HttpError, match="call"):
+            calls.get(f"call-{number:04}")
+    assert [calls.get(f"call-{number:04}").room for number in range(10, 50)] == ["r"] * 40
     assert len(calls.get("call-0049").turns) == MAX_TURNS
 
 

@@ -326,9 +326,9 @@ async def test_the_printed_address_is_answered(host: str, monkeypatch: pytest.Mo
     """Whatever is listened on, the page's printed address and the webhook's are served."""
     monkeypatch.setenv("LABVOICE_API_KEY", "k" * 32)
     service = prepare(host, 0, allow_remote=True)
-    app = create_app(StubBackend(), service._settings, service._keyring)
+    app = create_app(StubBackend(), service.settings, service.keyring)
     async with (
-        HttpServer(app, service._socket),
+        HttpServer(app, service.sock),
         httpx.AsyncClient(trust_env=False, timeout=10) as client,
     ):
         assert (await client.get(f"{service.url}/healthz")).status_code == 200
@@ -339,7 +339,7 @@ def test_the_public_address_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a proxy the page's address is the proxy's; webhooks still come to this machine."""
     monkeypatch.setenv("LABVOICE_PUBLIC_URL", "https://lab.example")
     service = prepare("127.0.0.1", 0)
-    service._socket.close()
+    service.sock.close()
     assert service.url == "https://lab.example"
     assert service.webhook_url.startswith("http://127.0.0.1:")
 
