@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -163,12 +161,12 @@ async def test_only_a_worker_that_dies_without_a_job_is_given_up(
         await pool_lab.dispatcher.dispatch("a-young-call", "young-agent")
         # Else the supervisor might give the call to the next one, which then has served as well.
         await pool_lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="a-young-call"))
-        os.kill(first.process.pid, signal.SIGKILL)
-        async with asyncio.timeout(60):
+        Faults(pool).kill_worker(first)
+        async with asyncio.timeout(120):
             while first in pool.workers or not pool.workers:
                 await asyncio.sleep(0.05)
-        os.kill(pool.workers[0].process.pid, signal.SIGKILL)
-        async with asyncio.timeout(30):
+        Faults(pool).kill_worker(pool.workers[0])
+        async with asyncio.timeout(120):
             await pool.ended()
         told = list(pool.events["event"])
         assert told.count("worker_lost") == 2

@@ -197,6 +197,7 @@ class Pool:
     async def _watch(self, worker: Worker) -> None:
         """Waits for the worker's death, brings it about when it hangs, and replaces it."""
         name = worker.process.name
+        up_s = time.monotonic()  # from its registration: on a busy machine a start takes long
         silent = 0
         while worker.process.running:
             try:
@@ -213,7 +214,7 @@ class Pool:
             self._take_events(worker)
         status = worker.process.returncode
         self.log.add("worker_lost", worker=name, detail=f"it ended with status {status}")
-        age_s = time.monotonic() - worker.process.started_s
+        age_s = time.monotonic() - up_s
         short = age_s < _SHORT_LIFE_S and not worker.served
         self._short_lives[worker.agent_name] = (
             self._short_lives[worker.agent_name] + 1 if short else 0
