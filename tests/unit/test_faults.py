@@ -18,7 +18,7 @@ from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import Worker
 
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+PARENT = "import subprocess; subprocess.run(['sleep', '600'])"
 
 
 async def test_a_worker_hangs_goes_on_and_is_killed_with_its_jobs(tmp_path: Path) -> None:
