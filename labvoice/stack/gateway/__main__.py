@@ -1,0 +1,44 @@
+"""Runs the gateway: `python -m labvoice.stack.gateway --port PORT`; settings by environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from aiohttp import web
+
+from labvoice.settings import load_settings
+from labvoice.speech.engines import load_stt, load_tts
+from labvoice.stack.gateway.app import Gateway
+from labvoice.stack.gateway.engines import Engines
+from labvoice.stack.gateway.server import GATEWAY_KEY
+
+
+def main() -> None:
+    """Loads the engines and serves on loopback until a signal ends the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    port = parser.parse_args().port
+    settings = load_settings()
+    assert settings.livekit_api_key is not None
+    assert settings.livekit_api_secret is not None
+    assert settings.openai_base_url is not None
+    key = settings.openai_api_key
+    engines = Engines(
+        load_stt(settings),
+        load_tts(settings),
+        llm_url=settings.openai_base_url.rstrip("/"),
+        llm_model=settings.llm_model,
+        llm_key=key.get_secret_value() if key else None,
+    )
+    gateway = Gateway(
+        engines,
+        api_key=settings.livekit_api_key,
+        api_secret=settings.livekit_api_secret.get_secret_value(),
+        gateway_key=os.environ[GATEWAY_KEY],
+    )
+    web.run_app(gateway.app(), host="127.0.0.1", port=port, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What stands behind the gateway: one recogniser, one voice, one language model, for all calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from livekit import rtc
+from livekit.agents import stt, tts
+
+Pcm = npt.NDArray[np.int16]
+Service = Literal["stt", "tts", "llm", "eot"]
+
+_KEPT_REQUESTS: Final = 2000
+
+
+@dataclass
+class Engines:
+    """The engines and the record of what was asked of them.
+
+    Attributes:
+        recogniser: Recognises for every stream; streams take turns.
+        voice: Speaks for every stream.
+        llm_url: Address of the language model, OpenAI-compatible, ending in `/v1`.
+        llm_model: Name of the model to ask there; None hands the asked name on.
+        llm_key: Key for that address; None where it needs none.
+    """
+
+    recogniser: stt.STT[Any]
+    voice: tts.TTS[Any]
+    llm_url: str
+    llm_model: str | None
+    llm_key: str | None = None
+    _stands_for: dict[str, dict[str, str]] = field(default_factory=dict)
+    _refused: dict[str, int] = field(default_factory=dict)
+    _requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def note_model(self, service: Service, asked: str | None) -> None:
+        """Notes that a model was asked for by name, and which one answers in its place."""
+        answering = {
+            "stt": self.recogniser.model,
+            "tts": self.voice.model,
+            "llm": self.llm_model or asked or "",
+            "eot": "v1-mini",
+        }[service]
+        self._stands_for.setdefault(service, {})[asked or "(not named)"] = answering
+
+    def note_refusal(self, path: str) -> None:
+        """Counts a request for a path that is not served."""
+        self._refused[path] = self._refused.get(path, 0) + 1
+
+    def note_request(self, service: Service, room_id: str, **figures: float | str | None) -> None:
+        """Keeps the figures of one answered request."""
+        self._requests.append({"service": service, "room_id": room_id, **figures})
+        del self._requests[:-_KEPT_REQUESTS]
+
+    def report(self) -> dict[str, Any]:
+        """Returns what was asked for: `models` by service, `refused` paths, `requests`."""
+        return {
+            "models": self._stands_for,
+            "refused": self._refused,
+            "requests": self._requests,
+        }
+
+    async def transcribe(self, samples: Pcm, rate: int) -> str:
+        """Recognises a whole recording, shape (n,)."""
+        frame = rtc.AudioFrame(samples.tobytes(), rate, 1, len(samples))
+        event = await self.recogniser.recognize(frame)
+        return event.alternatives[0].text if event.alternatives else ""
+
+    async def speak(self, texts: AsyncIterator[str], rate: int) -> AsyncIterator[Pcm]:
+        """Speaks texts as they come, at a sample rate in Hz; yields samples, shape (n,)."""
+        resampler = (
+            rtc.AudioResampler(self.voice.sample_rate, rate)
+            if rate != self.voice.sample_rate
+            else None
+        )
+        async with self.voice.stream() as stream:
+
+            async def feed() -> None:
+                async for text in texts:
+                    stream.push_text(text)
+                stream.end_input()
+
+            feeding = asyncio.create_task(feed())
+            try:
+                async for audio in stream:
+                    for frame in resampler.push(audio.frame) if resampler else [audio.frame]:
+                        yield np.frombuffer(frame.data, np.int16)
+                await feeding
+                for frame in resampler.flush() if resampler else []:
+                    yield np.frombuffer(frame.data, np.int16)
+            finally:
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
+
+    async def speak_whole(self, text: str, rate: int) -> Pcm:
+        """Speaks one text to its end; samples of shape (n,)."""
+
+        async def once() -> AsyncIterator[str]:
+            yield text
+
+        chunks: list[Pcm] = []
+        async with aclosing(self.speak(once(), rate)) as audio:  # type: ignore[type-var]
+            async for chunk in audio:
+                chunks.append(chunk)
+        return np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+
+
+@dataclass
+class Transcript:
+    """One thing that a recogniser said of a stream, in stream time.
+
+    Attributes:
+        kind: `start` of speech, an `interim`, `preflight` or `final` transcript, or `empty` where
+            speech ended in which no words were recognised.
+        text: The words so far.
+        start_s: When the stretch of speech began, in seconds of the stream.
+        end_s: When it ended, so far.
+    """
+
+    kind: Literal["start", "interim", "preflight", "final", "empty"]
+    text: str = ""
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+
+_KINDS: Final = {
+    stt.SpeechEventType.INTERIM_TRANSCRIPT: "interim",
+    stt.SpeechEventType.PREFLIGHT_TRANSCRIPT: "preflight",
+    stt.SpeechEventType.FINAL_TRANSCRIPT: "final",
+}
+_PRE_ROLL_S: Final = 0.45
+"""So long before a start of speech is told, it began at the earliest."""
+_TAIL_S: Final = 0.24
+"""Silence after which the embedded recogniser ends a stretch of speech, for engines that do not
+date the end."""
+
+
+class Recognition:
+    """One stream of audio being recognised.
+
+    Args:
+        recogniser: The engine.
+        rate: Sample rate of the audio, in Hz.
+    """
+
+    def __init__(self, recogniser: stt.STT[Any], rate: int) -> None:
+        self._rate = rate
+        self._stream = recogniser.stream()
+        self._pushed = 0
+
+    @property
+    def heard_s(self) -> float:
+        """How much audio came so far, in seconds."""
+        return self._pushed / self._rate
+
+    def push(self, pcm: bytes) -> None:
+        """Takes 16-bit mono samples."""
+        pcm = pcm[: len(pcm) // 2 * 2]
+        if pcm:
+            self._pushed += len(pcm) // 2
+            self._stream.push_frame(rtc.AudioFrame(pcm, self._rate, 1, len(pcm) // 2))
+
+    def flush(self) -> None:
+        """Ends the stretch of speech that is being heard."""
+        self._stream.flush()
+
+    async def transcripts(self) -> AsyncIterator[Transcript]:
+        """Yields what is recognised, as it is."""
+        start_s = last_end_s = 0.0
+        end_s: float | None = None
+        async for event in self._stream:
+            now_s = self.heard_s
+            if event.type == stt.SpeechEventType.START_OF_SPEECH:
+                start_s = max(last_end_s, now_s - _PRE_ROLL_S)
+                yield Transcript("start", "", start_s, now_s)
+            elif event.type == stt.SpeechEventType.END_OF_SPEECH:
+                ended = event.speech_end_time
+                end_s = now_s - (time.time() - ended if ended else _TAIL_S)
+            elif event.type in _KINDS and event.alternatives:
+                kind: Any = _KINDS[event.type]
+                text = event.alternatives[0].text
+                until_s = end_s if kind == "final" and end_s is not None else now_s
+                until_s = max(start_s + 0.05, until_s)
+                yield Transcript(kind, text, start_s, until_s)
+                if kind == "final":
+                    end_s, last_end_s = None, until_s
+            elif event.type == stt.SpeechEventType.RECOGNITION_USAGE and end_s is not None:
+                yield Transcript("empty", "", start_s, end_s)
+                end_s = None
+
+    async def aclose(self) -> None:
+        """Ends the recognition."""
+        await self._stream.aclose()
+
+
+def words_of(transcript: Transcript) -> list[dict[str, Any]]:
+    """Returns the words with times that share the stretch of speech evenly, in seconds."""
+    words = transcript.text.split()
+    each_s = (transcript.end_s - transcript.start_s) / max(1, len(words))
+    return [
+        {
+            "word": word,
+            "start": transcript.start_s + index * each_s,
+            "end": transcript.start_s + (index + 1) * each_s,
+            "confidence": 1.0,
+        }
+        for index, word in enumerate(words)
+    ]

@@ -1,0 +1,101 @@
+"""The gateway as a child process: models for agents that are not labvoice's, with no key."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+from pydantic import SecretStr
+
+from labvoice.settings import Settings
+from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.workers.worker import worker_environment
+
+GATEWAY_KEY: Final = "LABVOICE_GATEWAY_KEY"
+"""Name of the variable with the key that OpenAI's and Deepgram's clients send."""
+_READY_TIMEOUT_S: Final = 90.0  # the speech models load cold from disk on two busy cores
+
+
+class GatewayServer:
+    """A gateway that answers; made by :meth:`start`.
+
+    Attributes:
+        base_url: What `LIVEKIT_INFERENCE_URL` and OpenAI's clients take: ends in `/v1`.
+        key: What OpenAI's and Deepgram's clients send as their key.
+        process: The child process.
+    """
+
+    def __init__(self, base_url: str, key: SecretStr, process: ManagedProcess) -> None:
+        self.base_url = base_url
+        self.key = key
+        self.process = process
+
+    @classmethod
+    async def start(cls, settings: Settings, *, state_dir: Path) -> GatewayServer:
+        """Starts a gateway and waits until its models are loaded.
+
+        Args:
+            settings: Must name the LiveKit server's key and secret and the language model.
+            state_dir: Takes its log.
+
+        Raises:
+            ProcessError: It ended or was not ready in time; with its last log lines.
+        """
+        port, key = free_port(), SecretStr(secrets.token_urlsafe(24))
+        process = await ManagedProcess.start(
+            "gateway",
+            [sys.executable, "-m", "labvoice.stack.gateway", f"--port={port}"],
+            log_path=state_dir / "gateway.log",
+            env={**worker_environment(settings), GATEWAY_KEY: key.get_secret_value()},
+            stop_step_s=2.0,
+        )
+        root = f"http://127.0.0.1:{port}"
+
+        async def answers() -> bool:
+            async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+                try:
+                    return (await client.get(f"{root}/health")).is_success
+                except httpx.TransportError:
+                    return False
+
+        try:
+            await process.until_ready(
+                answers, timeout_s=_READY_TIMEOUT_S, hint="the log names the model that failed"
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        return cls(f"{root}/v1", key, process)
+
+    async def report(self) -> dict[str, Any]:
+        """Returns what agents asked for; see :meth:`labvoice.stack.gateway.engines.Engines.report`.
+
+        Raises:
+            httpx.HTTPError: The gateway does not answer.
+        """
+        root = self.base_url.removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=5, headers=headers) as client:
+            answer = await client.get(f"{root}/labvoice/report")
+        answer.raise_for_status()
+        report: dict[str, Any] = answer.json()
+        return report
+
+    async def stop(self) -> None:
+        """Stops the gateway; safe to call twice."""
+        await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
