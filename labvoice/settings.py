@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from dotenv import dotenv_values
+from pydantic import Field, JsonValue, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from labvoice.errors import SettingsError
@@ -18,6 +19,10 @@ _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
 """Asked for at an OpenAI-compatible endpoint where no model is named."""
+
+
+_MAY_BE_EMPTY: Final[dict[str, JsonValue]] = {"may_be_empty": True}
+"""Marks a setting whose empty value means something; elsewhere empty is the same as unset."""
 
 
 class Settings(BaseSettings):
@@ -87,11 +92,17 @@ class Settings(BaseSettings):
     )
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
     greeting: str = Field(
-        "Hello, how can I help you?", validation_alias="LABVOICE_GREETING", max_length=200
+        "Hello, how can I help you?",
+        validation_alias="LABVOICE_GREETING",
+        max_length=200,
+        json_schema_extra=_MAY_BE_EMPTY,
     )
     """What the agent says first; empty: it waits for the user."""
     apology: str = Field(
-        "Sorry, I was away for a moment.", validation_alias="LABVOICE_APOLOGY", max_length=200
+        "Sorry, I was away for a moment.",
+        validation_alias="LABVOICE_APOLOGY",
+        max_length=200,
+        json_schema_extra=_MAY_BE_EMPTY,
     )
     """What an agent says first that takes the place of a lost one; empty: nothing."""
     failover_after_s: float = Field(
@@ -143,14 +154,20 @@ def env_file() -> Path | None:
 
 
 def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
-    """Reads settings of one kind; `overrides` (field names) win over the environment.
+    """Reads settings of one kind.
+
+    Args:
+        kind: The settings' class.
+        overrides: Values by field name that win over the environment; None overrides nothing,
+            so that an option which was not given can be handed on.
 
     Raises:
         SettingsError: A value is malformed.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
     try:
         # pydantic-settings knows this argument by its underscore.
-        return kind(_env_file=env_file(), **overrides)
+        return kind(_env_file=env_file(), **{**_set_empty(kind), **given})
     except ValidationError as error:
         # `input` is left out: it may be a secret.
         problems = "; ".join(
@@ -162,8 +179,20 @@ def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
         ) from None
 
 
+def _set_empty(kind: type[_SettingsT]) -> dict[str, str]:
+    """Returns the settings that are set to nothing on purpose, by field name."""
+    file = env_file()
+    of_file = dotenv_values(file) if file is not None else {}
+    return {
+        name: ""
+        for name, info in kind.model_fields.items()
+        if info.json_schema_extra == _MAY_BE_EMPTY
+        and os.environ.get(alias := str(info.validation_alias), of_file.get(alias)) == ""
+    }
+
+
 def load_settings(**overrides: Any) -> Settings:
-    """Reads the settings; `overrides` (field names) win over the environment.
+    """Reads the settings; see :func:`read_settings` for `overrides`.
 
     Raises:
         SettingsError: A value is malformed, or a LiveKit URL came without its key.

@@ -162,7 +162,7 @@ async def trial(
     *,
     round_number: int,
     warmup: bool = False,
-    session: str | None = None,
+    unit: str | None = None,
     said: Sequence[str] = (),
 ) -> AsyncIterator[Trial]:
     """One trial of a run; however it ends, its outcome and one of each of its turns is written.
@@ -177,10 +177,10 @@ async def trial(
         arm: Name of the arm.
         round_number: Of the round; all arms of it do the same.
         warmup: Whether it does not count.
-        session: The unit of resampling, where that is not the trial.
+        unit: The unit of resampling, where that is not the trial.
         said: What the caller is to say, a text for each turn.
     """
-    run.trial(number, room, arm, warmup, session, round_number=round_number)
+    run.trial(number, room, arm, warmup, unit=unit, round_number=round_number)
     for turn, text in enumerate(said):
         # A turn that is never tried has a row too.
         run.note(number, turn, **({"said": text} if text else {}))

@@ -130,7 +130,7 @@ class _Event:
             self._arm.name,
             round_number=self._round,
             warmup=self._warmup,
-            session=f"{self._arm.name} {self._round}",
+            unit=f"{self._arm.name} {self._round}",
         ) as this:
             this.mark("click", self._click_s)
             failure: Exception | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,10 @@ class StageComparison:
         base_p50_s: Median of the base; NaN where it was not measured.
         new_p50_s: Median of the new run.
         ratio: Their ratio, its 95 % interval, and the test's p-value.
+        calls: The smaller number of calls of the two sides.
+        needed: As many calls a side have to be measured before a difference can be shown at all.
+        p_adjusted: The p-value, corrected for the number of headline stages that are judged (Holm);
+            that of another stage as it is.
     """
 
     stage: str
@@ -35,16 +39,25 @@ class StageComparison:
     base_p50_s: float
     new_p50_s: float
     ratio: statistics.Ratio
+    calls: int
+    needed: int
+    p_adjusted: float = math.nan
 
     @property
     def verdict(self) -> str:
-        """What the interval of the ratio shows: `slower`, `faster`, `no difference shown`."""
+        """What interval and test show together.
+
+        `slower` or `faster` where both do, `no difference shown`, or `inconclusive` where there
+        is too little to say: too few calls, or a median of zero.
+        """
         low, high = self.ratio.ci95
         if math.isnan(self.new_p50_s):
             return "not measured any more"
-        if low > 1:
+        if self.calls < self.needed or math.isnan(low) or math.isnan(self.p_adjusted):
+            return "inconclusive"
+        if self.p_adjusted < _SIGNIFICANT and low > 1:
             return "slower"
-        if high < 1:
+        if self.p_adjusted < _SIGNIFICANT and high < 1:
             return "faster"
         return "no difference shown"
 
@@ -76,12 +89,13 @@ class Comparison:
             name = f"{row.stage} of {row.arm}" if arms else row.stage
             if math.isnan(row.new_p50_s):
                 sentences.append(f"{name} was measured in the base and not in the new run")
-            elif row.ratio.ratio > 1 + self.max_regression and row.ratio.ci95[0] > 1:
+            elif row.verdict == "slower" and row.ratio.ratio > 1 + self.max_regression:
                 low, high = row.ratio.ci95
                 sentences.append(
                     f"{name} is slower: p50 {row.base_p50_s * 1e3:,.0f} → "
                     f"{row.new_p50_s * 1e3:,.0f} ms, × {row.ratio.ratio:.2f} "
-                    f"({low:.2f} to {high:.2f}), more than {self.max_regression:.0%} are allowed"
+                    f"({low:.2f} to {high:.2f}, p {row.p_adjusted:.2g}), more than "
+                    f"{self.max_regression:.0%} are allowed"
                 )
         from scipy import stats  # takes a second, which not every command shall wait
 
@@ -94,14 +108,35 @@ class Comparison:
             )
         return sentences
 
-    @property
-    def passed(self) -> bool:
-        """Whether the gate passes."""
-        return not self.regressions
+    @cached_property
+    def unknown(self) -> list[str]:
+        """What cannot be judged, in words; the gate does not pass on it."""
+        sentences = []
+        for row in self.stages:
+            if row.stage not in statistics.HEADLINE or row.verdict != "inconclusive":
+                continue
+            if row.calls < row.needed:
+                sentences.append(
+                    f"{row.stage} of {row.arm}: {row.calls} calls a side are too few, measure at "
+                    f"least {row.needed}"
+                )
+            else:
+                sentences.append(
+                    f"{row.stage} of {row.arm}: its median is zero or nearly so, which bounds no "
+                    "ratio"
+                )
+        if not any(row.stage in statistics.HEADLINE for row in self.stages):
+            sentences.append("no headline stage was measured in the base")
+        return sentences
 
     @property
+    def passed(self) -> bool:
+        """Whether the gate passes: every headline stage was judged, and none regressed."""
+        return not self.regressions and not self.unknown
+
+    @cached_property
     def differences(self) -> list[str]:
-        """What else differs between the two runs, in words."""
+        """Every difference in configuration, host and versions between the two runs, in words."""
         sides = [
             {
                 **{f"config {key}": value for key, value in run.header.config.items()},
@@ -110,8 +145,17 @@ class Comparison:
             }
             for run in (self.base, self.new)
         ]
+        arms = [
+            f"{column} of {new}: {old_columns.get(column)} → {new_columns.get(column)}"
+            for old, new in _pairs(self.base, self.new)
+            for old_columns, new_columns in [
+                (self.base.header.arms[old], self.new.header.arms[new])
+            ]
+            for column in dict.fromkeys((*old_columns, *new_columns))
+            if old_columns.get(column) != new_columns.get(column)
+        ]
         names = dict.fromkeys(itertools.chain(*sides))
-        return [
+        return arms + [
             f"{name}: {sides[0].get(name)} → {sides[1].get(name)}"
             for name in names
             if sides[0].get(name) != sides[1].get(name) and name != "config command"
@@ -129,7 +173,7 @@ class Comparison:
                 _ms(row.new_p50_s),
                 _figure(row.ratio.ratio, ".3f"),
                 f"{_figure(row.ratio.ci95[0], '.3f')} to {_figure(row.ratio.ci95[1], '.3f')}",
-                _figure(row.ratio.p_value, ".2g"),
+                _figure(row.p_adjusted, ".2g"),
                 row.verdict,
             ]
             for row in self.stages
@@ -139,9 +183,13 @@ class Comparison:
     @property
     def conclusion(self) -> str:
         """The gate's result in one sentence."""
-        if self.passed:
-            return f"passed: no headline stage is more than {self.max_regression:.0%} slower."
-        return f"failed: {'; '.join(self.regressions)}."
+        if self.regressions:
+            return f"failed: {'; '.join(self.regressions)}."
+        if self.unknown:
+            return f"inconclusive: {'; '.join(self.unknown)}."
+        return (
+            f"passed: no headline stage is shown to be more than {self.max_regression:.0%} slower."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the machine-readable result, in seconds; None where there is no figure."""
@@ -153,6 +201,7 @@ class Comparison:
             "max_regression": self.max_regression,
             "passed": self.passed,
             "regressions": self.regressions,
+            "inconclusive": self.unknown,
             "differences": self.differences,
             "stages": [
                 {
@@ -161,6 +210,7 @@ class Comparison:
                     "base_p50_s": finite(row.base_p50_s),
                     "new_p50_s": finite(row.new_p50_s),
                     **row.ratio.to_json(),
+                    "p_adjusted": finite(row.p_adjusted),
                     "verdict": row.verdict,
                 }
                 for row in self.stages
@@ -172,6 +222,7 @@ class Comparison:
         widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         lines = [
             f"{self.base.header.run_id} → {self.new.header.run_id}",
+            *(f"differs in {sentence}" for sentence in self.differences),
             "",
             *(
                 "  ".join(
@@ -181,7 +232,6 @@ class Comparison:
                 for row in [heads, *rows]
             ),
             "",
-            *(f"differs in {sentence}" for sentence in self.differences),
             self.conclusion,
         ]
         return "\n".join(lines)
@@ -236,10 +286,12 @@ def compare(
                     new_p50_s=statistics.percentile(of_new["duration_s"], 50),
                     ratio=statistics.compare_medians(
                         of_old["duration_s"],
-                        of_old["session"],
+                        of_old["unit"],
                         of_new["duration_s"],
-                        of_new["session"],
+                        of_new["unit"],
                     ),
+                    calls=min(of_old["unit"].nunique(), of_new["unit"].nunique()),
+                    needed=0,
                 )
             )
     if not rows:
@@ -247,7 +299,37 @@ def compare(
             f"the base run {base.header.run_id} measured nothing to compare with",
             "choose a base whose attempts succeeded",
         )
-    return Comparison(base, new, max_regression, rows)
+    return Comparison(base, new, max_regression, _judged(rows))
+
+
+def _judged(rows: list[StageComparison]) -> list[StageComparison]:
+    """Adds what the number of headline stages demands: Holm's p-values, and the calls needed."""
+    tested = sorted(
+        (row for row in rows if row.stage in statistics.HEADLINE and row.ratio.p_value >= 0),
+        key=lambda row: row.ratio.p_value,
+    )
+    adjusted: dict[int, float] = {}
+    highest = 0.0
+    for rank, row in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - rank) * row.ratio.p_value))
+        adjusted[id(row)] = highest
+    headline = sum(row.stage in statistics.HEADLINE for row in rows)
+    return [
+        replace(
+            row,
+            needed=_calls_needed(headline if row.stage in statistics.HEADLINE else 1),
+            p_adjusted=adjusted.get(id(row), row.ratio.p_value),
+        )
+        for row in rows
+    ]
+
+
+def _calls_needed(tests: int) -> int:
+    """Returns the least number of calls a side at which so many tests can show anything.
+
+    With n values a side the two-sided Mann–Whitney test has no p-value below 2 / C(2n, n).
+    """
+    return next(n for n in itertools.count(2) if 2 / math.comb(2 * n, n) < _SIGNIFICANT / tests)
 
 
 def _require_same_host(base: Run, new: Run) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from labvoice.protocol.vocabulary import (
+    AGENT_TURN_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     TRANSPORT,
@@ -36,6 +37,7 @@ _Unit = tuple[int, int | None]
 class _Span(NamedTuple):
     start_s: float
     duration_s: float
+    plausible: bool = True
 
 
 _UNMEASURED = _Span(math.nan, math.nan)
@@ -153,9 +155,13 @@ def _spans(lines: Iterable[Line]) -> dict[_Unit, dict[str, _Span]]:
     for line in lines:
         if isinstance(line, StageLine):
             start_s = math.nan if line.start_s is None else line.start_s
-            spans[line.trial, line.turn][line.stage] = _Span(start_s, line.duration_s)
+            unit = line.trial, line.turn
+            plausible = line.stage not in AGENT_TURN_STAGES or (
+                0 <= line.duration_s <= _turn_length_s(instants[unit])
+            )
+            spans[unit][line.stage] = _Span(start_s, line.duration_s, plausible)
     for span in spans.values():
-        if "voice_to_voice" in span and "e2e_latency" in span:
+        if "voice_to_voice" in span and "e2e_latency" in span and span["e2e_latency"].plausible:
             rest_s = span["voice_to_voice"].duration_s - span["e2e_latency"].duration_s
             # It lies before and after the agent's part, so it has no one start.
             span[TRANSPORT] = _Span(math.nan, rest_s)
@@ -172,6 +178,14 @@ def _rounds(header: RunLine, trials: Mapping[int, TrialLine]) -> dict[int, int]:
         rounds[number] = told if line.round is None else line.round
         counts[line.arm, line.warmup] += 1
     return rounds
+
+
+def _turn_length_s(at: Mapping[str, float]) -> float:
+    """Returns what no figure of a turn can exceed: from the first sample said to the reply heard.
+
+    A turn of which either was not seen bounds nothing but its sign.
+    """
+    return at.get("reply_heard", math.inf) - at.get("user_speech_start", 0.0)
 
 
 def _derived(unit: _Unit) -> tuple[Stage, ...]:
@@ -221,13 +235,14 @@ def _stage_frame(
                     "outcome": line.outcome,
                     "arm": trials[trial].arm,
                     "warmup": trials[trial].warmup,
-                    "session": trials[trial].session,
+                    "plausible": span.plausible,
+                    "unit": trials[trial].unit,
                     "round": rounds[trial],
                     "said": said.get((trial, turn)),
                 }
             )
     frame = _table(FRAME_COLUMNS, rows).astype({"round": "int64", "said": object})
-    frame = frame.astype({"start_s": float, "duration_s": float, "warmup": bool})
+    frame = frame.astype({"start_s": float, "duration_s": float, "warmup": bool, "plausible": bool})
     for column in dict.fromkeys(name for arm in header.arms.values() for name in arm):
         values = {arm: columns.get(column) for arm, columns in header.arms.items()}
         types = {type(value) for value in values.values()} - {type(None)}

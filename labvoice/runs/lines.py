@@ -23,7 +23,8 @@ FRAME_COLUMNS: Final = (
     "outcome",
     "arm",
     "warmup",
-    "session",
+    "plausible",
+    "unit",
     "round",
     "said",
 )
@@ -98,8 +99,10 @@ class TrialLine(_Line):
     room: str
     arm: str
     warmup: bool = False
-    session: str
+    unit: str
+    """What is resampled: the trial itself, or the event that it is part of."""
     round: int | None = None
+    """What every arm did at one time, with the same words."""
 
 
 class MarkLine(_Line):

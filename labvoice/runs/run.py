@@ -64,8 +64,10 @@ class Run:
 
         Columns: run_id, trial, room, turn (missing for a connection), stage, start_s (since
         the trial's click), duration_s (NaN where it was not reached), outcome, arm, warmup,
-        session (the unit of resampling), round (in which every arm does the same), said (the
-        turn's words, where known), then the configuration's columns.
+        plausible (False for a figure of the agent's that cannot be: negative or longer than the
+        turn), unit (of resampling: the call, or the event that it is part of), round (in which
+        every arm does the same), said (the turn's words, where known), then the configuration's
+        columns.
         """
         return self._frames.stages.copy()
 

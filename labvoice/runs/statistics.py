@@ -1,8 +1,8 @@
-"""Statistics of a run: percentiles, intervals with the session as the unit, words of warning.
+"""Statistics of a run: percentiles, intervals with the call as the unit, words of warning.
 
-A session is what was repeated (a trial: one call in one room). Its turns share the room, the
-process and the moment, so they are not independent: intervals resample whole sessions, and
-tests compare one value per session.
+The unit of resampling is what was repeated: a call (a trial in one room), or an event of which
+several calls are part, such as a burst. Its turns share the room, the process and the moment, so
+they are not independent: intervals resample whole units, and tests compare one value per unit.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ _ORDER: Final = {
 _RESAMPLES: Final = 2000
 _SEED: Final = 20261
 _MIN_N_FOR_P99: Final = 100
-_FEW_SESSIONS: Final = 10
-_MANY_SESSIONS: Final = 1000
-"""From here on the limit of the bootstrap is used: a draw costs resamples × sessions."""
+FEW_CALLS: Final = 10
+_EXAMPLES: Final = 4
+_MANY_UNITS: Final = 1000
+"""From here on the limit of the bootstrap is used: a draw costs resamples × units."""
 _BLOCK: Final = 4096
 """Values whose counts are cumulated at once: 64 MB for 2000 resamples."""
 _LOADED: Final = 0.7
@@ -94,7 +95,7 @@ class Ratio(NamedTuple):
         ratio: The new median over the base median; of configurations that were measured round by
             round, the median of the rounds' ratios.
         ci95: 95 % bootstrap interval of the ratio.
-        p_value: Two-sided Mann–Whitney U on the sessions' medians; of rounds, the Wilcoxon
+        p_value: Two-sided Mann–Whitney U on the units' medians; of rounds, the Wilcoxon
             signed-rank test on the logarithms of their ratios.
     """
 
@@ -135,21 +136,21 @@ def percentile(values: npt.ArrayLike, q: float) -> float:
 
 def bootstrap_percentiles(
     values: npt.ArrayLike,
-    sessions: npt.ArrayLike,
+    units: npt.ArrayLike,
     q: float = 50.0,
     *,
     resamples: int = _RESAMPLES,
     seed: int = _SEED,
 ) -> Floats:
-    """Resamples whole sessions with replacement and takes a percentile of each resample.
+    """Resamples whole units with replacement and takes a percentile of each resample.
 
-    From :data:`_MANY_SESSIONS` on, the resamples are drawn from the distribution that they tend
+    From :data:`_MANY_UNITS` on, the resamples are drawn from the distribution that they tend
     to (Woodruff 1952, doi:10.1080/01621459.1952.10483443): the share of values below the
-    percentile is normal, with the variance between sessions. Memory is bounded in both cases.
+    percentile is normal, with the variance between units. Memory is bounded in both cases.
 
     Args:
         values: Shape (n,).
-        sessions: Shape (n,): which session each value belongs to.
+        units: Shape (n,): which unit each value belongs to.
         q: Percentile, in [0, 100].
         resamples: How many.
         seed: The same seed gives the same result.
@@ -158,15 +159,15 @@ def bootstrap_percentiles(
         Shape (resamples,).
     """
     array = np.asarray(values, dtype=np.float64)
-    member, names = pd.factorize(np.asarray(sessions), sort=True)
+    member, names = pd.factorize(np.asarray(units), sort=True)
     order = np.argsort(array, kind="stable")
     array, member = array[order], member[order]
     rng = np.random.default_rng(seed)
-    if len(names) >= _MANY_SESSIONS:
+    if len(names) >= _MANY_UNITS:
         shares = rng.normal(q / 100, _share_error(array, member, q), resamples)
         return np.asarray(np.percentile(array, np.clip(shares, 0, 1) * 100), dtype=np.float64)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    # A session drawn k times contributes each of its values k times. The sorted values are cut
+    # A unit drawn k times contributes each of its values k times. The sorted values are cut
     # into blocks: the counts of whole blocks tell where to look value by value.
     counts = np.zeros((len(names), -(-array.size // _BLOCK)))
     np.add.at(counts, (member, np.arange(array.size) // _BLOCK), 1)
@@ -179,7 +180,7 @@ def bootstrap_percentiles(
 
 
 def _share_error(array: Floats, member: npt.NDArray[np.intp], q: float) -> float:
-    """Standard error of the share of values that are at most the percentile, between sessions."""
+    """Standard error of the share of values that are at most the percentile, between units."""
     sizes = np.bincount(member)
     at_most = np.bincount(member, weights=array <= np.percentile(array, q))
     residuals = at_most - sizes * (at_most.sum() / array.size)
@@ -197,8 +198,8 @@ def _ranked(
 
     Args:
         array: Shape (n,): sorted values.
-        member: Shape (n,): the session of each, from 0.
-        draws: Shape (resamples, sessions): how often each session is drawn.
+        member: Shape (n,): the unit of each, from 0.
+        draws: Shape (resamples, units): how often each unit is drawn.
         ends: Shape (resamples, blocks): how many values lie before the end of each block.
         rank: Shape (resamples,).
 
@@ -217,26 +218,26 @@ def _ranked(
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike, sessions: npt.ArrayLike, q: float = 50.0, *, seed: int = _SEED
+    values: npt.ArrayLike, units: npt.ArrayLike, q: float = 50.0, *, seed: int = _SEED
 ) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of a percentile; NaN where sessions are below two.
+    """Returns the 95 % bootstrap interval of a percentile; NaN where units are below two.
 
     Args:
         values: Shape (n,).
-        sessions: Shape (n,): which session each value belongs to.
+        units: Shape (n,): which unit each value belongs to.
         q: Percentile, in [0, 100].
         seed: The same seed gives the same interval.
     """
-    if pd.unique(np.asarray(sessions)).size < 2:
+    if pd.unique(np.asarray(units)).size < 2:
         return math.nan, math.nan
-    return _interval(bootstrap_percentiles(values, sessions, q, seed=seed))
+    return _interval(bootstrap_percentiles(values, units, q, seed=seed))
 
 
 def compare_medians(
     base: npt.ArrayLike,
-    base_sessions: npt.ArrayLike,
+    base_units: npt.ArrayLike,
     new: npt.ArrayLike,
-    new_sessions: npt.ArrayLike,
+    new_units: npt.ArrayLike,
     *,
     seed: int = _SEED,
 ) -> Ratio:
@@ -244,23 +245,21 @@ def compare_medians(
 
     Args:
         base: Shape (n,).
-        base_sessions: Shape (n,): which session each value belongs to.
+        base_units: Shape (n,): which unit each value belongs to.
         new: Shape (m,).
-        new_sessions: Shape (m,).
+        new_units: Shape (m,).
         seed: The same seed gives the same interval.
     """
     from scipy import stats  # takes a second, which not every command shall wait
 
     base_median, new_median = percentile(base, 50), percentile(new, 50)
     ratio = new_median / base_median if base_median > 0 else math.nan
-    enough = min(np.unique(np.asarray(s)).size for s in (base_sessions, new_sessions)) >= 2
+    enough = min(np.unique(np.asarray(s)).size for s in (base_units, new_units)) >= 2
     if not enough or math.isnan(ratio):
         return Ratio(ratio, (math.nan, math.nan), math.nan)
-    below = bootstrap_percentiles(base, base_sessions, seed=seed)
-    above = bootstrap_percentiles(new, new_sessions, seed=seed + 1)
-    test = stats.mannwhitneyu(
-        _session_medians(base, base_sessions), _session_medians(new, new_sessions)
-    )
+    below = bootstrap_percentiles(base, base_units, seed=seed)
+    above = bootstrap_percentiles(new, new_units, seed=seed + 1)
+    test = stats.mannwhitneyu(_unit_medians(base, base_units), _unit_medians(new, new_units))
     # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
     interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
     return Ratio(ratio, interval, float(test.pvalue))
@@ -320,13 +319,14 @@ def summarise(rows: pd.DataFrame) -> StageSummary:
         p50_s=percentile(values, 50),
         p95_s=percentile(values, 95),
         p99_s=percentile(values, 99) if values.size >= _MIN_N_FOR_P99 else math.nan,
-        ci95_s=bootstrap_interval(values, good["session"].to_numpy()),
+        ci95_s=bootstrap_interval(values, good["unit"].to_numpy()),
     )
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that count: ended ok, have a duration, are no warm-up."""
-    return rows[~rows["warmup"] & (rows["outcome"] == "ok") & rows["duration_s"].notna()]
+    """Returns the rows that count: ended ok, have a duration that can be, are no warm-up."""
+    good = ~rows["warmup"] & (rows["outcome"] == "ok") & rows["duration_s"].notna()
+    return rows[good & rows["plausible"]]
 
 
 def stage_order(name: str) -> tuple[int, str]:
@@ -357,6 +357,17 @@ def instability_warnings(
             f"{failures.sum()} of {len(attempts)} attempts failed ({kinds}); "
             "they are in the data and not in the percentiles."
         )
+    impossible = frame[~frame["plausible"] & ~frame["warmup"]]
+    if len(impossible):
+        examples = ", ".join(
+            f"{row.stage} {row.duration_s:,.1f} s in trial {row.trial}"
+            for row in impossible.head(_EXAMPLES).itertuples()
+        )
+        more = ", …" if len(impossible) > _EXAMPLES else ""
+        sentences.append(
+            f"{len(impossible)} of the agent's own figures cannot be (negative, or longer than the "
+            f"turn) and are left out of the summaries: {examples}{more}."
+        )
     load, cores = host.get("load_1m"), host.get("cores")
     if isinstance(load, int | float) and isinstance(cores, int) and load / cores > _LOADED:
         sentences.append(
@@ -366,11 +377,11 @@ def instability_warnings(
     for arm in arms:
         rows = measured(frame[frame["arm"] == arm])
         of_arm = f" of {arm}" if len(arms) > 1 else ""
-        sessions = rows["session"].nunique()
-        if 0 < sessions < _FEW_SESSIONS:
-            were = "session was" if sessions == 1 else "sessions were"
+        units = rows["unit"].nunique()
+        if 0 < units < FEW_CALLS:
+            were = "call was" if units == 1 else "calls were"
             sentences.append(
-                f"Only {sessions} {were} measured{of_arm}; below {_FEW_SESSIONS}, percentiles "
+                f"Only {units} {were} measured{of_arm}; below {FEW_CALLS}, percentiles "
                 "and intervals are rough."
             )
         for stage in HEADLINE:
@@ -390,6 +401,6 @@ def _interval(replicates: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _session_medians(values: npt.ArrayLike, sessions: npt.ArrayLike) -> Floats:
+def _unit_medians(values: npt.ArrayLike, units: npt.ArrayLike) -> Floats:
     series = pd.Series(np.asarray(values, dtype=np.float64))
-    return np.asarray(series.groupby(np.asarray(sessions)).median(), dtype=np.float64)
+    return np.asarray(series.groupby(np.asarray(units)).median(), dtype=np.float64)

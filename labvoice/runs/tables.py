@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-TEMPLATES = Environment(loader=PackageLoader("labvoice.bench"), autoescape=True)
+TEMPLATES = Environment(loader=PackageLoader("labvoice.runs"), autoescape=True)
 """The views of runs and comparisons in a notebook."""
 
 

@@ -98,8 +98,8 @@ class RunWriter:
         room: str,
         arm: str,
         warmup: bool = False,
-        session: str | None = None,
         *,
+        unit: str | None = None,
         round_number: int | None = None,
     ) -> None:
         """Begins a trial.
@@ -107,11 +107,13 @@ class RunWriter:
         Args:
             trial: Its number.
             room: Name of the room.
-            arm: Its configuration.
-            warmup: Whether it does not count.
-            session: The unit of resampling where that is not the trial.
-            round_number: Of the round, in which every arm does the same; without it, the k-th
-                trial of each arm is taken for one.
+            arm: Configuration, one of the run's.
+            warmup: Whether it is left out of the figures.
+            unit: Name of the unit of resampling where that is not the trial.
+            round_number: The round, where the arms take turns.
+
+        Raises:
+            ValueError: The trial has begun already, or the arm is unknown.
         """
         if trial in self._trials:
             raise ValueError(f"trial {trial} has begun already")
@@ -124,7 +126,7 @@ class RunWriter:
                 room=room,
                 arm=arm,
                 warmup=warmup,
-                session=session or str(trial),
+                unit=unit or str(trial),
                 round=round_number,
             )
         )

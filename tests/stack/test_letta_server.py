@@ -297,7 +297,7 @@ async def test_a_start_that_breaks_is_settled(
         raise TypeError("no such argument")
 
     monkeypatch.setattr("labvoice.stack.letta.server.prepare_letta_env", broken)
-    settings = load_settings(data_dir=tmp_path, letta_base_url=None)
+    settings = load_settings(data_dir=tmp_path)
     server = await LettaServer.start(settings, tmp_path, fresh=True)
     try:
         with pytest.raises(ProcessError, match="TypeError: no such argument"):

@@ -106,7 +106,7 @@ def connect_run(
 def turns_run(
     path: Path,
     *,
-    sessions: int = 5,
+    calls: int = 5,
     turns: int = 4,
     arms: Mapping[str, Mapping[str, Any]] | None = None,
     faster_arm_s: float = 0.0,
@@ -114,18 +114,18 @@ def turns_run(
     said: str | None = None,
     seed: int = 11,
 ) -> Run:
-    """Records sessions of several turns each; the arms take turns."""
+    """Records calls of several turns each; the arms take turns."""
     rng = np.random.default_rng(seed)
     failures = failures or {}
     names = list(arms or {"default": {}})
     with RunWriter(
         path,
         kind="turns",
-        config={"command": f"labvoice bench turns --trials {sessions} --llm paced", "llm": "paced"},
+        config={"command": f"labvoice bench turns --trials {calls} --llm paced", "llm": "paced"},
         arms=arms,
         host_facts=HOST,
     ) as writer:
-        for trial in range(sessions):
+        for trial in range(calls):
             zero = 500.0 + 60 * trial
             arm = names[trial % len(names)]
             writer.trial(trial, f"lab-{trial:03d}", arm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def test_slower_within_what_is_allowed_passes(tmp_path: Path) -> None:
 
 def test_only_headline_stages_are_gated(tmp_path: Path) -> None:
     """LiveKit's own figures are shown and decide nothing."""
-    base = turns_run(tmp_path / "base.jsonl", sessions=10)
-    comparison = compare(base, turns_run(tmp_path / "new.jsonl", sessions=10, seed=5))
+    base = turns_run(tmp_path / "base.jsonl", calls=10)
+    comparison = compare(base, turns_run(tmp_path / "new.jsonl", calls=10, seed=5))
     assert "llm_node_ttft" in {row.stage for row in comparison.stages}
     assert not any("llm_node" in words for words in comparison.regressions)
 
@@ -111,3 +112,51 @@ def test_different_arms_and_empty_bases_are_refused(tmp_path: Path) -> None:
         compare(empty, plain)
     with pytest.raises(UsageError, match="not a share"):
         compare(plain, plain, max_regression=-0.1)
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_too_few_calls_are_inconclusive_and_do_not_pass(tmp_path: Path, trials: int) -> None:
+    """Three times as slow or the same: a handful of calls proves neither, and the gate says so."""
+    base = connect_run(tmp_path / "base.jsonl", trials=trials, seed=1)
+    for slower in (1.0, 3.5):
+        path = tmp_path / f"new-{slower}.jsonl"
+        comparison = compare(base, connect_run(path, trials=trials, seed=2, slower=slower))
+        headline = {row.verdict for row in comparison.stages if row.stage == "connection"}
+        assert headline == {"inconclusive"}
+        assert not comparison.passed
+        assert "measure at least" in comparison.conclusion
+        assert comparison.to_json()["inconclusive"]
+
+
+def test_what_is_needed_suffices_to_show_a_difference(tmp_path: Path) -> None:
+    """With as many calls as the message asks for, twice as slow is found."""
+    few = connect_run(tmp_path / "few.jsonl", trials=2)
+    needed = compare(few, few).stages[0].needed
+    base = connect_run(tmp_path / "base.jsonl", trials=needed, seed=1)
+    new = connect_run(tmp_path / "new.jsonl", trials=needed, seed=2, slower=2.0)
+    verdicts = {row.stage: row.verdict for row in compare(base, new).stages}
+    assert verdicts["connection"] == "slower"
+
+
+def test_the_same_thing_fails_the_gate_no_more_often_than_its_level(tmp_path: Path) -> None:
+    """Of 40 comparisons of a run with its like, judged without tolerance, hardly one fails."""
+    runs = [connect_run(tmp_path / f"{seed}.jsonl", trials=12, seed=seed) for seed in range(41)]
+    pairs = itertools.pairwise(runs)
+    failed = sum(bool(compare(base, new, max_regression=0).regressions) for base, new in pairs)
+    assert failed <= 3
+
+
+def test_every_difference_in_configuration_is_told_before_the_verdict(tmp_path: Path) -> None:
+    """Model, endpointing and whatever else the arms' columns say are named in text and HTML."""
+    old = {"llm": "paced", "min_endpointing_delay_s": 0.4, "stt": "moonshine-base"}
+    new = {"llm": "small", "min_endpointing_delay_s": 3.0, "stt": "moonshine-base"}
+    base = connect_run(tmp_path / "base.jsonl", trials=8, arms={"default": old})
+    comparison = compare(base, connect_run(tmp_path / "n.jsonl", trials=8, arms={"default": new}))
+    assert comparison.differences == [
+        "llm of default: paced → small",
+        "min_endpointing_delay_s of default: 0.4 → 3.0",
+    ]
+    for shown in (repr(comparison), comparison._repr_html_()):
+        assert shown.index("paced → small") < shown.index("verdict")
+    assert comparison.to_json()["differences"] == comparison.differences
+    assert compare(base, base).differences == []

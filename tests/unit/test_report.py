@@ -92,7 +92,7 @@ def test_the_report_shows_what_was_recorded(tmp_path: Path) -> None:
         "How far away is the moon?",
         "I am happy to tell you about it",
         "1 × no_reply",
-        "Only 5 sessions were measured",
+        "Only 5 calls were measured",
         "Example CPU @ 2.5 GHz",
         "labvoice bench turns --trials 5 --llm paced",
         run.header.run_id,
@@ -105,7 +105,7 @@ def test_the_report_shows_what_was_recorded(tmp_path: Path) -> None:
 def test_a_run_with_arms_shows_how_they_compare(tmp_path: Path) -> None:
     """Each arm has its lines, and the further arms their ratios to the first."""
     arms = {"defaults": {"tuned": False}, "tuned": {"tuned": True}}
-    run = turns_run(tmp_path / "t.jsonl", sessions=20, arms=arms, faster_arm_s=0.3)
+    run = turns_run(tmp_path / "t.jsonl", calls=20, arms=arms, faster_arm_s=0.3)
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Arms compared with defaults" in page
     assert "tuned/defaults" in page
@@ -114,7 +114,7 @@ def test_a_run_with_arms_shows_how_they_compare(tmp_path: Path) -> None:
 def test_what_was_said_cannot_act_in_the_page(tmp_path: Path) -> None:
     """Markup in an utterance, a room, an arm's name or a failure is shown, never obeyed."""
     evil = "<script>alert(1)</script><img onerror=x>"
-    run = turns_run(tmp_path / "t.jsonl", sessions=2, turns=1, said=evil, arms={evil: {evil: evil}})
+    run = turns_run(tmp_path / "t.jsonl", calls=2, turns=1, said=evil, arms={evil: {evil: evil}})
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     balance = parsed(page)
     assert not {"script", "img"} & balance.tags

@@ -61,8 +61,8 @@ def test_frame_has_the_columns_of_the_design_and_of_the_configuration(tmp_path: 
     arms = {"a": {"strategy": "sequential"}, "b": {"strategy": "ahead"}}
     frame = connect_run(tmp_path / "run.jsonl", trials=4, arms=arms).frame
     assert " ".join(frame.columns) == (
-        "run_id trial room turn stage start_s duration_s outcome arm warmup session round said "
-        "strategy"
+        "run_id trial room turn stage start_s duration_s outcome arm warmup plausible unit round "
+        "said strategy"
     )
     by_arm = frame.groupby("arm")["strategy"].unique()
     assert {arm: list(values) for arm, values in by_arm.items()} == {
@@ -163,7 +163,7 @@ def test_worker_marks_carry_their_uncertainty(tmp_path: Path) -> None:
 
 def test_notes_of_one_turn_are_one_row(tmp_path: Path) -> None:
     """Facts that were noted one after the other end up side by side."""
-    notes = turns_run(tmp_path / "run.jsonl", sessions=1, turns=1).notes
+    notes = turns_run(tmp_path / "run.jsonl", calls=1, turns=1).notes
     turn = notes[notes["turn"] == 0].iloc[0]
     assert turn["said"] == turn["transcript"] == "What is the capital of France?"
     assert turn["wer"] == 0
@@ -221,7 +221,7 @@ def test_text_and_html_show_the_same_table(tmp_path: Path) -> None:
     for shown in (repr(run), run._repr_html_()):
         assert p50 in shown
         assert run.header.run_id in shown
-        assert "Only 3 sessions were measured" in shown
+        assert "Only 3 calls were measured" in shown
 
 
 def test_names_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
@@ -306,3 +306,34 @@ def test_host_facts_say_what_was_measured_on() -> None:
     assert facts["versions"]["livekit-agents"] == "1.8.9"
     assert facts["cores"] >= 1
     json.dumps(facts, allow_nan=False)
+
+
+def test_figures_of_the_agent_that_cannot_be_are_left_out_and_named(tmp_path: Path) -> None:
+    """An end of turn after 203 s and a first token before its question move no mean."""
+    with RunWriter(tmp_path / "run.jsonl", kind="turns") as writer:
+        for trial in range(12):
+            writer.trial(trial, f"room-{trial}", "default")
+            writer.mark(trial, "click", 10.0 * trial)
+            writer.mark(trial, "agent_listening", 10.0 * trial + 0.5)
+            writer.outcome(trial, "ok")
+            for mark, at_s in (
+                ("user_speech_start", 1),
+                ("user_speech_end", 3),
+                ("reply_heard", 3.7),
+            ):
+                writer.mark(trial, mark, 10.0 * trial + at_s, turn=0)
+            wrong = trial == 5
+            writer.stage(trial, "end_of_turn_delay", 203.4 if wrong else 0.4, turn=0)
+            writer.stage(trial, "llm_node_ttft", -1.0 if wrong else 0.2, turn=0)
+            writer.stage(trial, "e2e_latency", 203.9 if wrong else 0.5, turn=0)
+            writer.outcome(trial, "ok", turn=0)
+    run = Run.load(tmp_path / "run.jsonl")
+    figures = run.to_json()["stages"]
+    means = {name: figures[name]["mean_s"] for name in ("end_of_turn_delay", "llm_node_ttft")}
+    assert means == {"end_of_turn_delay": pytest.approx(0.4), "llm_node_ttft": pytest.approx(0.2)}
+    assert figures["transport"]["n"] == figures["e2e_latency"]["n"] == 11
+    assert figures["voice_to_voice"]["n"] == 12
+    (warning,) = (words for words in run.warnings if "cannot be" in words)
+    assert "end_of_turn_delay 203.4 s in trial 5" in warning
+    raw = run.frame.query("not plausible")
+    assert sorted(raw["duration_s"]) == [-1.0, 203.4, 203.9]

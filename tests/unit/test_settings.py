@@ -82,7 +82,8 @@ def test_a_worker_gets_the_labs_settings_and_no_others(monkeypatch: pytest.Monke
     """What the lab left unset stays unset in its workers, whatever environment and `.env` say."""
     Path(".env").write_text("OPENAI_API_KEY=sk-file\nDEEPGRAM_API_KEY=file\n", encoding="utf-8")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
-    settings = load_settings(llm="paced", openai_api_key=None, deepgram_api_key=None)
+    unset = {"openai_api_key": None, "deepgram_api_key": None}
+    settings = load_settings(llm="paced").model_copy(update=unset)
     environment = worker_environment(settings)
     for name in list(os.environ):
         monkeypatch.delenv(name)
@@ -92,3 +93,32 @@ def test_a_worker_gets_the_labs_settings_and_no_others(monkeypatch: pytest.Monke
     assert there.openai_api_key is None
     assert there.deepgram_api_key is None
     assert there.resolved_llm == "paced"
+
+
+def test_an_option_that_was_not_given_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None, as an option that was not given is handed on, leaves the environment in force."""
+    monkeypatch.setenv("LABVOICE_LLM", "paced")
+    monkeypatch.setenv("LABVOICE_AGENT_NAME", "mine")
+    settings = load_settings(llm=None, agent_name=None)
+    assert (settings.llm, settings.agent_name) == ("paced", "mine")
+    assert load_settings(llm="small").llm == "small"
+
+
+@pytest.mark.parametrize("name", ["LABVOICE_GREETING", "LABVOICE_APOLOGY"])
+def test_what_the_agent_says_can_be_set_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An empty value is silence, from the environment, `.env`, code, and in the worker as well."""
+    field = name.removeprefix("LABVOICE_").lower()
+    assert getattr(load_settings(), field)
+    monkeypatch.setenv(name, "")
+    assert getattr(load_settings(), field) == ""
+    monkeypatch.delenv(name)
+    Path(".env").write_text(f"{name}=\nLABVOICE_LLM=\n", encoding="utf-8")
+    settings = load_settings()
+    assert getattr(settings, field) == ""
+    assert settings.llm is None
+    assert getattr(load_settings(**{field: ""}), field) == ""
+    for key, value in worker_environment(settings).items():
+        monkeypatch.setenv(key, value)
+    assert getattr(load_settings(), field) == ""

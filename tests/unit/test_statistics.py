@@ -1,4 +1,4 @@
-"""Statistics: known values, intervals that cover, and sessions as the unit."""
+"""Statistics: known values, intervals that cover, and calls as the unit."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ def test_percentiles_are_linear_between_neighbours() -> None:
 def test_bootstrap_agrees_with_resampling_by_hand() -> None:
     """Cumulated counts give the same percentiles as really repeating the values."""
     rng = np.random.default_rng(3)
-    values, sessions = rng.normal(size=30), np.repeat(np.arange(10), 3)
+    values, units = rng.normal(size=30), np.repeat(np.arange(10), 3)
     draws = np.random.default_rng(5).multinomial(10, np.full(10, 0.1), size=50)
     for q in (50.0, 95.0):
-        by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
-        fast = statistics.bootstrap_percentiles(values, sessions, q, resamples=50, seed=5)
+        by_hand = [np.percentile(np.repeat(values, draw[units]), q) for draw in draws]
+        fast = statistics.bootstrap_percentiles(values, units, q, resamples=50, seed=5)
         assert fast == pytest.approx(by_hand)
 
 
 def test_bootstrap_of_many_values_agrees_with_resampling_by_hand() -> None:
     """Where values fill several blocks, each resample is still what repeating them gives."""
     rng = np.random.default_rng(3)
-    values, sessions = rng.normal(size=10_000), np.repeat(np.arange(20), 500)
-    values += rng.normal(size=20)[sessions]
+    values, units = rng.normal(size=10_000), np.repeat(np.arange(20), 500)
+    values += rng.normal(size=20)[units]
     draws = np.random.default_rng(5).multinomial(20, np.full(20, 0.05), size=20)
     for q in (1.0, 50.0, 95.0):
-        by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
-        fast = statistics.bootstrap_percentiles(values, sessions, q, resamples=20, seed=5)
+        by_hand = [np.percentile(np.repeat(values, draw[units]), q) for draw in draws]
+        fast = statistics.bootstrap_percentiles(values, units, q, resamples=20, seed=5)
         assert fast == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("q", [50.0, 95.0])
-def test_bootstrap_of_many_sessions_has_the_spread_of_resampling(q: float) -> None:
+def test_bootstrap_of_many_units_has_the_spread_of_resampling(q: float) -> None:
     """The limit that stands for the bootstrap has the middle and the spread of real resamples."""
     rng = np.random.default_rng(4)
-    sessions = np.repeat(np.arange(2000), 5)
-    values = 1 + rng.normal(0, 0.1, 2000)[sessions] + rng.normal(0, 0.1, 10_000)
+    units = np.repeat(np.arange(2000), 5)
+    values = 1 + rng.normal(0, 0.1, 2000)[units] + rng.normal(0, 0.1, 10_000)
     draws = rng.multinomial(2000, np.full(2000, 1 / 2000), size=400)
-    by_hand = [np.percentile(np.repeat(values, draw[sessions]), q) for draw in draws]
-    limit = statistics.bootstrap_percentiles(values, sessions, q)
+    by_hand = [np.percentile(np.repeat(values, draw[units]), q) for draw in draws]
+    limit = statistics.bootstrap_percentiles(values, units, q)
     assert np.mean(limit) == pytest.approx(np.mean(by_hand), abs=float(np.std(by_hand)) / 4)
     assert np.std(limit) == pytest.approx(np.std(by_hand), rel=0.15)
 
 
-@pytest.mark.parametrize("sessions", [50, 100_000])
-def test_bootstrap_of_a_million_values_needs_little_memory(sessions: int) -> None:
+@pytest.mark.parametrize("units", [50, 100_000])
+def test_bootstrap_of_a_million_values_needs_little_memory(units: int) -> None:
     """Memory does not grow with resamples × values, which were 16 GB here."""
     values = np.random.default_rng(9).normal(1, 0.1, 1_000_000)
-    members = np.arange(values.size) % sessions
+    members = np.arange(values.size) % units
     tracemalloc.start()
     try:
         low, high = statistics.bootstrap_interval(values, members)
@@ -85,29 +85,29 @@ def test_intervals_cover_the_true_median() -> None:
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     """Two reports of one run show the same figures."""
-    values, sessions = np.random.default_rng(2).normal(size=20), np.arange(20)
-    first = statistics.bootstrap_interval(values, sessions, seed=4)
-    assert statistics.bootstrap_interval(values, sessions, seed=4) == first
-    assert statistics.bootstrap_interval(values, sessions, seed=5) != first
+    values, units = np.random.default_rng(2).normal(size=20), np.arange(20)
+    first = statistics.bootstrap_interval(values, units, seed=4)
+    assert statistics.bootstrap_interval(values, units, seed=4) == first
+    assert statistics.bootstrap_interval(values, units, seed=5) != first
 
 
-def test_sessions_as_the_unit_give_wider_intervals_than_turns() -> None:
-    """Turns that share their session's mood do not pass for independent measurements."""
+def test_calls_as_the_unit_give_wider_intervals_than_turns() -> None:
+    """Turns that share their unit's mood do not pass for independent measurements."""
     rng = np.random.default_rng(6)
-    sessions = np.repeat(np.arange(12), 10)
+    units = np.repeat(np.arange(12), 10)
     values = 1 + np.repeat(rng.normal(0, 0.1, 12), 10) + rng.normal(0, 0.02, 120)
-    by_session = statistics.bootstrap_interval(values, sessions)
+    by_unit = statistics.bootstrap_interval(values, units)
     by_turn = statistics.bootstrap_interval(values, np.arange(120))
-    assert by_session[1] - by_session[0] > 2 * (by_turn[1] - by_turn[0])
+    assert by_unit[1] - by_unit[0] > 2 * (by_turn[1] - by_turn[0])
 
 
-def test_one_session_has_no_interval() -> None:
-    """A single session says nothing about how sessions scatter."""
+def test_one_call_has_no_interval() -> None:
+    """A single unit says nothing about how units scatter."""
     assert all(map(math.isnan, statistics.bootstrap_interval([1.0, 2.0], ["a", "a"])))
 
 
-def test_the_rank_test_is_scipys_on_one_value_per_session() -> None:
-    """With one turn in each session it is Mann–Whitney; with several, that of their medians."""
+def test_the_rank_test_is_scipys_on_one_value_per_call() -> None:
+    """With one turn in each unit it is Mann–Whitney; with several, that of their medians."""
     rng = np.random.default_rng(8)
     base, new = rng.normal(1, 0.1, 15), rng.normal(1.05, 0.1, 12)
     ratio = statistics.compare_medians(base, np.arange(15), new, np.arange(12))
@@ -182,7 +182,7 @@ def test_a_loaded_host_is_named(tmp_path: Path) -> None:
     assert any("a load of 1.9 on 2 cores" in words for words in run.warnings)
 
 
-def test_wide_intervals_and_few_sessions_are_named() -> None:
+def test_wide_intervals_and_few_calls_are_named() -> None:
     """A median that could be a fifth off, and a handful of trials, are told in words."""
     frame = pd.DataFrame(
         {
@@ -191,10 +191,11 @@ def test_wide_intervals_and_few_sessions_are_named() -> None:
             "outcome": "ok",
             "arm": "default",
             "warmup": False,
-            "session": list("abcde"),
+            "plausible": True,
+            "unit": list("abcde"),
         }
     )
     attempts = pd.DataFrame({"outcome": ["ok"] * 5})
     few, wide = statistics.instability_warnings(frame, attempts, HOST)
-    assert few.startswith("Only 5 sessions were measured")
+    assert few.startswith("Only 5 calls were measured")
     assert wide.startswith("join is uncertain")
