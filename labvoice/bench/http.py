@@ -261,7 +261,7 @@ async def _one(
 ) -> Asked:
     """Asks, and records what became of it as soon as that is known."""
     asked = Asked(room, intended_s, 0.0, "", 0, "was not answered")
-    async with trial(run, number, room, arm, round_number=0, session=f"{arm} {second}") as this:
+    async with trial(run, number, room, arm, round_number=0, unit=f"{arm} {second}") as this:
         asked = await _ask(http, room, intended_s)
         run.stage(number, "http_dispatch", asked.seconds, source="client")
         if asked.tries > 1:

@@ -8,7 +8,14 @@ import sys
 
 import labvoice.runs
 
-_FOREIGN = ("livekit", "labvoice.lab", "labvoice.stack", "labvoice.caller", "labvoice.agent")
+_FOREIGN = (
+    "livekit",
+    "labvoice.lab",
+    "labvoice.bench",
+    "labvoice.stack",
+    "labvoice.caller",
+    "labvoice.agent",
+)
 _HEAVY = ("pandas", "scipy", "matplotlib", "pydantic", "jinja2")
 
 

@@ -157,4 +157,4 @@ async def test_a_burst_keeps_every_rooms_outcome(
     loaded = Run.load(path)
     assert list(loaded.outcomes["outcome"]) == ["ok", "error", "no_worker", "ok"]
     assert loaded.complete
-    assert loaded.frame["session"].nunique() == 1
+    assert loaded.frame["unit"].nunique() == 1
