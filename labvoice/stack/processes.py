@@ -119,7 +119,8 @@ class ManagedProcess:
             ours.close()  # which ends the guard, and the command with it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GUARD_TIMEOUT_S + 3 * stop_step_s):
-                    await (await spawning).wait()
+                    # Shielded here too: whoever cancels may do so twice.
+                    await (await asyncio.shield(spawning)).wait()
             if not isinstance(error, TimeoutError):
                 raise
             raise StageTimeoutError(
