@@ -483,6 +483,9 @@ class Lab:
         if agent_name is None:
             agent_name = self.settings.agent_name
         agent_name = strategy_of(strategy).dispatched_as(agent_name)
+        named = [each.settings for each in self.pool.workers if each.agent_name == agent_name]
+        if not named and agent_name == self.settings.agent_name:
+            named = [self.settings]
         call = Call(
             url=self._server.url,
             api_key=self._server.api_key,
@@ -493,6 +496,9 @@ class Lab:
             metadata=metadata,
             strategy=strategy,
             timeout_s=timeout_s,
+            # An agent of somebody else's is not known: it may speak first.
+            greets=not named or any(each.greeting for each in named),
+            apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
         )
         self.remember(call)

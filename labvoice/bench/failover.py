@@ -121,8 +121,10 @@ async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
         )
         await _check_alone(lab.dispatcher, call)
         recovery_s = call.marks["replacement_listening"] - fault.at_s
-        silence_s = call.marks["apology_heard"] - fault.at_s
-        return f"another agent listens after {recovery_s:.2f} s, heard after {silence_s:.2f} s"
+        words = f"another agent listens after {recovery_s:.2f} s"
+        if "apology_heard" not in call.marks:
+            return words
+        return f"{words}, heard after {call.marks['apology_heard'] - fault.at_s:.2f} s"
     finally:
         if fault is not None:
             fault.kill()  # a process that only hangs

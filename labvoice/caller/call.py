@@ -101,6 +101,8 @@ class Call:
         metadata: What the agent gets to know.
         strategy: When the agent is dispatched.
         timeout_s: How long to wait for the agent, in seconds.
+        greets: Whether the agent is known to speak first; else nobody waits for its greeting.
+        apologises: Whether an agent that replaces a lost one is known to speak first.
         on_mark: Told every mark of the connection as it is set: name, seconds, clock
             (`caller` or `worker`) and uncertainty in seconds.
 
@@ -135,6 +137,8 @@ class Call:
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
+        greets: bool = True,
+        apologises: bool = True,
         on_mark: Callable[[str, float, str, float], None] | None = None,
     ) -> None:
         self.strategy = strategy
@@ -153,6 +157,7 @@ class Call:
         self._dispatcher = dispatcher
         self.identity = identity
         self._timeout_s = timeout_s
+        self._greets, self._apologises = greets, apologises
         self._metadata = metadata
         self._on_mark = on_mark
         self.on_turn_mark: Callable[[Turn, str, float], None] | None = None
@@ -419,17 +424,20 @@ class Call:
     async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
         """Waits until the agent's greeting was heard to its end; returns its text.
 
+        An agent that is known to wait for the user is not waited for: the text is empty.
+
         Raises:
             StageTimeoutError: No voice was heard in time.
             AgentLostError: The agent left.
         """
-        self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
-        await self.hear_end()
+        if self._greets:
+            self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
+            await self.hear_end()
         await self._fetch_worker()
         return self.greeting
 
     async def wait_for_replacement(self, timeout_s: float = 30.0) -> None:
-        """Waits until another agent listens in the place of a lost one, and was heard.
+        """Waits until another agent listens in the place of a lost one, and was heard if it speaks.
 
         Raises:
             StageTimeoutError: None came, or it was not heard, in time.
@@ -438,9 +446,10 @@ class Call:
         stage = "replacement_listening"
         await self._until(lambda: stage in self.marks, stage, timeout_s, agent_lost=True)
         since_s = self.marks["replacement_visible"]
-        onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
-        self._mark("apology_heard", onset_s)
-        await self.hear_end()
+        if self._apologises:
+            onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
+            self._mark("apology_heard", onset_s)
+            await self.hear_end()
         await self._fetch_worker()
 
     async def say(self, utterance: Utterance) -> Turn:

@@ -118,7 +118,8 @@ async def _call(
             await call.connect()
             if call.notice:
                 tell(f"notice: {call.notice}")
-            tell(f"agent: {await call.hear_greeting()}")
+            if greeting := await call.hear_greeting():
+                tell(f"agent: {greeting}")
             for utterance in spoken:
                 await call.say(utterance)
                 turn = await call.hear()

@@ -144,15 +144,16 @@ async def _up(
     from labvoice.web.up import prepare
 
     service = prepare(host, port, allow_remote=allow_remote)
-    async with Lab(
-        workers=workers,
-        letta=letta,
-        fresh=fresh,
-        progress=tell,
-        webhook_url=service.webhook_url,
-        llm=llm,
-    ) as lab:
-        await service.serve(lab, tell)
+    with service.sock:  # held while the stack comes up, and closed where it does not
+        async with Lab(
+            workers=workers,
+            letta=letta,
+            fresh=fresh,
+            progress=tell,
+            webhook_url=service.webhook_url,
+            llm=llm,
+        ) as lab:
+            await service.serve(lab, tell)
     return 1
 
 
