@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import aiohttp
 from livekit import api
 
-from labvoice.caller.call import SESSION_MODULE, Call, PastCall
+from labvoice.caller.call import SESSION_MODULE, Call, PastCall, PendingCall
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -106,6 +106,7 @@ class Lab:
         self.load_before: float | None = None
         self.setup_s: dict[str, float] = {}
         self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
+        self._calls: set[Call] = set()
         self._worker_count = workers
         self._speech_fetched = False
         self._wants_letta, self._fresh = letta, fresh
@@ -145,8 +146,9 @@ class Lab:
         try:
             await self._start_parts(self._state_dir)
             await loading
-        except BaseException:
-            self._keep_logs()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._keep_logs()
             await self.stop()
             raise
         return self
@@ -277,15 +279,27 @@ class Lab:
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
     async def stop(self) -> None:
-        """Stops everything that was started and removes its logs; safe to call twice."""
-        await self._stack.aclose()
-        self._server = self._model = self._letta = self._dispatcher = None
-        self._turns = None
-        self.supervisor = None
-        self.settings = self._asked_for  # another start begins with what the user set
-        if self._state_dir is not None:
-            await asyncio.to_thread(shutil.rmtree, self._state_dir, ignore_errors=True)
-            self._state_dir = None
+        """Ends the open calls, stops everything that was started and removes its logs.
+
+        Safe to call twice. An error while it stops does not keep the rest from being stopped.
+        """
+        try:
+            await asyncio.gather(*(call.end() for call in self._calls), return_exceptions=True)
+        finally:
+            try:
+                await self._stack.aclose()
+            except Exception:
+                self._keep_logs()
+                raise
+            finally:
+                self._calls.clear()
+                self._server = self._model = self._letta = self._dispatcher = None
+                self._turns = None
+                self.supervisor = None
+                self.settings = self._asked_for  # another start begins with what the user set
+                state_dir, self._state_dir = self._state_dir, None
+                if state_dir is not None:
+                    await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
 
     def _keep_logs(self) -> None:
         """Leaves the logs for whoever looks for the cause."""
@@ -297,7 +311,7 @@ class Lab:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+        if kind is not None and issubclass(kind, Exception):  # Ctrl-C is none
             self._keep_logs()
         await self.stop()
 
@@ -492,6 +506,7 @@ class Lab:
             api_secret=self._server.api_secret,
             dispatcher=dispatcher,
             room=room or f"lab-{secrets.token_hex(4)}",
+            identity=f"caller-{secrets.token_hex(4)}",
             agent_name=agent_name,
             metadata=metadata,
             strategy=strategy,
@@ -500,7 +515,9 @@ class Lab:
             greets=not named or any(each.greeting for each in named),
             apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
+            on_end=self._calls.discard,
         )
+        self._calls.add(call)
         self.remember(call)
         return call
 
@@ -513,7 +530,7 @@ class Lab:
                 figures = PastCall(old.room_name, old.marks, old.turns)
                 self.recent_calls[-1 - _CALLS_WITH_AUDIO] = figures
 
-    async def call(
+    def call(
         self,
         room: str | None = None,
         *,
@@ -523,8 +540,11 @@ class Lab:
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
-    ) -> Call:
+    ) -> PendingCall:
         """Connects a caller, dispatches the agent and returns when the agent listens.
+
+        `async with lab.call() as call:` ends the call, its agent and its room where it is left;
+        `call = await lab.call()` is ended by `await call.end()`, or when the lab stops.
 
         Args:
             room: As for :meth:`new_call`.
@@ -540,32 +560,26 @@ class Lab:
                 agent or mode are given.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
-        metadata = await self._metadata_of(metadata, letta_agent, mode)
-        call = self.new_call(
-            room,
-            agent_name=agent_name,
-            metadata=metadata,
-            strategy=strategy,
-            timeout_s=timeout_s,
-        )
-        try:
-            return await call.connect()
-        except BaseException:
-            await self.end_call(call)
-            raise
+
+        async def connect() -> Call:
+            call = self.new_call(
+                room,
+                agent_name=agent_name,
+                metadata=await self._metadata_of(metadata, letta_agent, mode),
+                strategy=strategy,
+                timeout_s=timeout_s,
+            )
+            try:
+                return await call.connect()
+            except BaseException:
+                await call.end()
+                raise
+
+        return PendingCall(connect)
 
     async def end_call(self, call: Call) -> None:
-        """Hangs up and ends the call's agent; the room goes too, unless another human is in it.
-
-        The agent goes first: of a room that its user leaves before the others, the SDK frees
-        nothing, half a MiB a call (livekit 1.1.21, https://github.com/livekit/rust-sdks/pull/1435).
-        """
-        if self.running and call.agent_identity:
-            with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
-                await rooms.remove_agent(self.dispatcher.api, call.room_name, call.agent_identity)
-                await call.until_agent_left()
-        await call.hang_up()
-        await self.end_room(call.room_name, call.agent_name, gone=call.identity)
+        """Ends a call; the same as :meth:`labvoice.caller.call.Call.end`."""
+        await call.end()
 
     async def end_room(self, room: str, agent_name: str, *, gone: str = "") -> None:
         """Ends the agent of a call that is over, and the room unless a human is in it.

@@ -8,13 +8,14 @@ import functools
 import importlib
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import numpy as np
 import numpy.typing as npt
-from livekit import rtc
+from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
@@ -22,7 +23,7 @@ from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Turn, turn_notices
-from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
+from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.dispatch.tokens import caller_token
@@ -68,8 +69,43 @@ async def _both(*work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+_DISCONNECT_REASONS = {
+    rtc.DisconnectReason.DUPLICATE_IDENTITY: (
+        "another participant joined the room under the same identity, {identity!r}, and the "
+        "server removed this one"
+    ),
+    rtc.DisconnectReason.PARTICIPANT_REMOVED: "the server was asked to remove the caller",
+    rtc.DisconnectReason.ROOM_DELETED: "the room was deleted",
+    rtc.DisconnectReason.ROOM_CLOSED: "the room was closed",
+    rtc.DisconnectReason.SERVER_SHUTDOWN: "the server shut down",
+}
+_REPLACEMENT_MARKS = ("replacement_visible", "replacement_listening", "apology_heard")
+
+
 def _is_agent(participant: rtc.Participant) -> bool:
     return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+
+
+class PendingCall:
+    """A call that is being made: `call = await pending`, or `async with pending as call:`.
+
+    Leaving `async with` ends the call, its agent and its room.
+    """
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Call]]) -> None:
+        self._connect = connect
+        self._call: Call | None = None
+
+    def __await__(self) -> Generator[Any, None, Call]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Call:
+        self._call = await self._connect()
+        return self._call
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._call is not None
+        await self._call.end()
 
 
 @dataclass(frozen=True)
@@ -105,13 +141,15 @@ class Call:
         apologises: Whether an agent that replaces a lost one is known to speak first.
         on_mark: Told every mark of the connection as it is set: name, seconds, clock
             (`caller` or `worker`) and uncertainty in seconds.
+        on_end: Told that the call has ended.
 
     Attributes:
         strategy: As given.
         room_name: Name of the room.
         agent_name: As given.
         identity: As given.
-        marks: Connection marks, in seconds on the caller's monotonic clock.
+        marks: Connection marks, in seconds on the caller's monotonic clock; those of a failover
+            are the last one's.
         turns: All turns, oldest first.
         dispatch: The confirmed dispatch; None before.
         offset: The agent's clock against the caller's; None before it was measured.
@@ -140,6 +178,7 @@ class Call:
         greets: bool = True,
         apologises: bool = True,
         on_mark: Callable[[str, float, str, float], None] | None = None,
+        on_end: Callable[[Call], None] = lambda _: None,
     ) -> None:
         self.strategy = strategy
         self.room_name = check_name(room)
@@ -160,6 +199,7 @@ class Call:
         self._greets, self._apologises = greets, apologises
         self._metadata = metadata
         self._on_mark = on_mark
+        self._on_end = on_end
         self.on_turn_mark: Callable[[Turn, str, float], None] | None = None
         self._room = rtc.Room()
         self._microphone = Microphone()
@@ -169,6 +209,7 @@ class Call:
         self._agent_gone = ""
         self._agent_dispatch = ""
         self._ended = False
+        self._ending: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         remote_session = importlib.import_module(SESSION_MODULE)
         self._session: RemoteSession = remote_session.RemoteSession(
@@ -310,6 +351,9 @@ class Call:
         def on_left(participant: rtc.RemoteParticipant) -> None:
             if participant.identity == self._agent_identity:
                 self._agent_gone = "the agent left the room"
+                if not self._ended:
+                    for mark in _REPLACEMENT_MARKS:  # of the failover before
+                        self.marks.pop(mark, None)
                 self._agent_dispatch = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
                 self._changed.set()
 
@@ -326,8 +370,10 @@ class Call:
                 self._mark("agent_audio_subscribed")
                 self._listener.listen(track)
 
-        def on_disconnected(reason: object) -> None:
-            self._agent_gone = self._agent_gone or "the caller's connection to the server ended"
+        def on_disconnected(reason: Any) -> None:
+            words = _DISCONNECT_REASONS.get(reason, "").format(identity=self.identity)
+            ended = "the caller's connection to the server ended"
+            self._agent_gone = f"{ended}: {words}" if words else self._agent_gone or ended
             self._changed.set()
 
         room.on("participant_connected", self._on_participant)
@@ -404,9 +450,27 @@ class Call:
                     await self._changed.wait()
             except TimeoutError:
                 error = NoReplyError if stage == "reply_heard" else StageTimeoutError
-                raise error(
-                    stage, timeout_s, f"the agent's last state is {self._agent_state!r}", hint
-                ) from None
+                last = f"the agent's last state is {self._agent_state!r}"
+                raise error(stage, timeout_s, last + self._other_callers(), hint) from None
+
+    def _other_callers(self) -> str:
+        """Who else is in the room, in words: LiveKit's agent listens to one participant only."""
+        others = [
+            participant.identity
+            for participant in self._room.remote_participants.values()
+            if participant.kind
+            in (
+                rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
+                rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
+            )
+        ]
+        if not others:
+            return ""
+        names = ", ".join(map(repr, others))
+        return (
+            f"; {names} is in the room as well, and an agent listens to one participant only: "
+            f"it may be the other one, not {self.identity!r}"
+        )
 
     async def _why_gone(self) -> str:
         """What the worker says of the lost agent's job; it may say it later than the server."""
@@ -630,7 +694,7 @@ class Call:
     def _others(self) -> Mapping[str, rtc.RemoteParticipant]:
         return self._room.remote_participants if self._room.isconnected() else {}
 
-    async def until_agent_left(self, timeout_s: float = _FAREWELL_S) -> None:
+    async def _until_agent_left(self, timeout_s: float = _FAREWELL_S) -> None:
         """Waits, not long, until the caller sees the agent gone.
 
         Raises:
@@ -642,7 +706,11 @@ class Call:
                 await self._changed.wait()
 
     async def hang_up(self) -> None:
-        """Leaves the room and stops sending; safe to call twice."""
+        """Leaves the room and stops sending; safe to call twice.
+
+        The agent stays until the server misses the caller; :meth:`end` ends it at once.
+        """
+        self._ended = True
         for close in (
             self._session.aclose,
             self._microphone.aclose,
@@ -654,11 +722,42 @@ class Call:
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await close()
 
+    async def end(self) -> None:
+        """Hangs up and ends the agent; the room goes too, unless another human is in it.
+
+        Safe to call twice, and at once: whoever calls waits until the call has ended. The agent
+        goes first: of a room that its user leaves before the others, the SDK frees nothing, half
+        a MiB a call (livekit 1.1.21, https://github.com/livekit/rust-sdks/pull/1435).
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(), name="labvoice-end-call")
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        self._ended = True
+        gone = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
+        try:
+            if self.agent_identity:
+                with contextlib.suppress(*gone):
+                    server = self._dispatcher.api
+                    await rooms.remove_agent(server, self.room_name, self.agent_identity)
+                    await self._until_agent_left()
+            await self.hang_up()
+            with contextlib.suppress(*gone):
+                await rooms.clear(
+                    self._dispatcher.api,
+                    self.room_name,
+                    agent_name=self.agent_name,
+                    gone={self.identity},
+                )
+        finally:
+            self._on_end(self)
+
     async def __aenter__(self) -> Call:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.hang_up()
+        await self.end()
 
     def _facts(self) -> Facts:
         if self._ended:

@@ -16,11 +16,10 @@ async def test_deepgram_recognises_and_speaks_where_its_key_is_set(lab: Lab) -> 
         await lab.add_workers(
             agent_name=name, deepgram_api_key=SecretStr(KEY), deepgram_base_url=fake.base_url
         )
-        async with await lab.call(agent_name=name) as call:
+        async with lab.call(agent_name=name) as call:
             await call.hear_greeting()
             await call.say(await lab.utterance("Why is the sky blue during the day?"))
             turn = await call.hear()
-            await lab.end_call(call)
     assert turn.transcript == HEARD
     assert turn.reply == REPLY
     assert fake.said == [lab.settings.greeting, REPLY]

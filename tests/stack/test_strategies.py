@@ -32,7 +32,7 @@ async def test_each_strategy_brings_one_agent_that_greets(lab: Lab, strategy: St
         assert call.dispatch is not None
         assert call.dispatch.found == (strategy == "token")
         agents = await agents_in(lab, call.room_name)
-        assert [name for name in agents if name != "caller"] == [call.dispatch.agent_identity]
+        assert [name for name in agents if name != call.identity] == [call.dispatch.agent_identity]
         before = call.marks["dispatch_requested"] < call.marks["room_connected"]
         assert before == (strategy != "sequential")
         assert (call.marks["dispatch_requested"] < call.marks["click"]) == (strategy == "ahead")

@@ -104,7 +104,7 @@ async def test_a_killed_job_goes_on_with_its_conversation(
     assert was_said(turn, said)
     assert pair.settings.apology not in said
     assert len(said) >= 5
-    assert {p.identity for p in await participants(pair, call.room_name)} == {"caller", *after}
+    assert {p.identity for p in await participants(pair, call.room_name)} == {call.identity, *after}
 
 
 async def test_a_hung_agent_that_wakes_does_not_come_back(pair: Lab, call: Call) -> None:
@@ -155,7 +155,7 @@ async def test_an_agent_that_was_called_off_is_not_replaced(pair: Lab, call: Cal
 
     await until(gone, 30)
     await asyncio.sleep(3)
-    assert [p.identity for p in await participants(pair, call.room_name)] == ["caller"]
+    assert [p.identity for p in await participants(pair, call.room_name)] == [call.identity]
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 25.0], ids=["at once", "when the room is empty of it"])
@@ -222,7 +222,7 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
         async with asyncio.timeout(10):
             await gone.wait()
         there = {p.identity for p in await participants(pair, call.room_name)}
-        assert there == {"caller", "guest", other}
+        assert there == {call.identity, "guest", other}
     finally:
         await back.disconnect()
         await guest.disconnect()

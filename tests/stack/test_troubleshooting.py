@@ -285,10 +285,9 @@ async def test_a_key_that_deepgram_refuses_is_named(
         await lab.add_workers(
             agent_name=name, deepgram_api_key=key, deepgram_base_url=fake.base_url
         )
-        async with await lab.call(agent_name=name) as call:
+        async with lab.call(agent_name=name) as call:
             with pytest.raises(AgentLostError) as caught:
                 await call.hear_greeting()
-            await lab.end_call(call)
         assert fake.refused
         assert_documented(caught.value.observed, "the agent left the room while")  # entry
         assert "401" in caught.value.observed
