@@ -451,22 +451,21 @@ class Call:
             except TimeoutError:
                 error = NoReplyError if stage == "reply_heard" else StageTimeoutError
                 last = f"the agent's last state is {self._agent_state!r}"
-                raise error(stage, timeout_s, last + self._other_callers(), hint) from None
+                raise error(stage, timeout_s, last + self._whom_it_hears(), hint) from None
 
-    def _other_callers(self) -> str:
-        """Who else is in the room, in words: LiveKit's agent listens to one participant only."""
-        others = [
-            participant.identity
-            for participant in self._room.remote_participants.values()
-            if participant.kind
-            in (
-                rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
-                rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
-            )
-        ]
-        if not others:
+    @property
+    def _other_callers(self) -> list[str]:
+        humans = (
+            rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
+            rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
+        )
+        return [one.identity for one in self._others.values() if one.kind in humans]
+
+    def _whom_it_hears(self) -> str:
+        """In words, where others are in the room: an agent listens to one participant only."""
+        if not self._other_callers:
             return ""
-        names = ", ".join(map(repr, others))
+        names = ", ".join(map(repr, self._other_callers))
         return (
             f"; {names} is in the room as well, and an agent listens to one participant only: "
             f"it may be the other one, not {self.identity!r}"
@@ -723,7 +722,7 @@ class Call:
                     await close()
 
     async def end(self) -> None:
-        """Hangs up and ends the agent; the room goes too, unless another human is in it.
+        """Hangs up; agent and room go too, unless another human is in the room.
 
         Safe to call twice, and at once: whoever calls waits until the call has ended. The agent
         goes first: of a room that its user leaves before the others, the SDK frees nothing, half
@@ -736,13 +735,16 @@ class Call:
     async def _end(self) -> None:
         self._ended = True
         gone = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
+        alone = not self._other_callers
         try:
-            if self.agent_identity:
+            if alone and self.agent_identity:
                 with contextlib.suppress(*gone):
                     server = self._dispatcher.api
                     await rooms.remove_agent(server, self.room_name, self.agent_identity)
                     await self._until_agent_left()
             await self.hang_up()
+            if not alone:
+                return
             with contextlib.suppress(*gone):
                 await rooms.clear(
                     self._dispatcher.api,

@@ -146,3 +146,24 @@ async def test_hearing_before_saying_is_explained(lab: Lab) -> None:
     """`hear()` without `say()` tells what to do."""
     with pytest.raises(LabvoiceError, match=r"await call\.say"):
         await lab.new_call().hear()
+
+
+@pytest.mark.smoke
+async def test_a_call_that_is_left_takes_agent_and_room_with_it(
+    lab: Lab, recorded: list[Utterance]
+) -> None:
+    """Nothing of a call is there after its `async with`; a second caller is told who is heard."""
+    async with lab.call("one-room-for-two") as first:
+        await first.hear_greeting()
+        async with lab.call("one-room-for-two") as second:
+            assert second.identity != first.identity
+            await second.say(recorded[0])
+            with pytest.raises(NoReplyError) as caught:
+                await second.hear(3.0)
+            assert f"{first.identity!r} is in the room as well" in caught.value.observed
+        await first.say(recorded[0])
+        assert (await first.hear()).reply
+        listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+        assert first.room_name in [room.name for room in listed.rooms]
+    listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+    assert first.room_name not in [room.name for room in listed.rooms]

@@ -179,7 +179,10 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
     assert turn.marks["reply_heard"] == 1.5
 
 
-async def test_an_agent_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gone", "error"), [("it left", AgentLostError), ("", LabvoiceError)])
+async def test_an_agent_that_does_not_answer_is_lost_if_it_left(
+    monkeypatch: pytest.MonkeyPatch, gone: str, error: type[LabvoiceError]
+) -> None:
     """An RPC that fails is an outcome of the call, not a stranger's exception."""
     call = _call()
     agent = SimpleNamespace(attributes={"labvoice.dispatch_id": "AD_1"})
@@ -190,5 +193,7 @@ async def test_an_agent_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyP
 
     room = SimpleNamespace(remote_participants={"": agent}, local_participant=Refusing())
     monkeypatch.setattr(call, "_room", room)
-    with pytest.raises(AgentLostError, match="Recipient disconnected"):
+    monkeypatch.setattr(call, "_agent_gone", gone)
+    with pytest.raises(LabvoiceError, match="Recipient disconnected") as caught:
         await call._fetch_worker()
+    assert type(caught.value) is error
