@@ -1,8 +1,11 @@
 """What labvoice is compared with: a plain livekit-agents worker, written as LiveKit's starter is.
 
 The models are loaded in the process's set-up (`setup_fnc`), so that a job finds them; every option
-of the worker and of the session is at its default for production. Only the speech and the model
-are labvoice's, so that nothing else differs. Run as
+of the worker and of the session is at its default for production, except the load. LiveKit's
+default is the CPU of the whole machine, above 0.7 of which a worker takes no job: on a small
+machine, shared with the caller, the LiveKit server and the other arms, it would answer nobody. So
+it takes every job, as in LiveKit's development mode. Only the speech and the model are labvoice's,
+so that nothing else differs. Run as
 `python -m labvoice.bench.stock_agent --port PORT --agent-name NAME`.
 """
 
@@ -22,6 +25,11 @@ from labvoice.speech import engines as speech
 
 _LOAD_TIMEOUT_S: Final = 60.0
 """The default, 10 s, is made for the starter's one small model; here the speech is loaded too."""
+
+
+def no_load() -> float:
+    """Returns a load at which a worker takes every job, whatever else the machine does."""
+    return 0.0
 
 
 def load_models() -> dict[str, Any]:
@@ -61,6 +69,7 @@ def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
     server = AgentServer(
         host="127.0.0.1",
         port=port,
+        load_fnc=no_load,
         setup_fnc=prewarm,
         initialize_process_timeout=_LOAD_TIMEOUT_S,
     )

@@ -35,7 +35,7 @@ def bench_connect(
     """Measures connections: from the click to the greeting, stage by stage.
 
     Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
-    job (process, thread), and a plain livekit-agents worker with its defaults: stock, whose
+    job (process, thread), and a plain livekit-agents worker that takes every job: stock, whose
     models are loaded before a job comes, and stock-naive, which loads them when it comes. With
     both, ratios are stated against the better one.
 

@@ -276,10 +276,7 @@ async def alive(pids: list[int]) -> list[psutil.Process]:
 async def test_stock_agents_are_arms_beside_labvoices_own(
     lab: Lab, recorded: list[Utterance], tmp_path: Path
 ) -> None:
-    """Both stock agents are in the run, and ratios are stated against one of them.
-
-    Their load is the machine's, as LiveKit's default has it: on a busy one they take no job.
-    """
+    """Both stock agents answer, on a busy machine too; ratios are against the better of them."""
     run = await lab.bench.turns(
         1,
         arms="stock,stock-naive,labvoice",
@@ -287,9 +284,7 @@ async def test_stock_agents_are_arms_beside_labvoices_own(
         warmup=0,
         out=tmp_path / "stock.jsonl",
     )
-    outcomes = run.outcomes.groupby("arm")["outcome"].agg(set)
-    assert outcomes["labvoice"] == {"ok"}, run.outcomes
-    for arm in ("stock", "stock-naive"):
-        assert outcomes[arm] <= {"ok", "worker_full", "no_worker"}, run.outcomes
+    outcomes = run.outcomes.groupby("arm")["outcome"].agg(set).to_dict()
+    assert outcomes == {"stock": {"ok"}, "stock-naive": {"ok"}, "labvoice": {"ok"}}, run.outcomes
     assert run.base in ("stock", "stock-naive")
     assert f"labvoice/{run.base}" in run.ratios()
