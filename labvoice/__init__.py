@@ -1,1 +1,64 @@
-"""labvoice: launch, dispatch, prove and measure LiveKit voice agents from a notebook."""
+"""labvoice: launch, dispatch, prove and measure LiveKit voice agents from a notebook.
+
+What is public is importable from here, and is imported when it is first asked for: `import
+labvoice` itself loads neither LiveKit nor pandas.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labvoice import errors as errors
+    from labvoice.bench.arms import Arm as Arm
+    from labvoice.caller.call import Call as Call
+    from labvoice.lab import Lab as Lab
+    from labvoice.runs.compare import compare as compare
+    from labvoice.runs.run import Run as Run
+    from labvoice.settings import Settings as Settings
+    from labvoice.speech.utterances import Utterance as Utterance
+
+    __version__: str
+
+_HOMES = {
+    "Arm": "labvoice.bench.arms",
+    "Call": "labvoice.caller.call",
+    "Lab": "labvoice.lab",
+    "Run": "labvoice.runs.run",
+    "Settings": "labvoice.settings",
+    "Utterance": "labvoice.speech.utterances",
+    "compare": "labvoice.runs.compare",
+}
+
+__all__ = [
+    "Arm",
+    "Call",
+    "Lab",
+    "Run",
+    "Settings",
+    "Utterance",
+    "__version__",
+    "compare",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name == "errors":
+        value = importlib.import_module("labvoice.errors")
+    elif name == "__version__":
+        from importlib import metadata
+
+        value = metadata.version("labvoice")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

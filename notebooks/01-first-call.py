@@ -37,7 +37,7 @@ calls = 1
 # %%
 from IPython.display import Audio, display
 
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(llm=llm, letta=False, progress=print).start()  # memory comes in notebook 06

@@ -37,7 +37,7 @@ from livekit import api, rtc
 
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import DispatchError
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(workers=0, llm="paced", letta=False, progress=print).start()

@@ -30,7 +30,7 @@ trials = 2
 # %%
 from IPython.display import display
 
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(llm=llm, letta=letta, progress=print).start()

@@ -33,7 +33,7 @@ turns_each = 2
 # %%
 from IPython.display import Audio, display
 
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(llm=llm, letta=False, progress=print).start()

@@ -37,7 +37,7 @@ turns_each = 2
 import pandas as pd
 from IPython.display import display
 
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(llm=llm, fresh=True, progress=print).start()

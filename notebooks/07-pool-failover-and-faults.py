@@ -26,7 +26,7 @@ trials = 1
 from IPython.display import display
 
 from labvoice.errors import DispatchError
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 
 lab = await Lab(workers=2, llm="paced", letta=False, progress=print).start()
