@@ -1,11 +1,11 @@
-# `make demo` and `make test` need Python 3.11 or 3.12 (with pip, where uv is missing) and make.
+# `make demo` and `make test` need Python 3.11 to 3.13 (with pip, where uv is missing) and make.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rest test-all lab docs env lint lock clean
 SHELL := /bin/sh
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
-PYTHON := $(shell for name in python3.11 python3 python3.12; do \
-  if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+PYTHON := $(shell for name in python3.11 python3 python3.12 python3.13; do \
+  if $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
     >/dev/null 2>&1; then echo $$name; break; fi; done)
 
 # uv from PATH, else the locked version in the user's cache.
@@ -45,28 +45,29 @@ docs: $(READY) ## docs/_build, with the notebooks executed
 
 env: $(READY) ## make or update .venv from requirements.lock
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lock: | $(UV) ## write requirements.lock anew for pyproject.toml
-	$(UV) pip compile pyproject.toml --extra dev --quiet --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --all-extras --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## remove .venv and what tools have left here (not the user's cache)
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(READY): requirements.lock pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python "$(or $(PYTHON),>=3.11,<3.13)" .venv
+	$(UV) venv --quiet --allow-existing --python "$(or $(PYTHON),>=3.11,<3.14)" .venv
 	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # `--target` needs neither a virtual environment nor root, and leaves the system's Python alone.
 $(UV_CACHED)/bin/uv:
-	@test -n "$(PYTHON)" || { echo "labvoice needs Python 3.11 or 3.12, and neither is on PATH;" \
+	@test -n "$(PYTHON)" || { echo "labvoice needs Python 3.11 to 3.13, and none is on PATH;" \
 	  "install one, or install uv"; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip to get uv with;" \
 	  "install pip (Debian: python3-pip), or install uv"; exit 1; }

@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labvoice import errors as errors
     from labvoice.bench.arms import Arm as Arm
+    from labvoice.bench.menu import Bench as Bench
     from labvoice.caller.call import Call as Call
     from labvoice.lab import Lab as Lab
     from labvoice.runs.compare import compare as compare
     from labvoice.runs.run import Run as Run
     from labvoice.settings import Settings as Settings
     from labvoice.speech.utterances import Utterance as Utterance
+    from labvoice.widgets.connect import ConnectButton as ConnectButton
+    from labvoice.widgets.monitor import Monitor as Monitor
 
     __version__: str
 
 _HOMES = {
     "Arm": "labvoice.bench.arms",
+    "Bench": "labvoice.bench.menu",
     "Call": "labvoice.caller.call",
+    "ConnectButton": "labvoice.widgets.connect",
     "Lab": "labvoice.lab",
+    "Monitor": "labvoice.widgets.monitor",
     "Run": "labvoice.runs.run",
     "Settings": "labvoice.settings",
     "Utterance": "labvoice.speech.utterances",
@@ -32,8 +38,11 @@ _HOMES = {
 
 __all__ = [
     "Arm",
+    "Bench",
     "Call",
+    "ConnectButton",
     "Lab",
+    "Monitor",
     "Run",
     "Settings",
     "Utterance",

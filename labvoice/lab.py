@@ -348,7 +348,7 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The benches: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`."""
-        from labvoice.bench.menu import Bench  # benches stand above the lab
+        from labvoice import Bench  # the front door knows who stands above the lab
 
         return Bench(self)
 
@@ -626,7 +626,7 @@ class Lab:
             LabvoiceError: The lab is not running.
             UsageError: It is asked for outside a notebook.
         """
-        from labvoice.widgets.connect import ConnectButton
+        from labvoice import ConnectButton
 
         return ConnectButton(self)
 
@@ -637,7 +637,7 @@ class Lab:
             LabvoiceError: The lab is not running.
             UsageError: It is asked for outside a notebook.
         """
-        from labvoice.widgets.monitor import Monitor
+        from labvoice import Monitor
 
         return Monitor(self)
 

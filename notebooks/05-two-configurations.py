@@ -26,8 +26,7 @@ calls = 2
 # %%
 from IPython.display import display
 
-from labvoice.runs.compare import compare
-from labvoice.lab import Lab
+from labvoice import Lab, compare
 from labvoice.report import plots
 
 lab = await Lab(llm="paced", letta=False, progress=print).start()

@@ -27,7 +27,7 @@ calls = 1
 import pandas as pd
 from IPython.display import display
 
-from labvoice.lab import Lab
+from labvoice import Lab
 from labvoice.report import plots
 from labvoice.settings import load_settings
 

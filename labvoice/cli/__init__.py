@@ -11,7 +11,7 @@ from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
 from labvoice.cli.runs import compare, report
 from labvoice.cli.stack import demo, doctor, lab, up, worker
-from labvoice.errors import LabvoiceError
+from labvoice.errors import LabvoiceError, UsageError
 
 app = typer.Typer(
     help="Launch, dispatch, prove and measure LiveKit voice agents.",
@@ -28,7 +28,16 @@ app.add_typer(bench_app, name="bench")
 def main() -> None:
     """Runs the command line; an error of ours is printed, not traced."""
     try:
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name in ("", "labvoice"):
+                raise
+            raise UsageError(
+                f"this command needs the package {name}, which is not installed",
+                'install an extra that brings it: `pip install "labvoice[all]"`',
+            ) from None
     except LabvoiceError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         sys.exit(error.exit_code)

@@ -1,0 +1,151 @@
+"""What `import labvoice` gives and loads, and which room may import which."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import labvoice
+from tests.unit.recorded_runs import connect_run
+
+_ROOT = Path(__file__).parents[2]
+
+# What the base install has is found; what only an extra brings is as if it were not installed.
+_BASE_ONLY = """
+import re
+import runpy
+import sys
+from importlib import metadata
+from packaging.requirements import Requirement
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+base, left = set(), ["labvoice"]
+while left:
+    name = canonical(left.pop())
+    if name in base:
+        continue
+    base.add(name)
+    for requirement in map(Requirement, metadata.requires(name) or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            left.append(requirement.name)
+
+blocked = {
+    module
+    for module, homes in metadata.packages_distributions().items()
+    if not base & set(map(canonical, homes))
+}
+assert {"livekit", "fastapi", "anywidget", "letta_client", "onnxruntime"} <= blocked
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} belongs to an extra", name=name)
+
+for module in blocked & set(sys.modules):
+    del sys.modules[module]
+sys.meta_path.insert(0, Missing())
+sys.argv[0] = "labvoice"
+runpy.run_module("labvoice", run_name="__main__")
+"""
+
+
+def _python(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_front_door_loads_nothing_else() -> None:
+    """`import labvoice` imports no other module of ours and no package of others."""
+    loaded = _python(
+        "import sys; before = set(sys.modules); import labvoice\n"
+        "print(*sorted(name for name in set(sys.modules) - before"
+        " if name.split('.')[0] not in sys.stdlib_module_names))"
+    )
+    assert loaded.split() == ["labvoice"]
+
+
+@pytest.mark.parametrize("name", labvoice.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    """Each name of `__all__` can be imported from labvoice, and `dir` shows it."""
+    assert getattr(labvoice, name) is not None
+    assert name in dir(labvoice)
+
+
+def test_the_version_is_the_packages() -> None:
+    """`labvoice.__version__` is what the installed distribution says."""
+    assert labvoice.__version__ == metadata.version("labvoice")
+
+
+def test_an_unknown_name_is_refused() -> None:
+    """A name that labvoice does not have raises AttributeError, as of any module."""
+    with pytest.raises(AttributeError, match="Labb"):
+        labvoice.Labb  # noqa: B018
+
+
+def _recorded(folder: Path) -> tuple[str, str]:
+    base, new = folder / "base.jsonl", folder / "new.jsonl"
+    connect_run(base, seed=1)
+    connect_run(new, seed=2)
+    return str(base), str(new)
+
+
+def test_runs_are_compared_without_any_extra(tmp_path: Path) -> None:
+    """`labvoice compare` works where only the base dependencies are installed."""
+    assert "passed" in _python(_BASE_ONLY, "compare", *_recorded(tmp_path))
+
+
+def test_runs_are_reported_without_any_extra(tmp_path: Path) -> None:
+    """`labvoice report` works where only the base dependencies are installed."""
+    out = tmp_path / "report.html"
+    _python(_BASE_ONLY, "report", *_recorded(tmp_path), "--out", str(out))
+    assert out.is_file()
+
+
+def test_a_missing_extra_is_named() -> None:
+    """A command that needs an extra says which package is missing and what to install."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BASE_ONLY, "call"],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "is not installed" in done.stderr
+    assert 'pip install "labvoice[all]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_loads_no_numbers_and_no_servers() -> None:
+    """`labvoice --help` imports neither pandas, matplotlib, LiveKit nor FastAPI."""
+    loaded = _python(
+        "import sys\nsys.argv = ['labvoice', '--help']\nfrom labvoice.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules)"
+    ).split()
+    assert "typer" in loaded
+    assert not {"numpy", "pandas", "matplotlib", "livekit", "fastapi", "scipy"} & set(loaded)
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    """The contracts in pyproject.toml hold; docs/architecture.md explains them."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
