@@ -30,6 +30,7 @@ from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.settings import Mode, Settings, load_settings
+from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
 from labvoice.speech.weights import WeightName, require
 from labvoice.stack.letta.server import LettaServer
@@ -52,8 +53,10 @@ _CALLS_WITH_AUDIO = 4
 """A minute of what a caller has heard takes 2.9 MB."""
 
 
-def _speech_weights(settings: Settings) -> tuple[WeightName, ...]:
-    return ("moonshine-base" if settings.stt == "base" else "moonshine-tiny", "piper-joe")
+def _import_for_calls() -> None:
+    """Imports what the first call would import on the event loop, for a second or two."""
+    for name in (SESSION_MODULE, "scipy.signal"):
+        importlib.import_module(name)
 
 
 class Lab:
@@ -108,7 +111,7 @@ class Lab:
         self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
         self._calls: set[Call] = set()
         self._worker_count = workers
-        self._speech_fetched = False
+        self._speech_fetched: set[WeightName] = set()
         self._wants_letta, self._fresh = letta, fresh
         self._supervise = supervise
         self._progress = progress
@@ -131,6 +134,7 @@ class Lab:
         """
         if self.running:
             return self
+        engines.both(self.settings)  # one that is not there is told before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
         self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
@@ -142,7 +146,7 @@ class Lab:
                 f"{self.settings.data_dir} cannot be written: {error.strerror}",
                 "set LABVOICE_DATA_DIR to a folder of your own",
             ) from None
-        loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, SESSION_MODULE))
+        loading = asyncio.create_task(asyncio.to_thread(_import_for_calls))
         try:
             await self._start_parts(self._state_dir)
             await loading
@@ -206,22 +210,24 @@ class Lab:
         if self._supervise:
             self.supervise()
         if self._worker_count:
-            await self._fetch_speech()  # before the clock of the worker's start runs
+            await self._fetch_speech(self.settings)  # before the clock of the worker's start runs
             async with self._timed("worker"):
                 await self.add_workers(self._worker_count)
 
-    async def _fetch_speech(self) -> None:
-        """Obtains what the workers will load, where that is not here yet.
+    async def _fetch_speech(self, settings: Settings) -> None:
+        """Obtains what workers with these settings will load, where that is not here yet.
 
         Here rather than in the worker: a download shows its progress, and weights that are
         damaged end the start at once.
         """
-        if self.settings.deepgram_api_key or self._speech_fetched:
+        needed = {name for engine in engines.both(settings) for name in engine.weights}
+        missing = sorted(needed - self._speech_fetched)
+        if not missing:
             return
         async with self._timed("speech models"):
-            for name in _speech_weights(self.settings):
-                await asyncio.to_thread(require, name, self.settings, self._progress)
-        self._speech_fetched = True
+            for name in missing:
+                await asyncio.to_thread(require, name, settings, self._progress)
+        self._speech_fetched |= needed
 
     def supervise(self) -> None:
         """Begins to replace agents that are lost; a supervisor needs to know nothing before.
@@ -271,11 +277,11 @@ class Lab:
             ProcessError: One ended or was not registered in time.
         """
         assert self._state_dir is not None
-        if program == AGENT_PROGRAM:
-            await self._fetch_speech()
         if agent_name is not None:
             overrides["agent_name"] = agent_name
         settings = self.settings.model_copy(update=overrides)
+        if program == AGENT_PROGRAM:
+            await self._fetch_speech(settings)
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
     async def stop(self) -> None:

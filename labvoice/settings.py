@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")
 
     deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
-    """When set, Deepgram recognises and speaks instead of the embedded models."""
+    """When set, Deepgram recognises and speaks where `stt` and `tts` name nothing else."""
     deepgram_base_url: str = Field("https://api.deepgram.com", validation_alias="DEEPGRAM_BASE_URL")
     """Where Deepgram answers: another region's address, or a Deepgram of one's own."""
     executor: Literal["process", "thread"] = Field("process", validation_alias="LABVOICE_EXECUTOR")
@@ -111,8 +111,11 @@ class Settings(BaseSettings):
     """Silence of an agent's process after which another comes, in seconds: three heartbeats."""
     drain_timeout_s: float = Field(300.0, validation_alias="LABVOICE_DRAIN_TIMEOUT_S", ge=0)
     """How long a worker that shall stop lets its calls go on, in seconds."""
-    stt: Literal["base", "tiny"] = Field("base", validation_alias="LABVOICE_STT")
-    """Size of the embedded Moonshine recogniser."""
+    stt: str | None = Field(None, validation_alias="LABVOICE_STT")
+    """Who recognises: `embedded` (Moonshine base), `tiny`, `deepgram`, `plugin:NAME`, or a name
+    that another package registers; see :mod:`labvoice.speech.engines`."""
+    tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
+    """Who speaks: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 
     cache_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("labvoice")),

@@ -25,6 +25,7 @@ from labvoice.protocol.metadata import (
     parse_metadata,
 )
 from labvoice.settings import Settings
+from labvoice.speech.engines import import_modules
 
 
 def prewarm(process: JobProcess) -> None:
@@ -113,6 +114,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
 
     if settings.executor == "thread":
         importlib.import_module(SESSION)  # plugins want to be registered on the main thread
+        import_modules(settings)
 
     def load(server: AgentServer) -> float:
         return min(1.0, len(server.active_jobs) / settings.max_jobs)

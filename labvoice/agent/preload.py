@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 
 from labvoice.settings import load_settings
-from labvoice.speech import engines as speech
+from labvoice.speech import engines
 
 try:
-    _settings = load_settings()
-    if not _settings.deepgram_api_key:
-        speech.preload(_settings)
+    engines.preload(load_settings())
 except Exception as error:
     # A job's process tries again, and its failure is told to the stack.
     logging.getLogger("labvoice.agent").warning("the weights are not preloaded: %s", error)

@@ -34,7 +34,7 @@ from livekit.agents import (
 # that was dispatched ahead would look absent until then (livekit-agents 1.8.9, room_io.py,
 # `_init_task`). This class is not exported, hence the pinned version.
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
-from livekit.plugins import deepgram, openai, silero
+from livekit.plugins import openai, silero
 
 from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
@@ -46,6 +46,7 @@ from labvoice.agent.reports import report_end, report_event
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
 from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
+from labvoice.speech import engines
 
 logger = logging.getLogger("labvoice.agent")
 
@@ -119,25 +120,14 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[r
 def load_models() -> Models:
     """Loads the models of the settings; cached, so that threads of one process share them."""
     settings = load_settings()
-    if settings.deepgram_api_key:
-        key = settings.deepgram_api_key.get_secret_value()
-        url = settings.deepgram_base_url.rstrip("/")
-        return Models(
-            deepgram.STT(api_key=key, base_url=f"{url}/v1/listen"),
-            deepgram.TTS(api_key=key, base_url=f"{url}/v1/speak"),
-            silero.VAD.load(),
-            load_llm(settings),
-            spoken={},
-        )
-    from labvoice.speech import engines as speech
-
-    voice = speech.load_tts(settings)
+    recogniser, voice = engines.both(settings)
+    speech = voice.load(settings)
     return Models(
-        speech.load_stt(settings),
-        voice,
-        inference.VAD(min_silence_duration=0.25),
+        recogniser.load(settings),
+        speech,
+        inference.VAD(min_silence_duration=0.25) if recogniser.local else silero.VAD.load(),
         load_llm(settings),
-        spoken=asyncio.run(_warm_up(settings, voice)),
+        spoken=asyncio.run(_warm_up(settings, speech)) if voice.local else {},
     )
 
 

@@ -27,6 +27,7 @@ from labvoice.protocol.metadata import JobMetadata
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
+from labvoice.speech import engines
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -337,10 +338,12 @@ async def connect_and_greet(this: Trial, call: Call) -> None:
 
 def columns(settings: Settings) -> dict[str, Any]:
     """Returns the configuration's columns in the frame."""
+    recogniser, voice = engines.both(settings)
     return {
         "llm": settings.resolved_llm,
         "llm_model": settings.llm_model,
-        "stt": "deepgram" if settings.deepgram_api_key else f"moonshine-{settings.stt}",
+        "stt": recogniser.label,
+        "tts": voice.label,
         "executor": settings.executor,
         "min_endpointing_delay_s": settings.min_endpointing_delay_s,
         "max_endpointing_delay_s": settings.max_endpointing_delay_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from labvoice.bench.base import RunOptions, Trial, call_trial, host_facts
 from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
-from labvoice.errors import LabvoiceError, ServerUnreachableError
+from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.protocol.vocabulary import CALIBRATION_STAGES
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.utterances import Pcm, Utterance
@@ -33,6 +34,8 @@ DELAYS_S: Final = (0.5, 0.7, 0.9, 1.2)
 knows that a voice has ended."""
 _TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S: Final = 10.0
+_SILENCE_S: Final = 0.5
+_POLL_S: Final = 0.05
 _REPLY_TIMEOUT_S: Final = 5.0
 
 
@@ -105,6 +108,20 @@ class _ReferenceAgent:
         left_s, _ = await self._microphone.play(samples, 0, len(samples) - 1)
         self.replies.append(_Reply(heard_s, left_s))
 
+    async def hear_silence(self) -> None:
+        """Waits until the caller's silence was heard for a while: a tone stands out of it.
+
+        Raises:
+            StageTimeoutError: Nothing is heard of the caller.
+        """
+        until_s = time.monotonic() + _JOIN_TIMEOUT_S
+        while self._listener.heard_s < _SILENCE_S:
+            if time.monotonic() > until_s:
+                raise StageTimeoutError(
+                    "the caller's silence", _JOIN_TIMEOUT_S, "no audio of the caller arrives"
+                )
+            await asyncio.sleep(_POLL_S)
+
     def reply_between(self, said_s: float, heard_s: float) -> _Reply:
         for reply in self.replies:
             if said_s <= reply.left_s <= heard_s:
@@ -176,6 +193,7 @@ async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
             call.room_name,
         )
         await call.connect()
+        await reference.hear_silence()
         this.outcome("ok")
         errors = []
         for delay_s in DELAYS_S:

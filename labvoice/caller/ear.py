@@ -216,6 +216,11 @@ class Listener:
         return None if voice is None else voice.start_s
 
     @property
+    def heard_s(self) -> float:
+        """How much was received so far, voice or not, in seconds."""
+        return len(self._frames) * _FRAME_S
+
+    @property
     def silent(self) -> bool:
         """Whether no voice is being heard now."""
         return not self.voices or self.voices[-1].ended

@@ -18,7 +18,6 @@ from typing import Any, Final
 import httpx
 import psutil
 from livekit import api
-from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatch, Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
@@ -32,6 +31,7 @@ from labvoice.errors import (
 )
 from labvoice.memory.api import LettaApi
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
+from labvoice.speech import engines
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.server import ModelServer
 from labvoice.stack.processes import require_free_port
@@ -190,17 +190,7 @@ class _Doctor:
         await self._look("key", accept, needs=("livekit",))
 
     async def _speech(self) -> str:
-        if self.settings.deepgram_api_key:
-            return await _deepgram(self.settings.deepgram_base_url, self.settings.deepgram_api_key)
-
-        def load() -> None:
-            from labvoice.speech import engines as speech
-
-            speech.load_tts(self.settings)
-            speech.load_stt(self.settings)
-
-        await asyncio.to_thread(load)
-        return f"Moonshine {self.settings.stt} and Piper load and run"
+        return await engines.look(self.settings)
 
     async def _model(self) -> str:
         kind = self.settings.resolved_llm
@@ -305,27 +295,6 @@ class _Doctor:
             f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
             f"brought by {done.worker_id or 'a worker that is not labvoice’s'}"
         )
-
-
-async def _deepgram(base_url: str, key: SecretStr) -> str:
-    try:
-        async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
-            answer = await client.get(
-                f"{base_url.rstrip('/')}/v1/projects",
-                headers={"Authorization": f"Token {key.get_secret_value()}"},
-            )
-    except httpx.HTTPError as error:
-        raise ServerUnreachableError(
-            f"Deepgram does not answer at {base_url}: {error or type(error).__name__}",
-            "check the network, or DEEPGRAM_BASE_URL",
-        ) from None
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise CredentialsError(
-            f"Deepgram at {base_url} refuses the key",
-            "check DEEPGRAM_API_KEY; without it the embedded models recognise and speak",
-        )
-    # One's own Deepgram may list no projects; that it does not refuse the key is what counts.
-    return f"Deepgram recognises and speaks; it answers at {base_url} and takes the key"
 
 
 async def _versions() -> str:

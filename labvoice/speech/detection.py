@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from livekit.local_inference import VAD, VAD_WINDOW_SAMPLES
-from scipy.signal import butter, resample_poly, sosfilt, sosfilt_zi
 
 Levels = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.int16]
@@ -67,11 +66,16 @@ class HighPass:
     """
 
     def __init__(self, rate: int) -> None:
+        # Here as below, for scipy.signal takes a second to import; a lab does so in a thread.
+        from scipy.signal import butter
+
         self._filter = butter(HIGH_PASS_ORDER, HIGH_PASS_HZ, "highpass", fs=rate, output="sos")
         self._state: npt.NDArray[np.float64] | None = None
 
     def __call__(self, samples: Samples) -> Levels:
         """Returns the filtered samples, full scale 1.0."""
+        from scipy.signal import sosfilt, sosfilt_zi
+
         scaled = samples / 32768
         if self._state is None:  # as if the first sample had been there for ever: no step
             self._state = sosfilt_zi(self._filter) * (scaled[0] if len(scaled) else 0.0)
@@ -114,6 +118,8 @@ class VoiceProbability:
 
 def resample(samples: npt.NDArray[Any], rate: int, to_rate: int) -> Samples:
     """Returns the samples, shape (n,), 16-bit scale, at another rate, as 16-bit integers."""
+    from scipy.signal import resample_poly
+
     # scipy reduces the fraction itself.
     made = samples if rate == to_rate else resample_poly(samples.astype(np.float64), to_rate, rate)
     return np.asarray(np.clip(np.round(made), -32768, 32767), np.int16)

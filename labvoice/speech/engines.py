@@ -1,64 +1,291 @@
-"""Loads the embedded speech: recogniser and synthesiser, warm, for a process to keep."""
+"""Speech engines by name: the one place that decides who recognises and who speaks.
+
+The settings `stt` and `tts` (LABVOICE_STT, LABVOICE_TTS) name them: `embedded`, `deepgram`,
+`plugin:NAME` for a package livekit-plugins-NAME, or a name that another package registers; see
+docs/plugins.md. Where none is named, Deepgram does both when its key is set, and the embedded
+models do elsewhere.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import asyncio
+import functools
+import importlib
+import importlib.util
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from urllib.parse import parse_qsl
 
+from labvoice.errors import LabvoiceError, SettingsError
 from labvoice.settings import Settings
-from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
-from labvoice.speech.piper import Piper
-from labvoice.speech.recognition import MoonshineSTT
-from labvoice.speech.synthesis import PiperTTS
-from labvoice.speech.weights import require
+from labvoice.speech import deepgram
+from labvoice.speech.weights import WeightName
 
-__all__ = ["MoonshineSTT", "PiperTTS", "load_stt", "load_tts", "preload"]
+if TYPE_CHECKING:  # they take seconds to import, which only what loads an engine need wait for
+    from livekit.agents import stt, tts
 
-_moonshines: list[Moonshine] = []
-_pipers: list[Piper] = []
-"""Loaded before this process was forked, for the first who asks."""
+_Model = TypeVar("_Model")
+_Kind = Literal["stt", "tts"]
+_PLUGIN: Final = "plugin:"
+_PLUGINS: Final = "livekit.plugins"
+
+
+@dataclass(frozen=True)
+class Engine(Generic[_Model]):
+    """What recognises or what speaks.
+
+    To be one, `load` is enough. The rest is for engines that do more than that.
+
+    Attributes:
+        label: Its name in a run's frame and in reports.
+        load: Makes LiveKit's `stt.STT` or `tts.TTS`. Called once in each job process, before a
+            call comes, off the event loop; it may take its time, and raises a
+            :class:`~labvoice.errors.LabvoiceError` when it cannot.
+        check_settings: Raises a :class:`~labvoice.errors.SettingsError` where the settings lack
+            what it needs. Called before anything is started; it must not load or ask anything.
+        look: Says in a few words what the doctor sees of it, or raises a
+            :class:`~labvoice.errors.LabvoiceError`; when not given, the doctor loads it.
+        preload: Loads what forked processes can share; called on the main thread of the process
+            that they are forked from. It must leave no thread behind.
+        imports: Modules to import on the main thread, as LiveKit's plugins want to be.
+        weights: What it needs of :mod:`labvoice.speech.weights`; fetched before workers start.
+        local: Whether it runs on this machine at no charge: then the greeting is synthesised
+            before a call comes, and LiveKit's on-device detector is its voice activity detector.
+    """
+
+    label: str
+    load: Callable[[Settings], _Model]
+    check_settings: Callable[[Settings], None] = lambda _: None
+    look: Callable[[Settings], Awaitable[str]] | None = None
+    preload: Callable[[Settings], None] | None = None
+    imports: tuple[str, ...] = ()
+    weights: tuple[WeightName, ...] = ()
+    local: bool = False
+
+
+def stt_engine(settings: Settings) -> Engine[stt.STT[Any]]:
+    """Returns the engine that recognises.
+
+    Raises:
+        SettingsError: There is none of that name, or the settings lack what it needs.
+    """
+    return _engine("stt", settings.stt, settings)
+
+
+def tts_engine(settings: Settings) -> Engine[tts.TTS[Any]]:
+    """Returns the engine that speaks.
+
+    Raises:
+        SettingsError: There is none of that name, or the settings lack what it needs.
+    """
+    return _engine("tts", settings.tts, settings)
+
+
+def both(settings: Settings) -> tuple[Engine[Any], Engine[Any]]:
+    """Returns the engine that recognises and the one that speaks.
+
+    Raises:
+        SettingsError: There is none of a name, or the settings lack what it needs.
+    """
+    return stt_engine(settings), tts_engine(settings)
+
+
+def load_stt(settings: Settings) -> stt.STT[Any]:
+    """Loads the recogniser of the settings.
+
+    Raises:
+        LabvoiceError: It cannot be loaded.
+    """
+    return stt_engine(settings).load(settings)
+
+
+def load_tts(settings: Settings) -> tts.TTS[Any]:
+    """Loads the voice of the settings.
+
+    Raises:
+        LabvoiceError: It cannot be loaded.
+    """
+    return tts_engine(settings).load(settings)
+
+
+def import_modules(settings: Settings) -> None:
+    """Imports what the engines of the settings want to have imported on the main thread.
+
+    Raises:
+        SettingsError: It cannot be imported.
+    """
+    for engine in both(settings):
+        for name in engine.imports:
+            _imported(name)
 
 
 def preload(settings: Settings) -> None:
-    """Loads the weights for the processes that will be forked from this one.
-
-    They share the memory and need not load it. No thread may be there that they would miss: the
-    models run on the caller's, and espeak-ng, which starts one, is left to them.
+    """Loads what the processes that will be forked from this one can share.
 
     Raises:
-        WeightsError: The weights cannot be had.
-        ModelError: They cannot be loaded.
+        LabvoiceError: It cannot be loaded.
     """
-    _moonshines.append(_moonshine(settings))
-    _pipers.append(Piper(require("piper-joe", settings)))
+    import_modules(settings)
+    for engine in both(settings):
+        if engine.preload is not None:
+            engine.preload(settings)
 
 
-def load_stt(settings: Settings) -> MoonshineSTT:
-    """Loads the recogniser of `settings.stt` and runs it once.
+async def look(settings: Settings) -> str:
+    """Says what is seen of both engines, for the doctor.
 
     Raises:
-        WeightsError: Its weights cannot be had.
-        ModelError: They cannot be loaded.
+        LabvoiceError: One cannot be used.
     """
-    model = _moonshines.pop() if _moonshines else _moonshine(settings)
-    return MoonshineSTT(model, f"moonshine-{settings.stt}-en")
+    import_modules(settings)
+    seen: dict[object, str] = {}
+    words = []
+    for does, engine in zip(("recogniser", "voice"), both(settings), strict=True):
+        key = engine.look or does
+        if key not in seen:
+            seen[key] = await _look(engine, settings)
+        words.append(f"{does} {engine.label}: {seen[key]}")
+    return "; ".join(words)
 
 
-def _moonshine(settings: Settings) -> Moonshine:
-    model = Moonshine(
-        require("moonshine-base" if settings.stt == "base" else "moonshine-tiny", settings)
+async def _look(engine: Engine[Any], settings: Settings) -> str:
+    if engine.look is not None:
+        return await engine.look(settings)
+    await asyncio.to_thread(engine.load, settings)
+    return "it loads"
+
+
+def _embedded_stt(size: str) -> Engine[stt.STT[Any]]:
+    from labvoice.speech import embedded
+
+    return Engine(
+        f"moonshine-{size}",
+        functools.partial(embedded.load_moonshine, size=size),
+        preload=functools.partial(embedded.preload_moonshine, size=size),
+        weights=(embedded.MOONSHINES[size],),
+        local=True,
     )
-    model.transcribe(np.zeros(SAMPLE_RATE, np.int16))
-    return model
 
 
-def load_tts(settings: Settings) -> PiperTTS:
-    """Loads the voice and has it say a few words to nobody.
+def _embedded_tts() -> Engine[tts.TTS[Any]]:
+    from labvoice.speech import embedded
 
-    Raises:
-        WeightsError: Its weights cannot be had.
-        ModelError: They cannot be loaded, or espeak-ng is missing.
-    """
-    voice = _pipers.pop() if _pipers else Piper(require("piper-joe", settings))
-    for _ in voice.speak("Hello there, how are you?", cut_lead_in=True):
-        pass
-    return PiperTTS(voice)
+    return Engine(
+        "piper-joe",
+        embedded.load_piper,
+        preload=embedded.preload_piper,
+        weights=("piper-joe",),
+        local=True,
+    )
+
+
+def _deepgram(load: Callable[[Settings], _Model]) -> Engine[_Model]:
+    return Engine(
+        "deepgram",
+        load,
+        check_settings=deepgram.check_settings,
+        look=deepgram.look,
+        imports=(f"{_PLUGINS}.deepgram",),
+    )
+
+
+_OURS: Final[Mapping[_Kind, Mapping[str, Callable[[], Engine[Any]]]]] = {
+    "stt": {
+        "embedded": functools.partial(_embedded_stt, "base"),
+        "base": functools.partial(_embedded_stt, "base"),
+        "tiny": functools.partial(_embedded_stt, "tiny"),
+        "deepgram": functools.partial(_deepgram, deepgram.load_stt),
+    },
+    "tts": {
+        "embedded": _embedded_tts,
+        "deepgram": functools.partial(_deepgram, deepgram.load_tts),
+    },
+}
+
+
+def _engine(kind: _Kind, name: str | None, settings: Settings) -> Engine[Any]:
+    if name is None:
+        name = "deepgram" if settings.deepgram_api_key else "embedded"
+    if name in _OURS[kind]:
+        engine = _OURS[kind][name]()
+    elif name.startswith(_PLUGIN):
+        engine = _plugin(kind, name)
+    else:
+        engine = _registered(kind, name)
+    engine.check_settings(settings)
+    return engine
+
+
+def _registered(kind: _Kind, name: str) -> Engine[Any]:
+    """The engine that a package registers by an entry point, as itself or as its `load`."""
+    group = f"labvoice.{kind}"
+    found = next(iter(metadata.entry_points(group=group, name=name)), None)
+    if found is None:
+        others = metadata.entry_points(group=group).names
+        names = ", ".join([*_OURS[kind], *sorted(others), f"{_PLUGIN}NAME"])
+        raise SettingsError(
+            f"there is no engine {name!r} for LABVOICE_{kind.upper()}; there are {names}",
+            "correct the name, or install the package that registers it",
+        )
+    try:
+        engine = found.load()
+    except Exception as error:
+        raise SettingsError(
+            f"the engine {name!r} cannot be imported from {found.value}: {error}",
+            "install its package anew, or leave it out",
+        ) from error
+    return engine if isinstance(engine, Engine) else Engine(name, engine)
+
+
+def _plugin(kind: _Kind, name: str) -> Engine[Any]:
+    """The engine of a package livekit-plugins-NAME: `plugin:NAME?option=value&…`."""
+    plugin, _, query = name.removeprefix(_PLUGIN).partition("?")
+    module = f"{_PLUGINS}.{plugin}"
+    if not plugin.isidentifier() or importlib.util.find_spec(module) is None:
+        raise SettingsError(
+            f"LABVOICE_{kind.upper()} names {name!r}, and no LiveKit plugin {plugin!r} is "
+            "installed",
+            f"`pip install livekit-plugins-{plugin or 'NAME'}`",
+        )
+    options = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
+
+    def load(_: Settings) -> Any:
+        make = getattr(_imported(module), kind.upper(), None)
+        if make is None:
+            does = "recognise" if kind == "stt" else "speak"
+            raise SettingsError(
+                f"the LiveKit plugin {plugin!r} does not {does}: it has no {kind.upper()}",
+                f"correct LABVOICE_{kind.upper()}",
+            )
+        try:
+            return make(**options)
+        except Exception as error:  # each plugin has its own for a key that is not there
+            raise SettingsError(
+                f"the LiveKit plugin {plugin!r} refuses: {error}",
+                "set its key in the environment (a line in `.env` is labvoice's alone), or "
+                f"correct the options in LABVOICE_{kind.upper()}",
+            ) from None
+
+    return Engine(name, load, imports=(module,))
+
+
+def _value(text: str) -> Any:
+    """An option's value: JSON where it is that, text elsewhere."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except LabvoiceError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"{module} cannot be imported: {error}", "install its package anew, or name another"
+        ) from error

@@ -19,7 +19,7 @@ from labvoice.protocol.vocabulary import (
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
 )
-from labvoice.speech.engines import load_stt
+from labvoice.speech.embedded import load_moonshine
 from labvoice.speech.utterances import SAMPLE_RATE, Utterance
 from labvoice.stack.models.paced_model import REPLY
 from tests.stack.talking import PATIENCE_S, answered_turn
@@ -97,7 +97,7 @@ async def test_the_reply_is_heard_as_speech(spoken: Call, lab: Lab) -> None:
     assert rate == SAMPLE_RATE_HZ
     waited_s = turn.marks["reply_heard"] - turn.marks["user_speech_start"]
     audio = audio[int((waited_s - 0.3) * rate) :]  # recognisers give up on long silence
-    recogniser = await asyncio.to_thread(load_stt, lab.settings)
+    recogniser = await asyncio.to_thread(load_moonshine, lab.settings)
     at_16k = np.interp(
         np.arange(0, len(audio), rate / 16000), np.arange(len(audio)), audio.astype(np.float64)
     ).astype(np.int16)

@@ -18,9 +18,11 @@ from livekit.agents.types import USERDATA_TTS_STARTED_TIME
 from labvoice.errors import AudioFormatError, ModelError
 from labvoice.settings import Settings, load_settings
 from labvoice.speech import utterances as voice
-from labvoice.speech.engines import MoonshineSTT, PiperTTS, load_stt, load_tts
+from labvoice.speech.embedded import load_moonshine, load_piper
 from labvoice.speech.moonshine import Moonshine
 from labvoice.speech.piper import Piper
+from labvoice.speech.recognition import MoonshineSTT
+from labvoice.speech.synthesis import PiperTTS
 
 Kind = stt.SpeechEventType
 
@@ -34,13 +36,13 @@ def settings() -> Settings:
 @pytest.fixture(scope="module")
 def recogniser(settings: Settings) -> MoonshineSTT:
     """The default recogniser."""
-    return load_stt(settings)
+    return load_moonshine(settings)
 
 
 @pytest.fixture(scope="module")
 def synthesiser(settings: Settings) -> PiperTTS:
     """The default voice."""
-    return load_tts(settings)
+    return load_piper(settings)
 
 
 def _error_rate(said: list[str], heard: list[str]) -> float:
@@ -105,20 +107,20 @@ def test_what_forked_processes_share_leaves_no_thread(settings: Settings) -> Non
     code = """
 import os
 import onnxruntime  # starts one by itself
-from labvoice.speech import engines as speech
+from labvoice.speech import embedded, engines
 from labvoice.settings import load_settings
 made = []
-class Counted(speech.Moonshine):
+class Counted(embedded.Moonshine):
     def __init__(self, *arguments):
         made.append(self)
         super().__init__(*arguments)
-speech.Moonshine = Counted
+embedded.Moonshine = Counted
 before = len(os.listdir("/proc/self/task"))
-speech.preload(load_settings())
+engines.preload(load_settings())
 started = len(os.listdir("/proc/self/task")) - before
 counts = [len(made)]
 for _ in range(2):
-    speech.load_stt(load_settings())
+    engines.load_stt(load_settings())
     counts.append(len(made))
 print(started, *counts)
 """
@@ -162,7 +164,7 @@ async def test_recogniser_takes_whole_clips(settings: Settings, recogniser: Moon
 async def test_tiny_recogniser(settings: Settings) -> None:
     """The small recogniser understands a person, too."""
     utterance = voice.human_utterances(settings)[0]
-    tiny = load_stt(settings.model_copy(update={"stt": "tiny"}))
+    tiny = load_moonshine(settings, "tiny")
     events = await _recognise(tiny, utterance.samples, utterance.sample_rate)
     assert _error_rate([utterance.text], _texts(events, Kind.FINAL_TRANSCRIPT)) <= 0.2
     await tiny.aclose()

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
-from labvoice.errors import AgentLostError, DispatchError, LabvoiceError
+from labvoice.errors import AgentLostError, DispatchError, LabvoiceError, SettingsError
 from labvoice.failover.replacement import Replacements
 from labvoice.failover.watched import Watched
 from labvoice.health.doctor import Check, examine, to_json
@@ -302,6 +302,13 @@ async def test_a_key_that_deepgram_refuses_is_named(
             lab, monkeypatch, DEEPGRAM_API_KEY=KEY, DEEPGRAM_BASE_URL=fake.base_url
         )
         assert "takes the key" in checks["speech"].observed
+
+
+async def test_a_speech_engine_that_nobody_has() -> None:
+    """With a name that no package registers, before anything is started."""
+    with pytest.raises(SettingsError) as caught:
+        await Lab(letta=False, stt="nobody's").start()
+    assert_documented(caught.value.observed, "there is no engine")  # entry
 
 
 async def test_the_doctor_finds_a_stranger_on_the_port_and_that_memory_is_short(

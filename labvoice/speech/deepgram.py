@@ -1,0 +1,78 @@
+"""Deepgram as a speech engine: its key and address from the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from labvoice.errors import CredentialsError, ServerUnreachableError, SettingsError
+from labvoice.settings import Settings
+
+if TYPE_CHECKING:
+    from livekit.agents import stt, tts
+
+_ASK_TIMEOUT_S = 10.0
+
+
+def check_settings(settings: Settings) -> None:
+    """Looks for the key.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    _key(settings)
+
+
+def load_stt(settings: Settings) -> stt.STT[Any]:
+    """Returns a recogniser; nothing is asked of Deepgram yet."""
+    from livekit.plugins import deepgram
+
+    url = settings.deepgram_base_url.rstrip("/")
+    return deepgram.STT(api_key=_key(settings), base_url=f"{url}/v1/listen")
+
+
+def load_tts(settings: Settings) -> tts.TTS[Any]:
+    """Returns a voice; nothing is asked of Deepgram yet."""
+    from livekit.plugins import deepgram
+
+    url = settings.deepgram_base_url.rstrip("/")
+    return deepgram.TTS(api_key=_key(settings), base_url=f"{url}/v1/speak")
+
+
+async def look(settings: Settings) -> str:
+    """Asks Deepgram whether it takes the key, and says what was seen.
+
+    Raises:
+        SettingsError: There is no key.
+        ServerUnreachableError: Nothing answers.
+        CredentialsError: The key is refused.
+    """
+    base_url = settings.deepgram_base_url
+    key = _key(settings)
+    try:
+        async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+            answer = await client.get(
+                f"{base_url.rstrip('/')}/v1/projects", headers={"Authorization": f"Token {key}"}
+            )
+    except httpx.HTTPError as error:
+        raise ServerUnreachableError(
+            f"Deepgram does not answer at {base_url}: {error or type(error).__name__}",
+            "check the network, or DEEPGRAM_BASE_URL",
+        ) from None
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise CredentialsError(
+            f"Deepgram at {base_url} refuses the key",
+            "check DEEPGRAM_API_KEY; without it the embedded models recognise and speak",
+        )
+    # One's own Deepgram may list no projects; that it does not refuse the key is what counts.
+    return f"it answers at {base_url} and takes the key"
+
+
+def _key(settings: Settings) -> str:
+    if settings.deepgram_api_key is None:
+        raise SettingsError(
+            "Deepgram shall recognise or speak, and it has no key",
+            "set DEEPGRAM_API_KEY, or LABVOICE_STT and LABVOICE_TTS to `embedded`",
+        )
+    return settings.deepgram_api_key.get_secret_value()

@@ -1,0 +1,72 @@
+"""The embedded speech: recogniser and synthesiser, loaded warm for a process to keep."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from labvoice.settings import Settings
+from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
+from labvoice.speech.piper import Piper
+from labvoice.speech.recognition import MoonshineSTT
+from labvoice.speech.synthesis import PiperTTS
+from labvoice.speech.weights import WeightName, require
+
+MOONSHINES: Final[dict[str, WeightName]] = {"base": "moonshine-base", "tiny": "moonshine-tiny"}
+_VOICE: Final[WeightName] = "piper-joe"
+_moonshines: dict[str, Moonshine] = {}
+_pipers: list[Piper] = []
+"""Loaded before this process was forked, for the first who asks."""
+
+
+def preload_moonshine(settings: Settings, size: str) -> None:
+    """Loads the recogniser's weights for the processes that will be forked from this one.
+
+    They share the memory and need not load it. No thread may be there that they would miss: the
+    models run on the caller's, and espeak-ng, which starts one, is left to them.
+
+    Raises:
+        WeightsError: The weights cannot be had.
+        ModelError: They cannot be loaded.
+    """
+    _moonshines[size] = _moonshine(settings, size)
+
+
+def preload_piper(settings: Settings) -> None:
+    """Does the same for the voice's weights."""
+    _pipers.append(Piper(require(_VOICE, settings)))
+
+
+def load_moonshine(settings: Settings, size: str = "base") -> MoonshineSTT:
+    """Loads the recogniser and runs it once.
+
+    Args:
+        settings: Where weights are kept.
+        size: Of the model: `base` or `tiny`.
+
+    Raises:
+        WeightsError: Its weights cannot be had.
+        ModelError: They cannot be loaded.
+    """
+    model = _moonshines.pop(size, None) or _moonshine(settings, size)
+    return MoonshineSTT(model, f"moonshine-{size}-en")
+
+
+def _moonshine(settings: Settings, size: str) -> Moonshine:
+    model = Moonshine(require(MOONSHINES[size], settings))
+    model.transcribe(np.zeros(SAMPLE_RATE, np.int16))
+    return model
+
+
+def load_piper(settings: Settings) -> PiperTTS:
+    """Loads the voice and has it say a few words to nobody.
+
+    Raises:
+        WeightsError: Its weights cannot be had.
+        ModelError: They cannot be loaded, or espeak-ng is missing.
+    """
+    voice = _pipers.pop() if _pipers else Piper(require(_VOICE, settings))
+    for _ in voice.speak("Hello there, how are you?", cut_lead_in=True):
+        pass
+    return PiperTTS(voice)
