@@ -6,7 +6,12 @@ labvoice` itself loads neither LiveKit nor pandas.
 
 from __future__ import annotations
 
+import os as _os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime (1.29 and later) looks up its maker's telemetry host unless this is set before it
+# loads. Here it is set in every process of labvoice's; child processes inherit it.
+_os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from labvoice import errors as errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import functools
 import importlib
@@ -10,6 +11,7 @@ import os
 import secrets
 import shutil
 import time
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +31,7 @@ from labvoice.faults import Faults
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
+from labvoice.proxies import loopback_spared
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
@@ -57,6 +60,9 @@ def _import_for_calls() -> None:
     """Imports what the first call would import on the event loop, for a second or two."""
     for name in (SESSION_MODULE, "scipy.signal"):
         importlib.import_module(name)
+
+
+_running: list[Lab] = []
 
 
 class Lab:
@@ -155,7 +161,24 @@ class Lab:
                 self._keep_logs()
             await self.stop()
             raise
+        self._tell_of_others()
+        _running.append(self)
         return self
+
+    def _tell_of_others(self) -> None:
+        """Says in a notebook that a cell which was run again has left a lab behind."""
+        if _running and hasattr(builtins, "__IPYTHON__"):
+            warnings.warn(
+                f"{len(_running)} other lab(s) of this kernel run already and share its processor: "
+                "`await labvoice.Lab.stop_all()` stops every one of them",
+                stacklevel=3,
+            )
+
+    @staticmethod
+    async def stop_all() -> None:
+        """Stops every lab of this process, also those that no variable names any more."""
+        for lab in list(_running):
+            await lab.stop()
 
     async def _start_parts(self, state_dir: Path) -> None:
         async with self._timed("LiveKit server"):
@@ -167,6 +190,7 @@ class Lab:
             )
             self._stack.push_async_callback(self._server.stop)
         server = self._server
+        self._stack.enter_context(loopback_spared(server.url))
         update: dict[str, Any] = {
             "livekit_url": server.url,
             "livekit_api_key": server.api_key,
@@ -289,6 +313,8 @@ class Lab:
 
         Safe to call twice. An error while it stops does not keep the rest from being stopped.
         """
+        if self in _running:
+            _running.remove(self)
         try:
             await asyncio.gather(*(call.end() for call in self._calls), return_exceptions=True)
         finally:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import platformdirs
 from dotenv import dotenv_values
-from pydantic import Field, JsonValue, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from labvoice.errors import SettingsError
@@ -23,6 +30,11 @@ DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
 
 _MAY_BE_EMPTY: Final[dict[str, JsonValue]] = {"may_be_empty": True}
 """Marks a setting whose empty value means something; elsewhere empty is the same as unset."""
+
+
+def _without_v1(address: str | None) -> str | None:
+    """Letta's client adds the `/v1` itself."""
+    return address and address.rstrip("/").removesuffix("/v1")
 
 
 class Settings(BaseSettings):
@@ -57,8 +69,11 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
 
-    letta_base_url: str | None = Field(None, validation_alias="LETTA_BASE_URL")
-    """Address of a running Letta server or of Letta Cloud; unset: start an embedded one."""
+    letta_base_url: Annotated[str | None, AfterValidator(_without_v1)] = Field(
+        None, validation_alias="LETTA_BASE_URL"
+    )
+    """Address of a running Letta server or of Letta Cloud, with or without `/v1`; unset:
+    start an embedded one."""
     letta_turns_path: Path | None = Field(None, validation_alias="LABVOICE_LETTA_TURNS_PATH")
     """File of the turns that wait to be written to Letta; the lab sets it for its workers."""
     letta_embedded: bool = Field(False, validation_alias="LABVOICE_LETTA_EMBEDDED")

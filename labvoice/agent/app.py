@@ -24,7 +24,8 @@ from labvoice.protocol.metadata import (
     check_name,
     parse_metadata,
 )
-from labvoice.settings import Settings
+from labvoice.proxies import proxy_for
+from labvoice.settings import Settings, load_settings
 from labvoice.speech.engines import import_modules
 
 
@@ -33,6 +34,8 @@ def prewarm(process: JobProcess) -> None:
     from labvoice.agent import session, traces
 
     try:
+        # The worker's proxy is for LiveKit; what a job asks through the framework is Deepgram.
+        process._http_proxy = proxy_for(load_settings().deepgram_base_url)
         traces.set_up()
         session.load_models()
     except Exception as error:
@@ -134,6 +137,8 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         if settings.livekit_api_secret
         else None,
         log_level=settings.log_level,
+        # It would take `HTTPS_PROXY`, whatever `NO_PROXY` says (livekit-agents 1.8.9, worker.py).
+        http_proxy=proxy_for(settings.livekit_url or ""),
         preload_modules=list(PRELOADED),  # for a forkserver that died and is started anew
     )
     server.rtc_session(

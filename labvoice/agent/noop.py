@@ -13,6 +13,7 @@ from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorTy
 from labvoice.agent.app import on_request, report_registration
 from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.worker import run_worker
+from labvoice.proxies import proxy_for
 from labvoice.settings import Settings
 
 _IDLE_THREADS = 32
@@ -38,6 +39,7 @@ def make_noop_server(settings: Settings, *, port: int) -> AgentServer:
         num_idle_processes=_IDLE_THREADS,
         host="127.0.0.1",
         port=port,
+        http_proxy=proxy_for(settings.livekit_url or ""),
         ws_url=settings.livekit_url,
         api_key=settings.livekit_api_key,
         api_secret=settings.livekit_api_secret.get_secret_value(),

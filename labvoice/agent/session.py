@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from livekit import rtc
 from livekit.agents import (
     NOT_GIVEN,
@@ -35,6 +36,7 @@ from livekit.agents import (
 # `_init_task`). This class is not exported, hence the pinned version.
 from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import openai, silero
+from openai import AsyncOpenAI
 
 from labvoice.agent import traces
 from labvoice.agent.call_memory import CallMemory
@@ -45,6 +47,7 @@ from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
 from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
+from labvoice.proxies import http_client
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
 from labvoice.speech import engines
 
@@ -73,12 +76,29 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     The embedded models too are reached by `OPENAI_BASE_URL`, which the stack sets for the
     workers that it starts.
     """
-    return openai.LLM(
-        model=settings.llm_model or DEFAULT_OPENAI_MODEL,
-        api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else "none",
-        base_url=settings.openai_base_url,  # type: ignore[arg-type]  # None means OpenAI's own
-        temperature=settings.llm_temperature,
+    key = settings.openai_api_key
+    address = settings.openai_base_url
+    client = AsyncOpenAI(
+        api_key=key.get_secret_value() if key else "none",
+        base_url=address,
+        max_retries=0,  # the framework repeats by itself
+        http_client=http_client(
+            address or "https://api.openai.com/v1",
+            # As the plugin has them (livekit-plugins-openai 1.8.9, llm.py).
+            timeout=httpx.Timeout(connect=15.0, read=5.0, write=5.0, pool=5.0),
+            follow_redirects=True,
+            limits=httpx.Limits(
+                max_connections=50, max_keepalive_connections=50, keepalive_expiry=120
+            ),
+        ),
     )
+    model = openai.LLM(
+        model=settings.llm_model or DEFAULT_OPENAI_MODEL,
+        temperature=settings.llm_temperature,
+        client=client,
+    )
+    model._owns_client = True  # no public name (livekit-plugins-openai 1.8.9): `aclose` closes it
+    return model
 
 
 async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[rtc.AudioFrame]]:

@@ -115,7 +115,7 @@ class _Service:
         """Starts it and waits until it answers."""
         self.process = await ManagedProcess.start(
             "HTTP service",
-            [sys.executable, "-m", "labvoice.web.stub", str(self.port), self.ledger],
+            [sys.executable, "-P", "-m", "labvoice.web.stub", str(self.port), self.ledger],
             log_path=self._folder / "service.log",
             env={
                 **os.environ,

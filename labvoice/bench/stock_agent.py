@@ -20,6 +20,7 @@ from livekit.plugins import silero
 from labvoice.agent.app import report_registration
 from labvoice.agent.session import load_llm
 from labvoice.agent.worker import run_worker
+from labvoice.proxies import proxy_for
 from labvoice.settings import Settings, load_settings
 from labvoice.speech import engines as speech
 
@@ -72,6 +73,7 @@ def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
         load_fnc=no_load,
         setup_fnc=prewarm,
         initialize_process_timeout=_LOAD_TIMEOUT_S,
+        http_proxy=proxy_for(settings.livekit_url or ""),
     )
     server.rtc_session(entrypoint, agent_name=settings.agent_name)
     report_registration(server, settings.agent_name)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
+from labvoice.cli.common import show_anywhere
 from labvoice.cli.runs import compare, report
 from labvoice.cli.stack import demo, doctor, lab, up, worker
 from labvoice.errors import LabvoiceError, UsageError
@@ -27,6 +28,7 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> None:
     """Runs the command line; an error of ours is printed, not traced."""
+    show_anywhere()
     try:
         try:
             app()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import io
 import json
 import shlex
 import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -58,6 +60,25 @@ FreshOption = Annotated[
 LettaAgentOption = Annotated[
     str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
 ]
+
+
+_PLAIN: Final = {"✓": "+", "✗": "x", "–": "-", "—": "-", "→": "->", "…": "...", "’": "'", "µ": "u"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replaces what a terminal cannot show by what comes near it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in text), error.end
+
+
+def show_anywhere() -> None:
+    """Lets a terminal or a log in any encoding be written to: nothing ends in a traceback."""
+    codecs.register_error("labvoice-plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="labvoice-plain")
 
 
 def tell(line: str) -> None:

@@ -30,6 +30,7 @@ from labvoice.errors import (
     ServerUnreachableError,
 )
 from labvoice.memory.api import LettaApi
+from labvoice.proxies import http_client
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.speech import engines
 from labvoice.stack.livekit.server import LiveKitServer
@@ -218,7 +219,7 @@ class _Doctor:
             "max_tokens": 1,
         }
         try:
-            async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+            async with http_client(base_url, timeout=_ASK_TIMEOUT_S) as client:
                 answer = await client.post(
                     f"{base_url}/chat/completions",
                     json=body,

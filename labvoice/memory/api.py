@@ -14,12 +14,12 @@ from labvoice.errors import ServerUnreachableError, UsageError
 from labvoice.memory.client import (
     PAGE,
     all_agents,
-    is_local,
     new_client,
     resolve,
     resolve_at_once,
     translate_errors,
 )
+from labvoice.proxies import http_client
 
 _TIMEOUT_S: Final = 30.0
 _DELETE_RETRIES: Final = 4  # over some 7 s
@@ -275,9 +275,7 @@ class LettaApi:
     async def _provider_type(self, base_url: str, key: str) -> str:
         """`vllm` for an endpoint that says how long its context is, as Letta needs it there."""
         headers = {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(
-            timeout=_TIMEOUT_S, trust_env=not is_local(base_url)
-        ) as client:
+        async with http_client(base_url, timeout=_TIMEOUT_S) as client:
             try:
                 answer = await client.get(f"{base_url}/models", headers=headers)
                 answer.raise_for_status()

@@ -23,10 +23,10 @@ from letta_client.types import AgentState
 from pydantic import SecretStr
 
 from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.proxies import http_client
 
 _AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 PAGE: Final = 100
-_LOCAL: Final = {"127.0.0.1", "localhost", "::1"}
 # 408 and 429 ask for patience; 409 says that the agent is busy with another request.
 _PASSING: Final = {408, 409, 429}
 _AT_ONCE_S: Final = 1.0
@@ -50,11 +50,6 @@ class ModelRefusedError(ServerUnreachableError):
     """The server's own model refuses the server's key: nothing is wrong with ours."""
 
 
-def is_local(base_url: str) -> bool:
-    """Whether an address is on this machine."""
-    return httpx.URL(base_url).host in _LOCAL
-
-
 @functools.cache
 def _authorities() -> ssl.SSLContext:
     return ssl.create_default_context()
@@ -73,10 +68,9 @@ def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 3
         api_key=api_key.get_secret_value() if api_key else None,
         timeout=timeout_s,
         max_retries=0,
-        # A proxy from the environment is meant for the world outside, not for this machine.
-        http_client=httpx.AsyncClient(
+        http_client=http_client(
+            base_url,
             timeout=timeout_s,
-            trust_env=not is_local(base_url),
             # Reading the authorities takes as long; plain HTTP has no use for them.
             verify=_authorities() if base_url.startswith("https") else False,
         ),

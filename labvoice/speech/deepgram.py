@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from labvoice.errors import CredentialsError, ServerUnreachableError, SettingsError
+from labvoice.proxies import http_client
 from labvoice.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ async def look(settings: Settings) -> str:
     base_url = settings.deepgram_base_url
     key = _key(settings)
     try:
-        async with httpx.AsyncClient(timeout=_ASK_TIMEOUT_S) as client:
+        async with http_client(base_url, timeout=_ASK_TIMEOUT_S) as client:
             answer = await client.get(
                 f"{base_url.rstrip('/')}/v1/projects", headers={"Authorization": f"Token {key}"}
             )

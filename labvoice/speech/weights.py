@@ -216,7 +216,7 @@ def _install(requirement: str, target: Path) -> None:
 def _repack(name: WeightName, taken: Path, made: Path) -> None:
     # In a process of its own: it takes seconds of computing and hundreds of MB of memory.
     _run(
-        [sys.executable, "-m", "labvoice.speech.repack", name, str(taken), str(made)],
+        [sys.executable, "-P", "-m", "labvoice.speech.repack", name, str(taken), str(made)],
         f"the weights of {name} could not be repacked",
         "update the packages `onnx` and `onnxruntime` to the locked versions, then try again",
         _REPACK_TIMEOUT_S,

@@ -11,6 +11,7 @@ from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorTy
 from labvoice.agent.app import on_request, report_registration
 from labvoice.agent.reports import report_event
 from labvoice.agent.worker import run_worker
+from labvoice.proxies import proxy_for
 from labvoice.settings import Settings, load_settings
 
 SLOW_S = 8.0
@@ -52,6 +53,7 @@ def make_faulty_server(settings: Settings, *, port: int) -> AgentServer:
         num_idle_processes=1,
         host="127.0.0.1",
         port=port,
+        http_proxy=proxy_for(settings.livekit_url or ""),
     )
     if broken:
         server.setup_fnc = prepare

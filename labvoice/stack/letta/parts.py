@@ -19,6 +19,7 @@ from labvoice.errors import (
     StageTimeoutError,
 )
 from labvoice.memory.api import LettaApi
+from labvoice.proxies import proxies_for_a_child
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv, Progress
 from labvoice.stack.letta.postgres import Postgres
@@ -93,7 +94,7 @@ class LettaParts:
         if self._own_model and not (self._clerk and self._clerk.running):
             self._clerk = await ManagedProcess.start(
                 "memory clerk",
-                [sys.executable, "-m", memory_clerk.__name__, str(self._clerk_port)],
+                [sys.executable, "-P", "-m", memory_clerk.__name__, str(self._clerk_port)],
                 log_path=self._state_dir / "memory-clerk.log",
             )
         if not (self._postgres and self._postgres.process.running):
@@ -208,8 +209,9 @@ class LettaParts:
             nowhere = "http://127.0.0.1:9"
             env |= dict(zip(_PROXIES, (nowhere, nowhere, "127.0.0.1,localhost"), strict=True))
         else:
-            env |= {name: os.environ[name] for name in _PROXIES if name in os.environ}
+            env |= proxies_for_a_child()
         return env | {
+            "ORT_DISABLE_TELEMETRY": "1",
             "HOME": str(home),
             "LETTA_PG_URI": database_uri,
             "LABVOICE_LETTA_TOKEN": self._key.get_secret_value(),

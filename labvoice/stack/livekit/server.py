@@ -16,6 +16,7 @@ from livekit import api
 from pydantic import SecretStr
 
 from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.proxies import http_client
 from labvoice.settings import Settings
 from labvoice.stack.livekit.binary import Progress, find_or_build
 from labvoice.stack.livekit.log import LiveKitLog
@@ -185,10 +186,8 @@ class LiveKitServer:
         """
         grants = api.VideoGrants(room_list=True)
         token = api.AccessToken(api_key, api_secret.get_secret_value()).with_grants(grants)
-        # A proxy from the environment is meant for the world outside, not for this machine.
-        local = httpx.URL(_http(url)).host in {_LOOPBACK, "localhost", "::1"}
         try:
-            async with httpx.AsyncClient(timeout=_CHECK_TIMEOUT_S, trust_env=not local) as client:
+            async with http_client(_http(url), timeout=_CHECK_TIMEOUT_S) as client:
                 answer = await client.post(
                     f"{_http(url)}/twirp/livekit.RoomService/ListRooms",
                     json={},

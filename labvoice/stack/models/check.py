@@ -9,6 +9,7 @@ from typing import Final
 import httpx
 
 from labvoice.errors import CredentialsError, ServerAnswerError, ServerUnreachableError
+from labvoice.proxies import http_client
 from labvoice.settings import Settings
 
 _OPENAI: Final = "https://api.openai.com/v1"
@@ -41,7 +42,7 @@ class ModelCheck:
         if self._external and time.monotonic() - self._asked_s < _EXTERNAL_LIFETIME_S:
             return "answered within the last half minute"
         try:
-            async with httpx.AsyncClient(trust_env=self._external, timeout=10) as client:
+            async with http_client(self._address, timeout=10) as client:
                 answer = await client.get(f"{self._address}/models", headers=self._headers)
         except httpx.TransportError as error:
             raise ServerUnreachableError(

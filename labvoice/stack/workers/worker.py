@@ -18,6 +18,7 @@ import psutil
 
 from labvoice.errors import ProcessError
 from labvoice.protocol.metadata import EVENT_PREFIX
+from labvoice.proxies import spare_loopback
 from labvoice.settings import ENV_FILE, Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
@@ -118,10 +119,12 @@ def worker_environment(settings: Settings) -> dict[str, str]:
             continue
         get_secret = getattr(value, "get_secret_value", None)
         environment[key] = get_secret() if get_secret else str(value)
+    spare_loopback(environment, settings.livekit_url or "")
     environment[ENV_FILE] = ""  # what is unset here stays unset, whatever `.env` says
     # One thread per model: recognition, synthesis and the model share few cores.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTHONIOENCODING"] = "utf-8"  # its log is read as such
     return environment
 
 
@@ -184,6 +187,8 @@ class Worker:
             name,
             [
                 sys.executable,
+                # A user's `token.py` in the working directory must not stand in for another's.
+                *(["-P"] if program.startswith("labvoice.") else []),
                 "-m",
                 program,
                 f"--port={port}",

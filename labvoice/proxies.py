@@ -1,0 +1,119 @@
+"""Proxies of the environment: for the world outside, never for this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import (
+    getproxies_environment,
+    proxy_bypass_environment,  # type: ignore[attr-defined]  # typeshed lacks it
+)
+
+import httpx
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_HTTP: Final = ("http_proxy", "HTTP_PROXY")
+_ALL: Final = (*_HTTP, "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_EXCEPT: Final = ("no_proxy", "NO_PROXY")
+_HTTP_KEPT: Final = "LABVOICE_PROXY_FOR_HTTP"
+_CHANGED: Final = (*_HTTP, *_EXCEPT, _HTTP_KEPT)
+_lock = threading.Lock()
+_entered = 0
+_before: dict[str, str] = {}
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    return host in _LOOPBACK or host.startswith("127.")
+
+
+def proxy_for(url: str) -> str | None:
+    """Returns the proxy that the environment names for an address; None to go without.
+
+    Args:
+        url: Where the request goes; `ws` counts as `http`, `wss` as `https`.
+    """
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass_environment(parts.hostname or ""):
+        return None
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    proxies = getproxies_environment()
+    kept = os.environ.get(_HTTP_KEPT) if scheme == "http" else None
+    return proxies.get(scheme) or kept or proxies.get("all")
+
+
+def http_client(url: str, **options: Any) -> httpx.AsyncClient:
+    """Returns a client for one server, through the proxy that is meant for it, if any.
+
+    Args:
+        url: The server's address.
+        options: Others of `httpx.AsyncClient`.
+    """
+    return httpx.AsyncClient(trust_env=not is_loopback(url), proxy=proxy_for(url), **options)
+
+
+def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> None:
+    """Changes an environment so that nothing on this machine is asked for through a proxy.
+
+    Most clients go by `NO_PROXY`. LiveKit's native client opens `ws://` through `HTTP_PROXY`
+    whatever `NO_PROXY` says, again whenever it reconnects: where the server is on this machine
+    that variable is kept under another name, which :func:`proxy_for` knows.
+
+    Args:
+        environment: What is changed.
+        livekit_url: The LiveKit server's address.
+    """
+    if not any(environment.get(name) for name in (*_ALL, _HTTP_KEPT)):
+        return
+    listed = next((environment[name] for name in _EXCEPT if environment.get(name)), "")
+    hosts = [host.strip() for host in listed.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in _LOOPBACK if host not in hosts]
+    environment.update(dict.fromkeys(_EXCEPT, ",".join(hosts)))
+    if is_loopback(livekit_url):
+        named = [value for name in _HTTP if (value := environment.pop(name, ""))]
+        if named:
+            environment[_HTTP_KEPT] = named[0]
+
+
+@contextmanager
+def loopback_spared(livekit_url: str) -> Iterator[None]:
+    """Has this process, and children that it starts, spare this machine while it is entered.
+
+    Args:
+        livekit_url: The LiveKit server's address.
+    """
+    global _entered  # the environment is one for the whole process
+    with _lock:
+        if not _entered:
+            _before.clear()
+            _before.update({name: os.environ[name] for name in _CHANGED if name in os.environ})
+        _entered += 1
+        spare_loopback(os.environ, livekit_url)
+    try:
+        yield
+    finally:
+        with _lock:
+            _entered -= 1
+            if not _entered:
+                for name in _CHANGED:
+                    os.environ.pop(name, None)
+                os.environ.update(_before)
+
+
+def proxies_for_a_child() -> dict[str, str]:
+    """Returns the variables with which a child asks outside through the proxies, here not."""
+    proxies = getproxies_environment()
+    if (kept := os.environ.get(_HTTP_KEPT)) is not None:
+        proxies.setdefault("http", kept)
+    environment = {f"{scheme}_proxy": address for scheme, address in proxies.items()}
+    spare_loopback(environment, "")
+    return environment
