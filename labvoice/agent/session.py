@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 from livekit import rtc
 from livekit.agents import (
     NOT_GIVEN,
@@ -47,7 +47,7 @@ from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
 from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
-from labvoice.proxies import http_client
+from labvoice.proxies import is_loopback, proxy_for
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
 from labvoice.speech import engines
 
@@ -82,12 +82,13 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
         api_key=key.get_secret_value() if key else "none",
         base_url=address,
         max_retries=0,  # the framework repeats by itself
-        http_client=http_client(
-            address or "https://api.openai.com/v1",
+        http_client=httpx2.AsyncClient(
+            trust_env=not is_loopback(address or ""),
+            proxy=proxy_for(address or "https://api.openai.com/v1"),
             # As the plugin has them (livekit-plugins-openai 1.8.9, llm.py).
-            timeout=httpx.Timeout(connect=15.0, read=5.0, write=5.0, pool=5.0),
+            timeout=httpx2.Timeout(connect=15.0, read=5.0, write=5.0, pool=5.0),
             follow_redirects=True,
-            limits=httpx.Limits(
+            limits=httpx2.Limits(
                 max_connections=50, max_keepalive_connections=50, keepalive_expiry=120
             ),
         ),

@@ -55,7 +55,9 @@ def test_a_running_lab_hides_the_proxy_from_the_native_client(
         assert name not in os.environ
         assert "127.0.0.1" in os.environ["NO_PROXY"]
         assert proxy_for("http://model.test/v1") == _PROXY
-        environment = worker_environment(load_settings(livekit_url=_LOCAL))
+        environment = worker_environment(
+            load_settings(livekit_url=_LOCAL, livekit_api_key="k", livekit_api_secret="s")
+        )
         assert _PROXY not in (environment.get("HTTP_PROXY"), environment.get("http_proxy"))
         assert environment["LABVOICE_PROXY_FOR_HTTP"] == _PROXY
     assert dict(os.environ) == before
