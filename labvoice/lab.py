@@ -140,6 +140,7 @@ class Lab:
         """
         if self.running:
             return self
+        self._tell_of_others()
         engines.both(self.settings)  # one that is not there is told before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
@@ -161,7 +162,6 @@ class Lab:
                 self._keep_logs()
             await self.stop()
             raise
-        self._tell_of_others()
         _running.append(self)
         return self
 

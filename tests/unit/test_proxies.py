@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from labvoice.errors import UsageError
 from labvoice.proxies import http_client, loopback_spared, proxy_for, spare_loopback
 from labvoice.settings import load_settings
 from labvoice.stack.workers.worker import worker_environment
@@ -120,3 +123,42 @@ def test_files_named_like_packages(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_doctors_signs_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a log cannot hold ✓, ✗ and –, the doctor's lines are written all the same."""
+    from labvoice.cli.common import show_anywhere, tell
+    from labvoice.health.doctor import Check
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    show_anywhere()
+    for ok in (True, False, None):
+        tell(str(Check("worker", ok, "says so")))
+    sys.stdout.flush()
+    signs = [line.split()[0] for line in raw.getvalue().decode("ascii").splitlines() if line]
+    assert signs == ["+", "x", "-"]
+
+
+async def test_a_second_lab_of_a_kernel_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A notebook's cell that is run again hears, before it waits, how to stop the lab before."""
+    from labvoice import lab as labs
+
+    def start_parts(*_: object) -> None:
+        raise UsageError("not in this test", "")
+
+    monkeypatch.setattr(labs.Lab, "_start_parts", start_parts)
+    monkeypatch.setattr(labs, "_import_for_calls", lambda: None)
+    settings = load_settings(data_dir=tmp_path)
+    second = labs.Lab(settings=settings)
+    with warnings.catch_warnings(record=True) as told, pytest.raises(UsageError):
+        await second.start()
+    assert not told
+    monkeypatch.setattr(labs, "_running", [labs.Lab(settings=settings)])
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    with pytest.warns(UserWarning, match="Lab.stop_all"), pytest.raises(UsageError):
+        await second.start()
+    await labs.Lab.stop_all()
+    assert labs._running == []
