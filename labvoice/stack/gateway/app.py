@@ -16,11 +16,12 @@ within 5 ms, where a socket that is accepted and silent would hang it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
 from livekit import api
+from livekit.agents.utils import http_context
 
 from labvoice.stack.gateway.deepgram import Deepgram
 from labvoice.stack.gateway.engines import Engines
@@ -69,6 +70,7 @@ class Gateway:
         app.router.add_get("/v1/speak", deepgram.speak_socket)
         app.router.add_post("/v1/speak", deepgram.speak)
         app.router.add_route("*", "/{rest:.*}", self._refuse)
+        app.cleanup_ctx.append(_plugins_session)
         app.cleanup_ctx.append(openai.client)
         return app
 
@@ -100,3 +102,9 @@ class Gateway:
 
 async def _health(_: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
+
+
+async def _plugins_session(_: web.Application) -> AsyncIterator[None]:
+    """Gives engines that are LiveKit plugins the HTTP session that they find in a job."""
+    async with http_context.open():
+        yield
