@@ -206,6 +206,7 @@ class Lab:
             update |= {
                 "llm": kind,
                 "openai_base_url": self._model.base_url,
+                "llm_temperature": self.settings.resolved_temperature,
                 "openai_api_key": None,
                 "llm_model": self._model.model,
             }

@@ -64,8 +64,11 @@ class Settings(BaseSettings):
     unset: `openai` where `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, `small` elsewhere."""
     llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
     """Model name to ask an OpenAI-compatible endpoint for; unset: :data:`DEFAULT_OPENAI_MODEL`."""
-    llm_temperature: float = Field(0.0, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2)
-    """Sampling temperature; 0 keeps replies the same from run to run."""
+    llm_temperature: float | None = Field(
+        None, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2
+    )
+    """Sampling temperature; 0 keeps replies the same from run to run. Unset: 0 for labvoice's own
+    models, and left to an endpoint of somebody else's, which may refuse another than its own."""
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
 
@@ -159,6 +162,13 @@ class Settings(BaseSettings):
         if self.llm is not None:
             return self.llm
         return "openai" if self.openai_base_url or self.openai_api_key else "small"
+
+    @property
+    def resolved_temperature(self) -> float | None:
+        """The temperature that the model is sent; None: none, and an endpoint's own counts."""
+        if self.llm_temperature is None and self.resolved_llm != "openai":
+            return 0.0
+        return self.llm_temperature
 
 
 ENV_FILE: Final = "LABVOICE_ENV_FILE"

@@ -76,7 +76,7 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     The embedded models too are reached by `OPENAI_BASE_URL`, which the stack sets for the
     workers that it starts.
     """
-    key = settings.openai_api_key
+    key, temperature = settings.openai_api_key, settings.resolved_temperature
     address = settings.openai_base_url
     client = AsyncOpenAI(
         api_key=key.get_secret_value() if key else "none",
@@ -95,7 +95,7 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     )
     model = openai.LLM(
         model=settings.llm_model or DEFAULT_OPENAI_MODEL,
-        temperature=settings.llm_temperature,
+        temperature=NOT_GIVEN if temperature is None else temperature,
         client=client,
     )
     model._owns_client = True  # no public name (livekit-plugins-openai 1.8.9): `aclose` closes it

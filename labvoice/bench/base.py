@@ -342,6 +342,7 @@ def columns(settings: Settings) -> dict[str, Any]:
     return {
         "llm": settings.resolved_llm,
         "llm_model": settings.llm_model,
+        "llm_temperature": settings.resolved_temperature,
         "stt": recogniser.label,
         "tts": voice.label,
         "executor": settings.executor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import shutil
 import sys
@@ -203,6 +204,7 @@ class _Doctor:
             update={
                 "llm": kind,
                 "openai_base_url": model.base_url,
+                "llm_temperature": self.settings.resolved_temperature,
                 "openai_api_key": None,
                 "llm_model": model.model,
             }
@@ -213,25 +215,37 @@ class _Doctor:
         base_url = (self.settings.openai_base_url or "https://api.openai.com/v1").rstrip("/")
         key = self.settings.openai_api_key
         hint = "compare OPENAI_BASE_URL, OPENAI_API_KEY and LABVOICE_LLM_MODEL with the provider's"
-        body = {
+        # What a call asks for and nothing else: a model may refuse what no call sends.
+        body: dict[str, Any] = {
             "model": self.settings.llm_model or DEFAULT_OPENAI_MODEL,
             "messages": [{"role": "user", "content": "Say yes."}],
-            "max_tokens": 1,
+            "stream": True,
         }
+        if self.settings.llm_temperature is not None:
+            body["temperature"] = self.settings.llm_temperature
         try:
             async with http_client(base_url, timeout=_ASK_TIMEOUT_S) as client:
-                answer = await client.post(
+                asking = client.stream(
+                    "POST",
                     f"{base_url}/chat/completions",
                     json=body,
                     headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
                 )
+                async with asking as answer:
+                    said = (
+                        "" if answer.is_success else (await answer.aread()).decode(errors="replace")
+                    )
         except httpx.HTTPError as error:
             raise ServerUnreachableError(
                 f"no model answers at {base_url}: {error or type(error).__name__}", hint
             ) from None
         if answer.status_code != httpx.codes.OK:
+            if "temperature" in said:
+                hint = "set LABVOICE_LLM_TEMPERATURE to what it takes, or leave it unset"
             raise ModelError(
-                f"the model at {base_url} answers {answer.status_code} to a question", hint
+                f"the model at {base_url} answers {answer.status_code} to a question: "
+                f"{_sentence_of(said)}",
+                hint,
             )
         return f"{body['model']} answers at {base_url}"
 
@@ -356,3 +370,10 @@ async def _microphone_page(port: int) -> str:
             "install labvoice anew: its page is not where it belongs",
         )
     return f"its page is served at {url}; the browser asks for the permission"
+
+
+def _sentence_of(answer: str) -> str:
+    """Returns an endpoint's own sentence from its error, in OpenAI's form or any other."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        answer = str(json.loads(answer)["error"]["message"])
+    return answer.strip()[:500] or "no reason given"
