@@ -170,7 +170,7 @@ def distributions(run: Run) -> Picture:
     """
     frame = run.frame
     shown = frame[frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])]
-    names = sorted(set(shown["stage"]), key=statistics.stage_order)
+    names = sorted(shown["stage"].unique(), key=statistics.stage_order)
     if not names:
         raise RunFileError("the run measured nothing that could be drawn", "see `run.outcomes`")
     columns = min(3, len(names))

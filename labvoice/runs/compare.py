@@ -276,7 +276,7 @@ def compare(
         old, now = (
             frame[frame["arm"] == arm] for frame, arm in zip(good, (old_arm, new_arm), strict=True)
         )
-        for stage in sorted(set(old["stage"]), key=statistics.stage_order):
+        for stage in sorted(old["stage"].unique(), key=statistics.stage_order):
             of_old, of_new = old[old["stage"] == stage], now[now["stage"] == stage]
             rows.append(
                 StageComparison(

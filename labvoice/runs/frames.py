@@ -1,12 +1,12 @@
-"""From the lines of a run to its tidy frames: marks become stages, failures stay rows."""
+"""From the columns of a run file to tidy frames: marks become stages, failures stay rows."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from labvoice.protocol.vocabulary import (
@@ -17,261 +17,297 @@ from labvoice.protocol.vocabulary import (
     TURN_STAGES,
     Stage,
 )
-from labvoice.runs.lines import (
-    FRAME_COLUMNS,
-    Line,
-    MarkLine,
-    NoteLine,
-    OutcomeLine,
-    RunLine,
-    StageLine,
-    TrialLine,
-)
+from labvoice.runs.lines import FRAME_COLUMNS, RunLine
+from labvoice.runs.reader import NO_TURN, Columns
 
 UNFINISHED = "the run ended before an outcome was recorded"
 
-_Unit = tuple[int, int | None]
-"""A trial's connection (its turn is None) or one of its turns."""
+_Floats = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
 
 
-class _Span(NamedTuple):
-    start_s: float
-    duration_s: float
-    plausible: bool = True
+class _Spans(NamedTuple):
+    """One stage: a value for each unit.
+
+    Attributes:
+        start_s: Shape (units,); NaN where there is no one start.
+        duration_s: Shape (units,).
+        measured: Shape (units,): which units have it.
+        plausible: Shape (units,).
+        order: Shape (2,): where it comes among the stages of a unit that has it.
+    """
+
+    start_s: _Floats
+    duration_s: _Floats
+    measured: npt.NDArray[np.bool_]
+    plausible: npt.NDArray[np.bool_]
+    order: tuple[int, int]
 
 
-_UNMEASURED = _Span(math.nan, math.nan)
+class Frames:
+    """All tables of a run, each made when it is first asked for.
 
-
-class Frames(NamedTuple):
-    """All tables of a run; see the properties of :class:`labvoice.runs.run.Run`."""
-
-    stages: pd.DataFrame
-    marks: pd.DataFrame
-    notes: pd.DataFrame
-    outcomes: pd.DataFrame
-
-
-def build(header: RunLine, lines: Iterable[Line]) -> Frames:
-    """Computes the frames of a run.
+    See the properties of :class:`labvoice.runs.run.Run`. A unit is a trial's connection or one
+    of its turns.
 
     Args:
         header: The run's first line.
-        lines: The other lines, in the order in which they were written.
+        columns: The other lines.
     """
-    lines = list(lines)
-    trials = {line.trial: line for line in lines if isinstance(line, TrialLine)}
-    marks = [line for line in lines if isinstance(line, MarkLine)]
-    origins = _origins(trials, marks)
-    outcomes = _outcomes(trials, lines)
-    return Frames(
-        stages=_stage_frame(header, trials, lines, origins, outcomes),
-        marks=_table(
-            ["run_id", "trial", "room", "turn", "mark", "t_s", "clock", "uncertainty_s"],
-            [
-                {
-                    "run_id": header.run_id,
-                    "trial": line.trial,
-                    "room": trials[line.trial].room,
-                    "turn": line.turn,
-                    "mark": line.mark,
-                    "t_s": line.t_s - origins[line.trial],
-                    "clock": line.clock,
-                    "uncertainty_s": line.uncertainty_s,
-                }
-                for line in marks
-            ],
-        ),
-        notes=_note_frame(header, trials, lines),
-        outcomes=_table(
-            ["run_id", "trial", "room", "turn", "arm", "warmup", "outcome", "detail"],
-            [
-                {
-                    "run_id": header.run_id,
-                    "trial": trial,
-                    "room": trials[trial].room,
-                    "turn": turn,
-                    "arm": trials[trial].arm,
-                    "warmup": trials[trial].warmup,
-                    "outcome": line.outcome,
-                    "detail": line.detail,
-                }
-                for (trial, turn), line in outcomes.items()
-            ],
-        ),
-    )
 
+    def __init__(self, header: RunLine, columns: Columns) -> None:
+        self._header = header
+        self._columns = columns
+        trials = columns.trials.drop_duplicates("trial", keep="last")
+        counts = trials.groupby(["arm", "warmup"], observed=True).cumcount()
+        # A closed loop that does not say: the k-th trials of the arms are one round. Warm-ups
+        # come first, so those before and those that count are numbered apart.
+        told = 0 * counts if header.loop == "open" else counts
+        rounds = trials["round"].fillna(told).astype("int64")
+        self._trials = trials.assign(round=rounds).sort_values("trial", ignore_index=True)
+        self._number = self._trials["trial"].to_numpy(np.int64)
+        tables = (columns.marks, columns.stages, columns.notes, columns.outcomes)
+        turns = np.unique(np.concatenate([[NO_TURN], *(pd.unique(t["turn"]) for t in tables)]))
+        self._turns = turns.astype(np.int64)
+        keys = [pd.unique(self._keys(table)) for table in tables]
+        connections = np.arange(len(self._number)) * len(self._turns)
+        self._units = pd.Index(np.sort(pd.unique(np.concatenate([connections, *keys]))))
+        of_unit = self._units.to_numpy(np.int64)
+        self._trial = of_unit // max(1, len(self._turns))
+        self._turn = self._turns[of_unit % max(1, len(self._turns))]
 
-def _table(columns: Sequence[str], rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=list(columns))
-    return frame.astype({"turn": "Int64"})
+    def _trial_of(self, table: pd.DataFrame) -> _Integers:
+        """The place of each row's trial."""
+        return np.searchsorted(self._number, table["trial"].to_numpy(np.int64)).astype(np.int64)
 
+    def _keys(self, table: pd.DataFrame) -> _Integers:
+        turns = np.searchsorted(self._turns, table["turn"].to_numpy(np.int64))
+        return self._trial_of(table) * len(self._turns) + turns
 
-def _origins(trials: Mapping[int, TrialLine], marks: Iterable[MarkLine]) -> dict[int, float]:
-    """Finds each trial's zero: its click, or its first mark where there is no click."""
-    clicks: dict[int, float] = {}
-    firsts: dict[int, float] = {}
-    for line in marks:
-        if line.mark == "click":
-            clicks.setdefault(line.trial, line.t_s)
-        firsts[line.trial] = min(line.t_s, firsts.get(line.trial, math.inf))
-    return {trial: clicks.get(trial, firsts.get(trial, 0.0)) for trial in trials}
+    def _unit_of(self, table: pd.DataFrame) -> _Integers:
+        """The place of each row's unit."""
+        return np.asarray(self._units.get_indexer(pd.Index(self._keys(table))), np.int64)
 
+    def _of_trial(self, name: str, places: _Integers) -> Any:
+        """A column of the trials, for the trials at these places."""
+        return self._trials[name].astype("category").array.take(places)
 
-def _outcomes(trials: Mapping[int, TrialLine], lines: Iterable[Line]) -> dict[_Unit, OutcomeLine]:
-    """Gives every trial and every turn its outcome; one that has none was cut off."""
-    units: dict[_Unit, None] = {}
-    written: dict[_Unit, OutcomeLine] = {}
-    for line in lines:
-        if isinstance(line, TrialLine):
-            units[line.trial, None] = None
-        elif isinstance(line, MarkLine | StageLine | NoteLine | OutcomeLine):
-            units[line.trial, line.turn] = None
-        if isinstance(line, OutcomeLine):
-            written[line.trial, line.turn] = line
-    return {
-        (trial, turn): written.get(
-            (trial, turn), OutcomeLine(trial=trial, turn=turn, outcome="error", detail=UNFINISHED)
-        )
-        for trial, turn in sorted(
-            units, key=lambda unit: (unit[0], -1 if unit[1] is None else unit[1])
-        )
-    }
+    def _run_id(self, rows: int) -> Any:
+        return _categorical(np.zeros(rows, np.int8), [self._header.run_id])
 
+    @cached_property
+    def _origins(self) -> _Floats:
+        """Each trial's zero: its click, or its first mark where there is no click."""
+        marks = self._columns.marks
+        trial, at_s = self._trial_of(marks), marks["t_s"].to_numpy()
+        zero_s = np.full(len(self._number), np.inf)
+        np.minimum.at(zero_s, trial, at_s)
+        zero_s[np.isinf(zero_s)] = 0.0
+        clicks = np.flatnonzero((marks["mark"] == "click").to_numpy())[::-1]  # the first one stays
+        zero_s[trial[clicks]] = at_s[clicks]
+        return zero_s
 
-def _spans(lines: Iterable[Line]) -> dict[_Unit, dict[str, _Span]]:
-    """Computes what was measured, on the caller's clock: stages from marks, then the reported."""
-    instants: dict[_Unit, dict[str, float]] = defaultdict(dict)
-    spans: dict[_Unit, dict[str, _Span]] = defaultdict(dict)
-    for line in lines:
-        if isinstance(line, MarkLine):
-            instants[line.trial, line.turn].setdefault(line.mark, line.t_s)
-    for unit, at in instants.items():
-        for stage in (*_derived(unit), *FAILOVER_STAGES):
-            # A reply into the caller's turn has no latency: its outcome is `interrupted`.
-            before = stage in TURN_STAGES and at.get(stage.end, 0.0) < at.get(stage.start, 0.0)
-            if stage.start in at and stage.end in at and not before:
-                spans[unit][stage.name] = _Span(at[stage.start], at[stage.end] - at[stage.start])
-    for line in lines:
-        if isinstance(line, StageLine):
-            start_s = math.nan if line.start_s is None else line.start_s
-            unit = line.trial, line.turn
-            plausible = line.stage not in AGENT_TURN_STAGES or (
-                0 <= line.duration_s <= _turn_length_s(instants[unit])
-            )
-            spans[unit][line.stage] = _Span(start_s, line.duration_s, plausible)
-    for span in spans.values():
-        if "voice_to_voice" in span and "e2e_latency" in span and span["e2e_latency"].plausible:
-            rest_s = span["voice_to_voice"].duration_s - span["e2e_latency"].duration_s
-            # It lies before and after the agent's part, so it has no one start.
-            span[TRANSPORT] = _Span(math.nan, rest_s)
-    return spans
-
-
-def _rounds(header: RunLine, trials: Mapping[int, TrialLine]) -> dict[int, int]:
-    """Each trial's round; where a closed loop does not say, the k-th trials of the arms are one."""
-    counts: dict[tuple[str, bool], int] = defaultdict(int)
-    rounds = {}
-    for number, line in trials.items():
-        # Warm-ups come first, so those before and those that count are numbered apart.
-        told = 0 if header.loop == "open" else counts[line.arm, line.warmup]
-        rounds[number] = told if line.round is None else line.round
-        counts[line.arm, line.warmup] += 1
-    return rounds
-
-
-def _turn_length_s(at: Mapping[str, float]) -> float:
-    """Returns what no figure of a turn can exceed: from the first sample said to the reply heard.
-
-    A turn of which either was not seen bounds nothing but its sign.
-    """
-    return at.get("reply_heard", math.inf) - at.get("user_speech_start", 0.0)
-
-
-def _derived(unit: _Unit) -> tuple[Stage, ...]:
-    return CONNECTION_STAGES if unit[1] is None else TURN_STAGES
-
-
-def _stage_frame(
-    header: RunLine,
-    trials: Mapping[int, TrialLine],
-    lines: list[Line],
-    origins: Mapping[int, float],
-    outcomes: Mapping[_Unit, OutcomeLine],
-) -> pd.DataFrame:
-    """Makes one row for each unit and each stage that its like has in this run.
-
-    A unit that lacks a stage (it failed first) has a row without a duration. Where no unit
-    of a sort succeeded, the headline stages stand for what should have been measured.
-    """
-    spans = _spans(lines)
-    rounds = _rounds(header, trials)
-    said: dict[_Unit, Any] = {
-        (line.trial, line.turn): line.facts["said"]
-        for line in lines
-        if isinstance(line, NoteLine) and line.turn is not None and line.facts.get("said")
-    }
-    expected: dict[bool, list[str]] = {}
-    for is_turn in (False, True):
-        units = [unit for unit in outcomes if (unit[1] is not None) == is_turn]
-        names = dict.fromkeys(name for unit in units for name in spans.get(unit, {}))
-        if units and all(outcomes[unit].outcome != "ok" for unit in units):
-            due = FAILOVER_STAGES if header.kind == "failover" else _derived(units[0])
-            names |= dict.fromkeys(stage.name for stage in due)
-        expected[is_turn] = list(names)
-    rows = []
-    for (trial, turn), line in outcomes.items():
-        for name in expected[turn is not None]:
-            span = spans.get((trial, turn), {}).get(name, _UNMEASURED)
-            rows.append(
-                {
-                    "run_id": header.run_id,
-                    "trial": trial,
-                    "room": trials[trial].room,
-                    "turn": turn,
-                    "stage": name,
-                    "start_s": span.start_s - origins[trial],
-                    "duration_s": span.duration_s,
-                    "outcome": line.outcome,
-                    "arm": trials[trial].arm,
-                    "warmup": trials[trial].warmup,
-                    "plausible": span.plausible,
-                    "unit": trials[trial].unit,
-                    "round": rounds[trial],
-                    "said": said.get((trial, turn)),
-                }
-            )
-    frame = _table(FRAME_COLUMNS, rows).astype({"round": "int64", "said": object})
-    frame = frame.astype({"start_s": float, "duration_s": float, "warmup": bool, "plausible": bool})
-    for column in dict.fromkeys(name for arm in header.arms.values() for name in arm):
-        values = {arm: columns.get(column) for arm, columns in header.arms.items()}
-        types = {type(value) for value in values.values()} - {type(None)}
-        if len(types) > 1 and not types <= {int, float}:
-            # One column has one type, or Parquet refuses it.
-            values = {arm: None if v is None else str(v) for arm, v in values.items()}
-        frame[column] = [values[arm] for arm in frame["arm"]]
-    return frame
-
-
-def _note_frame(
-    header: RunLine, trials: Mapping[int, TrialLine], lines: Iterable[Line]
-) -> pd.DataFrame:
-    """Merges the notes of each unit into one row; a later fact replaces an earlier."""
-    merged: dict[_Unit, dict[str, Any]] = defaultdict(dict)
-    for line in lines:
-        if isinstance(line, NoteLine):
-            merged[line.trial, line.turn].update(line.facts)
-    columns = dict.fromkeys(name for facts in merged.values() for name in facts)
-    return _table(
-        ["run_id", "trial", "room", "turn", *columns],
-        [
+    @cached_property
+    def marks(self) -> pd.DataFrame:
+        """One row for each mark."""
+        marks = self._columns.marks
+        trial = self._trial_of(marks)
+        return pd.DataFrame(
             {
-                **facts,
-                "run_id": header.run_id,
-                "trial": trial,
-                "room": trials[trial].room,
-                "turn": turn,
+                "run_id": self._run_id(len(marks)),
+                "trial": marks["trial"],
+                "room": self._of_trial("room", trial),
+                "turn": _turns(marks["turn"].to_numpy()),
+                "mark": marks["mark"],
+                "t_s": marks["t_s"].to_numpy() - self._origins[trial],
+                "clock": marks["clock"],
+                "uncertainty_s": marks["uncertainty_s"],
             }
-            for (trial, turn), facts in merged.items()
-        ],
-    )
+        )
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """Every trial's and every turn's outcome; one that has none was cut off."""
+        written = self._columns.outcomes
+        last = np.full(len(self._units), -1)
+        last[self._unit_of(written)] = np.arange(len(written))
+        outcome, detail = (
+            written[name].astype("str").reindex(last).fillna(otherwise).array
+            for name, otherwise in (("outcome", "error"), ("detail", UNFINISHED))
+        )
+        return pd.DataFrame(
+            {
+                "run_id": self._run_id(len(self._units)),
+                "trial": self._number[self._trial],
+                "room": self._of_trial("room", self._trial),
+                "turn": _turns(self._turn),
+                "arm": self._of_trial("arm", self._trial),
+                "warmup": self._trials["warmup"].to_numpy(bool)[self._trial],
+                "outcome": outcome,
+                "detail": detail,
+            }
+        )
+
+    def _spans(self) -> dict[str, _Spans]:
+        """Computes what was measured, on the caller's clock: from marks, then the reported."""
+        count = len(self._units)
+        is_turn = self._turn != NO_TURN
+        spans: dict[str, _Spans] = {}
+        at = self._instants()
+        missing = np.full(count, np.nan)
+        derived = (*CONNECTION_STAGES, *TURN_STAGES, *FAILOVER_STAGES)
+        for place, stage in enumerate(derived):
+            start, end = at.get(stage.start, missing), at.get(stage.end, missing)
+            lasts = end - start
+            measured = ~np.isnan(lasts)
+            if stage in TURN_STAGES:
+                # A reply into the caller's turn has no latency: its outcome is `interrupted`.
+                measured &= is_turn & (lasts >= 0)
+            elif stage in CONNECTION_STAGES:
+                measured &= ~is_turn
+            spans[stage.name] = _Spans(start, lasts, measured, np.ones(count, bool), (0, place))
+        # No figure of a turn exceeds the time from the first sample said to the reply heard. A
+        # turn of which either was not seen bounds nothing but its sign.
+        heard = np.nan_to_num(at.get("reply_heard", missing), nan=np.inf)
+        length = heard - np.nan_to_num(at.get("user_speech_start", missing), nan=0.0)
+        stages = self._columns.stages
+        units = self._unit_of(stages)
+        for code, name in enumerate(stages["stage"].cat.categories):
+            rows = np.flatnonzero(stages["stage"].cat.codes.to_numpy() == code)
+            start, lasts, measured = missing.copy(), missing.copy(), np.zeros(count, bool)
+            start[units[rows]] = stages["start_s"].to_numpy()[rows]
+            lasts[units[rows]] = stages["duration_s"].to_numpy()[rows]
+            measured[units[rows]] = True
+            plausible = np.ones(count, bool)
+            if name in AGENT_TURN_STAGES:
+                plausible = ~measured | ((lasts >= 0) & (lasts <= length))
+            here = rows[units[rows] == units[rows].min()]
+            spans[name] = _Spans(start, lasts, measured, plausible, (1, int(here[0])))
+        voice, agent = spans["voice_to_voice"], spans.get("e2e_latency")
+        if agent is not None:
+            # It lies before and after the agent's part, so it has no one start.
+            measured = voice.measured & agent.measured & agent.plausible
+            rest = voice.duration_s - agent.duration_s
+            spans[TRANSPORT] = _Spans(missing, rest, measured, np.ones(count, bool), (2, 0))
+        return spans
+
+    def _instants(self) -> dict[str, _Floats]:
+        """The time of each mark in each unit, NaN where it has none; the first counts."""
+        marks = self._columns.marks
+        units, at_s = self._unit_of(marks), marks["t_s"].to_numpy()
+        codes = marks["mark"].cat.codes.to_numpy()
+        instants = {}
+        for code, name in enumerate(marks["mark"].cat.categories):
+            rows = np.flatnonzero(codes == code)[::-1]
+            instants[str(name)] = np.full(len(self._units), np.nan)
+            instants[str(name)][units[rows]] = at_s[rows]
+        return instants
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """One row for each unit and each stage that its like has in this run.
+
+        A unit that lacks a stage (it failed first) has a row without a duration. Where no unit
+        of a sort succeeded, the headline stages stand for what should have been measured.
+        """
+        header, outcomes = self._header, self.outcomes
+        spans = self._spans()
+        is_turn = self._turn != NO_TURN
+        failed = (outcomes["outcome"] != "ok").to_numpy()
+        expected = []
+        for like in (~is_turn, is_turn):
+            firsts = {
+                name: (int(np.argmax(span.measured & like)), *span.order)
+                for name, span in spans.items()
+                if (span.measured & like).any()
+            }
+            names = dict.fromkeys(sorted(firsts, key=lambda name: firsts[name]))
+            if like.any() and failed[like].all():
+                due: tuple[Stage, ...] = TURN_STAGES if like is is_turn else CONNECTION_STAGES
+                due = FAILOVER_STAGES if header.kind == "failover" else due
+                names |= dict.fromkeys(stage.name for stage in due)
+            expected.append(list(names))
+        widths = np.where(is_turn, len(expected[1]), len(expected[0]))
+        begins = np.cumsum(widths) - widths
+        unit = np.repeat(np.arange(len(widths)), widths)
+        stages = list(dict.fromkeys(name for names in expected for name in names))
+        stage = np.zeros(len(unit), np.int16)
+        start_s, duration_s = np.full((2, len(unit)), np.nan)
+        plausible = np.ones(len(unit), bool)
+        for like, of_like in zip((~is_turn, is_turn), expected, strict=True):
+            for place, name in enumerate(of_like):
+                stage[begins[like] + place] = stages.index(name)
+                if name in spans:
+                    has = like & spans[name].measured
+                    rows = begins[has] + place
+                    start_s[rows] = spans[name].start_s[has] - self._origins[self._trial[has]]
+                    duration_s[rows] = spans[name].duration_s[has]
+                    plausible[rows] = spans[name].plausible[has]
+        trial = self._trial[unit]
+        columns: dict[str, Any] = {
+            "run_id": self._run_id(len(unit)),
+            "trial": self._number[trial],
+            "room": self._of_trial("room", trial),
+            "turn": _turns(self._turn[unit]),
+            "stage": _categorical(stage, stages),
+            "start_s": start_s,
+            "duration_s": duration_s,
+            "outcome": outcomes["outcome"].astype("category").array.take(unit),
+            "arm": self._of_trial("arm", trial),
+            "warmup": self._trials["warmup"].to_numpy(bool)[trial],
+            "plausible": plausible,
+            "unit": self._of_trial("unit", trial),
+            "round": self._trials["round"].to_numpy(np.int64)[trial],
+            "said": pd.Series(self._said[unit], dtype=object),
+        }
+        frame = pd.DataFrame(columns, columns=list(FRAME_COLUMNS))
+        for column in dict.fromkeys(name for arm in header.arms.values() for name in arm):
+            values = {arm: columns.get(column) for arm, columns in header.arms.items()}
+            types = {type(value) for value in values.values()} - {type(None)}
+            if len(types) > 1 and not types <= {int, float}:
+                # One column has one type, or Parquet refuses it.
+                values = {arm: None if v is None else str(v) for arm, v in values.items()}
+            of_arm = pd.Series([values[arm] for arm in frame["arm"].cat.categories])
+            frame[column] = of_arm.take(frame["arm"].cat.codes.to_numpy()).array
+        return frame
+
+    @cached_property
+    def _said(self) -> npt.NDArray[np.object_]:
+        """The words of each turn, where known."""
+        notes = self._columns.notes
+        said = np.full(len(self._units), None, object)
+        for unit, turn, facts in zip(
+            self._unit_of(notes), notes["turn"], notes["facts"], strict=True
+        ):
+            if turn != NO_TURN and facts.get("said"):
+                said[unit] = facts["said"]
+        return said
+
+    @cached_property
+    def notes(self) -> pd.DataFrame:
+        """Merges the notes of each unit into one row; a later fact replaces an earlier."""
+        notes = self._columns.notes
+        places, units = pd.factorize(self._unit_of(notes))
+        merged: dict[str, list[Any]] = {}
+        for place, facts in zip(places, notes["facts"], strict=True):
+            for name, value in facts.items():
+                if name not in merged:
+                    merged[name] = [np.nan] * len(units)
+                merged[name][place] = value
+        trial = self._trial[units]
+        keys = {
+            "run_id": self._run_id(len(units)),
+            "trial": self._number[trial],
+            "room": self._of_trial("room", trial),
+            "turn": _turns(self._turn[units]),
+        }
+        return pd.DataFrame(keys | {name: v for name, v in merged.items() if name not in keys})
+
+
+def _categorical(codes: npt.NDArray[np.integer[Any]], words: list[str]) -> Any:
+    return pd.Categorical.from_codes(codes, pd.Index(words, dtype="str"))
+
+
+def _turns(turns: _Integers) -> Any:
+    missing = turns == NO_TURN
+    return pd.arrays.IntegerArray(np.where(missing, 1, turns), missing)

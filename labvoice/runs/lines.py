@@ -30,7 +30,7 @@ FRAME_COLUMNS: Final = (
 )
 """Columns of the frame before those of the configuration."""
 
-_MARKS: Final = frozenset(
+MARKS: Final = frozenset(
     stages.CALLER_CONNECTION_MARKS
     + stages.WORKER_CONNECTION_MARKS
     + stages.FAILOVER_MARKS
@@ -44,7 +44,7 @@ DERIVED_STAGES: Final = frozenset(
 
 
 def _mark(name: str) -> str:
-    if name not in _MARKS:
+    if name not in MARKS:
         raise ValueError(f"unknown mark {name!r}")
     return name
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.runs import frames, reader, statistics
-from labvoice.runs.lines import FORMAT, EndLine, Line, RunLine
+from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
 from labvoice.runs.writer import RunWriter
 
@@ -33,11 +33,11 @@ class Run:
         complete: Whether the run ended in order.
     """
 
-    def __init__(self, header: RunLine, lines: list[Line], file_warnings: list[str]) -> None:
+    def __init__(self, header: RunLine, columns: reader.Columns) -> None:
         self.header = header
-        self.complete = any(isinstance(line, EndLine) for line in lines)
-        self._lines = lines
-        self._file_warnings = file_warnings
+        self.complete = columns.ended
+        self._file_warnings = columns.warnings
+        self._frames = frames.Frames(header, columns)
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -46,12 +46,7 @@ class Run:
         Raises:
             RunFileError: There is no such file, or it is not a run of this format.
         """
-        header, lines, warnings = reader.read(Path(path))
-        return cls(header, lines, warnings)
-
-    @cached_property
-    def _frames(self) -> frames.Frames:
-        return frames.build(self.header, self._lines)
+        return cls(*reader.read(Path(path)))
 
     @property
     def arms(self) -> list[str]:
@@ -108,7 +103,7 @@ class Run:
     def stage_summaries(self) -> dict[tuple[str, str], statistics.StageSummary]:
         """Figures of each (stage, arm), in the order in which they are shown."""
         frame = self.frame
-        names = sorted(set(frame["stage"]), key=statistics.stage_order)
+        names = sorted(frame["stage"].unique(), key=statistics.stage_order)
         return {
             (stage, arm): statistics.summarise(rows)
             for stage, arm in itertools.product(names, self.arms)
@@ -248,7 +243,7 @@ class Run:
             of_pair = result[f"{other}/{base}"] = {}
             new = good[good["arm"] == other]
             both = old[same].drop_duplicates().merge(new[same].drop_duplicates(), on=same)
-            for stage in sorted(set(both["stage"]), key=statistics.stage_order):
+            for stage in sorted(both["stage"].unique(), key=statistics.stage_order):
                 here = both[both["stage"] == stage]
                 before, after = (rows.merge(here, on=same) for rows in (old, new))
                 of_pair[stage] = statistics.compare_rounds(
@@ -323,7 +318,7 @@ class Run:
 def _figures(frame: pd.DataFrame, attempts: pd.DataFrame, words: list[str]) -> dict[str, Any]:
     stages = {
         stage: statistics.summarise(frame[frame["stage"] == stage]).to_json()
-        for stage in sorted(set(frame["stage"]), key=statistics.stage_order)
+        for stage in sorted(frame["stage"].unique(), key=statistics.stage_order)
     }
     return {
         "n": len(attempts),

@@ -373,7 +373,7 @@ def instability_warnings(
         sentences.append(
             f"The host was busy when the run began: a load of {load:.1f} on {cores} cores."
         )
-    arms = list(dict.fromkeys(frame["arm"]))
+    arms = list(frame["arm"].unique())
     for arm in arms:
         rows = measured(frame[frame["arm"] == arm])
         of_arm = f" of {arm}" if len(arms) > 1 else ""

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from labvoice.errors import RunFileError
-from labvoice.runs import host
+from labvoice.runs import host, reader
 from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import HOST, connect_run, turns_run
 
@@ -296,6 +296,41 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, observed: str) -> No
     path.write_text("\n".join((first, second, line, end)), encoding="utf-8")
     with pytest.raises(RunFileError, match=observed):
         Run.load(path)
+
+
+def test_a_run_file_is_read_alike_in_blocks_and_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small blocks, unusual spaces and numbers of another type make no other run."""
+    path = tmp_path / "run.jsonl"
+    whole = turns_run(path, failures={(2, 1): "no_reply"})
+    monkeypatch.setattr(reader, "_BLOCK", 1000)
+    spaced = tmp_path / "spaced.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for content in lines[1:-1]:
+        content["trial"] = float(content["trial"])
+    spaced.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    for run in (Run.load(path), Run.load(spaced)):
+        for name in ("frame", "marks", "notes", "outcomes"):
+            pd.testing.assert_frame_equal(getattr(run, name), getattr(whole, name))
+        assert run.to_json() == whole.to_json()
+    bad = path.read_text(encoding="utf-8").splitlines()
+    bad[80] = bad[80].replace('"trial":', '"trial":9')
+    path.write_text("\n".join(bad), encoding="utf-8")
+    with pytest.raises(RunFileError, match=r"line 81 of .* speaks of trial 9"):
+        Run.load(path)
+
+
+def test_a_run_that_has_just_begun_has_empty_tables(tmp_path: Path) -> None:
+    """A file of a first line alone loads, and its figures are none."""
+    path = tmp_path / "run.jsonl"
+    writer_of(path).close()
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    run = Run.load(path)
+    assert not run.complete
+    assert run.frame.empty
+    assert run.outcomes.empty
+    assert run.to_json()["n"] == 0
 
 
 def test_host_facts_say_what_was_measured_on() -> None:
