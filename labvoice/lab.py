@@ -36,6 +36,7 @@ from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
 from labvoice.speech.weights import WeightName, require
+from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.check import ModelCheck
@@ -43,6 +44,8 @@ from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text, part_of
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import AGENT_PROGRAM
+from labvoice.targets.target import Target
+from labvoice.targets.worker import TargetWorker
 
 if TYPE_CHECKING:
     from labvoice.bench.menu import Bench
@@ -87,6 +90,7 @@ class Lab:
         settings: What is in force, addresses of started parts included.
         model_check: Whether the language model answers.
         pool: The workers.
+        gateway: Serves models to agents that are not labvoice's; None before one was started.
         supervisor: Replaces agents that are lost; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
         load_before: The host's load of a minute before the lab started anything.
@@ -123,6 +127,7 @@ class Lab:
         self._progress = progress
         self._webhook_url = webhook_url
         self._stack = AsyncExitStack()
+        self.gateway: GatewayServer | None = None
         self._server: LiveKitServer | None = None
         self._model: ModelServer | None = None
         self._letta: LettaServer | None = None
@@ -309,6 +314,40 @@ class Lab:
             await self._fetch_speech(settings)
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
+    async def add_target(self, target: Target) -> str:
+        """Starts a worker that is not labvoice's, as it is, and returns its agent's name.
+
+        The lab's gateway serves it the models of LiveKit Inference, with no key.
+
+        Args:
+            target: A script, a command, or the name of an agent that is registered already.
+
+        Raises:
+            LabvoiceError: The lab is not running.
+            UsageError: It cannot be started, or needs this lab's own LiveKit server.
+            ProcessError: It ended or did not register in time; with its last log lines.
+        """
+        if self._server is None or self._state_dir is None:
+            raise LabvoiceError("the lab is not running", "`async with Lab() as lab:` starts it")
+        if target.kind == "named":
+            return target.text
+        if self._server.log is None:
+            raise UsageError(
+                "only this lab's own LiveKit server tells when a worker has registered",
+                "unset LIVEKIT_URL, or start the worker yourself and name it: `name:NAME`",
+            )
+        if self.gateway is None:
+            await self._fetch_speech()
+            async with self._timed("gateway"):
+                self.gateway = await GatewayServer.start(self.settings, state_dir=self._state_dir)
+                self._stack.push_async_callback(self.gateway.stop)
+        async with self._timed(f"agent {target.text}"):
+            worker = await TargetWorker.start(
+                target, self.settings, self._server.log, self.gateway, state_dir=self._state_dir
+            )
+            self._stack.push_async_callback(worker.stop)
+        return worker.agent_name
+
     async def stop(self) -> None:
         """Ends the open calls, stops everything that was started and removes its logs.
 
@@ -326,7 +365,7 @@ class Lab:
                 raise
             finally:
                 self._calls.clear()
-                self._server = self._model = self._letta = self._dispatcher = None
+                self._server = self._model = self._letta = self._dispatcher = self.gateway = None
                 self._turns = None
                 self.supervisor = None
                 self.settings = self._asked_for  # another start begins with what the user set

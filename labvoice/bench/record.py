@@ -12,13 +12,30 @@ from labvoice.caller.call import Call
 from labvoice.protocol.vocabulary import WORKER_CONNECTION_MARKS
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
+from labvoice.targets.target import Target
 
 
-def record_call(settings: Settings, call: Call, out: Path | None = None) -> Run:
-    """Writes a call that is over, or under way, as a run; see `lab.bench.record`."""
+def record_call(
+    settings: Settings,
+    call: Call,
+    out: Path | None = None,
+    *,
+    command: str = "",
+    target: Target | None = None,
+) -> Run:
+    """Writes a call that is over, or under way, as a run; see `lab.bench.record`.
+
+    Args:
+        settings: Of the lab.
+        call: The call.
+        out: The run file; one in `runs/` named by the time when not given.
+        command: The command line to show as the way to reproduce the run.
+        target: The agent where it is not labvoice's: its engines are then its own.
+    """
     path = out or run_path("call")
-    arms = {"default": {**columns(settings), "strategy": call.strategy}}
-    with RunWriter(path, kind="call", arms=arms) as run:
+    about = columns(settings) if target is None else {"agent": target.text}
+    arms = {"default": {**about, "strategy": call.strategy}}
+    with RunWriter(path, kind="call", arms=arms, config={"command": command}) as run:
         run.trial(0, call.room_name, "default")
         for mark, at_s in call.marks.items():
             clock: Literal["caller", "worker"] = (

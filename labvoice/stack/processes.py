@@ -73,6 +73,7 @@ class ManagedProcess:
         *,
         log_path: Path,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         stop_step_s: float = 5.0,
     ) -> ManagedProcess:
         """Starts a command in a process group of its own.
@@ -82,6 +83,7 @@ class ManagedProcess:
             command: Program and arguments; no secrets, since every user sees them.
             log_path: File for standard output and error; its folder is made.
             env: Its whole environment; the parent's own when not given.
+            cwd: Its working directory; the parent's own when not given.
             stop_step_s: Seconds between the signals of a stop (TERM, TERM, KILL).
 
         Raises:
@@ -105,6 +107,7 @@ class ManagedProcess:
                     stdout=log,
                     stderr=log,
                     env=dict(env) if env is not None else None,
+                    cwd=cwd,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )

@@ -1,0 +1,161 @@
+"""`labvoice try`: the shortest way to measure an agent that is not labvoice's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labvoice.cli.common import (
+    JsonOption,
+    LlmOption,
+    command_line,
+    run_command,
+    tell,
+    write_json,
+)
+from labvoice.errors import LabvoiceError, StageTimeoutError, UsageError
+from labvoice.settings import Llm
+
+if TYPE_CHECKING:
+    from labvoice.caller.call import Call
+    from labvoice.targets.target import Target
+
+
+def try_agent(
+    agent: Annotated[
+        str, typer.Argument(help="path/agent.py, a command line, or name:NAME at LIVEKIT_URL.")
+    ],
+    say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
+    python: Annotated[
+        Path | None, typer.Option("--python", help="Interpreter of the agent's environment.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", help="NAME=VALUE, set for the agent.")
+    ] = None,
+    metadata: Annotated[str, typer.Option(help="Text, or @FILE, that its job gets.")] = "",
+    greeting_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for a greeting.")
+    ] = 5.0,
+    llm: LlmOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
+        "runs/try"
+    ),
+    json_path: JsonOption = None,
+) -> None:
+    """Starts an agent as it is, calls it, and shows every stage; with a report and a recording.
+
+    Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
+    """
+    from labvoice.targets.target import Target
+
+    target = Target.parse(
+        agent, python=python, env=_environment(env or []), metadata=_metadata(metadata)
+    )
+    run_command(_try(target, say or [], greeting_timeout, llm, out, json_path))
+
+
+def _environment(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"{pair.split('=')[0]!r} is no NAME=VALUE", "such as --env STT=base")
+        found[name] = value
+    return found
+
+
+def _metadata(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{text[1:]} cannot be read: {error}", "name a text file") from None
+
+
+async def _try(
+    target: Target,
+    say: list[str],
+    greeting_timeout_s: float,
+    llm: Llm | None,
+    out: Path,
+    json_path: Path | None,
+) -> int:
+    import httpx
+
+    from labvoice.bench.base import run_path
+    from labvoice.bench.record import record_call
+    from labvoice.lab import Lab
+    from labvoice.report.html import write_report
+    from labvoice.speech.utterances import DEFAULT_UTTERANCES
+
+    async with Lab(progress=tell, llm=llm, letta=False, workers=0, supervise=False) as lab:
+        utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
+        name = await lab.add_target(target)
+        tell(f"the agent is registered as {name!r}" if name else "the agent serves every room")
+        call = lab.new_call(agent_name=name, metadata=target.metadata or None)
+        failure = ""
+        try:
+            await _talk(call, utterances, greeting_timeout_s)
+        except LabvoiceError as error:
+            failure = str(error)
+        path = out / run_path("try").name
+        run = record_call(lab.settings, call, path, command=command_line(), target=target)
+        tell(repr(run))
+        _write_recording(call, path.with_suffix(".wav"))
+        await lab.end_call(call)
+        report = write_report([run], out / "report.html").resolve()
+        result: dict[str, Any] = {**run.to_json(), "agent_name": name, "report": str(report)}
+        if lab.gateway is not None:
+            try:
+                result["gateway"] = await lab.gateway.report()
+            except httpx.HTTPError as error:
+                tell(f"warning: the gateway does not answer any more: {error}")
+            else:
+                _tell_models(result["gateway"])
+    tell(f"report: {report}")
+    write_json(json_path, result)
+    if failure:
+        tell(f"error: {failure}")
+    return 1 if failure else 0
+
+
+async def _talk(call: Call, utterances: Sequence[Any], greeting_timeout_s: float) -> None:
+    await call.connect()
+    if call.notice:
+        tell(f"notice: {call.notice}")
+    try:
+        tell(f"agent: {await call.hear_greeting(greeting_timeout_s)}")
+    except StageTimeoutError:
+        tell(f"the agent does not greet (waited {greeting_timeout_s:g} s)")
+    for utterance in utterances:
+        await call.say(utterance)
+        turn = await call.hear()
+        tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
+
+
+def _write_recording(call: Call, path: Path) -> None:
+    """Writes what the caller heard."""
+    import soundfile
+
+    samples, rate = call.heard_audio()
+    if not len(samples):
+        return
+    try:
+        soundfile.write(path, samples, rate)
+    except (OSError, soundfile.LibsndfileError) as error:
+        tell(f"warning: the recording cannot be written: {error}")
+        return
+    tell(f"recording: {path.resolve()}")
+
+
+def _tell_models(report: dict[str, Any]) -> None:
+    """Says what a model's name in the agent stood for, and what was refused."""
+    for models in report["models"].values():
+        for asked, answering in models.items():
+            tell(f"model {asked} → {answering}")
+    for path in report["refused"]:
+        tell(f"{path} is not served offline: the SDK took its local fallback")

@@ -1,0 +1,1 @@
+"""Whose agent is measured: labvoice's own, or somebody else's, as it is."""

@@ -1,0 +1,176 @@
+"""A worker that is not labvoice's: started as its author starts it, against the lab's server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from labvoice.errors import ProcessError, UsageError
+from labvoice.settings import Settings
+from labvoice.stack.gateway.server import GatewayServer
+from labvoice.stack.livekit.log import LiveKitLog
+from labvoice.stack.processes import ManagedProcess
+from labvoice.targets.target import Target
+
+_REGISTRATION_TIMEOUT_S: Final = 120.0
+"""Its models may be loaded cold, in several processes, on two busy cores."""
+
+_SIMULATION: Final = "--simulation"
+"""A flag of livekit-agents' `start` (livekit/agents/cli/cli.py, 1.8): the worker neither refuses
+jobs for the machine's load, which a lab on the same machine raises, nor opens a port for its
+health on all interfaces. Nothing else changes."""
+_FIND_SIMULATION: Final = """
+import importlib.util, pathlib
+found = importlib.util.find_spec("livekit.agents")
+files = pathlib.Path(found.origin).parent.glob("cli/*.py") if found else []
+print(any("simulation: bool" in file.read_text(encoding="utf-8") for file in files))
+"""
+_ASK_TIMEOUT_S: Final = 20.0
+
+_NOT_ITS_OWN: Final = (
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "LIVEKIT_OBSERVABILITY_URL",
+    "LIVEKIT_REMOTE_EOT_URL",
+    "LIVEKIT_WORKER_TOKEN",
+)
+"""Variables that would lead the worker away from the lab: livekit-agents' worker sends its own
+websocket through a proxy, loopback included, and the others name services of LiveKit Cloud."""
+
+
+class TargetWorker:
+    """A worker of somebody else's that has registered; made by :meth:`start`.
+
+    Attributes:
+        agent_name: Name under which it registered; empty for one that serves every room.
+        process: Its process.
+    """
+
+    def __init__(self, agent_name: str, process: ManagedProcess) -> None:
+        self.agent_name = agent_name
+        self.process = process
+
+    @classmethod
+    async def start(
+        cls,
+        target: Target,
+        settings: Settings,
+        log: LiveKitLog,
+        gateway: GatewayServer,
+        *,
+        state_dir: Path,
+    ) -> TargetWorker:
+        """Starts the target and waits until the lab's server has registered it.
+
+        Args:
+            target: A program or a command.
+            settings: Name the server, its key and its secret.
+            log: The server's log: it alone tells under which name somebody registers.
+            gateway: Serves the models of LiveKit Inference, and OpenAI's where the environment
+                has no key for them.
+            state_dir: Takes the worker's log.
+
+        Raises:
+            UsageError: The program cannot be started at all.
+            ProcessError: It ended or did not register in time; with its last log lines.
+        """
+        before = set(log.workers())
+        try:
+            argv = target.argv()
+            if target.kind == "program" and await asyncio.to_thread(_has_simulation, argv[0]):
+                argv.append(_SIMULATION)
+            process = await ManagedProcess.start(
+                f"the agent {target.text}",
+                argv,
+                log_path=state_dir / "target.log",
+                env=target_environment(target, settings, gateway),
+                cwd=target.folder,
+            )
+        except ProcessError as error:
+            raise UsageError(error.observed, "check the command and its interpreter") from None
+
+        async def registered() -> bool:
+            return bool(set(log.workers()) - before)
+
+        try:
+            await process.until_ready(
+                registered,
+                timeout_s=_REGISTRATION_TIMEOUT_S,
+                hint="`start` makes a worker register; its log tells what failed",
+                interval_s=0.1,
+            )
+        except BaseException:
+            await process.stop()
+            raise
+        (worker_id, *_) = set(log.workers()) - before
+        return cls(log.workers()[worker_id], process)
+
+    async def stop(self) -> None:
+        """Stops the worker and all that it started; safe to call twice."""
+        await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.shield(self.stop())
+
+
+def _has_simulation(python: str) -> bool:
+    """Whether the livekit-agents of an interpreter knows the flag; it is not imported."""
+    try:
+        asked = subprocess.run(
+            [python, "-c", _FIND_SIMULATION],
+            capture_output=True,
+            text=True,
+            timeout=_ASK_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.stdout.strip() == "True"
+
+
+def target_environment(
+    target: Target, settings: Settings, gateway: GatewayServer
+) -> dict[str, str]:
+    """Returns the environment of a worker that is not labvoice's.
+
+    It is the user's own, with the lab's server in it. LiveKit Inference is the gateway's, for it
+    has no other key; OpenAI's address is the gateway's only where the user has no key for it.
+    """
+    assert settings.livekit_url is not None
+    assert settings.livekit_api_key is not None
+    assert settings.livekit_api_secret is not None
+    secret = settings.livekit_api_secret.get_secret_value()
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}
+    if "OPENAI_API_KEY" not in environment and "OPENAI_BASE_URL" not in environment:
+        environment["OPENAI_API_KEY"] = gateway.key.get_secret_value()
+        environment["OPENAI_BASE_URL"] = gateway.base_url
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    return {
+        **environment,
+        "LIVEKIT_URL": settings.livekit_url,
+        "LIVEKIT_API_KEY": settings.livekit_api_key,
+        "LIVEKIT_API_SECRET": secret,
+        "LIVEKIT_INFERENCE_URL": gateway.base_url,
+        # Set, not left out: `.env.local` of the agent's may bring keys for the cloud.
+        "LIVEKIT_INFERENCE_API_KEY": settings.livekit_api_key,
+        "LIVEKIT_INFERENCE_API_SECRET": secret,
+        "ORT_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+        **target.env,
+    }

@@ -1,0 +1,69 @@
+"""Agents that are not labvoice's, as their authors start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labvoice.stack.models.paced_model import REPLY
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def labvoice_try(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `labvoice try` in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "labvoice", "try", *words, "--llm", "paced", "--json", "try.json"],
+        cwd=folder,
+        env={**os.environ, "LABVOICE_DATA_DIR": str(folder / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.smoke
+def test_an_agent_in_the_starters_shape_talks_offline_with_no_key(tmp_path: Path) -> None:
+    """Its script is started unmodified, its models by name are the lab's, and it is measured."""
+    agent = EXAMPLES / "inference_agent.py"
+    done = labvoice_try(tmp_path, str(agent), "--say", "How long does it take to boil an egg?")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "try.json").read_text(encoding="utf-8"))
+    assert result["agent_name"] == "inference-agent"
+    assert result["outcomes"] == {"ok": 1}
+    assert result["stages"]["voice_to_voice"]["n"] == 1
+    assert result["stages"]["llm_node_ttft"]["n"] == 1
+    assert "job_request" not in result["stages"]  # a foreign worker tells no marks
+    assert result["gateway"]["models"]["stt"] == {"deepgram/nova-3": "moonshine-base-en"}
+    assert result["gateway"]["models"]["llm"] == {"openai/gpt-4.1-mini": "paced"}
+    assert "the agent does not greet" in done.stdout
+    assert REPLY in done.stdout
+    assert Path(result["report"]).is_file()
+    assert len(list((tmp_path / "runs" / "try").glob("*.wav"))) == 1
+    assert list((tmp_path / "data" / "labs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("this is no python", "SyntaxError"),
+        ("raise SystemExit('no model today')", "no model today"),
+    ],
+)
+def test_a_script_that_ends_is_told_with_its_last_lines(
+    tmp_path: Path, source: str, words: str
+) -> None:
+    """The error shows the script's own words, and nothing is left running."""
+    script = tmp_path / "agent.py"
+    script.write_text(source, encoding="utf-8")
+    done = labvoice_try(tmp_path, str(script))
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr.split("last log lines")[0]
+    assert "hint:" in done.stderr
