@@ -337,7 +337,7 @@ class Lab:
                 "unset LIVEKIT_URL, or start the worker yourself and name it: `name:NAME`",
             )
         if self.gateway is None:
-            await self._fetch_speech()
+            await self._fetch_speech(self.settings)
             async with self._timed("gateway"):
                 self.gateway = await GatewayServer.start(self.settings, state_dir=self._state_dir)
                 self._stack.push_async_callback(self.gateway.stop)
