@@ -26,7 +26,7 @@ async def test_load_and_a_restart_lose_nothing(tmp_path: Path) -> None:
     assert result["arms"]["load"]["stages"]["http_dispatch"]["n"] == 40
     assert result["arms"]["restart"]["stages"]["http_dispatch"]["n"] == 20
     # Dispatches under way at once are not independent: the second of load is the unit.
-    assert set(run.frame.groupby("arm")["session"].nunique()) == {2, 4}
+    assert set(run.frame.groupby("arm")["unit"].nunique()) == {2, 4}
     assert f"accepted {facts.accepted}, lost 0" in str(facts)
 
 
