@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess, JobRequest
-from livekit.agents.worker import ServerEnvOption
 
+from labvoice.agent import _livekit
 from labvoice.agent.forkserver import PRELOADED, SESSION
 from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.reports import report_end, report_event
@@ -60,8 +60,7 @@ async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: boo
         report_event("rejected", reason=error.observed, **job)
         await request.reject()
         return
-    assert server._api is not None  # no public name (livekit-agents 1.8.9); made by run()
-    if reason := await duplicate_refusal(server._api, request.job):
+    if reason := await duplicate_refusal(_livekit.server_api(server), request.job):
         report_event("not_needed", reason=reason, **job)
         await request.reject()
         return
@@ -98,9 +97,7 @@ async def entrypoint(context: JobContext) -> None:
 
 def report_registration(server: AgentServer, agent_name: str) -> None:
     """Has the worker tell when it is registered, under which name, and when it is full."""
-    # No public name (livekit-agents 1.8.9); a worker of ours runs as in production.
-    threshold = ServerEnvOption.getvalue(server._load_threshold, False)
-    facts = {"agent_name": agent_name, "load_threshold": threshold}
+    facts = {"agent_name": agent_name, "load_threshold": _livekit.load_threshold(server)}
     server.on(
         "worker_registered",
         lambda worker_id, _: report_event("registered", worker_id=worker_id, **facts),

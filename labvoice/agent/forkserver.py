@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from multiprocessing import forkserver
 
+from labvoice.agent import _livekit
 from labvoice.settings import Settings
 
 SESSION = "labvoice.agent.session"
@@ -32,6 +33,5 @@ def start_forkserver(settings: Settings) -> None:
     ):
         if value:
             os.environ[name] = value
-    framework = ["livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze"]
-    forkserver.set_forkserver_preload([*PRELOADED, *framework])
+    forkserver.set_forkserver_preload([*PRELOADED, *_livekit.PRELOADED])
     forkserver.ensure_running()

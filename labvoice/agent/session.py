@@ -30,15 +30,10 @@ from livekit.agents import (
     tts,
     vad,
 )
-
-# The room's own audio output publishes its track only once a participant is there; an agent
-# that was dispatched ahead would look absent until then (livekit-agents 1.8.9, room_io.py,
-# `_init_task`). This class is not exported, hence the pinned version.
-from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 from livekit.plugins import openai, silero
 from openai import AsyncOpenAI
 
-from labvoice.agent import traces
+from labvoice.agent import _livekit, traces
 from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
@@ -183,14 +178,7 @@ async def serve(context: JobContext) -> None:
     A participant that publishes nothing is announced to the others only at the room's next
     3 s tick (LiveKit `pkg/rtc/room.go`, `subscriberUpdateInterval`).
     """
-    info = context._info  # the dispatch timeline has no public name (livekit-agents 1.8.9)
-    marks = {
-        "job_received": info.received_at,
-        "job_accepted": info.accepted_at,
-        "job_assigned": info.assigned_at,
-        "process_assigned": info.launched_at,
-        "entrypoint_started": time.time(),
-    }
+    marks = {**_livekit.job_times(context), "entrypoint_started": time.time()}
     settings, models = load_settings(), load_models()
     # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
     asking = asyncio.create_task(duplicate_refusal(context.api, context.job))
@@ -246,12 +234,8 @@ async def serve(context: JobContext) -> None:
     local.register_rpc_method(RPC_CLOCK, answer_clock)
     local.register_rpc_method(RPC_MARKS, answer_marks)
 
-    output = _ParticipantAudioOutput(
-        context.room,
-        sample_rate=_OUTPUT_SAMPLE_RATE_HZ,
-        num_channels=1,
-        track_publish_options=rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE),
-        track_name="agent-audio",
+    output = _livekit.audio_output(
+        context.room, sample_rate_hz=_OUTPUT_SAMPLE_RATE_HZ, track="agent-audio"
     )
 
     def on_published(*_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -149,3 +150,17 @@ def test_a_room_imports_only_rooms_below_it() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_private_names_of_livekit_stand_in_one_module() -> None:
+    """Only agent/_livekit.py names a private module, class or attribute of the LiveKit SDK."""
+    private = re.compile(
+        r"livekit[\w.]*\._\w|from livekit[\w.]* import \(?[^\n]*\b_[A-Za-z]"
+        r"|\b(?:server|context|room|session|participant|request)\._(?!_)(?:api|info|load|ffi|room)\w*"
+    )
+    found = {
+        str(path.relative_to(_ROOT))
+        for path in (_ROOT / "labvoice").rglob("*.py")
+        if private.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"labvoice/agent/_livekit.py"}
