@@ -27,12 +27,12 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
 test: lint ## before a commit: lint, types, unit tests, each promise once on the real stack
-	$(PYTEST) -m "not npm" $(PAIRS) tests/unit
+	$(PYTEST) -m "not npm and not registry" $(PAIRS) tests/unit
 	$(PYTEST) -m smoke $(PAIRS) tests/stack tests/notebooks
 
 test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
-	$(PYTEST) -m npm tests/unit
+	$(PYTEST) -m "npm or registry" tests/unit
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
 
 test-all: test test-rest ## everything; needs npm, and Debian's chromium and prometheus
