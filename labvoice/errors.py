@@ -118,6 +118,10 @@ class StageTimeoutError(LabvoiceError):
         super().__init__(f"{stage} did not happen within {timeout_s:g} s: {observed}", hint)
 
 
+class MediaBlockedError(StageTimeoutError):
+    """The server's signalling answers, and no media connection to it comes about."""
+
+
 class NoReplyError(StageTimeoutError):
     """The agent did not answer a turn in time."""
 

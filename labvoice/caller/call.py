@@ -31,6 +31,7 @@ from labvoice.errors import (
     AgentLostError,
     CredentialsError,
     LabvoiceError,
+    MediaBlockedError,
     NoReplyError,
     ServerUnreachableError,
     StageTimeoutError,
@@ -47,6 +48,7 @@ SESSION_MODULE = "livekit.agents.voice.remote_session"
 """Takes 2.4 s to import, which a lab does while its worker starts."""
 
 _JOIN_TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 5.0
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
@@ -235,6 +237,7 @@ class Call:
         Raises:
             ServerUnreachableError: The server does not answer.
             CredentialsError: It refuses the token.
+            MediaBlockedError: It answers, and media cannot pass.
             DispatchError: The agent did not come; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
         """
@@ -323,9 +326,31 @@ class Call:
                 "check that the server runs and that its RTC ports can be reached",
             ) from None
         except TimeoutError:
-            raise StageTimeoutError(
-                "room_connected", _JOIN_TIMEOUT_S, f"{self._url} did not finish the handshake"
-            ) from None
+            raise await self._why_not_connected() from None
+
+    async def _why_not_connected(self) -> StageTimeoutError:
+        """The API and the signalling share an address: where it answers, media is what fails."""
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S), self._dispatcher.server_errors():
+                await self._dispatcher.api.room.list_rooms(
+                    api.ListRoomsRequest(names=[self.room_name])
+                )
+        except (LabvoiceError, TimeoutError):
+            return StageTimeoutError(
+                "room_connected",
+                _JOIN_TIMEOUT_S,
+                f"{self._url} did not finish the handshake",
+                "check the address and that the server answers",
+            )
+        return MediaBlockedError(
+            "room_connected",
+            _JOIN_TIMEOUT_S,
+            f"{self._url} answers, but media cannot pass between it and the caller",
+            "open the server's media ports, from the caller and from the worker: UDP "
+            "`rtc.udp_port`, or `rtc.port_range_start` to `rtc.port_range_end` (50000 to 60000 "
+            "where none is set), and TCP `rtc.tcp_port` (7881) as the fallback; the address that "
+            "the server announces (`rtc.node_ip`) must be one that both reach",
+        )
 
     def _mark(
         self, name: str, at_s: float | None = None, clock: str = "caller", error_s: float = 0.0
