@@ -330,7 +330,7 @@ async def test_of_two_agents_the_first_stays(pair: Lab) -> None:
 
 
 async def test_the_end_of_a_call_spares_other_humans(pair: Lab) -> None:
-    """Whoever hangs up takes the agent along; a guest in the room stays, and so does the room."""
+    """Whoever hangs up leaves alone: a guest stays in the room, with an agent or without."""
     assert pair.settings.livekit_url
     await pair.pool.wait_idle(150)
     call = await pair.call("with-a-guest")
@@ -339,14 +339,13 @@ async def test_the_end_of_a_call_spares_other_humans(pair: Lab) -> None:
     try:
         await pair.end_call(call)
 
-        async def alone() -> bool:
-            return [p.identity for p in await participants(pair, "with-a-guest")] == ["guest"]
+        async def without_the_caller() -> bool:
+            there = {p.identity for p in await participants(pair, "with-a-guest")}
+            return "guest" in there and call.identity not in there
 
-        await until(alone, 20)
-        await asyncio.sleep(3)
-        assert await alone()
-        listed = await pair.dispatcher.api.agent_dispatch.list_dispatch("with-a-guest")
-        assert [each for each in listed if each.agent_name] == []
+        await until(without_the_caller, 20)
+        await asyncio.sleep(3)  # the room is not removed later either
+        assert await without_the_caller()
     finally:
         await guest.disconnect()
 
