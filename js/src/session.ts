@@ -405,8 +405,7 @@ export class Session {
   private onAgentLeft(): void {
     const trouble = agentLeftTrouble();
     this.send({ type: "agent_left", trouble });
-    const last = this.turns.all.at(-1);
-    if (last && last.outcome === "no_reply") last.outcome = "agent_lost";
+    this.turns.agentLost();
     this.detail = trouble.message;
     this.say("agent left");
   }

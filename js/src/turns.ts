@@ -1,4 +1,6 @@
 // From voices, words and figures to turns: what belongs to which, on the browser's clock.
+// labvoice/caller/turns.py has the same rules; tests/turn_rules.json is the table by which both
+// are tested.
 import type { Item } from "./session_events";
 import type { Turn } from "./types";
 import type { Voice } from "./voice";
@@ -6,12 +8,26 @@ import type { Voice } from "./voice";
 /** A shorter sound that nobody recognised as speech is a noise, not a turn. */
 const SHORTEST_TURN_S = 0.3;
 
+/** What a turn's outcome follows from, besides what is told of it. */
+interface State {
+  /** The messages whose figures are the turn's. */
+  messageIds: string[];
+  /** When the agent's voice began, and how many messages of the user there were by then. */
+  voices: { at_s: number; messages: number }[];
+  /** Whether the reply was cut off. */
+  cut: boolean;
+  /** Whether the agent spoke when the turn began. */
+  overAgent: boolean;
+  /** Whether the outcome is final. */
+  settled: boolean;
+}
+
 /** Collects the turns of a call. */
 export class Turns {
   readonly all: Turn[] = [];
   greeting = "";
   greetingHeard_s: number | null = null;
-  private readonly messages = new Map<string, Turn>();
+  private readonly states = new Map<Turn, State>();
   private agentSpeaks = false;
 
   private get last(): Turn | undefined {
@@ -31,18 +47,36 @@ export class Turns {
       outcome: "no_reply",
     };
     this.all.push(turn);
+    this.states.set(turn, {
+      messageIds: [],
+      voices: [],
+      cut: false,
+      overAgent: this.agentSpeaks,
+      settled: false,
+    });
     return turn;
+  }
+
+  private state(turn: Turn): State {
+    return this.states.get(turn)!;
   }
 
   private static answered(turn: Turn): boolean {
     return "reply_heard" in turn.marks || turn.reply !== "";
   }
 
+  /** The reply that is being spoken counts as interrupted. */
+  private cutOff(): void {
+    if (!this.last) return;
+    this.state(this.last).cut = true;
+    this.judge(this.last);
+  }
+
   /** The user's voice began; a turn that is not answered yet goes on. */
   userStarts(voice: Voice): void {
+    if (this.agentSpeaks) this.cutOff();
     const last = this.last;
-    if (last && this.agentSpeaks) last.outcome = "interrupted";
-    const goesOn = last && !last.typed && !Turns.answered(last);
+    const goesOn = last && !last.typed && !Turns.answered(last) && !this.state(last).settled;
     const turn = goesOn ? last : this.begin(false, "");
     turn.marks["user_speech_start"] ??= voice.start_s;
   }
@@ -51,20 +85,18 @@ export class Turns {
   userEnds(voice: Voice): void {
     const last = this.last;
     if (!last || last.typed) return;
-    if (!("reply_heard" in last.marks)) {
-      last.marks["user_speech_end"] = voice.end_s;
-    }
+    last.marks["user_speech_end"] = voice.end_s;
+    this.judge(last);
   }
 
   typed(text: string, at_s: number): void {
-    const last = this.last;
-    if (last && this.agentSpeaks) last.outcome = "interrupted";
+    if (this.agentSpeaks) this.cutOff();
     this.begin(true, text).marks["typed"] = at_s;
   }
 
   /** The agent was stopped by the button; of a word or two LiveKit makes no message. */
   stopped(): void {
-    if (this.last) this.last.outcome = "interrupted";
+    this.cutOff();
   }
 
   /** The agent's voice began. */
@@ -73,46 +105,106 @@ export class Turns {
     const last = this.last;
     if (!last) {
       this.greetingHeard_s ??= voice.start_s;
-    } else if (!("reply_heard" in last.marks)) {
-      last.marks["reply_heard"] = voice.start_s;
-      const end = last.marks["user_speech_end"];
-      if (last.outcome === "interrupted") return; // it was cut off before it could be heard
-      // Still speaking, or the end lies behind: the agent fell into the user's word.
-      last.outcome = !last.typed && (end === undefined || end > voice.start_s) ? "interrupted" : "ok";
+      return;
     }
+    this.state(last).voices.push({ at_s: voice.start_s, messages: last.user_messages });
+    this.judge(last);
   }
 
   agentEnds(): void {
     this.agentSpeaks = false;
   }
 
+  /** The agent left; what is heard later is no reply to what it was told. */
+  agentLost(): void {
+    const last = this.last;
+    if (last && (this.agentSpeaks || !("reply_heard" in last.marks))) {
+      last.outcome = "agent_lost";
+      this.state(last).settled = true;
+    }
+    this.agentSpeaks = false;
+  }
+
   /** A message of the conversation, with LiveKit's figures. */
   item(item: Item): void {
     const turn = this.last;
-    if (item.role === "assistant" && !turn) {
-      this.greeting = item.text;
-    } else if (turn && item.role === "user") {
-      this.messages.set(item.id, turn);
+    if (!turn) {
+      if (item.role === "assistant") this.greeting = item.text;
+    } else if (item.role === "user") {
       turn.user_messages += 1;
       if (!turn.typed) turn.transcript = `${turn.transcript} ${item.text}`.trim();
-      turn.metrics = { ...item.metrics, ...turn.metrics };
-    } else if (turn && item.role === "assistant") {
-      // A reply that was cut off arrives after the next turn has begun.
-      const before = this.all.at(-2);
-      const owner = item.interrupted && before && turn.user_messages === 0 ? before : turn;
-      owner.reply = `${owner.reply} ${item.text}`.trim();
-      owner.metrics = { ...item.metrics, ...owner.metrics };
-      if (item.interrupted) owner.outcome = "interrupted";
-      this.messages.set(item.id, owner);
+      if (!this.dated(turn)) {
+        // The reply that is dated is the one to come.
+        turn.metrics = {};
+        this.state(turn).messageIds = [];
+      }
+      this.take(turn, item);
+    } else if (item.role === "assistant") {
+      this.reply(turn, item);
     }
+  }
+
+  private reply(turn: Turn, item: Item): void {
+    let owner: Turn | undefined = turn;
+    if (turn.user_messages === 0) {
+      // What was said last was not understood yet: this may be the end of what was before.
+      const before = this.all.at(-2);
+      const waits = before
+        ? before.user_messages > 0 && before.reply === "" && !this.state(before).settled
+        : this.greeting === "" && !turn.typed;
+      if (item.interrupted || waits) owner = before;
+    }
+    if (!owner) {
+      this.greeting = item.text;
+      return;
+    }
+    owner.reply = `${owner.reply} ${item.text}`.trim();
+    this.take(owner, item);
+    if (item.interrupted) this.state(owner).cut = true;
+    this.judge(owner);
+  }
+
+  private take(turn: Turn, item: Item): void {
+    this.state(turn).messageIds.push(item.id);
+    turn.metrics = { ...item.metrics, ...turn.metrics };
+  }
+
+  /** Whether a reply was heard after the user's last word. */
+  private dated(turn: Turn): boolean {
+    const { reply_heard: heard, user_speech_end: end } = turn.marks;
+    return heard !== undefined && (turn.typed || (end !== undefined && heard >= end));
+  }
+
+  /**
+   * Dates a turn's reply and sets its outcome, by all that is known so far.
+   *
+   * The reply is dated by the first voice after the user's last word. A voice before it makes the
+   * turn interrupted; then the reply to the rest is the next voice after another message of the
+   * user's, and without one the early voice dates the reply, which has no latency.
+   */
+  private judge(turn: Turn): void {
+    const { voices, cut, overAgent, settled } = this.state(turn);
+    if (settled) return;
+    const start_s = turn.marks["user_speech_start"] ?? -Infinity;
+    const end_s = turn.typed ? -Infinity : (turn.marks["user_speech_end"] ?? Infinity);
+    // What began before a word was understood, while the agent spoke, is its former reply.
+    const early = voices.filter(
+      ({ at_s, messages }) => start_s <= at_s && at_s < end_s && (messages > 0 || !overAgent),
+    );
+    const answered = early[0] ? Math.max(1, early[0].messages) : -1;
+    const late = voices.filter(({ at_s, messages }) => at_s >= end_s && messages > answered);
+    const heard = late[0] ?? early[0];
+    if (heard) turn.marks["reply_heard"] = heard.at_s;
+    else delete turn.marks["reply_heard"];
+    if (cut || early.length > 0) turn.outcome = "interrupted";
+    else turn.outcome = heard ? "ok" : "no_reply";
   }
 
   /** What the session's events leave out: stages by message id, in seconds. */
   figures(byMessage: Record<string, Record<string, number>>): void {
-    for (const [id, stages] of Object.entries(byMessage)) {
-      const turn = this.messages.get(id);
-      if (turn) turn.metrics = { ...stages, ...turn.metrics };
-    }
+    for (const turn of this.all)
+      for (const id of this.state(turn).messageIds)
+        turn.metrics = { ...byMessage[id], ...turn.metrics };
   }
 
   /** The turns without noises, numbered anew. */

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.microphone import Microphone
-from labvoice.caller.turns import Turn, turn_notices
+from labvoice.caller.turns import Item, Turn, Turns, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -81,6 +81,7 @@ _DISCONNECT_REASONS = {
     rtc.DisconnectReason.ROOM_CLOSED: "the room was closed",
     rtc.DisconnectReason.SERVER_SHUTDOWN: "the server shut down",
 }
+_NO_VOICE_HINT = "the worker's log tells whether it recognised speech and what its model said"
 _REPLACEMENT_MARKS = ("replacement_visible", "replacement_listening", "apology_heard")
 
 
@@ -152,13 +153,11 @@ class Call:
         identity: As given.
         marks: Connection marks, in seconds on the caller's monotonic clock; those of a failover
             are the last one's.
-        turns: All turns, oldest first.
         dispatch: The confirmed dispatch; None before.
         offset: The agent's clock against the caller's; None before it was measured.
         worker: What the agent told of its job: job_id, worker_id, pid.
         memory: How the agent's memory stands: state, error, updates, memory_load_s,
             waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
-        greeting: What the agent said first.
         on_turn_mark: Told every mark of a turn as it is set: the turn, name, seconds.
         notice: What did not go as the strategy meant it, in words; empty where it did.
         failure: Why no agent listened or no reply came, the last time; empty where none failed.
@@ -186,12 +185,10 @@ class Call:
         self.room_name = check_name(room)
         self.agent_name = agent_name
         self.marks: dict[str, float] = {}
-        self.turns: list[Turn] = []
         self.dispatch: Dispatch | None = None
         self.offset: ClockOffset | None = None
         self.worker: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
-        self.greeting = ""
         self.notice = ""
         self.failure = ""
         self._url, self._key, self._secret = url, api_key, api_secret
@@ -205,7 +202,9 @@ class Call:
         self.on_turn_mark: Callable[[Turn, str, float], None] | None = None
         self._room = rtc.Room()
         self._microphone = Microphone()
-        self._listener = Listener(self._wake)
+        self._listener = Listener(self._on_sound)
+        self._turns = Turns()
+        self._voices_heard = 0
         self._agent_identity = ""
         self._agent_state = ""
         self._agent_gone = ""
@@ -217,6 +216,16 @@ class Call:
         self._session: RemoteSession = remote_session.RemoteSession(
             remote_session.RoomSessionTransport(self._room)
         )
+
+    @property
+    def turns(self) -> list[Turn]:
+        """All turns, oldest first."""
+        return self._turns.all
+
+    @property
+    def greeting(self) -> str:
+        """What the agent said first."""
+        return self._turns.greeting
 
     # -- connecting ---------------------------------------------------------------------
 
@@ -362,12 +371,16 @@ class Call:
             self._on_mark(name, self.marks[name], clock, error_s)
         self._changed.set()
 
-    def _mark_turn(self, turn: Turn, name: str, at_s: float) -> None:
-        turn.marks[name] = at_s
+    def _tell_mark(self, turn: Turn, name: str) -> None:
         if self.on_turn_mark is not None:
-            self.on_turn_mark(turn, name, at_s)
+            self.on_turn_mark(turn, name, turn.marks[name])
 
-    def _wake(self) -> None:
+    def _on_sound(self) -> None:
+        for voice in self._listener.voices[self._voices_heard :]:
+            self._turns.agent_starts(voice.start_s)
+        self._voices_heard = len(self._listener.voices)
+        if self._listener.silent:
+            self._turns.agent_ends()
         self._changed.set()
 
     def _watch_room(self) -> None:
@@ -377,6 +390,7 @@ class Call:
             if participant.identity == self._agent_identity:
                 self._agent_gone = "the agent left the room"
                 if not self._ended:
+                    self._turns.agent_lost()
                     for mark in _REPLACEMENT_MARKS:  # of the failover before
                         self.marks.pop(mark, None)
                 self._agent_dispatch = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
@@ -432,25 +446,22 @@ class Call:
 
     def _on_item(self, event: session_pb.AgentSessionEvent) -> None:
         message = event.conversation_item_added.item.message
-        text = " ".join(part.text for part in message.content if part.text)
-        turn = self.turns[-1] if self.turns else None
-        if message.role == session_pb.ChatRole.ASSISTANT and turn is None:
-            self.greeting = text
-        elif turn is not None and message.role == session_pb.ChatRole.USER:
-            turn.user_messages += 1
-            turn.transcript = f"{turn.transcript} {text}".strip()
-            self._take_metrics(turn, message)
-        elif turn is not None and message.role == session_pb.ChatRole.ASSISTANT:
-            turn.reply = f"{turn.reply} {text}".strip()
-            turn.reply_ids.append(message.id)
-            self._take_metrics(turn, message)
+        roles = {session_pb.ChatRole.USER: "user", session_pb.ChatRole.ASSISTANT: "assistant"}
+        known = message.metrics.DESCRIPTOR.fields_by_name
+        self._turns.item(
+            Item(
+                message.id,
+                roles.get(message.role, ""),
+                " ".join(part.text for part in message.content if part.text),
+                message.interrupted,
+                {
+                    name: getattr(message.metrics, name)
+                    for name in AGENT_TURN_STAGES
+                    if name in known and message.metrics.HasField(name)
+                },
+            )
+        )
         self._changed.set()
-
-    @staticmethod
-    def _take_metrics(turn: Turn, message: Any) -> None:
-        for name in AGENT_TURN_STAGES:
-            if name in message.metrics.DESCRIPTOR.fields_by_name and message.metrics.HasField(name):
-                turn.metrics.setdefault(name, getattr(message.metrics, name))
 
     async def _until(
         self,
@@ -547,13 +558,13 @@ class Call:
             utterance: See :mod:`labvoice.speech.utterances` for where to get one.
         """
         speech = await asyncio.to_thread(lambda: utterance.speech)
-        turn = Turn(len(self.turns), utterance.text, notice=utterance.notice)
+        turn = self._turns.begin(utterance.text, utterance.notice)
         if speech.doubt:
             turn.add_notice(f"the end of speech is uncertain: {speech.doubt}")
-        self.turns.append(turn)
         start_s, end_s = await self._microphone.play(utterance.samples, speech.first, speech.last)
-        self._mark_turn(turn, "user_speech_start", start_s)
-        self._mark_turn(turn, "user_speech_end", end_s)
+        self._turns.spoken(turn, start_s, end_s)
+        self._tell_mark(turn, "user_speech_start")
+        self._tell_mark(turn, "user_speech_end")
         return turn
 
     async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
@@ -571,27 +582,34 @@ class Call:
             raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
         turn = self.turns[-1]
         try:
-            onset_s = await self._onset_since(
-                turn.marks["user_speech_start"], "reply_heard", timeout_s
+            await self._until(
+                lambda: "reply_heard" in turn.marks, "reply_heard", timeout_s, _NO_VOICE_HINT
             )
-            self._mark_turn(turn, "reply_heard", onset_s)
-            split = onset_s < turn.marks["user_speech_end"]
-            if split:  # the reply to the rest belongs to this turn as well, where there is one
+            if turn.voice_to_voice_s is None:  # it fell into the word; the rest may have its own
                 with contextlib.suppress(NoReplyError):
-                    await self.hear_onset(_REST_TIMEOUT_S)
+                    await self._until(
+                        lambda: turn.voice_to_voice_s is not None, "reply_heard", _REST_TIMEOUT_S
+                    )
+            self._tell_mark(turn, "reply_heard")
             await self.hear_end()
-            voice = self._listener.voice_since(onset_s)
+            voice = self._listener.voice_since(turn.marks["reply_heard"])
             if voice is not None and voice.doubt:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
-            await self._until(lambda: bool(turn.reply), "the reply's text", timeout_s)
+            await self._until(
+                lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
+                "the reply's text",
+                timeout_s,
+            )
             await self._fetch_worker()
         except NoReplyError:
-            turn.outcome = "no_reply"
+            turn.settle("no_reply")
             raise
         except AgentLostError:
-            turn.outcome = "agent_lost"
+            turn.settle("agent_lost")
             raise
-        turn.outcome = "interrupted" if split else "ok"
+        except LabvoiceError:
+            turn.settle("error")
+            raise
         return turn
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
@@ -612,7 +630,7 @@ class Call:
             lambda: self._listener.onset_since(since_s) is not None,
             stage,
             timeout_s,
-            "the worker's log tells whether it recognised speech and what its model said",
+            _NO_VOICE_HINT,
         )
         onset = self._listener.onset_since(since_s)
         assert onset is not None
@@ -657,10 +675,7 @@ class Call:
                 self._mark(name, at_s, "worker", self.offset.uncertainty_s)
         figures = self.worker.pop("figures")
         self.memory = self.worker.pop("memory")
-        for turn in self.turns:
-            for message_id in turn.reply_ids:
-                for stage, duration_s in figures.get(message_id, {}).items():
-                    turn.metrics.setdefault(stage, duration_s)
+        self._turns.figures(figures)
 
     async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:
         """Waits until the agent's memory is in a state, such as `ready`.

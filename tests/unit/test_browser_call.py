@@ -69,7 +69,7 @@ def simulated_call(settings: Settings) -> tuple[Call, Lab]:
     call.marks = {name: mark["t_s"] for name, mark in marks if name != "something_new"}
     turn = dict(SENT["turns"][0])
     del turn["typed"]
-    call.turns = [Turn(**turn)]
+    call.turns.append(Turn(**turn))
     return call, Lab(settings=settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from labvoice.caller.call import Call
 from labvoice.caller.clock import measure_offset
 from labvoice.caller.microphone import Microphone
-from labvoice.caller.turns import Turn
+from labvoice.caller.turns import Item, Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
 from labvoice.protocol.vocabulary import RPC_CLOCK
@@ -73,7 +74,7 @@ def _call() -> Call:
         room="room",
         agent_name="agent",
     )
-    call.turns = [Turn(0, "Hello", {"user_speech_start": 1.0, "user_speech_end": 2.0})]
+    call._turns.spoken(call._turns.begin("Hello"), 1.0, 2.0)
     return call
 
 
@@ -94,14 +95,11 @@ async def test_a_turn_that_was_not_heard_to_its_end_is_not_ok(
     async def fail(*_: object, **__: object) -> float:
         raise error
 
-    async def onset(*_: object) -> float:
-        return 2.5
-
     if outcome == "error":
-        monkeypatch.setattr(call, "_onset_since", onset)
+        call._turns.agent_starts(2.5)
         monkeypatch.setattr(call, "hear_end", fail)
     else:
-        monkeypatch.setattr(call, "_onset_since", fail)
+        monkeypatch.setattr(call, "_until", fail)
     with pytest.raises(type(error)):
         await call.hear()
     assert call.turns[0].outcome == outcome
@@ -113,13 +111,10 @@ async def test_marks_of_a_turn_are_told_as_they_are_set(monkeypatch: pytest.Monk
     told: list[str] = []
     call.on_turn_mark = lambda turn, name, at_s: told.append(f"{turn.number} {name} {at_s}")
 
-    async def onset(*_: object) -> float:
-        return 2.5
-
     async def never_ends() -> None:
         raise StageTimeoutError("the end of the agent's speech", 60, "it still speaks")
 
-    monkeypatch.setattr(call, "_onset_since", onset)
+    call._turns.agent_starts(2.5)
     monkeypatch.setattr(call, "hear_end", never_ends)
     with pytest.raises(StageTimeoutError):
         await call.hear()
@@ -131,7 +126,7 @@ async def test_a_doubtful_end_of_speech_is_told_on_its_turn(
 ) -> None:
     """What was done to a recording, and that its end is uncertain, stand on the turn and call."""
     call = _call()
-    call.turns = []
+    call.turns.clear()
 
     async def play(_: object, first: int, last: int) -> tuple[float, float]:
         return first / 48000, last / 48000
@@ -157,26 +152,33 @@ def test_a_reply_into_the_callers_turn_has_no_latency() -> None:
 async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is answered to the rest of a split utterance belongs to the same turn."""
+    """The reply to the rest of a split utterance belongs to the same turn, and dates it."""
     call = _call()
-    onsets = [1.5, 2.8]
+    turn = call.turns[0]
+    told: list[float] = []
+    call.on_turn_mark = lambda _, name, at_s: told.append(at_s)
+    call._turns.item(Item("u", "user", "Oh"))
+    call._turns.agent_starts(1.5)
+    call._turns.item(Item("a", "assistant", "Well", interrupted=True))
+    call._turns.item(Item("b", "user", "Hello"))
 
-    async def onset(*_: object) -> float:
-        return onsets.pop(0)
-
-    async def done() -> None:
-        call.turns[0].reply = "Sure."
+    async def until(condition: Callable[[], bool], *_: object) -> None:
+        if not condition():  # what happens while one waits
+            call._turns.agent_starts(2.8)
+            call._turns.item(Item("c", "assistant", "Sure."))
+        assert condition()
 
     async def nothing() -> None:
         return None
 
-    monkeypatch.setattr(call, "_onset_since", onset)
-    monkeypatch.setattr(call, "hear_end", done)
+    monkeypatch.setattr(call, "_until", until)
+    monkeypatch.setattr(call, "hear_end", nothing)
     monkeypatch.setattr(call, "_fetch_worker", nothing)
-    turn = await call.hear()
+    assert await call.hear() is turn
     assert turn.outcome == "interrupted"
-    assert onsets == []
-    assert turn.marks["reply_heard"] == 1.5
+    assert turn.voice_to_voice_s == pytest.approx(0.8)
+    assert told == [2.8]
+    assert turn.reply == "Well Sure."
 
 
 @pytest.mark.parametrize(("gone", "error"), [("it left", AgentLostError), ("", LabvoiceError)])
