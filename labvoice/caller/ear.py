@@ -119,6 +119,7 @@ class Listener:
         self._levels: deque[float] = deque(maxlen=_LOOK_BACK)
         self._between: deque[float] = deque(maxlen=_NOISE_FRAMES)
         self._loud_frames = 0
+        self._resumes = False
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, track: rtc.Track) -> None:
@@ -128,6 +129,7 @@ class Listener:
         )
         if self._task is not None:
             self._task.cancel()  # the track of an agent that was replaced
+            self._resumes = True
         self._task = asyncio.create_task(self._receive(stream), name="labvoice-listener")
 
     async def _receive(self, stream: rtc.AudioStream) -> None:
@@ -148,6 +150,8 @@ class Listener:
         """
         if not self._frames:
             self.started_s = at_s
+        if self._resumes:
+            self._fill_gap(at_s)
         self._frames.append(samples)
         self._arrived_s.append(at_s)
         level = float(frame_levels(samples, self._high_pass(samples), len(samples))[0])
@@ -169,6 +173,13 @@ class Listener:
             self._levels.clear()  # what was before belongs to no other voice
             return True
         return False
+
+    def _fill_gap(self, at_s: float) -> None:
+        """Nothing is heard between a lost agent's track and the next: it counts as silence."""
+        self._resumes = False
+        while self._frames and at_s - self._arrived_s[-1] > 1.5 * _FRAME_S:
+            self._frames.append(np.zeros_like(self._frames[-1]))
+            self._arrived_s.append(self._arrived_s[-1] + _FRAME_S)
 
     def _begins(self, level: float) -> bool:
         """Tells whether voice has begun by now; its onset may lie some frames back."""
