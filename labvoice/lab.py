@@ -32,6 +32,7 @@ from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.proxies import loopback_spared
+from labvoice.protocol.vocabulary import Mark
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
@@ -547,7 +548,7 @@ class Lab:
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
-        on_mark: Callable[[str, float, str, float], None] | None = None,
+        on_mark: Callable[[Mark], None] | None = None,
     ) -> Call:
         """Prepares a call that is not connected yet; :meth:`call` connects it too.
 
@@ -599,7 +600,7 @@ class Lab:
         if len(self.recent_calls) > _CALLS_WITH_AUDIO:
             old = self.recent_calls[-1 - _CALLS_WITH_AUDIO]
             if isinstance(old, Call):
-                figures = PastCall(old.room_name, old.marks, old.turns)
+                figures = PastCall(old.room_name, old.connection_marks, old.turns)
                 self.recent_calls[-1 - _CALLS_WITH_AUDIO] = figures
 
     def call(

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from livekit import api, rtc
@@ -24,6 +24,7 @@ from labvoice.errors import (
     UsageError,
 )
 from labvoice.protocol.metadata import JobMetadata
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
@@ -123,10 +124,9 @@ class Trial:
         self._connection: str | None = None
         self._due = list(range(turns))
 
-    def mark(self, name: str, at_s: float, clock: str = "caller", error_s: float = 0.0) -> None:
+    def mark(self, mark: Mark) -> None:
         """Records a mark of the connection."""
-        whose: Literal["caller", "worker"] = "worker" if clock == "worker" else "caller"
-        self.run.mark(self.number, name, at_s, clock=whose, uncertainty_s=error_s)
+        self.run.mark(self.number, mark)
 
     def note(self, turn: int | None = None, **facts: Any) -> None:
         """Records facts that are no time."""
@@ -217,7 +217,7 @@ async def call_trial(
         agent_name=arm.agent_name,
         metadata=metadata,
         strategy=arm.strategy,
-        on_mark=lambda name, at_s, clock, error_s: this.mark(name, at_s, clock, error_s),
+        on_mark=lambda mark: this.mark(mark),
     )
     async with trial(
         run,
@@ -228,7 +228,7 @@ async def call_trial(
         warmup=warmup,
         said=said,
     ) as this:
-        call.on_turn_mark = lambda turn, name, at_s: run.mark(number, name, at_s, turn=turn.number)
+        call.on_turn_mark = lambda turn, mark: run.mark(number, mark, turn=turn.number)
         try:
             yield this, call
         finally:

@@ -30,6 +30,7 @@ from labvoice.errors import (
     NoWorkerError,
     UsageError,
 )
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Event:
             warmup=self._warmup,
             unit=f"{self._arm.name} {self._round}",
         ) as this:
-            this.mark("click", self._click_s)
+            this.mark(Mark("click", self._click_s))
             failure: Exception | None = None
             try:
                 await self._ask_and_watch(this, room)
@@ -163,11 +164,11 @@ class _Event:
             await asyncio.gather(watching, return_exceptions=True)
 
     async def _plain(self, this: Trial, room: str) -> None:
-        this.mark("dispatch_requested", time.monotonic())
+        this.mark(Mark("dispatch_requested", time.monotonic()))
         await self._dispatcher.api.agent_dispatch.create_dispatch(
             api.CreateAgentDispatchRequest(agent_name=_AGENT_NAME, room=room)
         )
-        this.mark("dispatch_acknowledged", time.monotonic())
+        this.mark(Mark("dispatch_acknowledged", time.monotonic()))
 
     async def _confirmed(self, this: Trial, room: str) -> None:
         done = await self._dispatcher.dispatch(
@@ -186,7 +187,7 @@ class _Event:
             await asyncio.sleep(_POLL_S)
             with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next look may be answered
                 if await self._present(room):
-                    this.mark("agent_visible", time.monotonic())
+                    this.mark(Mark("agent_visible", time.monotonic()))
                     return
         raise NoWorkerError(
             f"no agent came within {_WAIT_S:g} s, whatever the server answered",

@@ -17,7 +17,7 @@ from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
-from labvoice.protocol.vocabulary import CALIBRATION_STAGES
+from labvoice.protocol.vocabulary import CALIBRATION_STAGES, Mark
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.utterances import Pcm, Utterance
 
@@ -211,7 +211,7 @@ async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     reply = reference.reply_between(turn.marks["user_speech_end"], turn.marks["reply_heard"])
     uplink_s = reply.heard_s - turn.marks["user_speech_end"]
     downlink_s = turn.marks["reply_heard"] - reply.left_s
-    this.run.mark(this.number, "reply_heard", turn.marks["reply_heard"], turn=turn.number)
+    this.run.mark(this.number, Mark("reply_heard", turn.marks["reply_heard"]), turn=turn.number)
     stages = (uplink_s + downlink_s, uplink_s, downlink_s)
     for stage, duration_s in zip(CALIBRATION_STAGES, stages, strict=True):
         this.run.stage(this.number, stage, duration_s, turn=turn.number, source="reference")

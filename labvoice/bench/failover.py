@@ -21,6 +21,7 @@ from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import DuplicateAgentError, UsageError
 from labvoice.faults import Fault
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
             fault = lab.faults.kill_worker(call)
         else:
             fault = lab.faults.hang_job(call) if kind == "hang" else lab.faults.kill_job(call)
-        this.mark("agent_killed", fault.at_s)
+        this.mark(Mark("agent_killed", fault.at_s))
         await call.wait_for_replacement()
         this.note(
             lost_worker_id=lost["worker_id"],

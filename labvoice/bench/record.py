@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from labvoice.bench.base import columns, run_path
 from labvoice.bench.memory import record_memory
 from labvoice.bench.turns import record_turn
 from labvoice.caller.call import Call
-from labvoice.protocol.vocabulary import WORKER_CONNECTION_MARKS
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
 from labvoice.targets.target import Target
@@ -37,17 +36,13 @@ def record_call(
     arms = {"default": {**about, "strategy": call.strategy}}
     with RunWriter(path, kind="call", arms=arms, config={"command": command}) as run:
         run.trial(0, call.room_name, "default")
-        for mark, at_s in call.marks.items():
-            clock: Literal["caller", "worker"] = (
-                "worker" if mark in WORKER_CONNECTION_MARKS else "caller"
-            )
-            error_s = call.offset.uncertainty_s if clock == "worker" and call.offset else 0.0
-            run.mark(0, mark, at_s, clock=clock, uncertainty_s=error_s)
+        for mark in call.connection_marks.values():
+            run.mark(0, mark)
         record_memory(run, 0, call)
         run.outcome(0, "ok" if "agent_listening" in call.marks else "error", detail=call.failure)
         for turn in call.turns:
-            for mark, at_s in turn.marks.items():
-                run.mark(0, mark, at_s, turn=turn.number)
+            for name, at_s in turn.marks.items():
+                run.mark(0, Mark(name, at_s), turn=turn.number)
             record_turn(run, 0, turn)
             run.outcome(0, turn.outcome, turn=turn.number)
     return Run.load(path)

@@ -37,7 +37,12 @@ from labvoice.errors import (
     StageTimeoutError,
 )
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, Metadata, check_name
-from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
+from labvoice.protocol.vocabulary import (
+    AGENT_TURN_STAGES,
+    RPC_MARKS,
+    WORKER_CONNECTION_MARKS,
+    Mark,
+)
 from labvoice.show import Facts, call_facts
 from labvoice.speech.utterances import Utterance
 
@@ -117,13 +122,22 @@ class PastCall:
 
     Attributes:
         room_name: Name of the room.
-        marks: As :attr:`Call.marks`.
+        connection_marks: As :attr:`Call.connection_marks`.
         turns: As :attr:`Call.turns`.
     """
 
     room_name: str
-    marks: dict[str, float]
+    connection_marks: dict[str, Mark]
     turns: list[Turn]
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """As :attr:`Call.marks`."""
+        return _instants(self.connection_marks)
+
+
+def _instants(marks: Mapping[str, Mark]) -> dict[str, float]:
+    return {name: mark.at_s for name, mark in marks.items()}
 
 
 class Call:
@@ -142,8 +156,7 @@ class Call:
         timeout_s: How long to wait for the agent, in seconds.
         greets: Whether the agent is known to speak first; else nobody waits for its greeting.
         apologises: Whether an agent that replaces a lost one is known to speak first.
-        on_mark: Told every mark of the connection as it is set: name, seconds, clock
-            (`caller` or `worker`) and uncertainty in seconds.
+        on_mark: Told every mark of the connection as it is set.
         on_end: Told that the call has ended.
 
     Attributes:
@@ -151,14 +164,13 @@ class Call:
         room_name: Name of the room.
         agent_name: As given.
         identity: As given.
-        marks: Connection marks, in seconds on the caller's monotonic clock; those of a failover
-            are the last one's.
+        connection_marks: Marks of the connection by name; those of a failover are the last one's.
         dispatch: The confirmed dispatch; None before.
         offset: The agent's clock against the caller's; None before it was measured.
         worker: What the agent told of its job: job_id, worker_id, pid.
         memory: How the agent's memory stands: state, error, updates, memory_load_s,
             waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
-        on_turn_mark: Told every mark of a turn as it is set: the turn, name, seconds.
+        on_turn_mark: Told every mark of a turn as it is set.
         notice: What did not go as the strategy meant it, in words; empty where it did.
         failure: Why no agent listened or no reply came, the last time; empty where none failed.
     """
@@ -178,13 +190,13 @@ class Call:
         timeout_s: float = DISPATCH_TIMEOUT_S,
         greets: bool = True,
         apologises: bool = True,
-        on_mark: Callable[[str, float, str, float], None] | None = None,
+        on_mark: Callable[[Mark], None] | None = None,
         on_end: Callable[[Call], None] = lambda _: None,
     ) -> None:
         self.strategy = strategy
         self.room_name = check_name(room)
         self.agent_name = agent_name
-        self.marks: dict[str, float] = {}
+        self.connection_marks: dict[str, Mark] = {}
         self.dispatch: Dispatch | None = None
         self.offset: ClockOffset | None = None
         self.worker: dict[str, Any] = {}
@@ -199,7 +211,7 @@ class Call:
         self._metadata = metadata
         self._on_mark = on_mark
         self._on_end = on_end
-        self.on_turn_mark: Callable[[Turn, str, float], None] | None = None
+        self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self._room = rtc.Room()
         self._microphone = Microphone()
         self._listener = Listener(self._on_sound)
@@ -216,6 +228,11 @@ class Call:
         self._session: RemoteSession = remote_session.RemoteSession(
             remote_session.RoomSessionTransport(self._room)
         )
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Instants of the connection by name, in seconds on the caller's monotonic clock."""
+        return _instants(self.connection_marks)
 
     @property
     def turns(self) -> list[Turn]:
@@ -289,7 +306,7 @@ class Call:
             self.notice = strategy.missed.format(room=self.room_name)
         for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
             await self._until(
-                functools.partial(self.marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
+                functools.partial(self.connection_marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
             )
 
     async def _dispatch(self) -> None:
@@ -298,7 +315,7 @@ class Call:
             self.agent_name,
             metadata=self._metadata,
             timeout_s=self._timeout_s,
-            on_mark=self._mark,
+            on_mark=self._set_mark,
         )
 
     def _was_dispatched(self) -> bool:
@@ -361,19 +378,20 @@ class Call:
             "the server announces (`rtc.node_ip`) must be one that both reach",
         )
 
-    def _mark(
-        self, name: str, at_s: float | None = None, clock: str = "caller", error_s: float = 0.0
-    ) -> None:
-        if name in self.marks:
+    def _mark(self, name: str, at_s: float | None = None) -> None:
+        self._set_mark(Mark(name, time.monotonic() if at_s is None else at_s))
+
+    def _set_mark(self, mark: Mark) -> None:
+        if mark.name in self.connection_marks:
             return
-        self.marks[name] = time.monotonic() if at_s is None else at_s
+        self.connection_marks[mark.name] = mark
         if self._on_mark is not None:
-            self._on_mark(name, self.marks[name], clock, error_s)
+            self._on_mark(mark)
         self._changed.set()
 
     def _tell_mark(self, turn: Turn, name: str) -> None:
         if self.on_turn_mark is not None:
-            self.on_turn_mark(turn, name, turn.marks[name])
+            self.on_turn_mark(turn, Mark(name, turn.marks[name]))
 
     def _on_sound(self) -> None:
         for voice in self._listener.voices[self._voices_heard :]:
@@ -392,7 +410,7 @@ class Call:
                 if not self._ended:
                     self._turns.agent_lost()
                     for mark in _REPLACEMENT_MARKS:  # of the failover before
-                        self.marks.pop(mark, None)
+                        self.connection_marks.pop(mark, None)
                 self._agent_dispatch = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
                 self._changed.set()
 
@@ -671,8 +689,7 @@ class Call:
         marks = self.worker.pop("marks")
         for name in WORKER_CONNECTION_MARKS:
             if marks.get(name):
-                at_s = self.offset.to_caller(marks[name])
-                self._mark(name, at_s, "worker", self.offset.uncertainty_s)
+                self._set_mark(self.offset.to_caller(name, marks[name]))
         figures = self.worker.pop("figures")
         self.memory = self.worker.pop("memory")
         self._turns.figures(figures)

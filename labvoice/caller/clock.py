@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from livekit import rtc
 
-from labvoice.protocol.vocabulary import RPC_CLOCK
+from labvoice.protocol.vocabulary import RPC_CLOCK, Mark
 
 _ROUNDS = 5
 
@@ -25,9 +25,9 @@ class ClockOffset:
     offset_s: float
     uncertainty_s: float
 
-    def to_caller(self, agent_wall_s: float) -> float:
-        """Returns the instant on the caller's monotonic clock, in seconds."""
-        return agent_wall_s - self.offset_s
+    def to_caller(self, name: str, agent_wall_s: float) -> Mark:
+        """Returns an agent's instant as a mark on the caller's monotonic clock."""
+        return Mark(name, agent_wall_s - self.offset_s, "worker", self.uncertainty_s)
 
 
 async def measure_offset(room: rtc.Room, agent_identity: str) -> ClockOffset:

@@ -33,6 +33,7 @@ from labvoice.protocol.metadata import (
     check_name,
     metadata_text,
 )
+from labvoice.protocol.vocabulary import Mark
 from labvoice.show import Facts
 from labvoice.stack.livekit.log import LiveKitLog
 
@@ -160,7 +161,7 @@ class Dispatcher:
         *,
         metadata: Metadata = None,
         timeout_s: float = DISPATCH_TIMEOUT_S,
-        on_mark: Callable[[str, float], None] | None = None,
+        on_mark: Callable[[Mark], None] | None = None,
     ) -> Dispatch:
         """Puts exactly one agent into a room and returns when it is there.
 
@@ -176,7 +177,7 @@ class Dispatcher:
             metadata: What the agent gets to know: labvoice's own, or any text or dictionary for
                 another agent, which is sent as it is.
             timeout_s: How long to wait for the agent, in seconds.
-            on_mark: Told every mark as it is set: name and monotonic seconds.
+            on_mark: Told every mark as it is set.
 
         Raises:
             RoomNameError: A name cannot be used.

@@ -11,6 +11,7 @@ from livekit.protocol.agent import JobState
 from livekit.protocol.agent_dispatch import AgentDispatch
 
 from labvoice.protocol.metadata import IN_FLIGHT_S, Metadata
+from labvoice.protocol.vocabulary import Mark
 
 
 @dataclass
@@ -40,7 +41,7 @@ class DispatchRequest:
     agent_name: str
     metadata: Metadata
     until: float
-    on_mark: Callable[[str, float], None] | None
+    on_mark: Callable[[Mark], None] | None
     room_existed: bool = False
     found: bool = False
     job: JobState | None = None
@@ -63,7 +64,7 @@ class DispatchRequest:
         if name not in self.marks:
             self.marks[name] = time.monotonic()
             if self.on_mark is not None:
-                self.on_mark(name, self.marks[name])
+                self.on_mark(Mark(name, self.marks[name]))
 
     def claim(self, dispatch_id: str) -> str:
         """Notes the dispatch that counts, and returns its id."""

@@ -7,7 +7,8 @@ the measured clock offset and carries that offset's uncertainty.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 CALLER_CONNECTION_MARKS: Final = (
     "click",
@@ -47,6 +48,27 @@ was heard."""
 TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
 """Marks of a turn: first and last voiced sample of the user that left the caller, and the
 first voiced sample of the reply that reached the caller."""
+
+
+Clock = Literal["caller", "worker"]
+"""Whose clock an instant was read from."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An instant of a call, from where it is read to the frame of a run.
+
+    Attributes:
+        name: A mark of the vocabulary.
+        at_s: The instant, in seconds on the caller's monotonic clock; a worker's is moved there.
+        clock: Whose clock it was read from.
+        uncertainty_s: That of the offset by which it was moved, in seconds: 0 for the caller's.
+    """
+
+    name: str
+    at_s: float
+    clock: Clock = "caller"
+    uncertainty_s: float = 0.0
 
 
 class Stage(NamedTuple):

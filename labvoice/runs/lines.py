@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, TypeA
 from pydantic.functional_validators import AfterValidator
 
 from labvoice.protocol import vocabulary as stages
+from labvoice.protocol.vocabulary import Clock
 
 FORMAT: Final = 1
 """Version of the run file's format; a reader refuses any other."""
@@ -113,7 +114,7 @@ class MarkLine(_Line):
     turn: int | None = None
     mark: Annotated[str, AfterValidator(_mark)]
     t_s: FiniteFloat
-    clock: Literal["caller", "worker"] = "caller"
+    clock: Clock = "caller"
     uncertainty_s: FiniteFloat = 0.0
 
 

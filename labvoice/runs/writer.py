@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from labvoice.errors import RunFileError
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
 from labvoice.runs.lines import (
     EndLine,
@@ -134,31 +135,25 @@ class RunWriter:
     def mark(
         self,
         trial: int,
-        mark: str,
-        t_s: float,
+        mark: Mark,
         *,
         turn: int | None = None,
-        clock: Literal["caller", "worker"] = "caller",
-        uncertainty_s: float = 0.0,
     ) -> None:
-        """Records an instant, in seconds on the caller's monotonic clock.
+        """Records an instant.
 
         Args:
             trial: The trial.
-            mark: A mark of the vocabulary.
-            t_s: The instant; a worker's is moved to the caller's clock before.
+            mark: Its name, one of the vocabulary, instant and clock.
             turn: The turn that it belongs to; None for the connection.
-            clock: Whose clock it was read from.
-            uncertainty_s: That of the offset by which it was moved.
         """
         self._write_of(
             MarkLine(
                 trial=trial,
                 turn=turn,
-                mark=mark,
-                t_s=t_s,
-                clock=clock,
-                uncertainty_s=uncertainty_s,
+                mark=mark.name,
+                t_s=mark.at_s,
+                clock=mark.clock,
+                uncertainty_s=mark.uncertainty_s,
             )
         )
 

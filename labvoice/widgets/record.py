@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -16,6 +16,8 @@ from labvoice.protocol.vocabulary import (
     OUTCOMES,
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
+    Clock,
+    Mark,
     voice_to_voice_s,
 )
 from labvoice.runs.run import RunWriter
@@ -33,8 +35,12 @@ class BrowserMark(_Part):
     """An instant in seconds on the browser's monotonic clock (`performance.now() / 1000`)."""
 
     t_s: FiniteFloat
-    clock: Literal["caller", "worker"] = "caller"
+    clock: Clock = "caller"
     uncertainty_s: FiniteFloat = 0.0
+
+    def named(self, name: str) -> Mark:
+        """Returns it with its name, which the record has as its key."""
+        return Mark(name, self.t_s, self.clock, max(0.0, self.uncertainty_s))
 
 
 class BrowserTurn(_Part):
@@ -94,9 +100,7 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
         run.trial(0, record.room or "none", "default")
         for name, mark in record.marks.items():
             if name in known:
-                run.mark(
-                    0, name, mark.t_s, clock=mark.clock, uncertainty_s=max(0.0, mark.uncertainty_s)
-                )
+                run.mark(0, mark.named(name))
         run.note(0, None, letta_agent_id=record.letta_agent_id, **record.notes)
         loaded_s = record.notes.get("memory_load_s")
         if isinstance(loaded_s, float):
@@ -109,7 +113,7 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
 def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
     for name, at_s in turn.marks.items():
         if name in TURN_MARKS:
-            run.mark(0, name, at_s, turn=turn.number)
+            run.mark(0, Mark(name, at_s), turn=turn.number)
     for name, duration_s in turn.metrics.items():
         if name in AGENT_TURN_STAGES + MEMORY_STAGES:
             run.stage(0, name, duration_s, turn=turn.number)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
 
 HOST: dict[str, Any] = {
@@ -89,15 +90,15 @@ def connect_run(
             arm = names[trial % len(names)]
             writer.trial(trial, f"lab-{trial:03d}", arm, warmup=trial == 0)
             factor = slower * (slower_arm if arm != names[0] else 1.0)
-            writer.mark(trial, "click", 100.0 + trial)
+            writer.mark(trial, Mark("click", 100.0 + trial))
             for mark, (after_s, scatter_s) in _CONNECTION.items():
                 if trial in failures and mark not in ("token_issued", "dispatch_requested"):
                     continue
                 at = 100.0 + trial + factor * max(after_s / 2, rng.normal(after_s, scatter_s))
                 if mark in _WORKER:
-                    writer.mark(trial, mark, at, clock="worker", uncertainty_s=0.0012)
+                    writer.mark(trial, Mark(mark, at, clock="worker", uncertainty_s=0.0012))
                 else:
-                    writer.mark(trial, mark, at)
+                    writer.mark(trial, Mark(mark, at))
             writer.note(trial, worker_id="AW_example", clock_offset_s=0.0004)
             writer.outcome(trial, failures.get(trial, "ok"))
     return Run.load(path)
@@ -129,17 +130,17 @@ def turns_run(
             zero = 500.0 + 60 * trial
             arm = names[trial % len(names)]
             writer.trial(trial, f"lab-{trial:03d}", arm)
-            writer.mark(trial, "click", zero)
-            writer.mark(trial, "dispatch_requested", zero + 0.004)
-            writer.mark(trial, "agent_listening", zero + rng.normal(0.5, 0.02))
+            writer.mark(trial, Mark("click", zero))
+            writer.mark(trial, Mark("dispatch_requested", zero + 0.004))
+            writer.mark(trial, Mark("agent_listening", zero + rng.normal(0.5, 0.02)))
             writer.outcome(trial, "ok")
             mood_s = rng.normal(0, 0.03) - (faster_arm_s if arm != names[0] else 0.0)
             for turn in range(turns):
                 begin = zero + 2 + 12 * turn
                 end = begin + rng.normal(1.9, 0.2)
                 sentence = said or _SAID[turn % len(_SAID)]
-                writer.mark(trial, "user_speech_start", begin, turn=turn)
-                writer.mark(trial, "user_speech_end", end, turn=turn)
+                writer.mark(trial, Mark("user_speech_start", begin), turn=turn)
+                writer.mark(trial, Mark("user_speech_end", end), turn=turn)
                 failed = failures.get((trial, turn))
                 if failed is None:
                     agent = {
@@ -155,7 +156,7 @@ def turns_run(
                         + mood_s
                     )
                     reply = end + e2e + rng.normal(0.26, 0.01)
-                    writer.mark(trial, "reply_heard", reply, turn=turn)
+                    writer.mark(trial, Mark("reply_heard", reply), turn=turn)
                     for name, duration_s in {**agent, "e2e_latency": e2e}.items():
                         writer.stage(trial, name, duration_s, turn=turn)
                     writer.note(trial, turn, transcript=sentence, reply=_REPLY, wer=0.0)

@@ -16,6 +16,7 @@ from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import RunFileError
 from labvoice.lab import Lab
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.lines import FRAME_COLUMNS
 from labvoice.settings import Settings
 from labvoice.widgets.call import BrowserCall
@@ -66,7 +67,11 @@ def simulated_call(settings: Settings) -> tuple[Call, Lab]:
         strategy="concurrent",
     )
     marks = SENT["marks"].items()
-    call.marks = {name: mark["t_s"] for name, mark in marks if name != "something_new"}
+    call.connection_marks |= {
+        name: Mark(name, mark["t_s"], mark["clock"], mark["uncertainty_s"])
+        for name, mark in marks
+        if name != "something_new"
+    }
     turn = dict(SENT["turns"][0])
     del turn["typed"]
     call.turns.append(Turn(**turn))

@@ -51,7 +51,10 @@ async def test_a_skewed_clock_is_moved_by_the_shortest_round_trip(
     room = cast("rtc.Room", SimpleNamespace(local_participant=agent))
     offset = await measure_offset(room, "agent")
     assert offset.uncertainty_s == pytest.approx(0.005)  # not that of the slow rounds
-    assert abs(offset.to_caller(7.0 + _SKEW_S) - 7.0) <= offset.uncertainty_s + 1e-6
+    assert (
+        abs(offset.to_caller("job_received", 7.0 + _SKEW_S).at_s - 7.0)
+        <= offset.uncertainty_s + 1e-6
+    )
 
 
 async def test_a_microphone_that_is_off_says_so() -> None:
@@ -109,7 +112,7 @@ async def test_marks_of_a_turn_are_told_as_they_are_set(monkeypatch: pytest.Monk
     """The reply's onset is told before anybody waits for the reply's end."""
     call = _call()
     told: list[str] = []
-    call.on_turn_mark = lambda turn, name, at_s: told.append(f"{turn.number} {name} {at_s}")
+    call.on_turn_mark = lambda turn, mark: told.append(f"{turn.number} {mark.name} {mark.at_s}")
 
     async def never_ends() -> None:
         raise StageTimeoutError("the end of the agent's speech", 60, "it still speaks")
@@ -156,7 +159,7 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
     call = _call()
     turn = call.turns[0]
     told: list[float] = []
-    call.on_turn_mark = lambda _, name, at_s: told.append(at_s)
+    call.on_turn_mark = lambda _, mark: told.append(mark.at_s)
     call._turns.item(Item("u", "user", "Oh"))
     call._turns.agent_starts(1.5)
     call._turns.item(Item("a", "assistant", "Well", interrupted=True))

@@ -14,6 +14,7 @@ from livekit.protocol.room import ListParticipantsResponse
 from labvoice.bench.burst import BURST_ARMS, _Event
 from labvoice.bench.turns import said_in
 from labvoice.caller.turns import Turn
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.utterances import Utterance
@@ -49,8 +50,8 @@ def turns_run(
             run.outcome(trial, "ok" if took_s else "no_worker")
             run.note(trial, 0, said=said)
             if took_s:
-                run.mark(trial, "user_speech_end", 1.0, turn=0)
-                run.mark(trial, "reply_heard", 1.0 + took_s, turn=0)
+                run.mark(trial, Mark("user_speech_end", 1.0), turn=0)
+                run.mark(trial, Mark("reply_heard", 1.0 + took_s), turn=0)
             run.outcome(trial, "ok" if took_s else "no_worker", turn=0)
     return Run.load(path)
 

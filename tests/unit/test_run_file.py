@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from labvoice.errors import RunFileError
+from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host, reader
 from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import HOST, connect_run, turns_run
@@ -31,7 +32,7 @@ def test_stages_are_the_time_between_their_marks(tmp_path: Path) -> None:
             ("dispatch_acknowledged", 50.5),
             ("agent_listening", 51.0),
         ):
-            writer.mark(1, mark, at_s)
+            writer.mark(1, Mark(mark, at_s))
         writer.outcome(1, "ok")
     frame = Run.load(tmp_path / "run.jsonl").frame.set_index("stage")
     assert dict(frame["start_s"]) == {"dispatch": 0.25, "ready": 0.25, "connection": 0.0}
@@ -42,9 +43,9 @@ def test_a_reply_into_the_callers_turn_has_no_latency(tmp_path: Path) -> None:
     """Where the reply began before the caller had finished, no negative figure is computed."""
     with writer_of(tmp_path / "run.jsonl") as writer:
         for turn, heard_s in ((0, 1.5), (1, 2.5)):
-            writer.mark(1, "user_speech_start", 1.0, turn=turn)
-            writer.mark(1, "user_speech_end", 2.0, turn=turn)
-            writer.mark(1, "reply_heard", heard_s, turn=turn)
+            writer.mark(1, Mark("user_speech_start", 1.0), turn=turn)
+            writer.mark(1, Mark("user_speech_end", 2.0), turn=turn)
+            writer.mark(1, Mark("reply_heard", heard_s), turn=turn)
             writer.stage(1, "e2e_latency", 0.25, turn=turn)
             writer.outcome(1, "ok" if turn else "interrupted", turn=turn)
         writer.outcome(1, "ok")
@@ -125,7 +126,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     """What was recorded can be read while the run still goes on."""
     path = tmp_path / "run.jsonl"
     writer = writer_of(path)
-    writer.mark(1, "click", 1.0)
+    writer.mark(1, Mark("click", 1.0))
     assert Run.load(path).marks["mark"].tolist() == ["click"]
     writer.close()
 
@@ -230,17 +231,17 @@ def test_names_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="unknown outcome 'fine'"):
             writer.outcome(1, "fine")
         with pytest.raises(ValueError, match="unknown mark 'clack'"):
-            writer.mark(1, "clack", 0.0)
+            writer.mark(1, Mark("clack", 0.0))
         with pytest.raises(ValueError, match="computed from marks"):
             writer.stage(1, "join", 0.1)
         with pytest.raises(ValueError, match="has not begun"):
-            writer.mark(2, "click", 0.0)
+            writer.mark(2, Mark("click", 0.0))
         with pytest.raises(ValueError, match="begun already"):
             writer.trial(1, "room-1", "default")
         with pytest.raises(ValueError, match="unknown arm 'other'"):
             writer.trial(2, "room-2", "other")
         with pytest.raises(ValueError, match="finite"):
-            writer.mark(1, "click", float("nan"))
+            writer.mark(1, Mark("click", float("nan")))
     with pytest.raises(ValueError, match="columns of the frame already"):
         RunWriter(tmp_path / "other.jsonl", kind="connect", arms={"a": {"room": "x"}})
 
@@ -348,15 +349,15 @@ def test_figures_of_the_agent_that_cannot_be_are_left_out_and_named(tmp_path: Pa
     with RunWriter(tmp_path / "run.jsonl", kind="turns") as writer:
         for trial in range(12):
             writer.trial(trial, f"room-{trial}", "default")
-            writer.mark(trial, "click", 10.0 * trial)
-            writer.mark(trial, "agent_listening", 10.0 * trial + 0.5)
+            writer.mark(trial, Mark("click", 10.0 * trial))
+            writer.mark(trial, Mark("agent_listening", 10.0 * trial + 0.5))
             writer.outcome(trial, "ok")
             for mark, at_s in (
                 ("user_speech_start", 1),
                 ("user_speech_end", 3),
                 ("reply_heard", 3.7),
             ):
-                writer.mark(trial, mark, 10.0 * trial + at_s, turn=0)
+                writer.mark(trial, Mark(mark, 10.0 * trial + at_s), turn=0)
             wrong = trial == 5
             writer.stage(trial, "end_of_turn_delay", 203.4 if wrong else 0.4, turn=0)
             writer.stage(trial, "llm_node_ttft", -1.0 if wrong else 0.2, turn=0)
