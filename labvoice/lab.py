@@ -31,8 +31,8 @@ from labvoice.faults import Faults
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
-from labvoice.proxies import loopback_spared
 from labvoice.protocol.vocabulary import Mark
+from labvoice.proxies import loopback_spared
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
