@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from labvoice.runs.run import Run as Run
     from labvoice.settings import Settings as Settings
     from labvoice.speech.utterances import Utterance as Utterance
+    from labvoice.targets.target import Target as Target
     from labvoice.widgets.connect import ConnectButton as ConnectButton
     from labvoice.widgets.monitor import Monitor as Monitor
 
@@ -37,6 +38,7 @@ _HOMES = {
     "Monitor": "labvoice.widgets.monitor",
     "Run": "labvoice.runs.run",
     "Settings": "labvoice.settings",
+    "Target": "labvoice.targets.target",
     "Utterance": "labvoice.speech.utterances",
     "compare": "labvoice.runs.compare",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "Monitor",
     "Run",
     "Settings",
+    "Target",
     "Utterance",
     "__version__",
     "compare",
