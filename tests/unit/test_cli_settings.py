@@ -24,6 +24,7 @@ COMMANDS = (
     "up",
     "worker",
     "doctor",
+    "try name:mine --say Hello",
     "call --say Hello",
     "calibrate",
     "bench connect",
