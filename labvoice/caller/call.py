@@ -792,7 +792,7 @@ class Call:
     async def _end(self) -> None:
         self._ended = True
         gone = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
-        alone = not self._other_callers
+        alone = await self._is_alone()
         try:
             if alone and self.agent_identity:
                 with contextlib.suppress(*gone):
@@ -811,6 +811,14 @@ class Call:
                 )
         finally:
             self._on_end(self)
+
+    async def _is_alone(self) -> bool:
+        """Whether no other human is in the room: the server knows of those not announced yet."""
+        try:
+            there = await rooms.participants(self._dispatcher.api, self.room_name)
+        except (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError):
+            return not self._other_callers
+        return not any(rooms.is_human(p) and p.identity != self.identity for p in there)
 
     async def __aenter__(self) -> Call:
         return self
