@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -49,14 +50,26 @@ class Jupyter:
         way = f"lab/workspaces/{secrets.token_hex(4)}/tree" if lab else "notebooks"
         return f"{self.url}/{way}/{copy}?token={self.token}"
 
+    async def until_kernel_idles(self) -> None:
+        """Waits until a kernel is idle and a page is connected to it: only then do cells run."""
+        async with asyncio.timeout(60), self._api() as http:
+            while True:
+                kernels = (await http.get("/kernels")).json()
+                if any(k["execution_state"] == "idle" and k["connections"] for k in kernels):
+                    return
+                await asyncio.sleep(0.2)
+
     async def end_kernels(self) -> None:
         """Ends all kernels, and with them the labs that they have started."""
-        headers = {"Authorization": f"token {self.token}"}
-        async with httpx.AsyncClient(
-            base_url=f"{self.url}/api", headers=headers, timeout=60, trust_env=False
-        ) as http:
+        async with self._api() as http:
             for session in (await http.get("/sessions")).json():
                 (await http.delete(f"/sessions/{session['id']}")).raise_for_status()
+
+    def _api(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"token {self.token}"}
+        return httpx.AsyncClient(
+            base_url=f"{self.url}/api", headers=headers, timeout=60, trust_env=False
+        )
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ async def notebook(
             await page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
         else:  # Notebook 7 has no status bar
             await page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        await jupyter.until_kernel_idles()
         await page.get_by_role("menuitem", name="Run", exact=True).click()
         await page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         await page.locator(".labvoice").first.wait_for(timeout=120_000)
