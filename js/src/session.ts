@@ -508,8 +508,8 @@ export class Session {
 
   // -- telling --------------------------------------------------------------------------
 
-  private mark(name: string, t_s = now_s(), clock: Mark["clock"] = "caller", uncertainty_s = 0): void {
-    this.marks[name] ??= { t_s, clock, uncertainty_s };
+  private mark(name: string, at_s = now_s(), clock: Mark["clock"] = "caller", uncertainty_s = 0): void {
+    this.marks[name] ??= { name, at_s, clock, uncertainty_s };
   }
 
   private note(name: string, value: string | number | boolean | undefined): void {
@@ -517,7 +517,7 @@ export class Session {
   }
 
   private say(text: string): void {
-    this.log.push({ at_s: now_s() - (this.marks["click"]?.t_s ?? now_s()), text });
+    this.log.push({ at_s: now_s() - (this.marks["click"]?.at_s ?? now_s()), text });
     this.changed();
   }
 
@@ -541,7 +541,7 @@ export class Session {
       room: this.roomName,
       strategy: this.choice?.strategy.name ?? "",
       letta_agent_id: this.choice?.letta_agent_id ?? "",
-      marks: this.marks,
+      marks: Object.values(this.marks),
       turns: this.countedTurns,
       notes: this.notes,
       outcome: this.outcome,

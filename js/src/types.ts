@@ -53,11 +53,13 @@ export interface Check {
   hint?: string;
 }
 
-/** An instant in seconds on the browser's monotonic clock (`performance.now() / 1000`). */
+/** An instant of a call, with the fields of `Mark` in `labvoice/protocol/vocabulary.py`. */
 export interface Mark {
-  t_s: number;
+  name: string;
+  /** In seconds on the browser's monotonic clock (`performance.now() / 1000`). */
+  at_s: number;
   clock: "caller" | "worker";
-  /** Of the offset by which another clock's instant was moved, in seconds. */
+  /** Uncertainty of the offset between the worker's clock and this one, in seconds. */
   uncertainty_s: number;
 }
 
@@ -81,7 +83,7 @@ export interface CallRecord {
   room: string;
   strategy: string;
   letta_agent_id: string;
-  marks: Record<string, Mark>;
+  marks: Mark[];
   turns: Turn[];
   notes: Record<string, string | number | boolean>;
   outcome: string;

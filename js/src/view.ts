@@ -354,7 +354,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     // Of a call that is over, what is still open never came.
     const done = (rows: Row[]) => (session.connected ? rows : rows.filter((row) => row.end_ms !== null));
     const charts = click
-      ? [chart("Connection", "since the click", done(first), (now - click.t_s) * 1000)]
+      ? [chart("Connection", "since the click", done(first), (now - click.at_s) * 1000)]
       : [h("p", { class: "lv-empty" }, "Press Connect: each step appears here as it happens.")];
     turns.forEach((turn, at) => {
       const zero = turnZero(turn);

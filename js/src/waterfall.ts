@@ -32,7 +32,7 @@ const STEPS: Step[] = [
 export function connectionRows(marks: Record<string, Mark>): Row[] {
   const click = marks["click"];
   if (!click) return [];
-  const ms = (mark: Mark) => (mark.t_s - click.t_s) * 1000;
+  const ms = (mark: Mark) => (mark.at_s - click.at_s) * 1000;
   return STEPS.flatMap(([name, from, to, kind, title]) => {
     const [start, end] = [marks[from], marks[to]];
     if (!start || (!end && kind === "worker")) return [];

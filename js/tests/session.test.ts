@@ -111,8 +111,8 @@ test("an agent that came ahead has the marks of its dispatch, before the click",
   await aWhile();
   await session.connect(choice("ahead"));
   const { click, dispatch_requested: asked, dispatch_acknowledged: taken } = session.marks;
-  expect(asked!.t_s).toBeLessThan(click!.t_s);
-  expect(taken!.t_s - asked!.t_s).toBeCloseTo(0.005);
+  expect(asked!.at_s).toBeLessThan(click!.at_s);
+  expect(taken!.at_s - asked!.at_s).toBeCloseTo(0.005);
 });
 
 test("where the agent that came ahead has left, the dispatch after the click counts", async () => {
@@ -121,7 +121,7 @@ test("where the agent that came ahead has left, the dispatch after the click cou
   const before_s = performance.now() / 1000;
   await aWhile();
   await session.connect(choice("ahead"));
-  expect(session.marks["dispatch_requested"]!.t_s).toBeGreaterThan(before_s);
+  expect(session.marks["dispatch_requested"]!.at_s).toBeGreaterThan(before_s);
 });
 
 test("another choice of memory, or one that is too old, is prepared anew", async () => {

@@ -3,10 +3,13 @@ import { readSessionMessage } from "../src/session_events";
 import type { Mark, Turn } from "../src/types";
 import { axisEnd, connectionRows, turnRows } from "../src/waterfall";
 
-const mark = (t_s: number): Mark => ({ t_s, clock: "caller", uncertainty_s: 0 });
+const marked = (at: Record<string, number>): Record<string, Mark> =>
+  Object.fromEntries(
+    Object.entries(at).map(([name, at_s]) => [name, { name, at_s, clock: "caller", uncertainty_s: 0 }]),
+  );
 
 test("a row is open until its second mark comes", () => {
-  const marks = { click: mark(10), token_issued: mark(10.1) };
+  const marks = marked({ click: 10, token_issued: 10.1 });
   const rows = connectionRows(marks);
   expect(rows.find((row) => row.name === "token")).toMatchObject({ start_ms: 0 });
   expect(rows.find((row) => row.name === "token")!.end_ms).toBeCloseTo(100);
@@ -55,7 +58,7 @@ test("a turn without an end of speech has no rows", () => {
 });
 
 test("the axis ends at a round number at or behind the last bar", () => {
-  const rows = connectionRows({ click: mark(0), agent_listening: mark(0.844) });
+  const rows = connectionRows(marked({ click: 0, agent_listening: 0.844 }));
   expect(axisEnd(rows, 0)).toBe(850);
   expect(axisEnd([], 1234)).toBe(100);
 });

@@ -55,7 +55,7 @@ class BrowserCall:
     @property
     def marks(self) -> dict[str, float]:
         """Connection marks, in seconds since the click."""
-        at_s = {name: mark.t_s for name, mark in self.record.marks.items()}
+        at_s = {mark.name: mark.at_s for mark in self.record.marks}
         zero_s = at_s.get("click", 0.0)
         return {name: value - zero_s for name, value in sorted(at_s.items(), key=lambda m: m[1])}
 

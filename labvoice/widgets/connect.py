@@ -179,7 +179,7 @@ class ConnectButton(anywidget.AnyWidget):
         """A page has begun: calls are over that a page before it has left, reloaded or closed."""
         for call in [call for call in self.calls if not call.ended]:
             for _look in range(_LOOKS_FOR_CALLER):
-                connecting = "room_connected" not in call.record.marks
+                connecting = "room_connected" not in call.marks
                 if call.ended or not (connecting or await self._caller_is_there(call.record.room)):
                     break
                 await asyncio.sleep(1.0)

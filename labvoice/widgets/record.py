@@ -16,7 +16,6 @@ from labvoice.protocol.vocabulary import (
     OUTCOMES,
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
-    Clock,
     Mark,
     voice_to_voice_s,
 )
@@ -28,19 +27,7 @@ Word = Annotated[str, Field(max_length=200)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class BrowserMark(_Part):
-    """An instant in seconds on the browser's monotonic clock (`performance.now() / 1000`)."""
-
-    t_s: FiniteFloat
-    clock: Clock = "caller"
-    uncertainty_s: FiniteFloat = 0.0
-
-    def named(self, name: str) -> Mark:
-        """Returns it with its name, which the record has as its key."""
-        return Mark(name, self.t_s, self.clock, max(0.0, self.uncertainty_s))
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class BrowserTurn(_Part):
@@ -66,13 +53,16 @@ class BrowserTurn(_Part):
 
 
 class CallRecord(_Part):
-    """Everything that a browser measured of one call; `js/src/types.ts` has the same fields."""
+    """What a browser measured of one call; `js/src/types.ts` has the same fields.
+
+    Marks are on the browser's monotonic clock (`performance.now() / 1000`).
+    """
 
     call_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     room: Word = ""
     strategy: Word = ""
     letta_agent_id: Word = ""
-    marks: dict[Word, BrowserMark] = Field(default_factory=dict, max_length=40)
+    marks: list[Mark] = Field(default_factory=list, max_length=40)
     turns: list[BrowserTurn] = Field(default_factory=list, max_length=1000)
     notes: dict[Word, bool | FiniteFloat | Text] = Field(default_factory=dict, max_length=40)
     outcome: Word = "error"
@@ -98,9 +88,9 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
     arms = {"default": {**columns(settings), "strategy": record.strategy or None}}
     with RunWriter(path, kind="call", config=config, arms=arms) as run:
         run.trial(0, record.room or "none", "default")
-        for name, mark in record.marks.items():
-            if name in known:
-                run.mark(0, mark.named(name))
+        for mark in record.marks:
+            if mark.name in known:
+                run.mark(0, mark)
         run.note(0, None, letta_agent_id=record.letta_agent_id, **record.notes)
         loaded_s = record.notes.get("memory_load_s")
         if isinstance(loaded_s, float):

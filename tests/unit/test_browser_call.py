@@ -27,13 +27,13 @@ SENT: dict[str, Any] = {
     "room": "browser-1",
     "strategy": "sequential",
     "letta_agent_id": "",
-    "marks": {
-        "click": {"t_s": 100.0, "clock": "caller", "uncertainty_s": 0},
-        "dispatch_requested": {"t_s": 100.4, "clock": "caller", "uncertainty_s": 0},
-        "job_received": {"t_s": 100.6, "clock": "worker", "uncertainty_s": 0.001},
-        "agent_listening": {"t_s": 100.8, "clock": "caller", "uncertainty_s": 0},
-        "something_new": {"t_s": 100.9, "clock": "caller", "uncertainty_s": 0},
-    },
+    "marks": [
+        {"name": "click", "at_s": 100.0, "clock": "caller", "uncertainty_s": 0},
+        {"name": "dispatch_requested", "at_s": 100.4, "clock": "caller", "uncertainty_s": 0},
+        {"name": "job_received", "at_s": 100.6, "clock": "worker", "uncertainty_s": 0.001},
+        {"name": "agent_listening", "at_s": 100.8, "clock": "caller", "uncertainty_s": 0},
+        {"name": "something_new", "at_s": 100.9, "clock": "caller", "uncertainty_s": 0},
+    ],
     "turns": [
         {
             "number": 0,
@@ -66,11 +66,8 @@ def simulated_call(settings: Settings) -> tuple[Call, Lab]:
         agent_name=settings.agent_name,
         strategy="concurrent",
     )
-    marks = SENT["marks"].items()
     call.connection_marks |= {
-        name: Mark(name, mark["t_s"], mark["clock"], mark["uncertainty_s"])
-        for name, mark in marks
-        if name != "something_new"
+        mark["name"]: Mark(**mark) for mark in SENT["marks"] if mark["name"] != "something_new"
     }
     turn = dict(SENT["turns"][0])
     del turn["typed"]
@@ -170,7 +167,7 @@ def test_a_call_that_ended_is_kept_as_a_run_file(settings: Settings, tmp_path: P
 def test_a_call_without_an_agent_stays_in_the_data(settings: Settings, tmp_path: Path) -> None:
     """A failed connection is a row with its outcome."""
     record = CallRecord.model_validate(
-        {**SENT, "marks": {"click": SENT["marks"]["click"]}, "turns": [], "outcome": "no_worker"}
+        {**SENT, "marks": SENT["marks"][:1], "turns": [], "outcome": "no_worker"}
     )
     write_run(record, tmp_path / "call.jsonl", settings)
     run = BrowserCall(record, settings).run
@@ -181,8 +178,9 @@ def test_a_call_without_an_agent_stays_in_the_data(settings: Settings, tmp_path:
     "wrong",
     [
         {"call_id": "../../etc/passwd"},
-        {"marks": {"click": {"t_s": "soon"}}},
-        {"marks": {"click": {"t_s": float("nan")}}},
+        {"marks": [{"name": "click", "at_s": "soon"}]},
+        {"marks": [{"name": "click", "at_s": float("nan")}]},
+        {"marks": [{"name": "click", "t_s": 100.0}]},
         {"unknown": 1},
         {"turns": [{"number": -1}]},
     ],

@@ -282,7 +282,7 @@ async def test_a_call_that_its_page_has_left_is_ended_and_saved(
     """A page that begins, as after a reload, ends the record of a caller who is gone."""
     monkeypatch.chdir(tmp_path)
     button = lab.connect_button()
-    marks = {**SENT["marks"], "room_connected": SENT["marks"]["click"]}
+    marks = [*SENT["marks"], {"name": "room_connected", "at_s": 100.2}]
     await ask(button, "record", {**SENT, "marks": marks, "ended": False})
     assert not button.call.ended
     assert "error" not in await ask(button, "hello", {})

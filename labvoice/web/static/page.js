@@ -52,14 +52,15 @@ const outcome = (name) => (lab.outcomes.includes(name) ? name : "error");
 
 /** What was measured of a call, from its click, without the words that were said. */
 function report(record) {
-  const click = record.marks.click?.t_s ?? 0;
+  const marks = Object.fromEntries(record.marks.map((mark) => [mark.name, mark.at_s]));
+  const click = marks.click ?? 0;
   return {
     room: record.room,
     strategy: record.strategy || null,
     dispatch_id: record.notes.dispatch_id ?? null,
     outcome: outcome(record.outcome),
     sent_s: performance.now() / 1000 - click,
-    marks: known(record.marks, lab.marks, (mark) => mark.t_s - click),
+    marks: known(marks, lab.marks, (at_s) => at_s - click),
     turns: record.turns.map((turn) => ({
       number: turn.number,
       outcome: outcome(turn.outcome),
