@@ -527,11 +527,11 @@ class Call:
 
     async def _why_gone(self) -> str:
         """What the worker says of the lost agent's job; it may say it later than the server."""
-        if not self._agent_dispatch:
+        if not self._agent_identity:
             return ""
         until = time.monotonic() + _ENDING_TIMEOUT_S
         while True:
-            why = await self._dispatcher.why_ended(self._agent_dispatch)
+            why = await self._dispatcher.why_ended(self._agent_dispatch, self._agent_identity)
             if why or time.monotonic() > until:
                 return why
             await asyncio.sleep(_POLL_S)

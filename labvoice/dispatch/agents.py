@@ -13,6 +13,7 @@ from livekit.protocol.models import ParticipantInfo
 
 from labvoice.dispatch.rooms import (
     ATTRIBUTE_AGENT_NAME,
+    agent_names,
     is_agent,
     participants,
     remove_agent,
@@ -89,14 +90,26 @@ async def look_and_tidy(
 
 async def agents_of(server: api.LiveKitAPI, room: str, agent_name: str) -> list[ParticipantInfo]:
     """Returns the agents of that name in the room, the one that joined first in front."""
+    return [agent for agent, name in await named_agents(server, room) if name == agent_name]
+
+
+async def named_agents(
+    server: api.LiveKitAPI, room: str
+) -> list[tuple[ParticipantInfo, str | None]]:
+    """Returns the agents in the room and their names, None where nothing tells one yet.
+
+    The one that joined first is in front.
+    """
     agents = [
         participant
         for participant in await participants(server, room)
-        if is_agent(participant)
-        and participant.state == ParticipantInfo.State.ACTIVE
-        and participant.attributes.get(ATTRIBUTE_AGENT_NAME, "") == agent_name
+        if is_agent(participant) and participant.state == ParticipantInfo.State.ACTIVE
     ]
-    return sorted(agents, key=lambda agent: (agent.joined_at_ms, agent.identity))
+    tell = all(agent.attributes.get(ATTRIBUTE_AGENT_NAME) for agent in agents)
+    dispatches = [] if tell else await server.agent_dispatch.list_dispatch(room)
+    names = agent_names(agents, dispatches)
+    agents.sort(key=lambda agent: (agent.joined_at_ms, agent.identity))
+    return [(agent, names[agent.identity]) for agent in agents]
 
 
 async def remove(server: api.LiveKitAPI, room: str, agents: Sequence[ParticipantInfo]) -> None:

@@ -15,7 +15,14 @@ from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
-from labvoice.dispatch.agents import agents_of, keep_first, look, look_and_tidy, remove
+from labvoice.dispatch.agents import (
+    agents_of,
+    keep_first,
+    look,
+    look_and_tidy,
+    named_agents,
+    remove,
+)
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.records import new_history, remembered
 from labvoice.dispatch.request import DispatchRequest, under_way
@@ -60,7 +67,7 @@ class Dispatch:
     Attributes:
         room: Name of the room.
         agent_name: Name that was dispatched.
-        dispatch_id: Given by the server; empty for an agent that is not labvoice's.
+        dispatch_id: Given by the server; empty where an agent that is not labvoice's was found.
         job_id: Of the assigned job.
         worker_id: Of the worker that took it; empty when the server does not tell.
         agent_identity: Identity of the agent's participant.
@@ -199,12 +206,14 @@ class Dispatcher:
                 # It may have been called off: nothing of it must bring an agent later.
                 await asyncio.shield(asyncio.create_task(self._call_off(request)))
         if agent is not None:
+            told = agent.attributes
+            claim = request.claims[-1] if request.claims else ""
             return Dispatch(
                 room,
                 agent_name,
-                agent.attributes.get(ATTRIBUTE_DISPATCH_ID, ""),
+                told.get(ATTRIBUTE_DISPATCH_ID, claim),
                 agent.identity.removeprefix("agent-"),
-                agent.attributes.get(ATTRIBUTE_WORKER_ID, ""),
+                told.get(ATTRIBUTE_WORKER_ID, request.job.worker_id if request.job else ""),
                 agent.identity,
                 request.room_existed,
                 request.found,
@@ -223,12 +232,17 @@ class Dispatcher:
         error.dispatch_ids = tuple(request.claims)
         raise error
 
-    async def why_ended(self, dispatch_id: str) -> str:
-        """Returns why a dispatch's job ended; empty where no worker that can be asked tells."""
+    async def why_ended(self, dispatch_id: str, agent_identity: str = "") -> str:
+        """Returns why a dispatch's job ended; empty where nobody tells.
+
+        A worker of labvoice's tells the cause; of any other one the server's log, where the
+        server is ours, has the job's last state.
+        """
         for worker in (await self._evidence() if self._evidence else None) or ():
             if ending := worker.endings.get(dispatch_id):
                 return ending.reason
-        return ""
+        ended = self._log.ended(agent_identity.removeprefix("agent-")) if self._log else ""
+        return f"the server's log says {ended}" if ended else ""
 
     async def keep_one(self, room: str, agent_name: str) -> None:
         """Removes every agent of that name but the one that joined first.
@@ -328,8 +342,12 @@ class Dispatcher:
             jobs = found.state.jobs if found is not None else []
             if jobs:
                 request.job = jobs[-1].state  # the server may restart a failed job
-            if found is None or not (jobs or self._assigned(room, name, asked_s)):
-                break  # somebody took it back, or no worker has taken it
+            if found is None:
+                break  # somebody took it back
+            taken = jobs or self._assigned(room, name, asked_s)
+            # An agent that tells no name may be its own: the server lists the job 5 s late.
+            if not taken and None not in {name for _, name in await named_agents(self.api, room)}:
+                break  # no worker has taken it
         request.lost = self._lost(room, name, asked_s)
         request.over = self._job_ended(room, name, asked_s)
         # A slow agent of this dispatch must not turn up beside the next one's. A dispatch that

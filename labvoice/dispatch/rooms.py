@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from livekit import api
+from livekit.protocol.agent import Job
+from livekit.protocol.agent_dispatch import AgentDispatch
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID
+
 ATTRIBUTE_AGENT_NAME: Final = "lk.agent.name"  # livekit.agents.types.ATTRIBUTE_AGENT_NAME
+ATTRIBUTE_ON_BEHALF: Final = "lk.publish_on_behalf"
+"""livekit.agents.types.ATTRIBUTE_PUBLISH_ON_BEHALF: the identity of the agent for which a
+participant, such as an avatar, publishes."""
 _NOT_FOUND: Final = 404
 _LEAVING_S: Final = 1.0
 """Whoever hangs up is on the server's list for a moment more."""
@@ -34,13 +41,58 @@ class CleanupResult:
 
 
 def is_agent(participant: ParticipantInfo) -> bool:
-    """Whether a participant is somebody's agent."""
-    return participant.kind == ParticipantInfo.Kind.AGENT
+    """Whether a participant is somebody's agent; who only publishes for one is not."""
+    return participant.kind == ParticipantInfo.Kind.AGENT and not is_on_behalf(participant)
+
+
+def is_on_behalf(participant: ParticipantInfo) -> bool:
+    """Whether a participant publishes on behalf of an agent."""
+    return bool(participant.attributes.get(ATTRIBUTE_ON_BEHALF))
 
 
 def is_human(participant: ParticipantInfo) -> bool:
     """Whether a participant is a caller, by browser, program or telephone."""
-    return participant.kind in (ParticipantInfo.Kind.STANDARD, ParticipantInfo.Kind.SIP)
+    kinds = (ParticipantInfo.Kind.STANDARD, ParticipantInfo.Kind.SIP)
+    return participant.kind in kinds and not is_on_behalf(participant)
+
+
+def job_identities(job: Job) -> set[str]:
+    """Returns the identities that a job's agent may have: what the server says, or the default.
+
+    livekit-agents names the participant `agent-<job id>` unless the worker's request handler
+    chooses another name (livekit/agents/job.py, `JobRequest.accept`).
+    """
+    return {job.state.participant_identity or f"agent-{job.id}", f"agent-{job.id}"}
+
+
+def agent_names(
+    there: Iterable[ParticipantInfo], dispatches: Sequence[AgentDispatch]
+) -> dict[str, str | None]:
+    """Returns under which name each agent of a room was dispatched, by identity.
+
+    Agents of livekit-agents before 1.4 do not tell: their job's place among the dispatches does.
+    The server lists a job up to 5 s late; until then an agent that tells no name has the one name
+    that waits for an agent, and None where several do.
+
+    Args:
+        there: The participants of the room.
+        dispatches: Of the room.
+    """
+    agents = [p for p in there if is_agent(p)]
+    names: dict[str, str | None] = {}
+    for agent in agents:
+        told = agent.attributes.get(ATTRIBUTE_AGENT_NAME)
+        its_own = agent.attributes.get(ATTRIBUTE_DISPATCH_ID)
+        of_dispatch = (
+            each.agent_name
+            for each in dispatches
+            if each.id == its_own
+            or any(agent.identity in job_identities(job) for job in each.state.jobs)
+        )
+        names[agent.identity] = told or next(of_dispatch, None)
+    waiting = {each.agent_name for each in dispatches if not each.state.jobs}
+    only = next(iter(waiting)) if len(waiting) == 1 else None if waiting else ""
+    return {identity: only if name is None else name for identity, name in names.items()}
 
 
 async def unless_gone(request: Coroutine[Any, Any, object]) -> bool:
@@ -83,7 +135,8 @@ async def delete_if_empty(
         agents_too: Delete it although agents are in it.
     """
     for participant in await participants(server, room):
-        stays = not agents_too if is_agent(participant) else participant.identity not in gone
+        agents = is_agent(participant) or is_on_behalf(participant)
+        stays = not agents_too if agents else participant.identity not in gone
         if stays:
             return False
     await unless_gone(server.room.delete_room(api.DeleteRoomRequest(room=room)))
@@ -109,23 +162,19 @@ async def clear(
     """
     until_s = time.monotonic() + (_LEAVING_S if wait else 0)
     while True:
-        agents = [
-            p.identity
-            for p in await participants(server, room)
-            if is_agent(p) and agent_name in (None, p.attributes.get(ATTRIBUTE_AGENT_NAME, ""))
-        ]
+        there = await participants(server, room)
         if await delete_if_empty(server, room, gone=gone, agents_too=True):
-            return CleanupResult(agents, [], True)
+            return CleanupResult([p.identity for p in there if is_agent(p)], [], True)
         if time.monotonic() >= until_s:
             break
         await asyncio.sleep(_POLL_S)
-    dispatches = [
-        each.id
-        for each in await server.agent_dispatch.list_dispatch(room)
-        if agent_name in (None, each.agent_name)
-    ]
-    for dispatch_id in dispatches:
+    dispatches = await server.agent_dispatch.list_dispatch(room)
+    names = agent_names(there, dispatches)
+    agents = [each for each, name in names.items() if agent_name in (None, name)]
+    agents += [p.identity for p in there if p.attributes.get(ATTRIBUTE_ON_BEHALF) in agents]
+    withdrawn = [each.id for each in dispatches if agent_name in (None, each.agent_name)]
+    for dispatch_id in withdrawn:
         await withdraw(server, room, dispatch_id)
     for identity in agents:
         await remove_agent(server, room, identity)
-    return CleanupResult(agents, dispatches, False)
+    return CleanupResult(agents, withdrawn, False)

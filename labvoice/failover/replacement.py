@@ -201,6 +201,8 @@ class Replacements:
 
     def _metadata(self, agent: Watched, avoided: list[str]) -> Metadata:
         """What the replacement gets to know; metadata that is not labvoice's goes on unchanged."""
+        if not agent.ours:
+            return agent.metadata
         try:
             metadata = parse_metadata(agent.metadata)
         except MetadataError:

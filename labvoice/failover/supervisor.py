@@ -5,6 +5,11 @@ agent counts up an attribute of its own (see :mod:`labvoice.agent.presence`); th
 reads the attributes through the server's API, so that workers may run on any host. For the
 workers of its own lab it also looks whether the job's process is there, which is faster.
 
+An agent that is not labvoice's counts up nothing, so LiveKit's own signs are all there is: the
+agent has left the room, and its job has not ended well. The server sees a killed agent's leaving
+after some 21 s and the supervisor waits 12 s more, in which the job may still end in order. The
+replacement gets the same metadata and knows nothing of the conversation.
+
 All that it needs to know is in the server: it may be stopped and started at any time.
 """
 
@@ -13,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
@@ -21,9 +26,11 @@ from livekit.protocol.models import ParticipantInfo
 from labvoice.dispatch.dispatcher import Dispatcher
 from labvoice.dispatch.rooms import (
     ATTRIBUTE_AGENT_NAME,
+    agent_names,
     delete_if_empty,
     is_agent,
     is_human,
+    job_identities,
     participants,
     remove_agent,
 )
@@ -47,6 +54,9 @@ _RESTART_MEMORY_S: Final = 60.0
 _ORPHAN_S: Final = 5.0
 """How long a room with a dispatch and a caller may be without any agent before it is asked
 whether the dispatch's agent was lost while no supervisor ran."""
+_CLOSING_S: Final = 12.0
+"""How long after its leaving the job of an agent that is not labvoice's may take to end well:
+livekit-agents gives a process 10 s (worker.py, `shutdown_process_timeout`)."""
 _DOUBLE_S: Final = 2.0
 """How long two agents of one name may be in a room: one may just be leaving it."""
 _EMPTY_ROOM_S: Final = 30.0
@@ -103,6 +113,7 @@ class Supervisor:
         self._empty_since: dict[str, float] = {}
         self._orphan_since: dict[str, float] = {}
         self._double_since: dict[str, dict[str, float]] = {}
+        self._others_seen: dict[str, dict[str, float]] = {}
         self._unseen: set[str] = set()
         self._server_back_s = -_RESTART_MEMORY_S
         self._reachable = True
@@ -179,7 +190,13 @@ class Supervisor:
             self._reachable = True
         await asyncio.gather(*map(self._look_at, rooms))
         # A room that is gone is over, unless its server was restarted under it.
-        tables = (self._agents, self._empty_since, self._orphan_since, self._double_since)
+        tables: tuple[dict[str, Any], ...] = (
+            self._agents,
+            self._empty_since,
+            self._orphan_since,
+            self._double_since,
+            self._others_seen,
+        )
         if not self._restarted:
             for room in {name for table in tables for name in table} - rooms:
                 self._replacements.forget(room)
@@ -213,6 +230,8 @@ class Supervisor:
         for identity in [p.identity for p in seen if p.identity in self._buried]:
             present.pop(identity, None)
             await self._remove(room, identity)  # one that was given up has come back
+        if others := [p.identity for p in seen if is_agent(p) and not is_ours(p)]:
+            self._others_seen.setdefault(room, {}).update(dict.fromkeys(others, now_s))
         watched = self._agents.setdefault(room, {}) if present else self._agents.get(room, {})
         for identity, participant in present.items():
             if identity not in watched:
@@ -297,13 +316,33 @@ class Supervisor:
         if now_s - since_s < _ORPHAN_S:
             return
         self._orphan_since[room] = now_s
-        there = {p.attributes.get(ATTRIBUTE_AGENT_NAME) for p in seen}
-        for found in await self._dispatcher.api.agent_dispatch.list_dispatch(room):
+        dispatches = await self._dispatcher.api.agent_dispatch.list_dispatch(room)
+        there = set(agent_names(seen, dispatches).values())
+        if None in there:
+            return  # an agent of whom nothing tells yet which dispatch has brought it
+        for found in dispatches:
             if found.agent_name in there or self._replacements.under_way(room, found.agent_name):
                 continue
-            agent = Watched.from_dispatch(room, found, now_s, self._is_dead, wall_s=time.time())
-            if agent is not None:
-                self._replace(agent, "it was lost while no supervisor ran, or never came")
+            identities = job_identities(found.state.jobs[-1]) if found.state.jobs else set()
+            others = self._others_seen.get(room, {})
+            left_s = [now_s - others[each] for each in identities if each in others]
+            gone = any(each_s >= _CLOSING_S for each_s in left_s)
+            agent = Watched.from_dispatch(
+                room,
+                found,
+                now_s,
+                lambda job_id, gone=gone: gone or self._is_dead(job_id),  # type: ignore[misc]
+                wall_s=time.time(),
+            )
+            if agent is None:
+                continue
+            agent.ours = not left_s
+            self._replace(
+                agent,
+                "it left and its job has not ended well"
+                if left_s
+                else "it was lost while no supervisor ran, or never came",
+            )
 
     def _is_dead(self, job_id: str) -> bool:
         process = self._local.process_of(job_id) if self._local is not None else None

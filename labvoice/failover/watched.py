@@ -63,6 +63,7 @@ class Watched:
         begun: Whether there was an agent at all: a job had been given to a worker.
         history: What was said, as far as it told.
         leaving: Why it leaves; empty unless it does on purpose.
+        ours: Whether it is labvoice's, as far as is known; another's metadata is its own.
     """
 
     def __init__(self, room: str, participant: ParticipantInfo, now_s: float) -> None:
@@ -75,6 +76,7 @@ class Watched:
         self.begun = True
         self.history: list[ChatTurn] = []
         self.leaving = ""
+        self.ours = True
         self._heartbeat = ""
         self._looked_s = now_s
         self._silent_s = 0.0

@@ -114,7 +114,12 @@ class LiveKitLog:
         if assigned is None:
             return None
         job_id = str(assigned.fields.get("jobID"))
-        ended = next(
+        return LoggedJob(job_id, str(assigned.fields.get("workerID")), self.ended(job_id))
+
+    def ended(self, job_id: str) -> str:
+        """Returns how a job ended, in words; empty while it runs."""
+        self._read()
+        return next(
             (
                 f"{event.fields.get('status')} {event.fields.get('error', '')}".strip()
                 for event in self._events
@@ -122,7 +127,6 @@ class LiveKitLog:
             ),
             "",
         )
-        return LoggedJob(job_id, str(assigned.fields.get("workerID")), ended)
 
     def _last(
         self, messages: tuple[str, ...], room: str, agent_name: str, since_s: float
