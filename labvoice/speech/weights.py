@@ -9,19 +9,19 @@ own hashes in `weights.sha256`. The lock file is `uv pip compile --no-deps --gen
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Final, Literal
+
+from filelock import FileLock, Timeout
 
 from labvoice.errors import WeightsError
 from labvoice.settings import Settings
@@ -277,22 +277,19 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _locked(path: Path, tell: Progress, name: str) -> Iterator[None]:
     """Holds a lock between processes; it is freed when its holder ends, however it ends."""
-    with path.open("w") as file:
-        until = time.monotonic() + _LOCK_TIMEOUT_S
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waited:
-                    tell(f"{name}: another process is obtaining it, waiting")
-                    waited = True
-                if time.monotonic() > until:
-                    raise WeightsError(
-                        f"another process has been obtaining {name} for {_LOCK_TIMEOUT_S:g} s",
-                        f"find and end the process that holds {path}",
-                    ) from None
-                time.sleep(0.1)
-            else:
-                break
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            tell(f"{name}: another process is obtaining it, waiting")
+            lock.acquire(timeout=_LOCK_TIMEOUT_S)
+    except Timeout:
+        raise WeightsError(
+            f"another process has been obtaining {name} for {_LOCK_TIMEOUT_S:g} s",
+            f"find and end the process that holds {path}",
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()

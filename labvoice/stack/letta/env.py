@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import platform
 import shutil
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uv
 
 from labvoice.errors import BuildError, StageTimeoutError
+from labvoice.stack.locks import only_builder
 from labvoice.stack.processes import ManagedProcess
 
 LETTA_VERSION = "0.16.8"
@@ -28,7 +27,8 @@ _PACKAGE = Path(__file__).parent
 LOCK_FILE = _PACKAGE / "requirements.lock"
 SERVE = _PACKAGE / "serve.py"
 _STEP_TIMEOUT_S = 1200.0
-_LOCK_POLL_S = 0.5
+_BUILD_TIMEOUT_S = 3600.0
+"""Of all steps, before a process that waits for another one gives up."""
 # The migrations are only in the source distribution. `requirements.lock` pins its hash too.
 _SOURCE_SHA256 = "363e26989e552c859ce2e7961d484acee6fccfc1e7b16e8f644b1ae1ccd754a3"
 
@@ -71,24 +71,6 @@ def env_root(cache_dir: Path) -> Path:
     key = hashlib.sha256(LOCK_FILE.read_bytes())
     key.update(f"{sys.version_info[:2]} {sys.base_prefix} {platform.machine()}".encode())
     return cache_dir / "letta" / f"{LETTA_VERSION}-{key.hexdigest()[:12]}"
-
-
-@asynccontextmanager
-async def _builder_lock(path: Path, progress: Progress) -> AsyncIterator[None]:
-    """Holds the lock on a file; ends with the process that holds it, whatever happens to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    progress("Letta: another process is installing it; waiting for that")
-                told = True
-                await asyncio.sleep(_LOCK_POLL_S)
-        yield
 
 
 async def _step(what: str, command: Sequence[str | Path], log: Path, progress: Progress) -> None:
@@ -145,14 +127,14 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
         progress: Is told in words what is being done.
 
     Raises:
-        BuildError: A step failed.
+        BuildError: A step failed, or another process installs it and does not end.
         StageTimeoutError: A step did not end.
     """
     env = LettaEnv(env_root(cache_dir))
     complete = env.root / "complete"
     if complete.exists():
         return env
-    async with _builder_lock(env.root.with_suffix(".lock"), progress):
+    async with only_builder(env.root.with_suffix(".lock"), "Letta", _BUILD_TIMEOUT_S, progress):
         if complete.exists():
             return env
         await asyncio.to_thread(shutil.rmtree, env.root, ignore_errors=True)

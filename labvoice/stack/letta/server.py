@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import Final, Literal, TextIO
+from typing import Final, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from labvoice.errors import (
@@ -66,7 +66,7 @@ class LettaServer:
         self.error: LabvoiceError | None = None
         self._settings = settings
         self._parts: LettaParts | None = None
-        self._lock: TextIO | None = None
+        self._lock: FileLock | None = None
         self._throwaway: Path | None = None
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -208,7 +208,7 @@ class LettaServer:
         if self._throwaway is not None:
             await asyncio.to_thread(shutil.rmtree, self._throwaway, ignore_errors=True)
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     async def _keep_up(self, parts: LettaParts, progress: Progress) -> None:
         """Brings the server up, and again whenever a part of it ends or cannot be started."""
@@ -252,25 +252,22 @@ class LettaServer:
             await parts.stop()
 
 
-def _only_user(root: Path) -> TextIO:
+def _only_user(root: Path) -> FileLock:
     """Takes the lock on a data folder; it ends with this process at the latest.
 
     Raises:
         UsageError: Another lab holds it.
     """
-    lock = (root / "lock").open("a+")
+    path = root / "lock"
+    lock = FileLock(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = path.read_text().strip() or "unknown"
         raise UsageError(
             f"another lab (process {holder}) has the memories in `{root}` open",
             "stop it, use an empty database with `--fresh`, or set LABVOICE_DATA_DIR to "
             "another folder",
         ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    path.write_text(str(os.getpid()))
     return lock

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,6 +17,7 @@ import uv
 
 from labvoice.errors import BuildError, LabvoiceError, ProcessError
 from labvoice.settings import Settings
+from labvoice.stack.locks import only_builder
 from labvoice.stack.processes import ManagedProcess
 
 Progress = Callable[[str], None]
@@ -79,8 +79,7 @@ async def find_or_build(settings: Settings, progress: Progress) -> ServerProgram
     if await _version(cached.path) == version:
         return cached
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        async with _only_builder(folder / "lock", progress):
+        async with only_builder(folder / "lock", "LiveKit server", _BUILD_TIMEOUT_S, progress):
             # Whoever held the lock before us has most likely built it.
             if await _version(cached.path) != version:
                 await _build(cached, progress)
@@ -228,24 +227,3 @@ async def _output(command: Sequence[str | Path], env: Mapping[str, str]) -> str 
             process.kill()
             await process.wait()
     return said.decode(errors="replace") if process.returncode == 0 else None
-
-
-@contextlib.asynccontextmanager
-async def _only_builder(path: Path, progress: Progress) -> AsyncIterator[None]:
-    """Holds a lock file, so that two labs started at once build one server, not two."""
-    with path.open("w") as lock:
-        since_s = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited_s = time.monotonic() - since_s
-                if waited_s > _BUILD_TIMEOUT_S:
-                    raise BuildError(
-                        f"another process has held {path} for {_BUILD_TIMEOUT_S / 60:.0f} minutes",
-                        f"see who holds it with `fuser -v {path}`",
-                    ) from None
-                progress(f"another process builds the LiveKit server; waiting, {waited_s:.0f} s")
-                await asyncio.sleep(_PROGRESS_EVERY_S)
-        yield
