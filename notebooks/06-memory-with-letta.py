@@ -25,7 +25,7 @@
 # | `letta` | Letta, streaming | Letta's own |
 # | `direct` | the fast model | none |
 #
-# Behind the embedded Letta works a *scripted memory clerk*, which is no language model: it moves
+# Behind the embedded Letta works a *scripted LLM*, which is no language model: it moves
 # facts that you state into memory through Letta's genuine tools. With `LETTA_BASE_URL` set, your
 # own Letta is used instead.
 

@@ -1,10 +1,10 @@
 // The bundle: `mountCall` for a page, and as its default export the notebook's widget.
 import { notebookBackend, type Model } from "./notebook";
-import { Session } from "./session";
+import { BrowserCall } from "./browser_call";
 import type { Strategy } from "./types";
 import { view, type ViewOptions } from "./view";
 
-export { Session } from "./session";
+export { BrowserCall } from "./browser_call";
 export { BackendError } from "./types";
 export type * from "./types";
 
@@ -12,42 +12,42 @@ export type * from "./types";
  * Puts a call's interface into an element.
  *
  * A page with a content security policy must allow `blob:` among its script sources.
- * Returns the session, and what hangs up and takes everything away.
+ * Returns the call, and a function that hangs up and removes the interface.
  */
 export function mountCall(
   element: HTMLElement,
   options: ViewOptions,
-): { session: Session; unmount: () => void } {
-  const session = new Session(options.backend);
-  const remove = view(element, session, options);
+): { call: BrowserCall; unmount: () => void } {
+  const call = new BrowserCall(options.backend);
+  const remove = view(element, call, options);
   return {
-    session,
+    call,
     unmount: () => {
-      void session.hangUp();
+      void call.hangUp();
       remove();
     },
   };
 }
 
-/** One session for each widget, however many views show it. */
+/** One call for each widget, however many views show it. */
 export default () => {
-  let session: Session | null = null;
+  let call: BrowserCall | null = null;
   let backend: ReturnType<typeof notebookBackend> | null = null;
   return {
     initialize({ model }: { model: Model }) {
       const made = notebookBackend(model);
-      const call = new Session(made);
+      const created = new BrowserCall(made);
       backend = made;
-      session = call;
+      call = created;
       made.hello();
       return () => {
-        void call.hangUp();
+        void created.hangUp();
         made.close();
       };
     },
     render({ model, el }: { model: Model; el: HTMLElement }) {
-      if (!session || !backend) return undefined;
-      return view(el, session, {
+      if (!call || !backend) return undefined;
+      return view(el, call, {
         backend,
         strategies: model.get("strategies") as Strategy[],
         agentName: model.get("agent_name") as string,

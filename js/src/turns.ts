@@ -19,7 +19,7 @@ interface State {
   /** Whether the agent spoke when the turn began. */
   overAgent: boolean;
   /** Whether the outcome is final. */
-  settled: boolean;
+  finished: boolean;
 }
 
 /** Collects the turns of a call. */
@@ -52,7 +52,7 @@ export class Turns {
       voices: [],
       cut: false,
       overAgent: this.agentSpeaks,
-      settled: false,
+      finished: false,
     });
     return turn;
   }
@@ -76,7 +76,7 @@ export class Turns {
   userStarts(voice: Voice): void {
     if (this.agentSpeaks) this.cutOff();
     const last = this.last;
-    const goesOn = last && !last.typed && !Turns.answered(last) && !this.state(last).settled;
+    const goesOn = last && !last.typed && !Turns.answered(last) && !this.state(last).finished;
     const turn = goesOn ? last : this.begin(false, "");
     turn.marks["user_speech_start"] ??= voice.start_s;
   }
@@ -120,7 +120,7 @@ export class Turns {
     const last = this.last;
     if (last && (this.agentSpeaks || !("reply_heard" in last.marks))) {
       last.outcome = "agent_lost";
-      this.state(last).settled = true;
+      this.state(last).finished = true;
     }
     this.agentSpeaks = false;
   }
@@ -150,7 +150,7 @@ export class Turns {
       // What was said last was not understood yet: this may be the end of what was before.
       const before = this.all.at(-2);
       const waits = before
-        ? before.user_messages > 0 && before.reply === "" && !this.state(before).settled
+        ? before.user_messages > 0 && before.reply === "" && !this.state(before).finished
         : this.greeting === "" && !turn.typed;
       if (item.interrupted || waits) owner = before;
     }
@@ -183,8 +183,8 @@ export class Turns {
    * user's, and without one the early voice dates the reply, which has no latency.
    */
   private judge(turn: Turn): void {
-    const { voices, cut, overAgent, settled } = this.state(turn);
-    if (settled) return;
+    const { voices, cut, overAgent, finished } = this.state(turn);
+    if (finished) return;
     const start_s = turn.marks["user_speech_start"] ?? -Infinity;
     const end_s = turn.typed ? -Infinity : (turn.marks["user_speech_end"] ?? Infinity);
     // What began before a word was understood, while the agent spoke, is its former reply.

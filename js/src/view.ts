@@ -1,7 +1,7 @@
-// What the user sees of a session: choices, lights, talk, log and the live waterfall.
+// What the user sees of a call: choices, lights, talk, log and the live waterfall.
 import css from "./style.css";
 import { h, type Child } from "./dom";
-import type { Choice, Session } from "./session";
+import type { Choice, BrowserCall } from "./browser_call";
 import { preflight } from "./preflight";
 import { backendTrouble } from "./troubles";
 import type { Backend, LettaAgent, Link, Strategy } from "./types";
@@ -40,15 +40,15 @@ const AGENTS_AGAIN_MS = 10_000;
 
 let count = 0;
 
-/** Draws a session into an element; returns what takes it away again. */
-export function view(root: HTMLElement, session: Session, options: ViewOptions): () => void {
+/** Draws a call into an element; returns what takes it away again. */
+export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions): () => void {
   const id = `labvoice-${++count}`;
   const { backend, strategies } = options;
   let agents: LettaAgent[] = [];
 
   const act = (work: () => Promise<void>) => () => {
-    session.notify(null);
-    work().catch((error: unknown) => session.notify(backendTrouble(error)));
+    call.notify(null);
+    work().catch((error: unknown) => call.notify(backendTrouble(error)));
   };
 
   // -- choices
@@ -99,9 +99,9 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   const connect = h("button", { type: "button", class: "lv-main", click: () => press() }, "Connect");
   const button = (name: string, work: () => Promise<void>) =>
     h("button", { type: "button", click: act(work) }, name) as HTMLButtonElement;
-  const mute = button("Mute", () => session.mute(!session.state.muted));
-  const interrupt = button("Interrupt", () => session.interrupt());
-  const startAudio = button("Start audio", () => session.startAudio());
+  const mute = button("Mute", () => call.mute(!call.state.muted));
+  const interrupt = button("Interrupt", () => call.interrupt());
+  const startAudio = button("Start audio", () => call.startAudio());
   startAudio.classList.add("lv-main");
   const diagnosis = h("ul", { class: "lv-checks", hidden: true });
   const diagnose = button("Diagnose", async () => {
@@ -167,7 +167,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
         event.preventDefault();
         const text = input.value;
         input.value = "";
-        act(() => session.type(text))();
+        act(() => call.type(text))();
       },
     },
     input,
@@ -215,14 +215,14 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
 
   function prepare(): void {
     const choice = choiceNow();
-    if (choice && !session.connected) session.prepare(choice);
+    if (choice && !call.connected) call.prepare(choice);
   }
 
   function press(): void {
     microphoneTest.stop();
-    if (session.connected) {
+    if (call.connected) {
       act(async () => {
-        await session.hangUp();
+        await call.hangUp();
         prepare();
       })();
       return;
@@ -230,7 +230,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     const choice = choiceNow();
     if (!choice) return;
     act(async () => {
-      await session.connect(choice);
+      await call.connect(choice);
       await fillMicrophones(); // their names are told once the microphone was allowed
     })();
   }
@@ -278,7 +278,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
       // A Letta server that is starting has none yet.
       if (found?.length === 0) again = setTimeout(() => void loadAgents(), AGENTS_AGAIN_MS);
     } catch (error) {
-      session.notify(backendTrouble(error));
+      call.notify(backendTrouble(error));
     }
   }
 
@@ -340,19 +340,19 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
 
   let drawnWaterfall = "";
   function drawWaterfall(): boolean {
-    const click = session.marks["click"];
-    const turns = session.countedTurns;
+    const click = call.marks["click"];
+    const turns = call.countedTurns;
     const now = now_s();
-    const first = connectionRows(session.marks);
+    const first = connectionRows(call.marks);
     const parts = turns.map((turn) => turnRows(turn));
     const open =
-      session.connected &&
+      call.connected &&
       ([...first, ...parts.flat()].some((row) => row.end_ms === null) );
-    const key = JSON.stringify([first, parts, session.connected, open ? Math.round(now * 10) : 0]);
+    const key = JSON.stringify([first, parts, call.connected, open ? Math.round(now * 10) : 0]);
     if (key === drawnWaterfall) return open;
     drawnWaterfall = key;
     // Of a call that is over, what is still open never came.
-    const done = (rows: Row[]) => (session.connected ? rows : rows.filter((row) => row.end_ms !== null));
+    const done = (rows: Row[]) => (call.connected ? rows : rows.filter((row) => row.end_ms !== null));
     const charts = click
       ? [chart("Connection", "since the click", done(first), (now - click.at_s) * 1000)]
       : [h("p", { class: "lv-empty" }, "Press Connect: each step appears here as it happens.")];
@@ -369,7 +369,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
   }
 
   function draw(): void {
-    const { state } = session;
+    const { state } = call;
     phase.textContent = AGENT_WORDS[state.agent] ?? PHASES[state.phase];
     box.dataset["phase"] = state.phase;
     box.dataset["agent"] = state.agent;
@@ -377,13 +377,13 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
       light.className = `lv-${state.links[name]}`;
       (light.querySelector(".lv-word") as HTMLElement).textContent = LINK_WORDS[state.links[name]];
     }
-    connect.textContent = session.connected
+    connect.textContent = call.connected
       ? "Hang up"
       : state.phase === "idle"
         ? "Connect"
         : "Connect again";
-    connect.classList.toggle("lv-stop", session.connected);
-    choices.disabled = session.connected;
+    connect.classList.toggle("lv-stop", call.connected);
+    choices.disabled = call.connected;
     const live = state.phase === "live";
     mute.disabled = !live || state.links.microphone !== "ok";
     mute.textContent = state.muted ? "Unmute" : "Mute";
@@ -394,7 +394,7 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     show(state.notice ?? state.trouble);
     list(
       talk,
-      session.lines.map((line) => ({
+      call.lines.map((line) => ({
         class: `lv-${line.who}${line.final ? "" : " lv-interim"}`,
         head: line.who === "you" ? "You" : "Agent",
         text: line.text,
@@ -402,18 +402,18 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     );
     list(
       log,
-      session.log.map((line) => ({ class: "", head: `${line.at_s.toFixed(2)} s`, text: line.text })),
+      call.log.map((line) => ({ class: "", head: `${line.at_s.toFixed(2)} s`, text: line.text })),
     );
   }
 
-  // -- in step with the session, at most once a frame
+  // -- in step with the call, at most once a frame
 
   let drawn = -1;
   let dirty = true;
   let frame = requestAnimationFrame(function loop() {
     frame = requestAnimationFrame(loop);
     if (dirty) draw();
-    for (const [{ bar }, level] of [[you, session.levels.you], [agent, session.levels.agent]] as const) {
+    for (const [{ bar }, level] of [[you, call.levels.you], [agent, call.levels.agent]] as const) {
       // -60 dB to 0 dB over the whole width.
       const wide = level > 0 ? Math.max(0, 1 + Math.log10(level) / 3) : 0;
       bar.style.transform = `scaleX(${wide.toFixed(3)})`;
@@ -425,13 +425,13 @@ export function view(root: HTMLElement, session: Session, options: ViewOptions):
     }
     dirty = false;
   });
-  const stop = session.onChange(() => {
+  const stop = call.onChange(() => {
     dirty = true;
   });
   const devices = navigator.mediaDevices;
   const onDevices = () => void fillMicrophones();
   devices?.addEventListener("devicechange", onDevices);
-  fillMicrophones().catch((error: unknown) => session.notify(backendTrouble(error)));
+  fillMicrophones().catch((error: unknown) => call.notify(backendTrouble(error)));
   void loadAgents();
 
   return () => {

@@ -4,7 +4,7 @@ import type { Backend, CallRecord, DispatchAnswer, Token } from "../src/types";
 
 type Listener = (...args: never[]) => void;
 
-/** What `Session` uses of livekit-client's Room; its agent comes when a test says so. */
+/** What `BrowserCall` uses of livekit-client's Room; its agent comes when a test says so. */
 export class FakeRoom {
   static all: FakeRoom[] = [];
   readonly remoteParticipants = new Map<string, unknown>();

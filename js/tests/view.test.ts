@@ -8,7 +8,7 @@ vi.mock("livekit-client", async (original) => ({
 }));
 vi.mock("../src/meter", () => ({ Meters: FakeMeters, now_s: () => performance.now() / 1000 }));
 
-const { Session } = await import("../src/session");
+const { BrowserCall } = await import("../src/browser_call");
 const { view } = await import("../src/view");
 const { BackendError } = await import("../src/types");
 
@@ -19,14 +19,14 @@ const STRATEGIES = [
 const drawn = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 
 function shown(over = backend()) {
-  const session = new Session(over);
+  const call = new BrowserCall(over);
   const root = document.createElement("div");
   document.body.replaceChildren(root);
-  const remove = view(root, session, { backend: over, strategies: STRATEGIES, agentName: "an-agent" });
+  const remove = view(root, call, { backend: over, strategies: STRATEGIES, agentName: "an-agent" });
   const button = (name: string) =>
     [...root.querySelectorAll("button")].find((one) => one.textContent === name) as HTMLButtonElement;
   const alert = () => root.querySelector(".lv-trouble") as HTMLElement;
-  return { session, root, remove, button, alert };
+  return { call, root, remove, button, alert };
 }
 
 beforeEach(() => {
@@ -36,10 +36,10 @@ beforeEach(() => {
 
 test("what an action failed with stays until the next action", async () => {
   const diagnose = vi.fn(async () => []).mockRejectedValueOnce(new BackendError("the kernel is busy", "wait"));
-  const { session, button, alert } = shown(backend({ diagnose }));
+  const { call, button, alert } = shown(backend({ diagnose }));
   button("Diagnose").click();
   await vi.waitFor(() => expect(alert().textContent).toContain("the kernel is busy"));
-  session.notify(session.state.notice);
+  call.notify(call.state.notice);
   await drawn();
   await drawn();
   expect(alert().hidden).toBe(false);
@@ -48,9 +48,9 @@ test("what an action failed with stays until the next action", async () => {
 });
 
 test("Connect becomes Hang up and back, and two presses of it make one call", async () => {
-  const { session, button, root } = shown();
+  const { call, button, root } = shown();
   button("Connect").click();
-  await vi.waitFor(() => expect(session.state.links.dispatch).toBe("ok"));
+  await vi.waitFor(() => expect(call.state.links.dispatch).toBe("ok"));
   FakeRoom.all.at(-1)!.agentJoins();
   await vi.waitFor(() => expect(root.querySelector(".lv-phase")!.textContent).toBe("the agent listens"));
   const hangUp = button("Hang up");

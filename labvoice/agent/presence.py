@@ -113,7 +113,7 @@ class Presence:
         task.add_done_callback(self._tasks.discard)
 
     async def leave(self, reason: str) -> None:
-        """Stops beating; before it tells the reason, if the agent goes on purpose and has one."""
+        """Stops the heartbeat; first publishes the reason of an intended end, if there is one."""
         if reason:
             await self._set(ATTRIBUTE_LEAVING, reason)
         self._ended.set()

@@ -352,9 +352,9 @@ class Call:
                 "check that the server runs and that its RTC ports can be reached",
             ) from None
         except TimeoutError:
-            raise await self._why_not_connected() from None
+            raise await self._connect_error() from None
 
-    async def _why_not_connected(self) -> StageTimeoutError:
+    async def _connect_error(self) -> StageTimeoutError:
         """The API and the signalling share an address: where it answers, media is what fails."""
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S), self._dispatcher.server_errors():
@@ -620,13 +620,13 @@ class Call:
             )
             await self._fetch_worker()
         except NoReplyError:
-            turn.settle("no_reply")
+            turn.finish("no_reply")
             raise
         except AgentLostError:
-            turn.settle("agent_lost")
+            turn.finish("agent_lost")
             raise
         except LabvoiceError:
-            turn.settle("error")
+            turn.finish("error")
             raise
         return turn
 

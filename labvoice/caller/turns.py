@@ -45,7 +45,7 @@ class Turn:
             the user there were by then.
         cut: Whether the reply was cut off.
         over_agent: Whether the agent spoke when the turn began.
-        settled: Whether the outcome is final.
+        finished: Whether the outcome is final.
     """
 
     number: int
@@ -62,12 +62,12 @@ class Turn:
     voices: list[tuple[float, int]] = field(default_factory=list, repr=False)
     cut: bool = field(default=False, repr=False)
     over_agent: bool = field(default=False, repr=False)
-    settled: bool = field(default=False, repr=False)
+    finished: bool = field(default=False, repr=False)
 
-    def settle(self, outcome: str) -> None:
+    def finish(self, outcome: str) -> None:
         """Sets an outcome that nothing heard later changes."""
         self.outcome = outcome
-        self.settled = True
+        self.finished = True
 
     def add_notice(self, sentence: str) -> None:
         """Adds what is worth knowing of its figures."""
@@ -154,7 +154,7 @@ class Turns:
         """The agent left; what is heard later is no reply to what it was told."""
         last = self._last
         if last is not None and (self._agent_speaks or "reply_heard" not in last.marks):
-            last.settle("agent_lost")
+            last.finish("agent_lost")
         self._agent_speaks = False
 
     def item(self, item: Item) -> None:
@@ -178,7 +178,7 @@ class Turns:
             # What was said last was not understood yet: this may be the end of what was before.
             before = self.all[-2] if len(self.all) > 1 else None
             if before is not None:
-                waits = before.user_messages > 0 and not before.reply and not before.settled
+                waits = before.user_messages > 0 and not before.reply and not before.finished
             else:
                 waits = not self.greeting
             if item.interrupted or waits:
@@ -212,7 +212,7 @@ def _judge(turn: Turn) -> None:
     turn interrupted; then the reply to the rest is the next voice after another message of the
     user's, and without one the early voice dates the reply, which has no latency.
     """
-    if turn.settled:
+    if turn.finished:
         return
     start_s = turn.marks.get("user_speech_start", float("-inf"))
     end_s = turn.marks.get("user_speech_end", float("inf"))

@@ -24,7 +24,7 @@ from labvoice.protocol.metadata import (
 )
 
 _START_S: Final = 5.0
-"""An agent that has joined and not beaten yet is given so long."""
+"""Time that a joined agent has until its first heartbeat, in seconds."""
 _COLD_S: Final = 60.0
 """A job whose agent is not there yet may load its models for so long: the server calls it
 running as soon as it asks a worker (LiveKit `pkg/agent/worker.go`, AssignJob)."""

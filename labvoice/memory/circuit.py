@@ -42,7 +42,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> Circuit:
-        """Whether attempts are made freely, put off, or tried one by one."""
+        """Whether attempts are allowed, paused, or tried one at a time."""
         if self._failures < self._threshold:
             return "closed"
         return "open" if self.is_open else "half-open"

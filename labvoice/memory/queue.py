@@ -56,7 +56,7 @@ class Backlog:
         count: Turns that wait.
         oldest_age_s: For how long the oldest has waited, in seconds; None when none waits.
         lost: Turns that can never be written: their agent is gone. Their words are kept.
-        circuit: `closed` when writing works; `open` when it is put off after failures.
+        circuit: `closed` when writing works; `open` when attempts are paused after failures.
         error: Why the first of those that wait was not written yet, in words.
         lost_error: Why the last lost one was lost, in words.
     """
@@ -182,7 +182,7 @@ class MemoryQueue:
         while True:
             self._wake.clear()
             try:
-                # While attempts are put off no lease is held: another worker may do better.
+                # While attempts are paused no lease is held: another worker may succeed.
                 agents = [] if self._breaker.is_open else await self._store.waiting_agents()
                 for agent_id in agents:
                     if agent_id in self._writers or self._put_off(agent_id):

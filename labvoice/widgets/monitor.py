@@ -109,9 +109,9 @@ class Watcher:
         statuses = await lab.pool.statuses()
         async with lab.dispatcher.server_errors():
             rooms = await self._rooms()
-        past = list(lab.dispatcher.history)
-        failed = [one for one in past if one.outcome != "ok"]
-        took = [one.took_s for one in past[-_SHOWN:] if one.outcome == "ok"]
+        history = list(lab.dispatcher.history)
+        failed = [one for one in history if one.outcome != "ok"]
+        took = [one.took_s for one in history[-_SHOWN:] if one.outcome == "ok"]
         heard = [
             turn.voice_to_voice_s
             for call in lab.recent_calls
@@ -122,7 +122,7 @@ class Watcher:
             "rooms": len(rooms),
             "agents": sum(len(room["agents"]) for room in rooms),
             "load": statistics.fmean(s.load for s in statuses) if statuses else None,
-            "success": (len(past) - len(failed)) / len(past) if past else None,
+            "success": (len(history) - len(failed)) / len(history) if history else None,
             "dispatch_s": statistics.median(took) if took else None,
             "voice_to_voice_s": statistics.median(heard[-_SHOWN:]) if heard else None,
             "memory_backlog": await lab.memory_backlog(),
@@ -143,7 +143,7 @@ class Watcher:
             ],
             "silent_workers": len(lab.pool.workers) - len(statuses),
             "rooms": rooms,
-            "dispatches": len(past),
+            "dispatches": len(history),
             "failed": len(failed),
             "last_failure": failed[-1].outcome if failed else "",
             "turns": len(heard),

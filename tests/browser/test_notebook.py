@@ -198,7 +198,7 @@ async def test_a_call_with_the_browsers_microphone(
         await page.screenshot(path=pictures / "notebook.png", full_page=True)
 
 
-async def test_a_denied_microphone_is_said_in_words(
+async def test_a_denied_microphone_has_a_message(
     refusing_chromium: Browser, jupyter: Jupyter, pictures: Path
 ) -> None:
     """The page says that the microphone was denied and what to do; typing works all the same."""

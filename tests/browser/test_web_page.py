@@ -200,9 +200,7 @@ async def test_the_microphone_is_tested_before_a_call(
         await expect(tested.get_by_role("status")).to_have_text("Your voice is heard.")
 
 
-async def test_a_denied_microphone_is_said_in_words(
-    refusing_chromium: Browser, address: str
-) -> None:
+async def test_a_denied_microphone_has_a_message(refusing_chromium: Browser, address: str) -> None:
     """Before the call and in it the page says so and what to do; typing works all the same."""
     async with page_of(refusing_chromium, PHONE) as page:
         await page.goto(f"{address}/debug#key={KEY}")

@@ -54,7 +54,7 @@ def test_no_secret_shows(lab: Lab) -> None:
         assert secret not in text
 
 
-def test_plain_with_is_refused_in_words() -> None:
+def test_plain_with_is_refused_with_a_message() -> None:
     """`with Lab()` says that `async with` is meant."""
     with pytest.raises(UsageError, match="async with"), Lab():
         pass

@@ -88,7 +88,7 @@ async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle:
 
 async def test_a_fact_told_by_voice_is_filed_once(letta: Running, lab: Lab) -> None:
     """Letta files what the caller states by its own tool, and its answer is heard."""
-    agent = await letta.server.api.create("Files by itself", model="lab/memory-clerk")
+    agent = await letta.server.api.create("Files by itself", model="lab/scripted-llm")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent, mode="letta")
     await call.hear_greeting()
@@ -108,7 +108,7 @@ async def test_letta_down_or_slow_the_fast_model_answers(
     letta: Running, lab: Lab, proxy: FaultyLetta
 ) -> None:
     """Letta answers; then it breaks off, is slow, is down: the fast model answers; all is kept."""
-    agent = await letta.server.api.create("Falls back", model="lab/memory-clerk")
+    agent = await letta.server.api.create("Falls back", model="lab/scripted-llm")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent, mode="letta")
     await call.hear_greeting()

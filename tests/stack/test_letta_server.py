@@ -1,4 +1,4 @@
-"""The embedded Letta server: real Letta, real PostgreSQL, the scripted clerk as its model."""
+"""The embedded Letta server: real Letta, real PostgreSQL, the scripted LLM as its model."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ async def test_agents_stay_apart(letta: Running) -> None:
     frame = (await api.agents()).set_index("id")
     assert frame.loc[first, "name"] == "Apart one"
     assert "Oslo" in str(frame.loc[first, "human"])
-    assert set(frame.loc[[first, second], "model"]) == {"lab/memory-clerk"}
+    assert set(frame.loc[[first, second], "model"]) == {"lab/scripted-llm"}
 
 
-async def test_an_agent_is_found_by_id_or_name_or_else_in_words(letta: Running) -> None:
+async def test_an_agent_is_found_by_id_or_name(letta: Running) -> None:
     """A wrong name is answered with the names that come close; a taken one is refused."""
     api = letta.server.api
     agent = await api.create("Night nurse")
@@ -71,7 +71,7 @@ async def test_an_agent_is_found_by_id_or_name_or_else_in_words(letta: Running) 
         await api.resolve(agent)
 
 
-async def test_a_wrong_key_is_refused_in_words(letta: Running) -> None:
+async def test_a_wrong_key_is_refused_with_a_message(letta: Running) -> None:
     """Another user of the machine reads no memory; a wrong key is named as the cause."""
     settings = load_settings(
         letta_base_url=letta.server.base_url, letta_api_key=SecretStr("wrong-key")
@@ -95,8 +95,8 @@ async def test_a_named_server_is_used_as_it_is(letta: Running) -> None:
 
 async def test_an_address_without_letta_is_waited_for(letta: Running) -> None:
     """Nothing there, or something else there, are two sentences; neither ends the start."""
-    clerk = next(p for p in letta.server.processes if p.name == "memory clerk")
-    port = psutil.Process(clerk.pid).cmdline()[-1]
+    llm = next(p for p in letta.server.processes if p.name == "scripted LLM")
+    port = psutil.Process(llm.pid).cmdline()[-1]
     for address, words in (
         (f"http://127.0.0.1:{free_port()}", "nothing answers at"),
         (f"http://127.0.0.1:{port}", "is not a Letta server"),
@@ -243,7 +243,7 @@ async def test_finished_turns_reach_the_memory(letta: Running, tmp_path: Path) -
     await client.close()
 
 
-@pytest.mark.parametrize("part", ["Letta server", "PostgreSQL", "memory clerk"])
+@pytest.mark.parametrize("part", ["Letta server", "PostgreSQL", "scripted LLM"])
 async def test_a_killed_part_comes_back_and_no_turn_is_lost_or_doubled(
     letta: Running, tmp_path: Path, part: str
 ) -> None:

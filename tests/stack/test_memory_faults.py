@@ -83,7 +83,7 @@ async def all_written_once(letta: Running, call: Call, agent: str) -> None:
 
 
 async def all_known_once(letta: Running, call: Call, agent: str) -> None:
-    """What the memory clerk makes of each turn is in the agent's block: in order, once."""
+    """What the scripted LLM makes of each turn is in the agent's block: in order, once."""
     human = (await letta.server.api.blocks(agent))["human"].strip().splitlines()
     assert human == [fact for text in heard(call) for fact in facts(text)]
 

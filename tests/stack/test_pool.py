@@ -124,7 +124,7 @@ async def test_a_worker_that_dies_is_started_again(pool_lab: Lab) -> None:
     assert events["at"].is_monotonic_increasing
 
 
-async def test_wrong_sizes_are_refused_in_words(pool_lab: Lab) -> None:
+async def test_wrong_sizes_are_refused_with_a_message(pool_lab: Lab) -> None:
     """A negative size and an unknown name are errors of use."""
     with pytest.raises(UsageError, match="fewer than 0"):
         await pool_lab.pool.scale(-1)

@@ -84,7 +84,7 @@ async def listen(memory: CallMemory, heard: list[str]) -> None:
         heard.append(piece)
 
 
-async def test_a_stream_that_dies_is_an_error_in_words(letta: FakeLetta, tmp_path: Path) -> None:
+async def test_a_stream_that_dies_is_a_readable_error(letta: FakeLetta, tmp_path: Path) -> None:
     """What Letta had said by then is spoken; what follows is labvoice's own error."""
     letta.faults = ["dies"]
     heard: list[str] = []

@@ -19,7 +19,7 @@ def test_ordinary_names_pass(name: str) -> None:
     "name",
     ["", " room", "room ", "a/b", "a\nb", "a\x00b", "-a", "x" * 129, "<script>", "a?b", "é\u202e"],
 )
-def test_odd_names_are_refused_in_words(name: str) -> None:
+def test_odd_names_are_refused_with_a_message(name: str) -> None:
     """A name that URLs, logs or shells would not carry unharmed is refused with a hint."""
     with pytest.raises(RoomNameError, match="cannot be used") as caught:
         check_name(name)

@@ -51,7 +51,7 @@ def test_metadata_of_a_users_own_is_sent_as_it_is(metadata: Metadata, text: str)
     assert metadata_text(metadata) == text
 
 
-def test_metadata_that_cannot_be_sent_is_refused_in_words() -> None:
+def test_metadata_that_cannot_be_sent_is_refused_with_a_message() -> None:
     """What JSON cannot hold ends in an error with a hint."""
     with pytest.raises(MetadataError, match="cannot be sent"):
         metadata_text({"when": object()})

@@ -50,7 +50,7 @@ def test_a_gap_between_two_looks_is_no_silence() -> None:
 
 
 def test_an_agent_that_starts_has_time() -> None:
-    """An agent that has not beaten yet is given seconds."""
+    """An agent that has joined has some seconds until its first heartbeat."""
     watched = Watched("room", agent(0), 0.0)
     for step in range(16):
         watched.update(agent(0), step * 0.25)

@@ -96,7 +96,7 @@ def test_wrong_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         weights.require("human-speech", load_settings(cache_dir=tmp_path))
 
 
-def test_unwritable_cache_is_an_error_in_words(tmp_path: Path) -> None:
+def test_unwritable_cache_is_a_readable_error(tmp_path: Path) -> None:
     """A cache folder that cannot be made is an error that names it."""
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")

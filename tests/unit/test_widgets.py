@@ -92,7 +92,7 @@ async def test_a_request_from_another_thread_is_answered_on_the_labs_loop() -> N
 
 
 @pytest.mark.parametrize("wrong", [request("nonsense", {}), request("known", ["no", "object"])])
-async def test_a_request_that_nobody_understands_is_refused_in_words(wrong: Any) -> None:
+async def test_a_request_that_nobody_understands_is_refused_with_a_message(wrong: Any) -> None:
     """An unknown method, or arguments that are none, end in an answer and not in silence."""
     page = Page()
 

@@ -1,4 +1,4 @@
-"""The processes of an embedded Letta: database, scripted clerk, server; each revived if it ends."""
+"""The processes of an embedded Letta: database, scripted LLM, server; each revived if it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from labvoice.proxies import proxies_for_a_child
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv, Progress
 from labvoice.stack.letta.postgres import Postgres
-from labvoice.stack.models import scripted_llm as memory_clerk
+from labvoice.stack.models import scripted_llm
 from labvoice.stack.processes import ManagedProcess, free_port
 
 PROVIDER: Final = "lab"
@@ -34,13 +34,13 @@ _OPENAI_URL: Final = "https://api.openai.com/v1"
 # From nothing it takes 11 s on an idle machine, 70 s on a busy one.
 _READY_TIMEOUT_S: Final = 300.0
 _MIGRATION_TIMEOUT_S: Final = 300.0
-_CLERK_TIMEOUT_S: Final = 60.0
+_LLM_TIMEOUT_S: Final = 60.0
 _ENV_KEPT: Final = ("PATH", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 class LettaParts:
-    """Database, clerk and server on ports that stay theirs, so that a revived one is found.
+    """Database, scripted LLM and server on ports that stay theirs, so that a revived one is found.
 
     Args:
         settings: Which model stands behind the server.
@@ -67,16 +67,16 @@ class LettaParts:
         self._port = port
         self._key = key
         self._postgres_port = free_port()
-        self._clerk_port = free_port()
+        self._llm_port = free_port()
         self._postgres: Postgres | None = None
-        self._clerk: ManagedProcess | None = None
+        self._llm: ManagedProcess | None = None
         self._letta: ManagedProcess | None = None
 
     @property
     def processes(self) -> list[ManagedProcess]:
-        """Those started so far: PostgreSQL, the memory clerk, Letta."""
+        """Those started so far: PostgreSQL, the scripted LLM, Letta."""
         postgres = self._postgres.process if self._postgres else None
-        return [process for process in (postgres, self._clerk, self._letta) if process]
+        return [process for process in (postgres, self._llm, self._letta) if process]
 
     @property
     def _own_model(self) -> bool:
@@ -91,11 +91,11 @@ class LettaParts:
         for process in self.processes:
             if not process.running:
                 await process.stop()  # closes what is left of it here
-        if self._own_model and not (self._clerk and self._clerk.running):
-            self._clerk = await ManagedProcess.start(
-                "memory clerk",
-                [sys.executable, "-P", "-m", memory_clerk.__name__, str(self._clerk_port)],
-                log_path=self._state_dir / "memory-clerk.log",
+        if self._own_model and not (self._llm and self._llm.running):
+            self._llm = await ManagedProcess.start(
+                "scripted LLM",
+                [sys.executable, "-P", "-m", scripted_llm.__name__, str(self._llm_port)],
+                log_path=self._state_dir / "scripted-llm.log",
             )
         if not (self._postgres and self._postgres.process.running):
             progress("Letta: starting its database")
@@ -132,7 +132,7 @@ class LettaParts:
 
     async def stop(self) -> None:
         """Stops all; the server first, for an orderly stop of the database waits for it."""
-        for part in (self._letta, self._clerk, self._postgres):
+        for part in (self._letta, self._llm, self._postgres):
             if part is not None:
                 await part.stop()
 
@@ -144,10 +144,10 @@ class LettaParts:
         return True
 
     async def _register_model(self) -> str:
-        if self._clerk is not None:
-            url = f"http://127.0.0.1:{self._clerk_port}"
-            await self._clerk.until_ready(lambda: _healthy(url), timeout_s=_CLERK_TIMEOUT_S)
-            return await self._api.register_model(PROVIDER, f"{url}/v1", None, memory_clerk.MODEL)
+        if self._llm is not None:
+            url = f"http://127.0.0.1:{self._llm_port}"
+            await self._llm.until_ready(lambda: _healthy(url), timeout_s=_LLM_TIMEOUT_S)
+            return await self._api.register_model(PROVIDER, f"{url}/v1", None, scripted_llm.MODEL)
         address = (self._settings.openai_base_url or _OPENAI_URL).rstrip("/")
         named = self._settings.llm_model
         return await self._api.register_model(

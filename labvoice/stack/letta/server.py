@@ -173,7 +173,7 @@ class LettaServer:
 
     @property
     def processes(self) -> list[ManagedProcess]:
-        """Its processes so far: PostgreSQL, the memory clerk, Letta."""
+        """Its processes so far: PostgreSQL, the scripted LLM, Letta."""
         return self._parts.processes if self._parts else []
 
     async def until_up(self, timeout_s: float = 1800.0) -> None:

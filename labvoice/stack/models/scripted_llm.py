@@ -1,10 +1,9 @@
-"""The scripted memory clerk: files what the user states into Letta's memory; no language model.
+"""The scripted LLM: a script behind OpenAI's HTTP API that writes stated facts to Letta's memory.
 
-It stands where Letta expects a model, behind OpenAI's HTTP, so that an offline Letta has a
-memory that works. It reads the user's last message with the patterns below, files each new
-statement through Letta's own tool `core_memory_append`, and ends the turn with a fixed
-sentence. It understands nothing else, it forgets nothing, and it never corrects what it filed.
-A configured model replaces it. Run as `python -m labvoice.stack.models.scripted_llm PORT`.
+An offline Letta uses it as its model. It matches the user's last message against the patterns
+below, writes each new statement with Letta's tool `core_memory_append`, and ends the turn with a
+fixed sentence. It is no language model: it recognises nothing else and corrects nothing that it
+wrote. A configured model replaces it. Run as `python -m labvoice.stack.models.scripted_llm PORT`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from starlette.routing import Route
 
 from labvoice.memory.text import user_part
 
-MODEL: Final = "memory-clerk"
+MODEL: Final = "scripted-llm"
 TOOL: Final = "core_memory_append"
 BLOCK: Final = "human"
 NOTED: Final = "I have made a note of that."
@@ -149,7 +148,7 @@ def _plain(text: str) -> str:
 
 
 class ChatRequest(BaseModel):
-    """The part of a chat completion request that the clerk reads."""
+    """The part of a chat completion request that it reads."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
@@ -157,7 +156,7 @@ class ChatRequest(BaseModel):
 
 
 def reply(chat: ChatRequest) -> dict[str, Any]:
-    """Returns the clerk's next message: a call of Letta's tool, or the closing sentence."""
+    """Returns its next message: a call of Letta's tool, or the closing sentence."""
     last_user = max(
         (i for i, message in enumerate(chat.messages) if message.get("role") == "user"), default=-1
     )

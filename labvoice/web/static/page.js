@@ -71,9 +71,9 @@ function report(record) {
 }
 
 const backend = {
-  token(wish) {
+  token(request) {
     traceparent = `00-${hex(16)}-${hex(8)}-01`;
-    return ask("POST", "/api/token", wish);
+    return ask("POST", "/api/token", request);
   },
   async dispatch({ room, letta_agent_id }) {
     const answer = await ask("POST", "/api/dispatch-agent", { room, letta_agent_id });

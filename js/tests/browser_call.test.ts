@@ -8,9 +8,9 @@ vi.mock("livekit-client", async (original) => ({
 }));
 vi.mock("../src/meter", () => ({ Meters: FakeMeters, now_s: () => performance.now() / 1000 }));
 
-const { Session } = await import("../src/session");
+const { BrowserCall } = await import("../src/browser_call");
 const { BackendError } = await import("../src/types");
-type Choice = import("../src/session").Choice;
+type Choice = import("../src/browser_call").Choice;
 type DispatchAnswer = import("../src/types").DispatchAnswer;
 
 const choice = (when: Choice["strategy"]["when"], agent = "", lifetime_s = 50): Choice => ({
@@ -36,110 +36,110 @@ beforeEach(() => {
 });
 
 async function live(over = backend()) {
-  const session = new Session(over);
-  await session.connect(AFTER);
+  const call = new BrowserCall(over);
+  await call.connect(AFTER);
   room().agentJoins();
-  expect(session.state.phase).toBe("live");
-  return session;
+  expect(call.state.phase).toBe("live");
+  return call;
 }
 
 test("a call goes from the click to the agent, and its record ends with the hang-up", async () => {
   const over = backend();
-  const session = await live(over);
-  await session.hangUp();
-  expect(session.state.phase).toBe("ended");
+  const call = await live(over);
+  await call.hangUp();
+  expect(call.state.phase).toBe("ended");
   expect(over.records.at(-1)).toMatchObject({ room: "room-1", outcome: "ok", ended: true });
-  expect(Object.keys(session.marks)).toEqual(
+  expect(Object.keys(call.marks)).toEqual(
     expect.arrayContaining(["click", "room_connected", "mic_published", "dispatch_requested", "agent_listening"]),
   );
 });
 
 test("two presses of Connect make one call", async () => {
   const over = backend();
-  const session = new Session(over);
-  await Promise.all([session.connect(AFTER), session.connect(AFTER)]);
+  const call = new BrowserCall(over);
+  await Promise.all([call.connect(AFTER), call.connect(AFTER)]);
   expect(FakeRoom.all).toHaveLength(1);
   expect(over.token).toHaveBeenCalledTimes(1);
 });
 
 test("two presses of Hang up end the call once", async () => {
   const over = backend();
-  const session = await live(over);
-  await Promise.all([session.hangUp(), session.hangUp()]);
+  const call = await live(over);
+  await Promise.all([call.hangUp(), call.hangUp()]);
   expect(room().disconnect).toHaveBeenCalledTimes(1);
-  expect(session.log.filter((line) => line.text === "hung up")).toHaveLength(1);
+  expect(call.log.filter((line) => line.text === "hung up")).toHaveLength(1);
   expect(over.records.filter((record) => record.ended)).toHaveLength(1);
 });
 
 test("a hang-up that waits for the last figures leaves a call alone that began meanwhile", async () => {
-  const session = await live();
+  const call = await live();
   room().localParticipant.performRpc.mockImplementation(() => new Promise(() => undefined));
-  const hangingUp = session.hangUp();
+  const hangingUp = call.hangUp();
   room().emit("disconnected", 0);
-  expect(session.state.phase).toBe("failed");
-  await session.connect(AFTER);
+  expect(call.state.phase).toBe("failed");
+  await call.connect(AFTER);
   await hangingUp;
-  expect(session.connected).toBe(true);
+  expect(call.connected).toBe(true);
 });
 
 test("an answer that comes after the end of the call changes nothing", async () => {
   const dispatched = later<DispatchAnswer>();
-  const session = new Session(backend({ dispatch: () => dispatched.promise }));
-  const connecting = session.connect(AFTER);
-  await vi.waitFor(() => expect(session.marks["dispatch_requested"]).toBeDefined());
-  await session.hangUp();
+  const call = new BrowserCall(backend({ dispatch: () => dispatched.promise }));
+  const connecting = call.connect(AFTER);
+  await vi.waitFor(() => expect(call.marks["dispatch_requested"]).toBeDefined());
+  await call.hangUp();
   dispatched.resolve({ ...CAME, success: false, message: "too late" });
   await connecting;
-  expect(session.state).toMatchObject({ phase: "ended", trouble: null });
+  expect(call.state).toMatchObject({ phase: "ended", trouble: null });
 });
 
 test("an agent that is chosen to come ahead is dispatched once, before the click", async () => {
   const over = backend();
-  const session = new Session(over);
-  await session.prepare(choice("ahead"));
-  await session.prepare(choice("ahead"));
+  const call = new BrowserCall(over);
+  await call.prepare(choice("ahead"));
+  await call.prepare(choice("ahead"));
   expect(over.dispatch).toHaveBeenCalledTimes(1);
-  await session.connect(choice("ahead"));
+  await call.connect(choice("ahead"));
   expect(over.token).toHaveBeenCalledTimes(1); // the room that was prepared
   expect(over.dispatch).toHaveBeenCalledTimes(2); // confirmed after the click
 });
 
 test("an agent that came ahead has the marks of its dispatch, before the click", async () => {
   const dispatch = vi.fn(async () => CAME).mockImplementationOnce(async () => MADE);
-  const session = new Session(backend({ dispatch }));
-  await session.prepare(choice("ahead"));
+  const call = new BrowserCall(backend({ dispatch }));
+  await call.prepare(choice("ahead"));
   await aWhile();
-  await session.connect(choice("ahead"));
-  const { click, dispatch_requested: asked, dispatch_acknowledged: taken } = session.marks;
+  await call.connect(choice("ahead"));
+  const { click, dispatch_requested: asked, dispatch_acknowledged: taken } = call.marks;
   expect(asked!.at_s).toBeLessThan(click!.at_s);
   expect(taken!.at_s - asked!.at_s).toBeCloseTo(0.005);
 });
 
 test("where the agent that came ahead has left, the dispatch after the click counts", async () => {
-  const session = new Session(backend({ dispatch: async () => MADE }));
-  await session.prepare(choice("ahead"));
+  const call = new BrowserCall(backend({ dispatch: async () => MADE }));
+  await call.prepare(choice("ahead"));
   const before_s = performance.now() / 1000;
   await aWhile();
-  await session.connect(choice("ahead"));
-  expect(session.marks["dispatch_requested"]!.at_s).toBeGreaterThan(before_s);
+  await call.connect(choice("ahead"));
+  expect(call.marks["dispatch_requested"]!.at_s).toBeGreaterThan(before_s);
 });
 
 test("another choice of memory, or one that is too old, is prepared anew", async () => {
   const over = backend();
-  const session = new Session(over);
-  await session.prepare(choice("ahead", "a"));
-  await session.prepare(choice("ahead", "b"));
-  await session.prepare(choice("ahead", "b", 0));
+  const call = new BrowserCall(over);
+  await call.prepare(choice("ahead", "a"));
+  await call.prepare(choice("ahead", "b"));
+  await call.prepare(choice("ahead", "b", 0));
   expect(over.dispatch).toHaveBeenCalledTimes(3);
-  expect(session.prepare(AFTER)).toBeNull();
+  expect(call.prepare(AFTER)).toBeNull();
 });
 
 test("a preparation that failed is tried again at the click", async () => {
   const token = vi.fn(async () => TOKEN).mockRejectedValueOnce(new BackendError("no lab"));
-  const session = new Session(backend({ token }));
-  await expect(session.prepare(choice("ahead"))).rejects.toThrow("no lab");
-  await session.connect(choice("ahead"));
-  expect(session.marks["room_connected"]).toBeDefined();
+  const call = new BrowserCall(backend({ token }));
+  await expect(call.prepare(choice("ahead"))).rejects.toThrow("no lab");
+  await call.connect(choice("ahead"));
+  expect(call.marks["room_connected"]).toBeDefined();
 });
 
 test("a page that is left ends its record at once", async () => {
@@ -154,7 +154,7 @@ test("a record that cannot be saved is said to the user", async () => {
   const record = vi.fn(async () => {
     throw new BackendError("the disk is full", "make room");
   });
-  const session = await live(backend({ record }));
-  await session.hangUp();
-  await vi.waitFor(() => expect(session.state.notice?.message).toBe("the disk is full"));
+  const call = await live(backend({ record }));
+  await call.hangUp();
+  await vi.waitFor(() => expect(call.state.notice?.message).toBe("the disk is full"));
 });

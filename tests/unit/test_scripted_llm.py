@@ -1,4 +1,4 @@
-"""The scripted memory clerk: what it files, what it leaves alone, and how it answers."""
+"""The scripted LLM: what it files, what it leaves alone, and how it answers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def says(text: str) -> dict[str, Any]:
 
 async def post(body: dict[str, Any]) -> httpx.Response:
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://clerk") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://llm") as client:
         return await client.post("/v1/chat/completions", json=body)
 
 
@@ -171,7 +171,7 @@ async def test_refuses_what_is_no_request() -> None:
 async def test_says_how_long_its_context_is() -> None:
     """Letta needs `max_model_len` of each model."""
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://clerk") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://llm") as client:
         [model] = (await client.get("/v1/models")).json()["data"]
-    assert model["id"] == "memory-clerk"
+    assert model["id"] == "scripted-llm"
     assert model["max_model_len"] > 0

@@ -78,7 +78,7 @@ function askOf(choice: Choice): Ask {
 }
 
 /** A call; made once and connected as often as one likes. Views listen for `change`. */
-export class Session {
+export class BrowserCall {
   state: State = initial;
   log: LogLine[] = [];
   levels: Levels = { you: 0, agent: 0 };
