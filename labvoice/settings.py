@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
     """Who speaks: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 
+    recording: Literal["ogg", "wav", "none"] = Field("ogg", validation_alias="LABVOICE_RECORDING")
+    """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a
+    minute), or not at all."""
+
     cache_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("labvoice")),
         validation_alias="LABVOICE_CACHE_DIR",

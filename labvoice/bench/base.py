@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import aiohttp
 from livekit import api, rtc
@@ -233,6 +233,32 @@ async def call_trial(
             yield this, call
         finally:
             await lab.end_call(call)
+            await asyncio.to_thread(record_sound, run, number, call, lab.settings.recording)
+
+
+def record_sound(
+    run: RunWriter, trial: int, call: Call, format_: Literal["ogg", "wav", "none"]
+) -> Path | None:
+    """Writes a call's recording beside its run file, in a folder of the run's name.
+
+    The note `recording` is its path from the run file's folder, `recording_start_s` the instant
+    of its first sample in seconds since the click; `recording_error` says why there is none.
+
+    Returns:
+        Where it is; None where nothing was heard or sent, or where it could not be written.
+    """
+    if format_ == "none" or (recording := call.recorder.recording()) is None:
+        return None
+    path = run.path.with_suffix("") / f"{trial:04}.{format_}"
+    zero_s = call.marks.get("click", min(call.marks.values(), default=recording.start_s))
+    try:
+        recording.write(path)
+    except LabvoiceError as error:
+        run.note(trial, recording_error=error.observed)
+        return None
+    place = path.relative_to(run.path.parent).as_posix()
+    run.note(trial, recording=place, recording_start_s=recording.start_s - zero_s)
+    return path
 
 
 Talk = Callable[[Trial, Call, int], Awaitable[str]]

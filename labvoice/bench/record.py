@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labvoice.bench.base import columns, run_path
+from labvoice.bench.base import columns, record_sound, run_path
 from labvoice.bench.memory import record_memory
 from labvoice.bench.turns import record_turn
 from labvoice.caller.call import Call
@@ -45,4 +45,5 @@ def record_call(
                 run.mark(0, Mark(name, at_s), turn=turn.number)
             record_turn(run, 0, turn)
             run.outcome(0, turn.outcome, turn=turn.number)
+        record_sound(run, 0, call, settings.recording)
     return Run.load(path)

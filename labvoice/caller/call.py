@@ -19,9 +19,10 @@ from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
+from labvoice.caller import microphone
 from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
-from labvoice.caller.microphone import Microphone
+from labvoice.caller.recorder import Recorder
 from labvoice.caller.turns import Item, Turn, Turns, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -171,6 +172,7 @@ class Call:
         memory: How the agent's memory stands: state, error, updates, memory_load_s,
             waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
         on_turn_mark: Told every mark of a turn as it is set.
+        recorder: Keeps the sound of both sides.
         notice: What did not go as the strategy meant it, in words; empty where it did.
         failure: Why no agent listened or no reply came, the last time; empty where none failed.
     """
@@ -213,8 +215,9 @@ class Call:
         self._on_end = on_end
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self._room = rtc.Room()
-        self._microphone = Microphone()
-        self._listener = Listener(self._on_sound)
+        self.recorder = Recorder(microphone.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+        self._microphone = microphone.Microphone(self.recorder.sent)
+        self._listener = Listener(self._on_sound, self.recorder.heard)
         self._turns = Turns()
         self._voices_heard = 0
         self._agent_identity = ""

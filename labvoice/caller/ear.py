@@ -100,14 +100,21 @@ class Listener:
 
     Args:
         on_change: Called when voice begins or ends.
+        on_frame: Told every frame: the id of its track, its samples, and its arrival in monotonic
+            seconds.
 
     Attributes:
         voices: All stretches of voice, oldest first.
         started_s: Arrival of the first frame, in monotonic seconds; 0 before.
     """
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        on_frame: Callable[[str, npt.NDArray[np.int16], float], None] = lambda *_: None,
+    ) -> None:
         self._on_change = on_change
+        self._on_frame = on_frame
         self.voices: list[Voice] = []
         self.started_s = 0.0
         self._frames: list[npt.NDArray[np.int16]] = []
@@ -130,13 +137,14 @@ class Listener:
         if self._task is not None:
             self._task.cancel()  # the track of an agent that was replaced
             self._resumes = True
-        self._task = asyncio.create_task(self._receive(stream), name="labvoice-listener")
+        self._task = asyncio.create_task(self._receive(track.sid, stream), name="labvoice-listener")
 
-    async def _receive(self, stream: rtc.AudioStream) -> None:
+    async def _receive(self, track: str, stream: rtc.AudioStream) -> None:
         try:
             async for event in stream:
-                samples = np.frombuffer(event.frame.data, np.int16)
-                if self.feed(samples.copy(), time.monotonic()):
+                samples, at_s = np.frombuffer(event.frame.data, np.int16).copy(), time.monotonic()
+                self._on_frame(track, samples, at_s)
+                if self.feed(samples, at_s):
                     self._on_change()
         finally:
             await stream.aclose()

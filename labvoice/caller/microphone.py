@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,17 @@ class Microphone:
     `capture_frame` is called with it; with the default queue of 1 s it would only have been
     handed over.
 
+    Args:
+        on_frame: Told every frame with the instant at which it left, in monotonic seconds.
+
     Attributes:
         late_frames: How many frames left more than 10 ms after their time.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, on_frame: Callable[[npt.NDArray[np.int16], float], None] = lambda *_: None
+    ) -> None:
+        self._on_frame = on_frame
         self._source = rtc.AudioSource(SAMPLE_RATE_HZ, 1, queue_size_ms=0)
         self._waiting: deque[_Playing] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -126,6 +133,7 @@ class Microphone:
             await self._source.capture_frame(
                 rtc.AudioFrame(data.tobytes(), SAMPLE_RATE_HZ, 1, _FRAME_SAMPLES)
             )
+            self._on_frame(data, left_s)
             self._frame_left(left_s)
             self.late_frames += left_s - due > _FRAME_S
             due += _FRAME_S

@@ -105,7 +105,8 @@ async def _try(
         path = out / run_path("try").name
         run = record_call(lab.settings, call, path, command=command_line(), target=target)
         tell(repr(run))
-        _write_recording(call, path.with_suffix(".wav"))
+        for recording in run.recordings["path"]:
+            tell(f"recording: {recording}")
         await lab.end_call(call)
         report = write_report([run], out / "report.html").resolve()
         result: dict[str, Any] = {**run.to_json(), "agent_name": name, "report": str(report)}
@@ -135,21 +136,6 @@ async def _talk(call: Call, utterances: Sequence[Any], greeting_timeout_s: float
         await call.say(utterance)
         turn = await call.hear()
         tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
-
-
-def _write_recording(call: Call, path: Path) -> None:
-    """Writes what the caller heard."""
-    import soundfile
-
-    samples, rate = call.heard_audio()
-    if not len(samples):
-        return
-    try:
-        soundfile.write(path, samples, rate)
-    except (OSError, soundfile.LibsndfileError) as error:
-        tell(f"warning: the recording cannot be written: {error}")
-        return
-    tell(f"recording: {path.resolve()}")
 
 
 def _tell_models(report: dict[str, Any]) -> None:

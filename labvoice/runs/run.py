@@ -33,8 +33,9 @@ class Run:
         complete: Whether the run ended in order.
     """
 
-    def __init__(self, header: RunLine, columns: reader.Columns) -> None:
+    def __init__(self, header: RunLine, columns: reader.Columns, folder: Path) -> None:
         self.header = header
+        self._folder = folder
         self.complete = columns.ended
         self._file_warnings = columns.warnings
         self._frames = frames.Frames(header, columns)
@@ -46,7 +47,7 @@ class Run:
         Raises:
             RunFileError: There is no such file, or it is not a run of this format.
         """
-        return cls(*reader.read(Path(path)))
+        return cls(*reader.read(Path(path)), Path(path).parent)
 
     @property
     def arms(self) -> list[str]:
@@ -75,6 +76,18 @@ class Run:
     def notes(self) -> pd.DataFrame:
         """Facts that are no time, one row for each connection or turn that has any."""
         return self._frames.notes.copy()
+
+    @property
+    def recordings(self) -> pd.DataFrame:
+        """The recordings that are there: trial, path, start_s (first sample, since the click)."""
+        notes = self._frames.notes.reindex(
+            columns=["trial", "recording", "recording_start_s"]
+        ).dropna(subset="recording")
+        paths = [self._folder / place for place in notes["recording"].astype(str)]
+        there = [path.is_file() for path in paths]
+        return pd.DataFrame(
+            {"trial": notes["trial"], "path": paths, "start_s": notes["recording_start_s"]}
+        )[there].reset_index(drop=True)
 
     @property
     def outcomes(self) -> pd.DataFrame:

@@ -89,6 +89,25 @@ def test_the_agent_understands_and_answers(spoken: Call) -> None:
         assert all(value >= 0 for value in turn.metrics.values())
 
 
+async def test_the_recording_holds_both_sides_at_their_marks(spoken: Call) -> None:
+    """Every turn's speech is on the left, and the reply's first sound on the right, at its mark."""
+    recording = spoken.recorder.recording()
+    assert recording is not None
+    frames = np.abs(recording.samples[: len(recording.samples) // 240 * 240]).reshape(-1, 240, 2)
+    loud = frames.max(axis=1) > 200  # shape (10 ms frames, 2)
+
+    def frame_of(mark_s: float) -> int:
+        return round((mark_s - recording.start_s) * 100)
+
+    for turn in spoken.turns:
+        start, end = (frame_of(turn.marks[f"user_speech_{edge}"]) for edge in ("start", "end"))
+        reply = frame_of(turn.marks["reply_heard"])
+        left, right = loud[:, 0], loud[:, 1]
+        assert abs(start + int(np.argmax(left[start - 10 :])) - 10 - start) <= 3
+        assert abs(int(np.flatnonzero(left[: end + 20])[-1]) - end) <= 3
+        assert abs(end + int(np.argmax(right[end:])) - reply) <= 3
+
+
 @pytest.mark.smoke
 async def test_the_reply_is_heard_as_speech(spoken: Call, lab: Lab) -> None:
     """What reaches the caller's ear, recognised, are the words of the reply."""
