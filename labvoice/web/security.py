@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
 from fastapi import Request
+from itsdangerous import BadSignature, TimestampSigner
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from pydantic import SecretStr
 
 from labvoice.errors import SettingsError
@@ -26,10 +30,10 @@ MIN_REMOTE_KEY_LENGTH: Final = 32
 """Of every key when the service listens on more than loopback."""
 
 _ENTRY: Final = re.compile(r"([a-z0-9-]{1,32}):([a-z+]+):(\S+)")
-_FAILURES_HZ: Final = 1.0
+_WRONG_KEYS: Final = RateLimitItemPerSecond(10, 10)
+"""Of one address: ten within ten seconds."""
 _ADDRESS_FACTOR: Final = 4
 """An address may ask so many times as often as a key: several keys may come from it."""
-_MAX_BUCKETS: Final = 10_000
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -131,65 +135,24 @@ class Keyring:
 
     def make_session(self, principal: Principal) -> str:
         """Returns a cookie's value that stands for the key and says nothing of it."""
-        expires = int(time.time()) + SESSION_LIFETIME_S
-        return f"{principal.name}.{expires}.{self._sign(principal.name, expires)}"
+        return self._signer(principal.name).sign(principal.name).decode()
 
     def find_session(self, cookie: str) -> Principal | None:
         """Returns whose cookie it is; None when it is forged, expired, or its key is gone."""
-        name, _, rest = cookie.partition(".")
-        expires, _, signature = rest.partition(".")
-        if name not in self._keys or not re.fullmatch(r"[0-9]{1,12}", expires):
+        name = cookie.partition(".")[0]
+        if name not in self._keys:
             return None
-        good = self._sign(name, int(expires))
-        if not hmac.compare_digest(good.encode(), signature.encode("utf-8", "replace")):
+        try:
+            self._signer(name).unsign(cookie, max_age=SESSION_LIFETIME_S)
+        except BadSignature:  # an expired one is one, too
             return None
-        return self._keys[name].principal if int(expires) > time.time() else None
+        return self._keys[name].principal
 
-    def _sign(self, name: str, expires: int) -> str:
+    def _signer(self, name: str) -> TimestampSigner:
         # A changed key ends its sessions, since it is what signs them.
-        message = f"labvoice-session:{name}:{expires}".encode()
-        return hmac.new(self._keys[name].digest, message, hashlib.sha256).hexdigest()
-
-
-class RateLimiter:
-    """A token bucket for each of many names; the longest unused are forgotten.
-
-    Args:
-        rate_hz: Tokens per second.
-        burst: How many a full bucket holds.
-    """
-
-    def __init__(self, rate_hz: float, burst: float) -> None:
-        self._rate_hz = rate_hz
-        self._burst = max(1.0, burst)
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, name: str, now_s: float | None = None) -> float:
-        """Takes one token; returns 0, or the seconds until there is one.
-
-        Args:
-            name: Whose bucket.
-            now_s: Monotonic seconds; now when not given.
-        """
-        now_s = time.monotonic() if now_s is None else now_s
-        tokens = self._tokens(name, now_s)
-        wait_s = self._wait(tokens)
-        self._buckets[name] = (tokens if wait_s else tokens - 1, now_s)
-        self._buckets.move_to_end(name)
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return wait_s
-
-    def look(self, name: str) -> float:
-        """Returns what :meth:`take` would, and takes nothing."""
-        return self._wait(self._tokens(name, time.monotonic()))
-
-    def _tokens(self, name: str, now_s: float) -> float:
-        tokens, at_s = self._buckets.get(name, (self._burst, now_s))
-        return min(self._burst, tokens + (now_s - at_s) * self._rate_hz)
-
-    def _wait(self, tokens: float) -> float:
-        return 0.0 if tokens >= 1 else (1 - tokens) / self._rate_hz
+        return TimestampSigner(
+            self._keys[name].digest, salt="labvoice-session", digest_method=hashlib.sha256
+        )
 
 
 class Gate:
@@ -204,10 +167,9 @@ class Gate:
     def __init__(self, keyring: Keyring, rate_hz: float, public_origin: str = "") -> None:
         self.keyring = keyring
         self._public_origin = public_origin
-        self._by_key = RateLimiter(rate_hz, 2 * rate_hz)
-        address_hz = _ADDRESS_FACTOR * rate_hz
-        self._by_address = RateLimiter(address_hz, 2 * address_hz)
-        self._failures = RateLimiter(_FAILURES_HZ, 10)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._by_key = _limit_of(rate_hz)
+        self._by_address = _limit_of(_ADDRESS_FACTOR * rate_hz)
 
     def admit_address(self, address: str) -> None:
         """Counts a request of an address, whoever asks.
@@ -215,7 +177,7 @@ class Gate:
         Raises:
             HttpError: 429 when it asks too often.
         """
-        _limit(self._by_address.take(address), "this address asks too often")
+        self._count(self._by_address, "address", address, "this address asks too often")
 
     def admit(self, request: Request, needed: Permission) -> Principal:
         """Returns who is asking.
@@ -225,7 +187,7 @@ class Gate:
                 another site's page, 429 when asked too often or after many wrong keys.
         """
         principal = self._who(request)
-        _limit(self._by_key.take(principal.name), "this key asks too often")
+        self._count(self._by_key, "key", principal.name, "this key asks too often")
         principal.require(needed)
         return principal
 
@@ -236,7 +198,7 @@ class Gate:
             HttpError: 401 when it is nobody's, 429 after many of those or when asked too often.
         """
         principal = self._find(request, key)
-        _limit(self._by_key.take(principal.name), "this key asks too often")
+        self._count(self._by_key, "key", principal.name, "this key asks too often")
         return principal
 
     def _who(self, request: Request) -> Principal:
@@ -258,13 +220,29 @@ class Gate:
 
     def _find(self, request: Request, key: str) -> Principal:
         """Looks a key up, unless its address has tried too many: then a right one waits too."""
-        address = _address(request)
-        _limit(self._failures.look(address), "too many wrong keys came from this address")
+        guesses = ("wrong key", _address(request))
+        if not self._limiter.test(_WRONG_KEYS, *guesses):
+            observed = "too many wrong keys came from this address"
+            raise self._too_many(_WRONG_KEYS, *guesses, observed)
         principal = self.keyring.find(key)
         if principal is None:
-            self._failures.take(address)
+            self._limiter.hit(_WRONG_KEYS, *guesses)
             raise _unauthorized()
         return principal
+
+    def _count(self, limit: RateLimitItem, kind: str, name: str, observed: str) -> None:
+        if not self._limiter.hit(limit, kind, name):
+            raise self._too_many(limit, kind, name, observed)
+
+    def _too_many(self, limit: RateLimitItem, kind: str, name: str, observed: str) -> HttpError:
+        wait_s = max(0.0, self._limiter.get_window_stats(limit, kind, name)[0] - time.time())
+        return HttpError(
+            429,
+            "too_many_requests",
+            observed,
+            f"wait {wait_s:.1f} s; LABVOICE_RATE_LIMIT says how often a key may ask",
+            {"Retry-After": str(int(wait_s) + 1)},
+        )
 
     def _same_origin(self, request: Request) -> bool:
         site = request.headers.get("sec-fetch-site")
@@ -285,15 +263,10 @@ def _unauthorized() -> HttpError:
     )
 
 
-def _limit(wait_s: float, observed: str) -> None:
-    if wait_s:
-        raise HttpError(
-            429,
-            "too_many_requests",
-            observed,
-            f"wait {wait_s:.1f} s; LABVOICE_RATE_LIMIT says how often a key may ask",
-            {"Retry-After": str(int(wait_s) + 1)},
-        )
+def _limit_of(rate_hz: float) -> RateLimitItem:
+    """Returns a limit of so many a second, counted over two seconds or more: short bursts pass."""
+    window_s = max(2, math.ceil(1 / rate_hz))
+    return RateLimitItemPerSecond(max(1, round(rate_hz * window_s)), window_s)
 
 
 def cookie_name(request: Request) -> str:
