@@ -61,7 +61,7 @@ async def entrypoint(ctx: JobContext) -> None:
         async def nothing(_: dict[str, str]) -> None:
             """Tells nobody."""
 
-        ctx.room.local_participant.set_attributes = nothing  # type: ignore[method-assign]
+        ctx.room.local_participant.set_attributes = nothing  # type: ignore[method-assign, assignment]
     session: AgentSession[None] = AgentSession(
         stt="deepgram/nova-3", llm="openai/gpt-4.1-mini", tts="cartesia/sonic-3"
     )
