@@ -174,6 +174,14 @@ class Settings(BaseSettings):
             return 0.0
         return self.llm_temperature
 
+    def masked(self, text: str) -> str:
+        """Returns another program's text without the secrets of these settings."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr) and (secret := value.get_secret_value()):
+                text = text.replace(secret, "***")
+        return text
+
 
 ENV_FILE: Final = "LABVOICE_ENV_FILE"
 """Name of the variable that names another file than `.env`; empty: none is read."""

@@ -38,6 +38,7 @@ from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.guard import duplicate_refusal
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
+from labvoice.agent.model_errors import ModelErrors
 from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
@@ -196,6 +197,8 @@ async def serve(context: JobContext) -> None:
     )
     agent = LabAgent(mode, memory, resume.history if resume else ())
     session.on("conversation_item_added", agent.on_item)
+    model_errors = ModelErrors(settings)
+    model_errors.follow(session)
     await context.connect(auto_subscribe=AutoSubscribe.AUDIO_ONLY)
     marks["agent_connected"] = time.time()
     if reason := await asking:
@@ -223,6 +226,7 @@ async def serve(context: JobContext) -> None:
                 "pid": os.getpid(),
                 "figures": figures,
                 "memory": await memory.facts(),
+                "model_error": model_errors.sentence,
             }
         )
 
@@ -275,8 +279,11 @@ async def serve(context: JobContext) -> None:
 
     def end_job(event: CloseEvent) -> None:
         watch.close()
-        cause = f": {event.error.label}: {event.error.error}" if event.error else ""
-        leave(event.reason.value + cause, event.reason in ON_PURPOSE)
+        reason = event.reason.value
+        if event.error:
+            error = f"{event.error.label}: {event.error.error}"
+            reason += f": {model_errors.in_words(event.error) or settings.masked(error)}"
+        leave(reason, event.reason in ON_PURPOSE)
 
     session.on("close", end_job)
     watch = IdleWatch(context.room, settings.idle_timeout_s, leave)

@@ -38,6 +38,7 @@ from labvoice.errors import (
     StageTimeoutError,
 )
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, Metadata, check_name
+from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     RPC_MARKS,
@@ -88,6 +89,7 @@ _DISCONNECT_REASONS = {
     rtc.DisconnectReason.SERVER_SHUTDOWN: "the server shut down",
 }
 _NO_VOICE_HINT = "the worker's log tells whether it recognised speech and what its model said"
+_MODEL_HINT = "`labvoice doctor` asks the model what a call asks it"
 _REPLACEMENT_MARKS = ("replacement_visible", "replacement_listening", "apology_heard")
 
 
@@ -224,6 +226,7 @@ class Call:
         self._agent_state = ""
         self._agent_gone = ""
         self._agent_dispatch = ""
+        self._model_error = ""
         self._ended = False
         self._ending: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -622,9 +625,9 @@ class Call:
                 timeout_s,
             )
             await self._fetch_worker()
-        except NoReplyError:
+        except NoReplyError as error:
             turn.finish("no_reply")
-            raise
+            raise await self._why_no_reply(error) from None
         except AgentLostError:
             turn.finish("agent_lost")
             raise
@@ -632,6 +635,19 @@ class Call:
             turn.finish("error")
             raise
         return turn
+
+    async def _why_no_reply(self, error: NoReplyError) -> NoReplyError:
+        """The same error, with the cause and its hint where the agent's model gave one."""
+        with contextlib.suppress(LabvoiceError):
+            await self._fetch_worker()
+            if self._model_error:
+                return NoReplyError(
+                    error.stage,
+                    error.timeout_s,
+                    self._model_error,
+                    refusal_hint(self._model_error, _MODEL_HINT),
+                )
+        return error
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller who will speak over it.
@@ -695,6 +711,7 @@ class Call:
                 self._set_mark(self.offset.to_caller(name, marks[name]))
         figures = self.worker.pop("figures")
         self.memory = self.worker.pop("memory")
+        self._model_error = self.worker.pop("model_error", "")
         self._turns.figures(figures)
 
     async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:

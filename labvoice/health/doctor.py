@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import shutil
 import sys
@@ -31,6 +30,7 @@ from labvoice.errors import (
     ServerUnreachableError,
 )
 from labvoice.memory.api import LettaApi
+from labvoice.protocol.model_errors import refusal_hint, sentence_of
 from labvoice.proxies import http_client
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.speech import engines
@@ -240,12 +240,10 @@ class _Doctor:
                 f"no model answers at {base_url}: {error or type(error).__name__}", hint
             ) from None
         if answer.status_code != httpx.codes.OK:
-            if "temperature" in said:
-                hint = "set LABVOICE_LLM_TEMPERATURE to what it takes, or leave it unset"
+            sentence = self.settings.masked(sentence_of(said))
             raise ModelError(
-                f"the model at {base_url} answers {answer.status_code} to a question: "
-                f"{_sentence_of(said)}",
-                hint,
+                f"the model at {base_url} answers {answer.status_code} to a question: {sentence}",
+                refusal_hint(sentence, hint),
             )
         return f"{body['model']} answers at {base_url}"
 
@@ -370,10 +368,3 @@ async def _microphone_page(port: int) -> str:
             "install labvoice anew: its page is not where it belongs",
         )
     return f"its page is served at {url}; the browser asks for the permission"
-
-
-def _sentence_of(answer: str) -> str:
-    """Returns an endpoint's own sentence from its error, in OpenAI's form or any other."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        answer = str(json.loads(answer)["error"]["message"])
-    return answer.strip()[:500] or "no reason given"

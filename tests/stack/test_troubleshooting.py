@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.rooms import ATTRIBUTE_AGENT_NAME
-from labvoice.errors import AgentLostError, DispatchError, LabvoiceError, SettingsError
+from labvoice.errors import (
+    AgentLostError,
+    DispatchError,
+    LabvoiceError,
+    NoReplyError,
+    SettingsError,
+)
 from labvoice.failover.replacement import Replacements
 from labvoice.failover.watched import Watched
 from labvoice.health.doctor import Check, examine, to_json
@@ -24,7 +34,9 @@ from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
 from labvoice.stack.workers.events import EventLog
+from tests.serving import serving
 from tests.stack.fake_deepgram import KEY, FakeDeepgram
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 from tests.stack.test_exactly_one import dispatcher_of
@@ -302,6 +314,66 @@ async def test_a_key_that_deepgram_refuses_is_named(
             lab, monkeypatch, DEEPGRAM_API_KEY=KEY, DEEPGRAM_BASE_URL=fake.base_url
         )
         assert "takes the key" in checks["speech"].observed
+
+
+async def test_a_model_that_refuses_is_quoted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call and the doctor show the endpoint's own sentence; what is asked for only is sent."""
+    key = "sk-of-the-user"
+    asked: list[dict[str, Any]] = []
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def answer(request: Request) -> Response:
+        asked.append(await request.json())
+        if "max_tokens" in asked[-1] or asked[-1].get("temperature", 1) != 1:
+            sentence = f"Unsupported value: 'temperature' does not support 0.5 ({key})."
+            return JSONResponse({"error": {"message": sentence, "param": "temperature"}}, 400)
+        delta = {"index": 0, "delta": {"role": "assistant", "content": "Fine."}}
+        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "strict"}
+        text = f"data: {json.dumps(chunk | {'choices': [delta]})}\n\ndata: [DONE]\n\n"
+        return Response(text, media_type="text/event-stream")
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1"
+    strict: dict[str, Any] = {"llm": "openai", "openai_base_url": url, "llm_model": "strict"}
+    utterance = await lab.utterance("What is the capital of France?")
+    async with serving(app, port):
+        for temperature in (0.5, None):
+            name = f"strict-{temperature}"
+            await lab.add_workers(
+                agent_name=name,
+                llm_temperature=temperature,
+                openai_api_key=SecretStr(key),
+                **strict,
+            )
+            asked.clear()
+            async with lab.call(agent_name=name) as call:
+                await call.hear_greeting()
+                await call.say(utterance)
+                if temperature is None:
+                    turn = await call.hear(PATIENCE_S)
+                    assert turn.reply == "Fine."
+                    assert {frozenset(body) for body in asked} == {
+                        frozenset(("model", "messages", "stream", "stream_options"))
+                    }
+                else:
+                    with pytest.raises(NoReplyError) as caught:
+                        await call.hear()
+                    assert call.turns[0].outcome == "no_reply"
+                    assert {body["temperature"] for body in asked} == {temperature}
+                    assert_documented(caught.value.observed, "the model refused")  # entry
+                    assert "'temperature' does not support 0.5 (***)" in caught.value.observed
+                    assert "LABVOICE_LLM_TEMPERATURE" in caught.value.hint
+                    assert key not in str(caught.value)
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        monkeypatch.setenv("LABVOICE_LLM_MODEL", "strict")
+        checks = await checks_of(lab, monkeypatch, OPENAI_BASE_URL=url)
+        assert checks["model"].ok
+        monkeypatch.setenv("LABVOICE_LLM_TEMPERATURE", "0.5")
+        checks = await checks_of(lab, monkeypatch)
+        assert not checks["model"].ok
+        assert "'temperature' does not support 0.5 (***)" in checks["model"].observed
+        assert "LABVOICE_LLM_TEMPERATURE" in checks["model"].hint
 
 
 async def test_a_speech_engine_that_nobody_has() -> None:

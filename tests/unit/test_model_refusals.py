@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import pytest
+from livekit.agents import APIConnectionError, APIStatusError, llm
+from pydantic import SecretStr
 
+from labvoice.agent.model_errors import ModelErrors
 from labvoice.agent.session import load_llm
+from labvoice.protocol.model_errors import sentence_of
 from labvoice.settings import load_settings
 
 
 @pytest.mark.parametrize(
-    ("llm", "temperature", "sent"),
+    ("kind", "temperature", "sent"),
     [("openai", None, None), ("openai", 1.0, 1.0), ("small", None, 0.0), ("paced", 0.5, 0.5)],
 )
 def test_a_temperature_is_sent_only_where_it_was_asked_for(
-    llm: str, temperature: float | None, sent: float | None
+    kind: str, temperature: float | None, sent: float | None
 ) -> None:
     """Reasoning models refuse another temperature than their own; labvoice's own models get 0."""
-    model = load_llm(load_settings(llm=llm, llm_temperature=temperature))
+    model = load_llm(load_settings(llm=kind, llm_temperature=temperature))
     given = model._opts.temperature  # type: ignore[attr-defined]  # no public name
     assert (given if isinstance(given, float) else None) == sent
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"error": {"message": "Unsupported."}}',
+        {"error": {"message": "Unsupported."}},
+        {"message": "Unsupported."},
+        {"error": "Unsupported."},
+        "Unsupported.\n",
+    ],
+)
+def test_an_endpoints_own_sentence_is_found(answer: object) -> None:
+    """In OpenAI's form, as text or decoded, in its client's, which leaves out the outer part."""
+    assert sentence_of(answer) == "Unsupported."
+
+
+def test_a_model_error_is_told_without_secrets() -> None:
+    """A connection that failed is told from a refusal."""
+    errors = ModelErrors(load_settings(openai_api_key=SecretStr("sk-secret")))
+    refused = APIStatusError("Bad key sk-secret.", status_code=401, body=None)
+    for cause, told in (
+        (refused, "the model refused: Bad key ***."),
+        (APIConnectionError("Connection error."), "the model did not answer: Connection error."),
+    ):
+        error = llm.LLMError(timestamp=0, label="", error=cause, recoverable=False)
+        assert errors.in_words(error) == told
+    assert errors.in_words("another") == ""
