@@ -11,12 +11,13 @@ import pandas as pd
 import psutil
 from livekit import api
 
-from labvoice.errors import UsageError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 
 _WARMUP: Final = 3
 """Calls before the first look: caches and pools have filled by then."""
 _IDLE_TIMEOUT_S: Final = 120.0
+_FAILED_SHARE: Final = 0.1
 TOLERANCES: Final = {
     "worker_pss": 50.0,
     "worker_rss": 35.0,
@@ -53,7 +54,8 @@ async def leaks(
 
     Raises:
         UsageError: The number makes no sense.
-        LabvoiceError: A call failed.
+        LabvoiceError: More than a tenth of the calls failed; the last one's error. Fewer are told
+            as warnings: what a failed call leaves behind counts as well.
     """
     if calls < 1:
         raise UsageError("no call is no test", "pass `--calls 1` or more")
@@ -70,11 +72,17 @@ async def leaks(
 
 
 async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
+    failed = 0
     for number in range(calls):
         call = lab.new_call(timeout_s=30)  # the worker's warm process may just be taken
         try:
             await call.connect()
             await call.hear_greeting()
+        except LabvoiceError as error:
+            failed += 1
+            progress(f"warning: call {number + 1} failed: {error.observed}")
+            if failed > calls * _FAILED_SHARE:
+                raise
         finally:
             await lab.end_call(call)
         if (number + 1) % 10 == 0:
