@@ -1,4 +1,4 @@
-"""Explicit dispatch that is confirmed, and the cause when it fails."""
+"""Confirmed explicit dispatch, and the diagnosis of a failed one."""
 
 from labvoice.dispatch.dispatcher import Dispatch, Dispatcher
 from labvoice.dispatch.strategies import STRATEGIES, Strategy, StrategyName, check_strategy

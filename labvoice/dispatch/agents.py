@@ -1,4 +1,4 @@
-"""The agents of one name in a room: who counts, and that there is one."""
+"""The agents of one name in a room: which are valid, and removal of duplicates."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _REMOVAL_S = 2.0
 async def keep_first(
     server: api.LiveKitAPI, room: str, agent_name: str, agents: Sequence[ParticipantInfo]
 ) -> ParticipantInfo:
-    """Removes every agent but the one that joined first, and every dispatch but its own.
+    """Removes every agent except the first to join, and every dispatch except that agent's.
 
     Raises:
-        DuplicateAgentError: The others do not go.
+        DuplicateAgentError: The others are still in the room.
     """
     first = agents[0]
     its_dispatch = first.attributes.get(ATTRIBUTE_DISPATCH_ID)
@@ -47,7 +47,7 @@ async def keep_first(
             raise DuplicateAgentError(
                 f"{len(agents)} agents named {agent_name!r} are in room {room!r}: "
                 + ", ".join(agent.identity for agent in agents),
-                "use a fresh room; the workers' logs tell who brought them",
+                "use a fresh room; the workers' logs show who dispatched them",
             )
         await asyncio.sleep(_POLL_S)
         agents = [
@@ -60,9 +60,9 @@ async def keep_first(
 async def look(
     server: api.LiveKitAPI, room: str, agent_name: str
 ) -> tuple[list[ParticipantInfo], list[ParticipantInfo], list[AgentDispatch]]:
-    """Returns agents that count, agents whose dispatch is not there, and the dispatches.
+    """Returns valid agents, agents without a dispatch, and the dispatches.
 
-    One after the other: the dispatch of an agent that is seen was there before it.
+    In sequence: the dispatch of a listed agent existed before the agent.
     """
     seen = await agents_of(server, room, agent_name)
     ours = standing(await server.agent_dispatch.list_dispatch(room), agent_name)
@@ -78,10 +78,10 @@ async def look(
 async def look_and_tidy(
     server: api.LiveKitAPI, room: str, agent_name: str
 ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
-    """Returns the agents and the dispatches of that name.
+    """Returns the valid agents and the dispatches of that name.
 
-    An agent whose dispatch was withdrawn does not count, and is removed: the server is
-    about to end it.
+    An agent whose dispatch was withdrawn is not valid and is removed; the server is about to end
+    it.
     """
     agents, strays, ours = await look(server, room, agent_name)
     await remove(server, room, strays)
@@ -89,16 +89,16 @@ async def look_and_tidy(
 
 
 async def agents_of(server: api.LiveKitAPI, room: str, agent_name: str) -> list[ParticipantInfo]:
-    """Returns the agents of that name in the room, the one that joined first in front."""
+    """Returns the agents of that name in the room, in the order of joining."""
     return [agent for agent, name in await named_agents(server, room) if name == agent_name]
 
 
 async def named_agents(
     server: api.LiveKitAPI, room: str
 ) -> list[tuple[ParticipantInfo, str | None]]:
-    """Returns the agents in the room and their names, None where nothing tells one yet.
+    """Returns the agents in the room with their names; None while a name is unknown.
 
-    The one that joined first is in front.
+    The agents are in the order of joining.
     """
     agents = [
         participant
@@ -115,5 +115,5 @@ async def named_agents(
 async def remove(server: api.LiveKitAPI, room: str, agents: Sequence[ParticipantInfo]) -> None:
     """Removes agents from a room."""
     for agent in agents:
-        with contextlib.suppress(api.TwirpError):  # it may be gone already
+        with contextlib.suppress(api.TwirpError):  # it may have left already
             await remove_agent(server, room, agent.identity)

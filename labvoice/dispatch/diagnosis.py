@@ -1,4 +1,4 @@
-"""Why a dispatch failed: one cause, named from evidence."""
+"""Diagnosis of a failed dispatch: one cause, from evidence."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ class Ending(Protocol):
 
     @property
     def joined(self) -> bool:
-        """Whether its agent was in the room before."""
+        """Whether its agent had joined the room."""
 
 
 class WorkerEvidence(Protocol):
-    """What the diagnosis needs to know of a worker; a `WorkerStatus` will do."""
+    """What the diagnosis reads of a worker, such as a `WorkerStatus`."""
 
     @property
     def agent_name(self) -> str:
-        """Name under which it is registered."""
+        """Agent name that it registered with."""
 
     @property
     def load(self) -> float:
-        """0 to 1."""
+        """Load, 0 to 1."""
 
     @property
     def load_threshold(self) -> float:
-        """At this load it takes no more."""
+        """Load from which it takes no more jobs."""
 
     @property
     def active_jobs(self) -> int:
-        """Jobs that run now."""
+        """Number of running jobs."""
 
     @property
     def rejections(self) -> dict[str, str]:
-        """Reasons of refused requests, by dispatch id."""
+        """Reasons for rejected job requests, by dispatch id."""
 
     @property
     def endings(self) -> Mapping[str, Ending]:
@@ -62,21 +62,21 @@ class WorkerEvidence(Protocol):
 
     @property
     def failure(self) -> str:
-        """Why its last job process could not start, with log lines; empty where it could."""
+        """Why its last job process failed to start, with log lines; empty if it did not fail."""
 
 
 Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence] | None]]
-"""Asks the workers that can be asked; None where none can."""
+"""Returns the status of the reachable workers; None if none can be asked."""
 
 
 @dataclass(frozen=True)
 class ServerEvidence:
-    """What a server of ours tells in its log.
+    """What the log of the lab's own LiveKit server shows.
 
     Attributes:
         names: Names of all registered workers, wherever they run.
         job: The job that was assigned last.
-        lost: How the server gave up on the request, in its words; empty when it did not say.
+        lost: The server's message when it gave up on the request; empty if it did not.
     """
 
     names: Sequence[str] = field(default_factory=tuple)
@@ -97,16 +97,16 @@ def diagnose(
     """Returns the error that names the cause.
 
     Args:
-        agent_name: Name that was dispatched.
-        room: Room that was dispatched to.
-        dispatch_ids: Ids of the dispatches that were waited for, in order of the attempts.
-        job: Last state of the assigned job; None when no worker was assigned.
-        timeout_s: How long was waited, in seconds.
-        workers: What the reachable workers say; None when none can be asked.
-        server: What the server's log says; None when it is somebody else's.
+        agent_name: Dispatched agent name.
+        room: Room of the dispatch.
+        dispatch_ids: Ids of the dispatches, in order of the attempts.
+        job: Last state of the assigned job; None if no worker was assigned.
+        timeout_s: Time waited, in seconds.
+        workers: Status of the reachable workers; None if none can be asked.
+        server: What the server's log shows; None for an external server.
     """
     same = [worker for worker in workers or () if worker.agent_name == agent_name]
-    # Most telling first: what a worker said itself, then how far the job came.
+    # Most specific first: what a worker reported, then how far the job came.
     for worker in workers or ():
         for dispatch_id in dispatch_ids:
             if reason := worker.rejections.get(dispatch_id):
@@ -123,7 +123,7 @@ def diagnose(
         if worker.failure:
             return JoinTimeoutError(
                 f"no process of {agent_name!r} could start for the job: {worker.failure}",
-                "the lines name the model or the server that failed; `labvoice doctor` checks both",
+                "the log lines name the model or server that failed; `labvoice doctor` checks both",
             )
     if assigned:
         return _of_job(agent_name, room, job, server, timeout_s)
@@ -131,11 +131,11 @@ def diagnose(
 
 
 def _of_ending(agent_name: str, room: str, ending: Ending) -> DispatchError:
-    """The worker itself told how the job ended."""
+    """The worker reported how the job ended."""
     if ending.joined:
         return AgentLostError(
             f"{agent_name!r} joined room {room!r} and left: {ending.reason}",
-            "the worker's log has the whole story of the job",
+            "see the worker's log for the job",
         )
     return AgentLostError(
         f"the agent's job in room {room!r} ended before the agent stayed in the room: "
@@ -151,7 +151,7 @@ def _of_job(
     server: ServerEvidence | None,
     timeout_s: float,
 ) -> DispatchError:
-    """A worker took the job, and no agent stayed."""
+    """A worker took the job, but no agent stayed."""
     ended = server.job.ended if server is not None and server.job is not None else ""
     if job is not None and job.status in (JobStatus.JS_FAILED, JobStatus.JS_SUCCESS):
         ended = ended or f"{JobStatus.Name(job.status)} {job.error}".strip()
@@ -182,7 +182,7 @@ def _of_nobody(
             f"within {timeout_s:g} s",
             f"{start} and compare the names",
         )
-    # Of somebody else's server, only this lab's own workers are known.
+    # On an external server, only this lab's own workers are known.
     none = "no worker" if server is not None else "none of this lab's workers"
     every = "every worker" if server is not None else "every worker of this lab"
     names = sorted(
@@ -216,10 +216,10 @@ def _of_nobody(
     if said and not same:
         return WorkerFullError(
             f"workers of {agent_name!r} are registered and none took the job{said}",
-            "they run elsewhere: look at their load, and start another one",
+            "they run elsewhere: check their load, or start another worker",
         )
     return NoWorkerError(
         f"{len(same)} worker(s) of {agent_name!r} are registered and not full, "
         f"but none took the job within {timeout_s:g} s{said}",
-        "the worker's log tells whether the job request arrived",
+        "the worker's log shows whether the job request arrived",
     )

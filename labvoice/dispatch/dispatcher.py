@@ -1,4 +1,4 @@
-"""Explicit dispatch by name, confirmed by the job's assignment and the agent's presence."""
+"""Explicit dispatch by agent name, confirmed by the agent's presence in the room."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ _POLL_S = 0.05
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 1.0
 _LONGEST_POLL_S = 0.3
 _ATTEMPT_S = 3.5
-"""After so long without an agent a dispatch is made anew: the server's own job request gives up
-after 3 s and is not repeated (psrpc's default request timeout). Should the first agent be only
-slow, deleting its dispatch ends it. The dispatch's own list of jobs is no evidence: on a fresh
-server a job shows there up to 5 s after its assignment (LiveKit `pkg/agent/client.go`, LaunchJob
-waits for `CheckEnabledTimeout`)."""
+"""Seconds without an agent after which a dispatch is retried: the server's job request gives up
+after 3 s and is not repeated (psrpc's default request timeout). Deleting the first dispatch ends an
+agent that is only slow. The dispatch's list of jobs is no evidence: on a fresh server a job appears
+there up to 5 s after its assignment (LiveKit `pkg/agent/client.go`, LaunchJob waits for
+`CheckEnabledTimeout`)."""
 _CALLED_OFF_S = 3.0
-"""An agent whose dispatch was deleted is gone after so long; one that stays was not called off."""
+"""Seconds in which an agent leaves after its dispatch was deleted."""
 _CALL_OFF_S = 3.0
 _PASSING_CODES = ("unavailable", "deadline_exceeded", "internal", "aborted")
 
 
 @dataclass(frozen=True, repr=False)
 class Dispatch:
-    """A dispatch that is confirmed: exactly one live agent of that name is in the room.
+    """A confirmed dispatch: exactly one live agent of that name is in the room.
 
     Attributes:
         room: Name of the room.
         agent_name: Name that was dispatched.
-        dispatch_id: Given by the server; empty where an agent that is not labvoice's was found.
-        job_id: Of the assigned job.
-        worker_id: Of the worker that took it; empty when the server does not tell.
+        dispatch_id: Id from the server; empty if an agent of another program was found in the room.
+        job_id: Id of the assigned job.
+        worker_id: Id of the worker that took the job; empty if the server does not report it.
         agent_identity: Identity of the agent's participant.
-        room_existed: Whether the room was there before.
-        found: Whether an agent or its dispatch was there before: by a token, by an automatic
-            dispatch, or by another caller.
-        attempts: How many dispatches were made, lost ones included; 0 when one was found.
+        room_existed: Whether the room already existed.
+        found: Whether an agent or its dispatch already existed: by a token, by automatic dispatch,
+            or by another caller.
+        attempts: Number of dispatches created, lost ones included; 0 if one was found.
         marks: `dispatch_requested` and `dispatch_acknowledged` of the first attempt, in
             seconds on this process's monotonic clock.
     """
@@ -112,15 +112,15 @@ class Dispatch:
 
 
 class Dispatcher:
-    """Dispatches agents through one LiveKit server; an async context manager.
+    """Dispatches agents through one LiveKit server; use it as an async context manager.
 
     Args:
         url: Address of the LiveKit server.
         api_key: Its key.
         api_secret: Its secret.
-        evidence: Asks the workers for their state when a dispatch fails; None when no worker
-            can be asked.
-        log: The server's log, where the server is ours: it tells at once what was lost.
+        evidence: Returns the workers' status for the diagnosis of a failed dispatch; None if no
+            worker can be asked.
+        log: The log of the lab's own server, which shows a lost job request at once.
     """
 
     def __init__(
@@ -170,25 +170,25 @@ class Dispatcher:
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[Mark], None] | None = None,
     ) -> Dispatch:
-        """Puts exactly one agent into a room and returns when it is there.
+        """Puts exactly one agent into a room and returns when it has joined.
 
-        The room is made when there is none. An agent of that name which is already in the
-        room is kept, and a dispatch that is under way is waited for: asking twice, or from
-        several processes at once, does not make two. A request that the server lost is
-        repeated until the time is over, so a worker that registers meanwhile is found.
+        The room is created if it does not exist. The call is idempotent, also across processes: an
+        agent of that name that is already in the room is kept, and a pending dispatch is awaited. A
+        lost job request is retried until the timeout, so a worker that registers meanwhile is
+        found.
 
         Args:
             room: Name of the room.
-            agent_name: Name under which the worker is registered; empty for one that serves
+            agent_name: Agent name that the worker registered with; empty for a worker that serves
                 every room.
-            metadata: What the agent gets to know: labvoice's own, or any text or dictionary for
-                another agent, which is sent as it is.
+            metadata: Metadata of the dispatch: labvoice's own, or any text or dictionary for
+                another agent, sent unchanged.
             timeout_s: How long to wait for the agent, in seconds.
-            on_mark: Told every mark as it is set.
+            on_mark: Called with each mark as it is set.
 
         Raises:
-            RoomNameError: A name cannot be used.
-            DispatchError: The agent is not there; the class and its `outcome` name the cause.
+            RoomNameError: The room or agent name is invalid.
+            DispatchError: The agent did not join; the class and its `outcome` name the cause.
             ServerUnreachableError: The server does not answer.
             CredentialsError: It refuses the key or the secret.
         """
@@ -203,7 +203,7 @@ class Dispatcher:
                     agent = await keep_first(self.api, room, agent_name, agents)
         finally:
             if agent is None:
-                # It may have been called off: nothing of it must bring an agent later.
+                # The caller may have been cancelled: no dispatch of it may start an agent later.
                 await asyncio.shield(asyncio.create_task(self._call_off(request)))
         if agent is not None:
             told = agent.attributes
@@ -233,10 +233,10 @@ class Dispatcher:
         raise error
 
     async def why_ended(self, dispatch_id: str, agent_identity: str = "") -> str:
-        """Returns why a dispatch's job ended; empty where nobody tells.
+        """Returns why a dispatch's job ended; empty if unknown.
 
-        A worker of labvoice's tells the cause; of any other one the server's log, where the
-        server is ours, has the job's last state.
+        labvoice's worker reports the cause; for another worker, the log of the lab's own server has
+        the job's last state.
         """
         for worker in (await self._evidence() if self._evidence else None) or ():
             if ending := worker.endings.get(dispatch_id):
@@ -245,10 +245,10 @@ class Dispatcher:
         return f"the server's log says {ended}" if ended else ""
 
     async def keep_one(self, room: str, agent_name: str) -> None:
-        """Removes every agent of that name but the one that joined first.
+        """Removes every agent of that name except the first to join.
 
         Raises:
-            DuplicateAgentError: The others do not go.
+            DuplicateAgentError: The others are still in the room.
             ServerUnreachableError: The server does not answer.
         """
         async with self.server_errors():
@@ -257,10 +257,10 @@ class Dispatcher:
                 await keep_first(self.api, room, agent_name, agents or strays)
 
     async def _bring(self, request: DispatchRequest) -> list[ParticipantInfo]:
-        """Tries until an agent is there; none when the time is over, or trying makes no sense.
+        """Retries until an agent has joined, the timeout, or a failure that a retry cannot repair.
 
-        A server that does not answer the first question is not there. One that has answered, or
-        broke the connection off, is asked again while there is time: it restarts, or is busy.
+        A server that never answered is unreachable. One that answered before, or broke the
+        connection off, is asked again until the timeout: it may be restarting or busy.
         """
         agents: list[ParticipantInfo] = []
         ours: Sequence[AgentDispatch] | None = None
@@ -302,10 +302,10 @@ class Dispatcher:
     async def _first_look(
         self, room: str, agent_name: str
     ) -> tuple[list[ParticipantInfo], list[AgentDispatch]]:
-        """Looks at what is there before anything is asked for.
+        """Looks for an existing agent or dispatch before creating one.
 
-        The server forgets its dispatches when it is restarted, and an agent that came through
-        that has one it does not know. So has an agent that was just called off: it goes soon.
+        A restarted server has lost its dispatches, so an agent that survived the restart has an
+        unknown one. So has an agent that was just withdrawn; it leaves soon.
         """
         until = time.monotonic() + _CALLED_OFF_S
         while True:
@@ -320,11 +320,10 @@ class Dispatcher:
     async def _attempt(
         self, request: DispatchRequest, ours: Sequence[AgentDispatch]
     ) -> list[ParticipantInfo]:
-        """Waits for the agent of one dispatch, and takes the dispatch back when it does not come.
+        """Waits for the agent of one dispatch; withdraws the dispatch if the agent does not join.
 
         Args:
-            request: What is asked for; whether the server lost the request, or the job ended, is
-                noted in it.
+            request: The request; a lost request or an ended job is recorded in it.
             ours: The room's dispatches of that name.
         """
         request.mark("dispatch_requested")
@@ -343,25 +342,25 @@ class Dispatcher:
             if jobs:
                 request.job = jobs[-1].state  # the server may restart a failed job
             if found is None:
-                break  # somebody took it back
+                break  # another process withdrew it
             taken = jobs or self._assigned(room, name, asked_s)
-            # An agent that tells no name may be its own: the server lists the job 5 s late.
+            # An agent without a name may be its own: the server lists the job 5 s late.
             if not taken and None not in {name for _, name in await named_agents(self.api, room)}:
                 break  # no worker has taken it
         request.lost = self._lost(room, name, asked_s)
         request.over = self._job_ended(room, name, asked_s)
-        # A slow agent of this dispatch must not turn up beside the next one's. A dispatch that
-        # somebody else waits for stays, unless nothing will come of it.
+        # A slow agent of this dispatch must not join next to the following one. A dispatch that
+        # another caller waits for stays, unless it cannot succeed.
         if claim in request.own or request.lost or request.over or request.left_s > 0:
             await self._withdraw(request, claim)
         return []
 
     async def _claim(self, request: DispatchRequest, ours: Sequence[AgentDispatch]) -> str:
-        """Finds or makes the one dispatch that counts, and returns its id.
+        """Finds or creates the one valid dispatch, and returns its id.
 
-        Callers in several processes agree without talking to each other: the oldest dispatch
-        that is under way counts, and who made another one takes it back. A worker of labvoice
-        refuses the job of one that does not count (:func:`labvoice.protocol.metadata.refusal`).
+        Callers in several processes agree without communicating: the oldest pending dispatch is
+        valid, and a caller that created another one withdraws it. A labvoice worker refuses the job
+        of an invalid one (:func:`labvoice.protocol.metadata.refusal`).
         """
         if coming := under_way(ours):
             return request.claim(coming[0].id)
@@ -374,7 +373,7 @@ class Dispatcher:
         )
         making = asyncio.create_task(self.api.agent_dispatch.create_dispatch(message))
         request.made.append(making)
-        made = await asyncio.shield(making)  # cancelled or not, it is known what was made
+        made = await asyncio.shield(making)  # even if cancelled, the created dispatch is known
         request.own.add(made.id)
         _, ours = await look_and_tidy(self.api, request.room, request.agent_name)
         if ours and ours[0].id != made.id:
@@ -383,7 +382,7 @@ class Dispatcher:
         return request.claim(made.id)
 
     async def _call_off(self, request: DispatchRequest) -> None:
-        """Takes back what a dispatch without success has made and not taken back yet."""
+        """Withdraws the dispatches that a failed request created and has not withdrawn yet."""
         errors = (api.TwirpError, aiohttp.ClientError, TimeoutError)
         with contextlib.suppress(*errors):
             async with asyncio.timeout(_CALL_OFF_S):
@@ -400,7 +399,7 @@ class Dispatcher:
     async def _wait(
         self, room: str, agent_name: str, until: float, asked_s: float
     ) -> list[ParticipantInfo]:
-        """Returns the agents as soon as there is one; none in time, or none to be expected."""
+        """Returns the agents as soon as one has joined; none if it cannot, or not in time."""
         pause_s = _POLL_S
         while time.monotonic() < until:
             await asyncio.sleep(pause_s)
@@ -413,7 +412,7 @@ class Dispatcher:
             pause_s = min(pause_s * 1.2, _LONGEST_POLL_S)
         return []
 
-    # -- what the log of a server of ours tells sooner than a timeout ---------------------
+    # -- what the server's log shows sooner than a timeout ---------------------------------
 
     def _lost(self, room: str, agent_name: str, since_s: float) -> bool:
         return self._log is not None and self._log.lost(room, agent_name, since_s) is not None
@@ -439,7 +438,7 @@ class Dispatcher:
 
     @asynccontextmanager
     async def server_errors(self) -> AsyncIterator[None]:
-        """Puts what goes wrong with the server inside the block into labvoice's words.
+        """Translates errors of the server's API inside the block into labvoice's errors.
 
         Raises:
             CredentialsError: It refuses the key or the secret.
@@ -456,7 +455,7 @@ class Dispatcher:
                 ) from None
             raise ServerAnswerError(
                 f"the LiveKit server at {self._url} answered {error.code}: {error.message}",
-                "its log tells more; ask again",
+                "see its log, and retry",
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerUnreachableError(
@@ -466,12 +465,12 @@ class Dispatcher:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether the same question may be answered a moment later."""
+    """Whether a retry of the same request may succeed."""
     return not isinstance(error, api.TwirpError) or error.code in _PASSING_CODES
 
 
 def _broke_off(error: Exception) -> bool:
-    """Whether a server that has not answered yet is there all the same."""
+    """Whether the error shows that a server is there, although it has not answered."""
     if isinstance(error, api.TwirpError | aiohttp.ServerDisconnectedError):
         return _passes(error)
     return isinstance(error, aiohttp.ClientOSError) and not isinstance(

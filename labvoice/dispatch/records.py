@@ -1,4 +1,4 @@
-"""What became of the last dispatches, for whoever watches."""
+"""History of finished dispatches."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _KEPT = 500
 
 @dataclass(frozen=True)
 class DispatchRecord:
-    """A dispatch that is over.
+    """A finished dispatch.
 
     Attributes:
         room: Name of the room.
-        agent_name: Name that was dispatched.
+        agent_name: Dispatched agent name.
         outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`.
         took_s: From the request to the confirmed agent or the error, in seconds.
     """
@@ -49,7 +49,7 @@ _Dispatch = Callable[Concatenate[_Self, str, str, _P], Coroutine[Any, Any, _T]]
 def remembered(
     dispatch: _Dispatch[_Self, _P, _T],
 ) -> Callable[Concatenate[_Self, str, str, _P], Coroutine[Any, Any, _T]]:
-    """Makes a dispatch method write its outcome into `self.history`."""
+    """Decorates a dispatch method to record its outcome in `self.history`."""
 
     @functools.wraps(dispatch)
     async def wrapper(

@@ -1,4 +1,4 @@
-"""What one call of the dispatcher wants, and how far it has come."""
+"""State of one call of `Dispatcher.dispatch`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from labvoice.protocol.vocabulary import Mark
 
 @dataclass
 class DispatchRequest:
-    """One agent for one room, and how far a call of `Dispatcher.dispatch` has come with it.
+    """A request for one agent in one room, and its progress.
 
     Attributes:
         room: Name of the room.
         agent_name: Name to dispatch.
-        metadata: What the agent gets to know.
-        until: When the time is over, in monotonic seconds.
-        on_mark: Told every mark as it is set.
-        room_existed: Whether the room was there before.
-        found: Whether an agent or its dispatch was there before.
-        job: Last state of the job that a worker took.
-        lost: Whether the server said that it gave the last request up.
-        over: Whether the job has ended: no other attempt makes sense.
-        since_s: When it was asked for, as wall-clock seconds.
+        metadata: Metadata of the dispatch.
+        until: Deadline, in monotonic seconds.
+        on_mark: Called with each mark as it is set.
+        room_existed: Whether the room already existed.
+        found: Whether an agent or its dispatch already existed.
+        job: Last state of the assigned job.
+        lost: Whether the server reported that it gave up on the last request.
+        over: Whether the job has ended, so a retry is useless.
+        since_s: Start of the request, in wall-clock seconds.
         marks: Marks so far, in monotonic seconds.
-        claims: Ids of the dispatches that counted, in order of the attempts.
-        made: Requests for a dispatch, answered or not.
-        own: Ids of the dispatches that were made for it.
-        withdrawn: Ids of those that were taken back.
+        claims: Ids of the valid dispatches, in order of the attempts.
+        made: Number of dispatches requested, answered or not.
+        own: Ids of the dispatches created for it.
+        withdrawn: Ids of those that were withdrawn.
     """
 
     room: str
@@ -56,7 +56,7 @@ class DispatchRequest:
 
     @property
     def left_s(self) -> float:
-        """Time that is left, in seconds; negative when it is over."""
+        """Time left, in seconds; negative after the deadline."""
         return self.until - time.monotonic()
 
     def mark(self, name: str) -> None:
@@ -67,13 +67,13 @@ class DispatchRequest:
                 self.on_mark(Mark(name, self.marks[name]))
 
     def claim(self, dispatch_id: str) -> str:
-        """Notes the dispatch that counts, and returns its id."""
+        """Records the valid dispatch, and returns its id."""
         if dispatch_id not in self.claims:
             self.claims.append(dispatch_id)
         return dispatch_id
 
 
 def under_way(ours: Sequence[AgentDispatch]) -> list[AgentDispatch]:
-    """Returns the dispatches, oldest first, that are young enough to bring an agent yet."""
+    """Returns the pending dispatches, oldest first: young enough to start an agent."""
     since_ns = time.time_ns() - int(IN_FLIGHT_S * 1e9)
     return [each for each in ours if each.state.created_at > since_ns]

@@ -1,4 +1,4 @@
-"""What may be taken away: agents and dispatches always, a room only when nobody is in it."""
+"""Cleanup: agents and dispatches are always removed, a room only when nobody is in it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ATTRIBUTE_ON_BEHALF: Final = "lk.publish_on_behalf"
 participant, such as an avatar, publishes."""
 _NOT_FOUND: Final = 404
 _LEAVING_S: Final = 1.0
-"""Whoever hangs up is on the server's list for a moment more."""
+"""Seconds for which the server still lists a participant that has left."""
 _POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True)
 class CleanupResult:
-    """What :func:`clear` took away.
+    """What :func:`clear` removed.
 
     Attributes:
         agents: Identities of the agents that were removed.
         dispatches: Ids of the dispatches that were deleted.
-        room_deleted: Whether the room is gone: nobody but agents was in it.
+        room_deleted: Whether the room was deleted because only agents were in it.
     """
 
     agents: list[str]
@@ -41,7 +41,7 @@ class CleanupResult:
 
 
 def is_agent(participant: ParticipantInfo) -> bool:
-    """Whether a participant is somebody's agent; who only publishes for one is not."""
+    """Whether a participant is an agent; one that publishes on an agent's behalf is not."""
     return participant.kind == ParticipantInfo.Kind.AGENT and not is_on_behalf(participant)
 
 
@@ -51,13 +51,13 @@ def is_on_behalf(participant: ParticipantInfo) -> bool:
 
 
 def is_human(participant: ParticipantInfo) -> bool:
-    """Whether a participant is a caller, by browser, program or telephone."""
+    """Whether a participant is a caller: browser, program or telephone."""
     kinds = (ParticipantInfo.Kind.STANDARD, ParticipantInfo.Kind.SIP)
     return participant.kind in kinds and not is_on_behalf(participant)
 
 
 def job_identities(job: Job) -> set[str]:
-    """Returns the identities that a job's agent may have: what the server says, or the default.
+    """Returns the identities that a job's agent may have: the server's, or the default.
 
     livekit-agents names the participant `agent-<job id>` unless the worker's request handler
     chooses another name (livekit/agents/job.py, `JobRequest.accept`).
@@ -68,11 +68,11 @@ def job_identities(job: Job) -> set[str]:
 def agent_names(
     there: Iterable[ParticipantInfo], dispatches: Sequence[AgentDispatch]
 ) -> dict[str, str | None]:
-    """Returns under which name each agent of a room was dispatched, by identity.
+    """Returns the dispatched name of each agent of a room, by identity.
 
-    Agents of livekit-agents before 1.4 do not tell: their job's place among the dispatches does.
-    The server lists a job up to 5 s late; until then an agent that tells no name has the one name
-    that waits for an agent, and None where several do.
+    Agents of livekit-agents before 1.4 publish no name; theirs comes from the dispatch that lists
+    their job. The server lists a job up to 5 s late; until then an agent without a name has the
+    name of the one pending dispatch, or None if several are pending.
 
     Args:
         there: The participants of the room.
@@ -96,7 +96,7 @@ def agent_names(
 
 
 async def unless_gone(request: Coroutine[Any, Any, object]) -> bool:
-    """Sends a request; False when what it is about is gone already."""
+    """Sends a request; returns False if its object no longer exists."""
     try:
         await request
     except api.TwirpError as error:
@@ -107,32 +107,32 @@ async def unless_gone(request: Coroutine[Any, Any, object]) -> bool:
 
 
 async def participants(server: api.LiveKitAPI, room: str) -> list[ParticipantInfo]:
-    """Lists who is in a room; nobody is in one that is not there."""
+    """Lists the participants of a room; empty if the room does not exist."""
     listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
     return list(listed.participants)
 
 
 async def remove_agent(server: api.LiveKitAPI, room: str, identity: str) -> bool:
-    """Removes an agent from a room; False when it was gone already."""
+    """Removes an agent from a room; returns False if it had left already."""
     request = api.RoomParticipantIdentity(room=room, identity=identity)
     return await unless_gone(server.room.remove_participant(request))
 
 
 async def withdraw(server: api.LiveKitAPI, room: str, dispatch_id: str) -> bool:
-    """Deletes a dispatch, whose job the server then ends; False when it was gone already."""
+    """Deletes a dispatch, which makes the server end its job; returns False if it did not exist."""
     return await unless_gone(server.agent_dispatch.delete_dispatch(dispatch_id, room))
 
 
 async def delete_if_empty(
     server: api.LiveKitAPI, room: str, *, gone: Collection[str] = (), agents_too: bool = False
 ) -> bool:
-    """Deletes a room when a look taken now finds nobody in it; returns whether it did.
+    """Deletes a room if nobody is in it now; returns whether it did.
 
     Args:
         server: The server's API.
         room: Name of the room.
-        gone: Identities of those who have hung up and may still be listed.
-        agents_too: Delete it although agents are in it.
+        gone: Identities of callers that have hung up and may still be listed.
+        agents_too: Delete it even if agents are in it.
     """
     for participant in await participants(server, room):
         agents = is_agent(participant) or is_on_behalf(participant)
@@ -151,14 +151,14 @@ async def clear(
     gone: Collection[str] = (),
     wait: bool = True,
 ) -> CleanupResult:
-    """Ends the agents of a room, and the room with them when nobody else is in it.
+    """Ends the agents of a room, and deletes the room if nobody else is in it.
 
     Args:
         server: The server's API.
-        room: Name of a room that is there.
-        agent_name: Spares agents and dispatches of other names while somebody is in the room.
-        gone: Identities of those who have hung up and may still be listed.
-        wait: Whether somebody in the room may be about to leave it.
+        room: Name of an existing room.
+        agent_name: While a human is in the room, only this agent and its dispatches are removed.
+        gone: Identities of callers that have hung up and may still be listed.
+        wait: Wait a moment for a participant that may be about to leave.
     """
     until_s = time.monotonic() + (_LEAVING_S if wait else 0)
     while True:

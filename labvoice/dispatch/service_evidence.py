@@ -1,4 +1,4 @@
-"""Asks the HTTP service of a lab on this machine for its workers, where it answers."""
+"""Evidence for the diagnosis from the HTTP service of a lab on this machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TIMEOUT_S: Final = 3.0
 def service_evidence(
     livekit_url: str, api_key: SecretStr | None, port: int = HTTP_PORT
 ) -> Evidence | None:
-    """Returns who asks the HTTP service for its workers; None without its key.
+    """Returns a function that asks the HTTP service for its workers; None without a key.
 
-    Its answer is None too where nothing answers, the key is refused, or its workers serve
-    another LiveKit server.
+    The function returns None if nothing answers, the key is refused, or the workers serve another
+    LiveKit server.
 
     Args:
-        livekit_url: Address of the LiveKit server that is dispatched through.
+        livekit_url: Address of the LiveKit server that dispatches.
         api_key: Of the HTTP service (LABVOICE_API_KEY).
         port: Of the HTTP service.
     """
@@ -40,7 +40,12 @@ def service_evidence(
             if found["livekit_url"].rstrip("/") != livekit_url.rstrip("/"):
                 return None
             return [WorkerStatus(**worker) for worker in found["workers"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # not there, or not ours
+        except (
+            httpx.HTTPError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # no service, or another program's
             return None
 
     return ask

@@ -1,4 +1,4 @@
-"""When the agent is dispatched, measured from the user's click."""
+"""Dispatch strategies: when the agent is dispatched, relative to the user's click."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ StrategyName = Literal["sequential", "concurrent", "token", "ahead", "automatic"
 
 @dataclass(frozen=True)
 class Strategy:
-    """What one strategy means to a caller, a token, a browser and a menu.
+    """A dispatch strategy, as the caller, the token, the browser and the menu use it.
 
     Attributes:
-        name: As a user gives it.
+        name: Name that the user gives.
         when: `after` the microphone is on, `during` the connecting, by the `token` or the server
             alone, or `ahead` of the click; as in `js/src/types.ts`.
         title: For the menu.
         in_token: Whether the caller's token names the agent.
-        every_room: Whether it takes a worker that serves every room, and so has no name.
-        missed: What to tell where the server was to dispatch and did not; has a place for `room`.
+        every_room: Whether it needs a worker without a name, which serves every room.
+        missed: Notice if the server did not dispatch as expected; a format string with `room`.
     """
 
     name: StrategyName
@@ -47,7 +47,7 @@ class Strategy:
         return self.when == "token"
 
     def dispatched_as(self, agent_name: str) -> str:
-        """Returns the name to dispatch: the agent's, or empty for a worker of every room."""
+        """Returns the name to dispatch; empty for a worker that serves every room."""
         return "" if self.every_room else agent_name
 
 
@@ -72,24 +72,25 @@ _ALL: Final = (
     ),
 )
 STRATEGIES: Final[dict[str, Strategy]] = {each.name: each for each in _ALL}
-"""Every strategy by its name."""
+"""All strategies by name."""
 
 
 _AHEAD_MARGIN_S: Final = 10.0
-"""So long before an agent that was dispatched ahead gives up, another one is asked for."""
+"""Seconds before the idle timeout of an agent dispatched ahead at which it is dispatched again."""
 
 
 def ahead_lifetime_s(idle_timeout_s: float) -> float:
-    """Returns how long a page may count on an agent it had dispatched ahead, in seconds.
+    """Returns how long a page may rely on an agent dispatched ahead, in seconds.
 
     Args:
-        idle_timeout_s: After so long alone in a room, agents leave (`LABVOICE_IDLE_TIMEOUT_S`).
+        idle_timeout_s: Time after which an agent alone in a room leaves
+            (`LABVOICE_IDLE_TIMEOUT_S`).
     """
     return max(1.0, idle_timeout_s - _AHEAD_MARGIN_S)
 
 
 def check_strategy(name: str) -> StrategyName:
-    """Returns the name when there is a strategy of that name.
+    """Returns the name if a strategy has it.
 
     Raises:
         UsageError: There is none.

@@ -1,4 +1,4 @@
-"""The token with which a caller joins one room."""
+"""Access tokens for callers."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def caller_token(
     participant_metadata: str = "",
     attributes: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns a token for one room and identity: a microphone, data and listening, ten minutes.
+    """Returns a token for one room and identity: microphone, data, subscribing; valid 10 minutes.
 
     Args:
-        api_key: Key that it is signed for.
+        api_key: API key that signs it.
         api_secret: Its secret.
         room: Name of the room.
         identity: Of the participant.
-        strategy: Where it puts the agent into the token, the server dispatches the agent when
-            the token's bearer makes the room.
+        strategy: If it puts the agent into the token, the server dispatches the agent when the
+            token's bearer creates the room.
         agent_name: Name of that agent.
-        metadata: What that agent gets to know.
-        agents: Further agents that the server dispatches then.
-        name: What the participant is called on a screen.
+        metadata: Metadata of that agent's dispatch.
+        agents: Further agents to dispatch the same way.
+        name: Display name of the participant.
         participant_metadata: The participant's own metadata.
         attributes: The participant's attributes.
     """

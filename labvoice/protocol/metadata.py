@@ -1,4 +1,4 @@
-"""What a dispatch carries, checked alike by the dispatcher that sends and the worker that takes."""
+"""Dispatch metadata: validated by the dispatcher that sends it and the worker that receives it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from labvoice.errors import MetadataError, RoomNameError
 from labvoice.settings import Mode
 
 EVENT_PREFIX = "labvoice-event "
-"""Begins the log lines by which a worker tells the stack what it does, as one JSON object."""
+"""Prefix of a worker's log lines that report events to the stack; one JSON object follows."""
 
 ATTRIBUTE_DISPATCH_ID = "labvoice.dispatch_id"
-"""Participant attribute by which an agent tells which dispatch brought it."""
+"""Participant attribute: id of the dispatch that started the agent."""
 ATTRIBUTE_WORKER_ID = "labvoice.worker_id"
-"""Participant attribute by which an agent tells which worker runs it."""
+"""Participant attribute: id of the worker that runs the agent."""
 ATTRIBUTE_MEMORY = "labvoice.memory"
-"""Participant attribute by which an agent tells how its memory stands."""
+"""Participant attribute: state of the agent's memory."""
 ATTRIBUTE_HEARTBEAT = "labvoice.heartbeat"
-"""Participant attribute that counts up while the agent's process lives and its loop turns."""
+"""Participant attribute: heartbeat counter; increases while process and event loop run."""
 ATTRIBUTE_HISTORY = "labvoice.history"
-"""Participant attribute with the conversation so far, as :func:`pack_history` writes it."""
+"""Participant attribute: the conversation so far, as :func:`pack_history` writes it."""
 ATTRIBUTE_LEAVING = "labvoice.leaving"
-"""Participant attribute by which an agent that leaves on purpose says why."""
+"""Participant attribute: why an agent leaves on purpose."""
 ATTRIBUTE_METADATA = "labvoice.metadata"
-"""Participant attribute with the metadata of an agent's dispatch, as :func:`carried` writes it: a
-server that was restarted knows no dispatch any more."""
+"""Participant attribute: the metadata of an agent's dispatch, as :func:`carried` writes it. A
+restarted server has lost its dispatches."""
 
 MAX_HISTORY_BYTES = 3000
-"""Bound of the packed history. The server sends an agent's attributes, and so the history, to
-everybody in the room with each heartbeat: it has to stay small beside the audio."""
+"""Maximum size of the packed history, in bytes. The server sends an agent's attributes to every
+participant with each heartbeat, so the history must stay small compared with the audio."""
 MAX_HISTORY_MESSAGES = 40
 MAX_TEXT_LENGTH = 1000
-"""Characters of one message in the history."""
+"""Maximum length of one message in the history, in characters."""
 
 IN_FLIGHT_S: Final = 10.0
-"""A dispatch that is older and has no agent is left over, not under way: the server asks the
+"""Age in seconds after which a dispatch without an agent is stale, not pending: the server asks
 workers for at most 5 + 3 s (LiveKit `pkg/agent/client.go`, CheckEnabledTimeout; psrpc's default
 request timeout)."""
 
@@ -48,7 +48,7 @@ _NAME = re.compile(r"\w(?:[\w .:@+-]{0,126}[\w.:@+-])?")
 
 
 def check_name(name: str, what: str = "room name") -> str:
-    """Returns the name when it is one that URLs, logs and shells carry unharmed.
+    """Returns the name if it is safe in URLs, logs and shells.
 
     Args:
         name: 1 to 128 letters, digits or any of `_ . : @ + -` and inner spaces, beginning
@@ -56,7 +56,7 @@ def check_name(name: str, what: str = "room name") -> str:
         what: What to call it in the error.
 
     Raises:
-        RoomNameError: It is not.
+        RoomNameError: The name is invalid.
     """
     if not _NAME.fullmatch(name):
         shown = name if len(name) <= 60 else name[:60] + "…"
@@ -77,14 +77,14 @@ class ChatTurn(BaseModel):
 
 
 class Resume(BaseModel):
-    """What an agent needs to go on where a lost one stopped."""
+    """State that a replacement agent needs to continue a lost agent's conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
     history: list[ChatTurn] = Field(default_factory=list, max_length=MAX_HISTORY_MESSAGES)
     """The conversation so far, oldest first; may be cut at its beginning."""
     avoid_workers: list[str] = Field(default_factory=list, max_length=64)
-    """Ids of workers that shall leave this job to a better one."""
+    """Ids of workers that must not take this job."""
 
 
 class JobMetadata(BaseModel):
@@ -93,25 +93,25 @@ class JobMetadata(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     letta_agent_id: str | None = Field(None, min_length=1, max_length=128)
-    """Id or name of the Letta agent whose memory the call uses."""
+    """Id or name of the Letta agent whose memory the call uses; None: no memory."""
     mode: Mode | None = None
-    """How this call uses Letta; the worker's setting when not given."""
+    """How this call uses Letta; None: the worker's setting."""
     traceparent: str | None = Field(None, pattern=r"^[0-9a-f-]{55}$")
-    """W3C trace that the job's spans belong to."""
+    """W3C trace context of the job's spans."""
     resume: Resume | None = None
-    """Set when the agent takes the place of one that was lost."""
+    """Set when the agent replaces a lost one."""
 
 
 Metadata = JobMetadata | Mapping[str, Any] | str | None
-"""What a dispatch may carry: labvoice's own, or a text or JSON object of the user's for another
-agent, which labvoice does not look into."""
+"""Dispatch metadata: labvoice's own, or the user's text or JSON object for another agent, which
+labvoice sends unchanged."""
 
 
 def metadata_text(metadata: Metadata) -> str:
-    """Returns a dispatch's metadata as it is sent; a text is sent unchanged.
+    """Returns a dispatch's metadata as sent; text is sent unchanged.
 
     Raises:
-        MetadataError: It is neither text nor something that JSON can hold.
+        MetadataError: It is neither text nor JSON-serialisable.
     """
     if isinstance(metadata, JobMetadata):
         return metadata.model_dump_json(exclude_none=True)
@@ -122,7 +122,7 @@ def metadata_text(metadata: Metadata) -> str:
     except (TypeError, ValueError) as error:
         raise MetadataError(
             f"the dispatch metadata cannot be sent: {error}",
-            "give a text, or a dictionary that JSON can hold",
+            "pass text or a JSON-serialisable dictionary",
         ) from None
 
 
@@ -146,22 +146,22 @@ def parse_metadata(text: str) -> JobMetadata:
 
 
 def carried(metadata: JobMetadata) -> str:
-    """Returns what an agent carries of its metadata for the one that may take its place."""
+    """Returns the metadata that an agent publishes for its possible replacement."""
     text = metadata.model_copy(update={"resume": None}).model_dump_json(exclude_none=True)
     return "" if text == "{}" else text
 
 
 def standing(dispatches: Iterable[AgentDispatch], agent_name: str) -> list[AgentDispatch]:
-    """Returns a room's dispatches of one agent name, the oldest first; the oldest counts.
+    """Returns a room's dispatches of one agent name, oldest first; the oldest is the valid one.
 
-    Every caller, in whatever process, sees the same order, for the server sets the times.
+    Every process sees the same order because the server sets the times.
     """
     of_name = [each for each in dispatches if each.agent_name == agent_name]
     return sorted(of_name, key=lambda each: (each.state.created_at, each.id))
 
 
 def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: str) -> str:
-    """Says why a worker must not take a job, so that no room gets a second agent; else empty.
+    """Returns why a worker must refuse a job that would be a second agent; empty to accept.
 
     Args:
         dispatches: All dispatches of the room.
@@ -186,7 +186,7 @@ _HISTORY: TypeAdapter[list[ChatTurn]] = TypeAdapter(list[ChatTurn])
 
 
 def pack_history(messages: Iterable[ChatTurn]) -> str:
-    """Writes a conversation as JSON of at most :data:`MAX_HISTORY_BYTES`; the newest is kept.
+    """Packs a conversation as JSON of at most :data:`MAX_HISTORY_BYTES`; keeps the newest.
 
     Args:
         messages: Oldest first.
@@ -201,8 +201,8 @@ def pack_history(messages: Iterable[ChatTurn]) -> str:
 
 
 def unpack_history(text: str) -> list[ChatTurn]:
-    """Reads what :func:`pack_history` wrote; what cannot be read counts as no history."""
+    """Reads what :func:`pack_history` wrote; unreadable text gives an empty history."""
     try:
         return _HISTORY.validate_json(text or "[]")[-MAX_HISTORY_MESSAGES:]
     except ValidationError:
-        return []  # written by another version: a call goes on without it
+        return []  # written by another version: the call continues without it

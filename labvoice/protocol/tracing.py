@@ -1,4 +1,4 @@
-"""OpenTelemetry, from the click through the service to the worker, where an endpoint is set."""
+"""OpenTelemetry traces from the click through the service to the worker, if an endpoint is set."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def set_up_traces(service_name: str) -> TracerProvider | None:
     """Sends this process's spans to the OTLP endpoint of the environment; once per process.
 
     Args:
-        service_name: What the process is called in traces.
+        service_name: Name of the process in traces.
 
     Returns:
-        The provider, to be shut down at the end; None where no endpoint is set.
+        The provider, to shut down at the end; None without an endpoint.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
@@ -35,12 +35,12 @@ def set_up_traces(service_name: str) -> TracerProvider | None:
 
 
 def current_traceparent() -> str | None:
-    """Returns the current span as a W3C `traceparent`; None when nothing is traced."""
+    """Returns the current span as a W3C `traceparent`; None without tracing."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier.get("traceparent")
 
 
 def context_of(traceparent: str | None) -> Context:
-    """Returns the context whose children continue a trace."""
+    """Returns the context of a remote parent span."""
     return propagate.extract({"traceparent": traceparent} if traceparent else {})

@@ -42,8 +42,8 @@ FAILOVER_MARKS: Final = (
     "replacement_listening",
     "apology_heard",
 )
-"""Marks of a failover, set by the caller: its agent was killed, another was there, listened, and
-was heard."""
+"""Failover marks, set by the caller: the agent was killed; the replacement was visible, listened,
+and was heard."""
 
 TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
 """Marks of a turn: first and last voiced sample of the user that left the caller, and the
@@ -51,18 +51,19 @@ first voiced sample of the reply that reached the caller."""
 
 
 Clock = Literal["caller", "worker"]
-"""Whose clock an instant was read from."""
+"""The clock that an instant was read from."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """An instant of a call, from where it is read to the frame of a run.
+    """An instant of a call.
 
     Attributes:
         name: A mark of the vocabulary.
         at_s: The instant, in seconds on the caller's monotonic clock; a worker's is moved there.
         clock: Whose clock it was read from.
-        uncertainty_s: That of the offset by which it was moved, in seconds: 0 for the caller's.
+        uncertainty_s: Uncertainty of the clock offset applied, in seconds; 0 for the caller's
+            marks.
     """
 
     name: str
@@ -101,9 +102,9 @@ latency, and its turn's outcome is `interrupted`."""
 
 
 def voice_to_voice_s(marks: Mapping[str, float]) -> float | None:
-    """Returns how long a turn's reply took, in seconds.
+    """Returns a turn's voice-to-voice latency, in seconds.
 
-    None where none was heard, and where it began before the caller had finished.
+    None if no reply was heard, or if it began before the caller had finished.
     """
     (stage,) = TURN_STAGES
     if stage.start not in marks or stage.end not in marks:
@@ -125,15 +126,15 @@ AGENT_TURN_STAGES: Final = (
 """LiveKit's own figures of a turn (`ChatMessage.metrics`), in seconds."""
 
 MEMORY_STAGES: Final = ("memory_load", "memory_sync", "letta_ttft")
-"""Letta's part: from the session's start to the first memory blocks; from the end of a turn to
-its facts being in Letta; from asking Letta to its first token in letta mode."""
+"""Letta's stages: session start to first memory blocks; end of a turn to its facts being stored in
+Letta; request to Letta's first token in letta mode."""
 
 CALIBRATION_STAGES: Final = ("voice_to_voice_error", "uplink", "downlink")
-"""What `voice_to_voice` adds to a reply whose delay is known, and its two parts: from a sample's
-leaving the caller to its being heard by the reference, and back."""
+"""The error of `voice_to_voice` on a reply of known delay, and its two parts: caller to reference,
+and reference to caller."""
 
 TRANSPORT: Final = "transport"
-"""What the agent's figures do not explain: voice_to_voice less e2e_latency."""
+"""The part that the agent's figures do not explain: voice_to_voice minus e2e_latency."""
 
 OUTCOMES: Final = (
     "ok",
@@ -148,7 +149,7 @@ OUTCOMES: Final = (
     "interrupted",
     "error",
 )
-"""Every trial and every turn has one; failures stay in the data."""
+"""Outcomes of trials and turns; failures stay in the data."""
 
 RPC_CLOCK: Final = "labvoice.clock"
 """RPC method of the agent: answers with its monotonic and wall clock, in seconds."""
