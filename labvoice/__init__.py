@@ -1,7 +1,7 @@
 """labvoice: launch, dispatch, prove and measure LiveKit voice agents from a notebook.
 
-What is public is importable from here, and is imported when it is first asked for: `import
-labvoice` itself loads neither LiveKit nor pandas.
+The public names are importable from here and are loaded at first use: `import labvoice` itself
+loads neither LiveKit nor pandas.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os as _os
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime (1.29 and later) looks up its maker's telemetry host unless this is set before it
-# loads. Here it is set in every process of labvoice's; child processes inherit it.
+# onnxruntime (1.29 and later) contacts a telemetry host unless this is set before it loads. Every
+# labvoice process sets it here; child processes inherit it.
 _os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ class LabvoiceError(Exception):
 
 
 class UsageError(LabvoiceError):
-    """Something was asked for in a way that cannot work; nothing was started."""
+    """The arguments cannot work; nothing was started."""
 
     exit_code = 2
 
@@ -36,23 +36,23 @@ class SettingsError(UsageError):
 
 
 class RoomNameError(UsageError):
-    """A room, agent or participant name holds characters that travel badly."""
+    """A room, agent or participant name is not safe in URLs, logs or shells."""
 
 
 class MetadataError(UsageError):
-    """The metadata of a dispatch is not what the agent understands."""
+    """The metadata of a dispatch is invalid."""
 
 
 class AudioFormatError(UsageError):
-    """An audio file is not one that the caller can speak."""
+    """An audio file is not in a supported format."""
 
 
 class RunFileError(UsageError):
-    """A run file cannot be read, or runs that differ too much were to be compared."""
+    """A run file cannot be read, or the runs are too different to compare."""
 
 
 class WeightsError(LabvoiceError):
-    """Model weights could not be obtained, or are not the ones that were pinned."""
+    """Model weights could not be obtained, or do not match the pinned checksum."""
 
 
 class ModelError(LabvoiceError):
@@ -64,19 +64,19 @@ class BuildError(LabvoiceError):
 
 
 class PortInUseError(LabvoiceError):
-    """A port that was asked for by number belongs to another process."""
+    """A requested port is in use by another process."""
 
 
 class ServerUnreachableError(LabvoiceError):
-    """Nothing that speaks the expected protocol answers at an address."""
+    """No server with the expected protocol answers at an address."""
 
 
 class ServerAnswerError(LabvoiceError):
-    """A server answered with an error of its own."""
+    """A server answered with an error."""
 
 
 class CredentialsError(LabvoiceError):
-    """A server answered and refused the key or the secret."""
+    """A server refused the key or the secret."""
 
 
 class ProcessError(LabvoiceError):
@@ -99,12 +99,12 @@ class ProcessError(LabvoiceError):
 
 
 class StageTimeoutError(LabvoiceError):
-    """A wait came to its end.
+    """A wait timed out.
 
     Args:
-        stage: The name of what was waited for.
+        stage: Name of the step that was awaited.
         timeout_s: How long, in seconds.
-        observed: What was seen instead.
+        observed: What was observed instead.
         hint: The next thing to do.
 
     Attributes:
@@ -119,7 +119,7 @@ class StageTimeoutError(LabvoiceError):
 
 
 class MediaBlockedError(StageTimeoutError):
-    """The server's signalling answers, and no media connection to it comes about."""
+    """The server's signalling answers, but no media connection to it can be established."""
 
 
 class NoReplyError(StageTimeoutError):
@@ -139,7 +139,7 @@ class DispatchError(LabvoiceError):
 
 
 class NoWorkerError(DispatchError):
-    """No worker is registered that could take the job."""
+    """No worker is registered for the job."""
 
     outcome = "no_worker"
 
@@ -151,7 +151,7 @@ class WorkerFullError(DispatchError):
 
 
 class NameMismatchError(DispatchError):
-    """Workers are registered, but none under the name that was asked for."""
+    """Workers are registered, but none under the requested name."""
 
     outcome = "name_mismatch"
 

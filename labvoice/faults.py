@@ -1,4 +1,4 @@
-"""Faults on purpose: kills, hangs and stops parts of a running lab, to see what it does then."""
+"""Fault injection: kills, hangs and stops parts of a running lab."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Fault:
     """Processes that were killed or stopped.
 
     Attributes:
-        processes: Those of them that were there.
+        processes: The processes that existed.
         at_s: When the signal was sent, in seconds on this process's monotonic clock.
     """
 
@@ -32,15 +32,15 @@ class Fault:
     at_s: float
 
     def resume(self) -> None:
-        """Lets stopped processes go on (SIGCONT)."""
+        """Resumes stopped processes (SIGCONT)."""
         _send(self.processes, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Ends them (SIGKILL), stopped or not."""
+        """Kills them (SIGKILL), stopped or not."""
         _send(self.processes, signal.SIGKILL)
 
     async def until_gone(self, timeout_s: float = 30.0) -> None:
-        """Waits for their end.
+        """Waits until they have ended.
 
         Raises:
             StageTimeoutError: One still runs.
@@ -70,14 +70,14 @@ def _fault(pid: int, number: signal.Signals, *, children: bool = False) -> Fault
 
 @dataclass(frozen=True)
 class Faults:
-    """Faults for the parts of one lab: `lab.faults.kill_job(call)`.
+    """Fault injection for the parts of one lab: `lab.faults.kill_job(call)`.
 
-    Only processes that the lab has started can be broken.
+    Only processes that the lab has started can be affected.
 
     Attributes:
         pool: The lab's workers.
         livekit: Its LiveKit server.
-        model: Its model server; None where the model is somebody else's.
+        model: Its model server; None if the model is external.
     """
 
     pool: Pool
@@ -93,7 +93,7 @@ class Faults:
         return _fault(self._job_pid(call), signal.SIGKILL)
 
     def hang_job(self, call: Call) -> Fault:
-        """Stops the process that runs a call's agent (SIGSTOP): it is there and says nothing.
+        """Stops the process that runs a call's agent (SIGSTOP): it exists but does not respond.
 
         Raises:
             UsageError: The agent's worker is not one of this lab's.
@@ -103,12 +103,12 @@ class Faults:
     def kill_worker(
         self, which: Call | Worker, *, jobs_too: bool = False, restart: bool = True
     ) -> Fault:
-        """Kills a worker; its job processes end by themselves a moment later.
+        """Kills a worker; its job processes end shortly after.
 
         Args:
             which: The worker, or a call whose agent it runs.
-            jobs_too: Kill the job processes in the same moment.
-            restart: Whether the pool starts another one in its place.
+            jobs_too: Kill the job processes at the same time.
+            restart: Whether the pool starts a new one.
 
         Raises:
             UsageError: The worker is not one of this lab's.
@@ -135,7 +135,7 @@ class Faults:
         return _fault(self._livekit()[1].pid, signal.SIGKILL)
 
     def hang_livekit(self) -> Fault:
-        """Stops the LiveKit server: its port is open and nothing answers.
+        """Stops the LiveKit server (SIGSTOP): its port is open but nothing answers.
 
         Raises:
             UsageError: The lab did not start it.
@@ -143,7 +143,7 @@ class Faults:
         return _fault(self._livekit()[1].pid, signal.SIGSTOP)
 
     async def stop_livekit(self) -> None:
-        """Ends the LiveKit server as at the lab's end.
+        """Stops the LiveKit server in order, as at the lab's end.
 
         Raises:
             UsageError: The lab did not start it.
@@ -151,7 +151,7 @@ class Faults:
         await self._livekit()[0].stop()
 
     async def restart_livekit(self) -> None:
-        """Starts the LiveKit server anew, at the same address with the same key.
+        """Restarts the LiveKit server at the same address with the same key.
 
         Raises:
             UsageError: The lab did not start it.
@@ -165,7 +165,7 @@ class Faults:
             UsageError: The lab did not start it.
         """
         if self.model is None:
-            raise UsageError("the model is not one that this lab has started", '`Lab(llm="paced")`')
+            raise UsageError("this lab did not start the model server", '`Lab(llm="paced")`')
         await self.model.stop()
 
     def _job_pid(self, call: Call) -> int:
@@ -184,14 +184,12 @@ class Faults:
 
     def _livekit(self) -> tuple[LiveKitServer, ManagedProcess]:
         if self.livekit is None or self.livekit.process is None:
-            raise UsageError(
-                "the LiveKit server is not one that this lab has started", "unset LIVEKIT_URL"
-            )
+            raise UsageError("this lab did not start the LiveKit server", "unset LIVEKIT_URL")
         return self.livekit, self.livekit.process
 
 
 def _not_ours(call: Call) -> UsageError:
     return UsageError(
-        f"the agent in room {call.room_name!r} runs on a worker that this lab has not started",
-        "break it where that worker runs",
+        f"the agent in room {call.room_name!r} runs on a worker that this lab did not start",
+        "inject the fault on the host of that worker",
     )

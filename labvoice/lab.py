@@ -1,4 +1,4 @@
-"""Lab: brings the stack up, hands out callers and benchmarks, and shows itself."""
+"""Lab: starts the stack, and gives access to calls, benchmarks and widgets."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 _CALLS_WITH_AUDIO = 4
-"""A minute of what a caller has heard takes 2.9 MB."""
+"""Number of recent calls that keep their audio: a minute of it takes 2.9 MB."""
 
 
 def _import_for_calls() -> None:
-    """Imports what the first call would import on the event loop, for a second or two."""
+    """Imports what the first call would otherwise import on the event loop, for 1 to 2 s."""
     for name in (SESSION_MODULE, "scipy.signal"):
         importlib.import_module(name)
 
@@ -73,30 +73,30 @@ class Lab:
     """A running stack: LiveKit server, model server, workers, and the way to call them.
 
     Use it as `async with Lab() as lab:`, or `lab = await Lab().start()` and `await lab.stop()`
-    where one cell starts it and another ends it. Whatever it starts ends with this process.
+    if one cell starts it and another stops it. All its processes end with this one.
 
     Args:
         workers: How many worker processes to start.
-        letta: Whether agents have memory: by the Letta server that the settings name, or by an
-            embedded one, which the lab starts and does not wait for.
+        letta: Whether agents have memory, from the Letta server in the settings or an embedded one,
+            which the lab starts without waiting for it.
         fresh: Start the embedded Letta with an empty database that is deleted at the end.
-        supervise: Whether agents that are lost are replaced; see
+        supervise: Whether lost agents are replaced; see
             :mod:`labvoice.failover.supervisor`.
-        settings: All settings; read from the environment and `.env` when not given.
-        progress: Told what is being done, a line each.
-        webhook_url: Where the LiveKit server, if it is ours, sends its webhooks.
+        settings: All settings; None: read from the environment and `.env`.
+        progress: Called with each step's progress message.
+        webhook_url: Where the lab's own LiveKit server sends its webhooks.
         overrides: Single settings by field name, such as `llm="paced"`.
 
     Attributes:
-        settings: What is in force, addresses of started parts included.
+        settings: The settings in effect, with the addresses of started parts.
         model_check: Whether the language model answers.
         pool: The workers.
-        gateway: Serves models to agents that are not labvoice's; None before one was started.
-        supervisor: Replaces agents that are lost; None before :meth:`supervise`.
+        gateway: Model gateway for agents that are not labvoice's; None until one is started.
+        supervisor: Replaces lost agents; None before :meth:`supervise`.
         setup_s: How long each part took to start, in seconds.
-        load_before: The host's load of a minute before the lab started anything.
-        recent_calls: The last 50 calls, the browser's among them, oldest first; of a call that
-            is not among the last few, the figures without the audio that was heard.
+        load_before: The host's 1-minute load average before the lab started.
+        recent_calls: The last 50 calls, the browser's included, oldest first; only the last few
+            keep their audio.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class Lab:
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
-            raise UsageError("give either settings or single ones", "put them all in `settings`")
+            raise UsageError(
+                "both `settings` and single settings are given", "put all of them into `settings`"
+            )
         self.settings = self._asked_for = settings or load_settings(**overrides)
         self.model_check = ModelCheck(self.settings)
         self.pool = Pool()
@@ -136,10 +138,10 @@ class Lab:
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
 
-    # -- life ---------------------------------------------------------------------------
+    # -- lifecycle ---------------------------------------------------------------------------
 
     async def start(self) -> Lab:
-        """Brings everything up; on an error everything that was started is stopped again.
+        """Starts the stack; on an error everything that was started is stopped.
 
         Raises:
             LabvoiceError: A part cannot be started; the message names it and shows its log.
@@ -147,7 +149,7 @@ class Lab:
         if self.running:
             return self
         self._tell_of_others()
-        engines.both(self.settings)  # one that is not there is told before anything starts
+        engines.both(self.settings)  # an unknown engine raises before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
         self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
@@ -172,17 +174,17 @@ class Lab:
         return self
 
     def _tell_of_others(self) -> None:
-        """Says in a notebook that a cell which was run again has left a lab behind."""
+        """Warns in a notebook that a re-run cell has left a lab running."""
         if _running and hasattr(builtins, "__IPYTHON__"):
             warnings.warn(
-                f"{len(_running)} other lab(s) of this kernel run already and share its processor: "
+                f"{len(_running)} other lab(s) already run in this kernel and share its processor: "
                 "`await labvoice.Lab.stop_all()` stops every one of them",
                 stacklevel=3,
             )
 
     @staticmethod
     async def stop_all() -> None:
-        """Stops every lab of this process, also those that no variable names any more."""
+        """Stops every lab of this process, also those without a variable."""
         for lab in list(_running):
             await lab.stop()
 
@@ -241,15 +243,15 @@ class Lab:
         if self._supervise:
             self.supervise()
         if self._worker_count:
-            await self._fetch_speech(self.settings)  # before the clock of the worker's start runs
+            await self._fetch_speech(self.settings)  # not part of the worker's start timeout
             async with self._timed("worker"):
                 await self.add_workers(self._worker_count)
 
     async def _fetch_speech(self, settings: Settings) -> None:
-        """Obtains what workers with these settings will load, where that is not here yet.
+        """Downloads the weights that workers with these settings load.
 
-        Here rather than in the worker: a download shows its progress, and weights that are
-        damaged end the start at once.
+        Not left to the worker, so that a download shows its progress and damaged weights fail at
+        once.
         """
         needed = {name for engine in engines.both(settings) for name in engine.weights}
         missing = sorted(needed - self._speech_fetched)
@@ -261,7 +263,7 @@ class Lab:
         self._speech_fetched |= needed
 
     def supervise(self) -> None:
-        """Begins to replace agents that are lost; a supervisor needs to know nothing before.
+        """Starts the supervisor, which replaces lost agents, also those of calls that run already.
 
         Raises:
             LabvoiceError: The lab is not running.
@@ -299,13 +301,12 @@ class Lab:
 
         Args:
             count: How many.
-            agent_name: Name under which they register; the settings' when not given, and empty
-                for workers that serve every room.
-            program: Module that they run.
-            overrides: Settings by field name that are theirs alone.
+            agent_name: Agent name to register; None: the settings'; empty: they serve every room.
+            program: Module to run.
+            overrides: Settings by field name for these workers only.
 
         Raises:
-            ProcessError: One ended or was not registered in time.
+            ProcessError: A worker ended or did not register in time.
         """
         assert self._state_dir is not None
         if agent_name is not None:
@@ -316,12 +317,12 @@ class Lab:
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
     async def add_target(self, target: Target) -> str:
-        """Starts a worker that is not labvoice's, as it is, and returns its agent's name.
+        """Starts another program's worker unmodified, and returns its agent name.
 
-        The lab's gateway serves it the models of LiveKit Inference, with no key.
+        The lab's gateway serves it the models of LiveKit Inference without a key.
 
         Args:
-            target: A script, a command, or the name of an agent that is registered already.
+            target: A script, a command, or the name of a registered agent.
 
         Raises:
             LabvoiceError: The lab is not running.
@@ -334,7 +335,7 @@ class Lab:
             return target.text
         if self._server.log is None:
             raise UsageError(
-                "only this lab's own LiveKit server tells when a worker has registered",
+                "only this lab's own LiveKit server reports when a worker has registered",
                 "unset LIVEKIT_URL, or start the worker yourself and name it: `name:NAME`",
             )
         if self.gateway is None:
@@ -350,9 +351,9 @@ class Lab:
         return worker.agent_name
 
     async def stop(self) -> None:
-        """Ends the open calls, stops everything that was started and removes its logs.
+        """Ends open calls, stops everything that was started, and removes its logs.
 
-        Safe to call twice. An error while it stops does not keep the rest from being stopped.
+        Safe to call twice. An error in one part does not keep the others from being stopped.
         """
         if self in _running:
             _running.remove(self)
@@ -369,13 +370,13 @@ class Lab:
                 self._server = self._model = self._letta = self._dispatcher = self.gateway = None
                 self._turns = None
                 self.supervisor = None
-                self.settings = self._asked_for  # another start begins with what the user set
+                self.settings = self._asked_for  # another start uses the user's settings
                 state_dir, self._state_dir = self._state_dir, None
                 if state_dir is not None:
                     await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
 
     def _keep_logs(self) -> None:
-        """Leaves the logs for whoever looks for the cause."""
+        """Keeps the logs for diagnosis."""
         if self._state_dir is not None:
             self._progress(f"the logs are kept in {self._state_dir}")
             self._state_dir = None
@@ -384,7 +385,7 @@ class Lab:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, Exception):  # Ctrl-C is none
+        if kind is not None and issubclass(kind, Exception):  # not on Ctrl-C
             self._keep_logs()
         await self.stop()
 
@@ -394,26 +395,26 @@ class Lab:
         )
 
     def __exit__(self, *_: object) -> None:
-        """Never reached: `with` alone is refused."""
+        """Never reached: plain `with` raises."""
 
     @property
     def running(self) -> bool:
-        """Whether the lab is up."""
+        """Whether the lab is running."""
         return self._dispatcher is not None
 
     @property
     def supervised(self) -> bool:
-        """Whether agents that are lost are replaced."""
+        """Whether lost agents are replaced."""
         return self.supervisor is not None and self.supervisor.running
 
     @property
     def model_ended(self) -> bool:
-        """Whether the model server of this lab has ended by itself."""
+        """Whether this lab's model server has ended unexpectedly."""
         return self._model is not None and not self._model.process.running
 
     @property
     def server_version(self) -> str | None:
-        """Version of the LiveKit server; None when it is somebody else's."""
+        """Version of the LiveKit server; None if it is external."""
         return self._server.version if self._server is not None else None
 
     # -- use ----------------------------------------------------------------------------
@@ -421,13 +422,13 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The benches: `await lab.bench.connect(trials=…)`, `await lab.bench.turns(…)`."""
-        from labvoice import Bench  # the front door knows who stands above the lab
+        from labvoice import Bench  # lazy: bench is a layer above lab
 
         return Bench(self)
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Dispatches agents by name and confirms that they joined.
+        """The dispatcher: dispatches agents by name and confirms that they joined.
 
         Raises:
             LabvoiceError: The lab is not running.
@@ -440,7 +441,7 @@ class Lab:
 
     @property
     def has_letta(self) -> bool:
-        """Whether the lab runs with a Letta server, up or on its way."""
+        """Whether the lab runs with a Letta server, which may still be starting."""
         return self._letta is not None
 
     @property
@@ -448,12 +449,12 @@ class Lab:
         """The Letta server's agents: `await lab.letta.agents()`, `create(…)`, `blocks(…)`, ….
 
         Raises:
-            LabvoiceError: The lab runs without Letta, or its own is still starting or has failed.
+            LabvoiceError: The lab runs without Letta, or Letta is still starting or has failed.
         """
         server = self.letta_server
         if server.embedded and not server.answers:
             raise server.error or LabvoiceError(
-                f"Letta does not answer yet: its state is {server.state!r}",
+                f"Letta does not answer yet; its state is {server.state!r}",
                 "`await lab.letta_server.until_up()` waits for it",
             )
         return server.api
@@ -471,14 +472,14 @@ class Lab:
 
     @property
     def faults(self) -> Faults:
-        """Breaks parts of this lab on purpose: `lab.faults.kill_job(call)`, …."""
+        """Fault injection: `lab.faults.kill_job(call)`, …."""
         return Faults(self.pool, self._server, self._model)
 
     async def memory_backlog(self) -> int | None:
-        """Returns how many turns wait to be written to Letta; None without Letta.
+        """Returns how many turns are not yet written to Letta; None without Letta.
 
         Raises:
-            LabvoiceError: The file that keeps them cannot be read.
+            LabvoiceError: The file of these turns cannot be read.
         """
         if self._turns is None:
             return None
@@ -486,16 +487,16 @@ class Lab:
             return (await self._turns.counts()).waiting
         except DISK_ERRORS as error:
             raise LabvoiceError(
-                f"the turns that wait for Letta cannot be read: {error}",
-                f"look at {self.settings.letta_turns_path} and at the room on its disk",
+                f"the turns not yet written to Letta cannot be read: {error}",
+                f"check {self.settings.letta_turns_path} and the free space on its disk",
             ) from None
 
     async def metadata(
         self, letta_agent: str | None, mode: Mode | None = None
     ) -> JobMetadata | None:
-        """Returns a dispatch's metadata; a Letta agent's name becomes its id where that is known.
+        """Returns a dispatch's metadata, with a Letta agent's name resolved to its id.
 
-        Where Letta does not say it within a second, the worker finds the id.
+        If Letta does not answer within a second, the worker resolves the name.
 
         Args:
             letta_agent: Id or name of the Letta agent; None for a call without memory.
@@ -550,20 +551,20 @@ class Lab:
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[Mark], None] | None = None,
     ) -> Call:
-        """Prepares a call that is not connected yet; :meth:`call` connects it too.
+        """Returns a call that is not connected yet; :meth:`call` also connects it.
 
         Args:
-            room: Name of the room; a fresh one when not given.
-            agent_name: Name to dispatch; the settings' when not given.
-            metadata: What the agent gets to know.
+            room: Name of the room; None: a new one.
+            agent_name: Agent name to dispatch; None: the settings'.
+            metadata: Metadata of the dispatch.
             strategy: When the agent is dispatched; see
                 :data:`labvoice.dispatch.strategies.StrategyName`.
             timeout_s: How long to wait for the agent, in seconds.
-            on_mark: Told every connection mark as it is set.
+            on_mark: Called with each connection mark as it is set.
 
         Raises:
             LabvoiceError: The lab is not running.
-            RoomNameError: The room's name cannot be used.
+            RoomNameError: The room name is invalid.
         """
         dispatcher = self.dispatcher
         assert self._server is not None
@@ -584,7 +585,7 @@ class Lab:
             metadata=metadata,
             strategy=strategy,
             timeout_s=timeout_s,
-            # An agent of somebody else's is not known: it may speak first.
+            # Another program's agent may greet or not.
             greets=not named or any(each.greeting for each in named),
             apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
@@ -595,7 +596,7 @@ class Lab:
         return call
 
     def remember(self, call: Call | BrowserCall) -> None:
-        """Adds a call to :attr:`recent_calls`; that makes an older one forget what it heard."""
+        """Adds a call to :attr:`recent_calls`; an older one drops its audio."""
         self.recent_calls.append(call)
         if len(self.recent_calls) > _CALLS_WITH_AUDIO:
             old = self.recent_calls[-1 - _CALLS_WITH_AUDIO]
@@ -616,15 +617,15 @@ class Lab:
     ) -> PendingCall:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
-        `async with lab.call() as call:` ends the call, its agent and its room where it is left;
-        `call = await lab.call()` is ended by `await call.end()`, or when the lab stops.
+        `async with lab.call() as call:` ends the call, its agent and its room at the end of the
+        block; `call = await lab.call()` ends with `await call.end()` or when the lab stops.
 
         Args:
             room: As for :meth:`new_call`.
             agent_name: As for :meth:`new_call`.
             letta_agent: Id or name of the Letta agent whose memory the call uses.
             mode: How the agent uses Letta; the settings' when not given.
-            metadata: For an agent of the user's own: any text, or a dictionary, sent as it is.
+            metadata: For the user's own agent: any text or dictionary, sent unchanged.
             strategy: As for :meth:`new_call`.
             timeout_s: As for :meth:`new_call`.
 
@@ -651,11 +652,11 @@ class Lab:
         return PendingCall(connect)
 
     async def end_call(self, call: Call) -> None:
-        """Ends a call; the same as :meth:`labvoice.caller.call.Call.end`."""
+        """Ends a call; same as :meth:`labvoice.caller.call.Call.end`."""
         await call.end()
 
     async def end_room(self, room: str, agent_name: str, *, gone: str = "") -> None:
-        """Ends the agent of a call that is over, and the room unless a human is in it.
+        """Ends the agent of a finished call, and deletes the room unless a human is in it.
 
         Args:
             room: Name of the room.
@@ -666,20 +667,20 @@ class Lab:
             await rooms.clear(self.dispatcher.api, room, agent_name=agent_name, gone={gone})
 
     async def wait_idle(self) -> None:
-        """Returns when the workers are idle and warm again; benchmarks wait so between trials."""
+        """Waits until the workers are idle and warm again, as benchmarks do between trials."""
         await self.pool.wait_idle()
 
     async def utterance(self, what: str | Path, channel: Channel | None = None) -> Utterance:
-        """Returns something to say: a text to synthesise, or a recording.
+        """Returns an utterance: synthesised from text, or a recording.
 
         Args:
-            what: A text, or the path of an audio file: one that exists, or one word that ends
-                like an audio file's name.
-            channel: Of a stereo recording, what the caller says; see
+            what: A text, or the path of an audio file: an existing file, or one word with an audio
+                file's suffix.
+            channel: Channel of a stereo recording with the caller's voice; see
                 :func:`labvoice.speech.utterances.load_wav`.
 
         Raises:
-            AudioFormatError: The file is not one that can be spoken, or the text has no words.
+            AudioFormatError: The file's format is not supported, or the text has no words.
             UsageError: A channel is given for a text.
             WeightsError: The voice's weights could not be obtained.
         """
@@ -690,32 +691,32 @@ class Lab:
             raise UsageError("a text has no channels", "give `channel` with a recording only")
         return await asyncio.to_thread(synthesize, str(what), self.settings, self._progress)
 
-    # -- looks --------------------------------------------------------------------------
+    # -- display --------------------------------------------------------------------------
 
     def connect_button(self) -> ConnectButton:
-        """Returns the widget by which one talks to the agent with one's own voice.
+        """Returns the widget for talking to the agent with a microphone.
 
         Raises:
             LabvoiceError: The lab is not running.
-            UsageError: It is asked for outside a notebook.
+            UsageError: Called outside a notebook.
         """
         from labvoice import ConnectButton
 
         return ConnectButton(self)
 
     def monitor(self) -> Monitor:
-        """Returns the widget that shows servers, workers, rooms, dispatches and turns live.
+        """Returns the widget that monitors servers, workers, rooms, dispatches and turns.
 
         Raises:
             LabvoiceError: The lab is not running.
-            UsageError: It is asked for outside a notebook.
+            UsageError: Called outside a notebook.
         """
         from labvoice import Monitor
 
         return Monitor(self)
 
     def parts(self) -> list[Part]:
-        """Every part's state, address, process id and memory."""
+        """State, address, process id and memory of every part."""
         found = []
         if self._server is not None:
             found.append(part_of("LiveKit server", self._server.url, self._server.process))

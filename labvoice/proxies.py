@@ -1,4 +1,4 @@
-"""Proxies of the environment: for the world outside, never for this machine."""
+"""Proxies from the environment: used for remote hosts, never for this machine."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def is_loopback(url: str) -> bool:
 
 
 def proxy_for(url: str) -> str | None:
-    """Returns the proxy that the environment names for an address; None to go without.
+    """Returns the environment's proxy for an address; None for a direct connection.
 
     Args:
-        url: Where the request goes; `ws` counts as `http`, `wss` as `https`.
+        url: URL of the request; `ws` counts as `http`, `wss` as `https`.
     """
     parts = urlsplit(url)
     if is_loopback(url) or proxy_bypass_environment(parts.hostname or ""):
@@ -51,24 +51,24 @@ def proxy_for(url: str) -> str | None:
 
 
 def http_client(url: str, **options: Any) -> httpx.AsyncClient:
-    """Returns a client for one server, through the proxy that is meant for it, if any.
+    """Returns a client for one server, which uses its proxy if it has one.
 
     Args:
         url: The server's address.
-        options: Others of `httpx.AsyncClient`.
+        options: Further arguments of `httpx.AsyncClient`.
     """
     return httpx.AsyncClient(trust_env=not is_loopback(url), proxy=proxy_for(url), **options)
 
 
 def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> None:
-    """Changes an environment so that nothing on this machine is asked for through a proxy.
+    """Changes an environment so that requests to this machine use no proxy.
 
-    Most clients go by `NO_PROXY`. LiveKit's native client opens `ws://` through `HTTP_PROXY`
-    whatever `NO_PROXY` says, again whenever it reconnects: where the server is on this machine
-    that variable is kept under another name, which :func:`proxy_for` knows.
+    Most clients respect `NO_PROXY`. LiveKit's native client opens `ws://` through `HTTP_PROXY`
+    regardless of `NO_PROXY`, also when it reconnects: if the server is on this machine, that
+    variable is moved to another name, which :func:`proxy_for` reads.
 
     Args:
-        environment: What is changed.
+        environment: The environment to change.
         livekit_url: The LiveKit server's address.
     """
     if not any(environment.get(name) for name in (*_ALL, _HTTP_KEPT)):
@@ -86,12 +86,12 @@ def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> N
 
 @contextmanager
 def loopback_spared(livekit_url: str) -> Iterator[None]:
-    """Has this process, and children that it starts, spare this machine while it is entered.
+    """Context manager: this process and its children use no proxy for this machine.
 
     Args:
         livekit_url: The LiveKit server's address.
     """
-    global _entered  # the environment is one for the whole process
+    global _entered  # the environment is shared by the whole process
     with _lock:
         if not _entered:
             _before.clear()
@@ -110,7 +110,7 @@ def loopback_spared(livekit_url: str) -> Iterator[None]:
 
 
 def proxies_for_a_child() -> dict[str, str]:
-    """Returns the variables with which a child asks outside through the proxies, here not."""
+    """Returns the environment variables for a child process: proxies for remote hosts only."""
     proxies = getproxies_environment()
     if (kept := os.environ.get(_HTTP_KEPT)) is not None:
         proxies.setdefault("http", kept)

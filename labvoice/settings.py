@@ -1,4 +1,4 @@
-"""What the user may set: field-standard environment names, `.env`, secrets that do not print."""
+"""Settings from environment variables and `.env`; secrets are not printed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Mode = Literal["hybrid", "letta", "direct"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
-"""Asked for at an OpenAI-compatible endpoint where no model is named."""
+"""Model requested from an OpenAI-compatible endpoint if none is named."""
 
 
 _MAY_BE_EMPTY: Final[dict[str, JsonValue]] = {"may_be_empty": True}
-"""Marks a setting whose empty value means something; elsewhere empty is the same as unset."""
+"""Marks a setting whose empty value is meaningful; otherwise empty means unset."""
 
 
 def _without_v1(address: str | None) -> str | None:
@@ -43,8 +43,8 @@ class Settings(BaseSettings):
     Nothing needs to be set: without a key, everything is embedded and offline.
 
     Raises:
-        pydantic.ValidationError: A value is malformed; use :func:`load_settings` for an
-            error in words.
+        pydantic.ValidationError: A value is malformed; :func:`load_settings` raises a
+            `SettingsError` instead.
     """
 
     model_config = SettingsConfigDict(
@@ -61,14 +61,14 @@ class Settings(BaseSettings):
 
     llm: Llm | None = Field(None, validation_alias="LABVOICE_LLM")
     """`small` (embedded SmolLM2), `paced` (reference model with fixed timing) or `openai`;
-    unset: `openai` where `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, `small` elsewhere."""
+    unset: `openai` if `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, otherwise `small`."""
     llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
-    """Model name to ask an OpenAI-compatible endpoint for; unset: :data:`DEFAULT_OPENAI_MODEL`."""
+    """Model name at an OpenAI-compatible endpoint; unset: :data:`DEFAULT_OPENAI_MODEL`."""
     llm_temperature: float | None = Field(
         None, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2
     )
     """Sampling temperature; 0 keeps replies the same from run to run. Unset: 0 for labvoice's own
-    models, and left to an endpoint of somebody else's, which may refuse another than its own."""
+    models; not sent to an external endpoint, which may refuse any other than its default."""
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
 
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     """Address of a running Letta server or of Letta Cloud, with or without `/v1`; unset:
     start an embedded one."""
     letta_turns_path: Path | None = Field(None, validation_alias="LABVOICE_LETTA_TURNS_PATH")
-    """File of the turns that wait to be written to Letta; the lab sets it for its workers."""
+    """File of the turns not yet written to Letta; the lab sets it for its workers."""
     letta_embedded: bool = Field(False, validation_alias="LABVOICE_LETTA_EMBEDDED")
     """Whether that address is the embedded server's; the lab sets it for its workers."""
     mode: Mode = Field("hybrid", validation_alias="LABVOICE_MODE")
@@ -86,15 +86,15 @@ class Settings(BaseSettings):
     letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")
 
     deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
-    """When set, Deepgram recognises and speaks where `stt` and `tts` name nothing else."""
+    """If set, Deepgram is the default of `stt` and `tts`."""
     deepgram_base_url: str = Field("https://api.deepgram.com", validation_alias="DEEPGRAM_BASE_URL")
-    """Where Deepgram answers: another region's address, or a Deepgram of one's own."""
+    """Address of Deepgram: another region, or a self-hosted one."""
     executor: Literal["process", "thread"] = Field("process", validation_alias="LABVOICE_EXECUTOR")
-    """How a worker runs its jobs; a process of its own per job, or a thread."""
+    """How a worker runs its jobs: a process or a thread per job."""
     idle_processes: int = Field(1, validation_alias="LABVOICE_IDLE_PROCESSES", ge=0, le=16)
-    """Job processes that a worker keeps warm, models loaded."""
+    """Number of job processes that a worker keeps warm, with models loaded."""
     max_jobs: int = Field(4, validation_alias="LABVOICE_MAX_JOBS", ge=1, le=64)
-    """Jobs at once per worker; its load is active jobs over this number."""
+    """Concurrent jobs per worker; its load is active jobs divided by this number."""
     idle_timeout_s: float = Field(60.0, validation_alias="LABVOICE_IDLE_TIMEOUT_S", ge=1, le=86400)
     """How long an agent waits in a room without a human before it leaves, in seconds."""
     min_endpointing_delay_s: float = Field(
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     """Silence after which a turn may end when the turn detector agrees, in seconds.
 
     With 0.3 a pause of 350 ms inside a sentence split the turn in two (`labvoice bench turns`, 1
-    of 20). A reply is generated meanwhile, and is hardly ready sooner than this ends.
+    of 20). The reply is generated meanwhile and is rarely ready before this time ends.
     """
     max_endpointing_delay_s: float = Field(
         1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
@@ -115,25 +115,25 @@ class Settings(BaseSettings):
         max_length=200,
         json_schema_extra=_MAY_BE_EMPTY,
     )
-    """What the agent says first; empty: it waits for the user."""
+    """Greeting of the agent; empty: it waits for the user."""
     apology: str = Field(
         "Sorry, I was away for a moment.",
         validation_alias="LABVOICE_APOLOGY",
         max_length=200,
         json_schema_extra=_MAY_BE_EMPTY,
     )
-    """What an agent says first that takes the place of a lost one; empty: nothing."""
+    """First words of a replacement agent; empty: none."""
     failover_after_s: float = Field(
         1.2, validation_alias="LABVOICE_FAILOVER_AFTER_S", ge=0.8, le=60
     )
-    """Silence of an agent's process after which another comes, in seconds: three heartbeats."""
+    """Time without a heartbeat after which an agent is replaced, in seconds: three heartbeats."""
     drain_timeout_s: float = Field(300.0, validation_alias="LABVOICE_DRAIN_TIMEOUT_S", ge=0)
-    """How long a worker that shall stop lets its calls go on, in seconds."""
+    """Time that a stopping worker gives its calls to end, in seconds."""
     stt: str | None = Field(None, validation_alias="LABVOICE_STT")
-    """Who recognises: `embedded` (Moonshine base), `tiny`, `deepgram`, `plugin:NAME`, or a name
+    """Speech recognition: `embedded` (Moonshine base), `tiny`, `deepgram`, `plugin:NAME`, or a name
     that another package registers; see :mod:`labvoice.speech.engines`."""
     tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
-    """Who speaks: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
+    """Speech synthesis: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 
     recording: Literal["ogg", "wav", "none"] = Field("ogg", validation_alias="LABVOICE_RECORDING")
     """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a
@@ -143,12 +143,12 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_cache_dir("labvoice")),
         validation_alias="LABVOICE_CACHE_DIR",
     )
-    """Where built servers and model weights are kept; safe to delete."""
+    """Folder of built servers and model weights; safe to delete."""
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("labvoice")),
         validation_alias="LABVOICE_DATA_DIR",
     )
-    """Where state that outlives a lab is kept."""
+    """Folder of state that outlives a lab."""
     log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
         "INFO", validation_alias="LABVOICE_LOG_LEVEL"
     )
@@ -162,14 +162,14 @@ class Settings(BaseSettings):
 
     @property
     def resolved_llm(self) -> Llm:
-        """The language model that is meant, with the default applied."""
+        """The language model, with the default applied."""
         if self.llm is not None:
             return self.llm
         return "openai" if self.openai_base_url or self.openai_api_key else "small"
 
     @property
     def resolved_temperature(self) -> float | None:
-        """The temperature that the model is sent; None: none, and an endpoint's own counts."""
+        """The temperature sent to the model; None: the endpoint's default applies."""
         if self.llm_temperature is None and self.resolved_llm != "openai":
             return 0.0
         return self.llm_temperature
@@ -184,11 +184,11 @@ class Settings(BaseSettings):
 
 
 ENV_FILE: Final = "LABVOICE_ENV_FILE"
-"""Name of the variable that names another file than `.env`; empty: none is read."""
+"""Environment variable with the path of another file than `.env`; empty: no file is read."""
 
 
 def env_file() -> Path | None:
-    """Returns the file whose settings count where the environment has none; None for no file."""
+    """Returns the settings file that supplements the environment; None for no file."""
     named = os.environ.get(ENV_FILE, ".env")
     return Path(named) if named else None
 
@@ -198,8 +198,8 @@ def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
 
     Args:
         kind: The settings' class.
-        overrides: Values by field name that win over the environment; None overrides nothing,
-            so that an option which was not given can be handed on.
+        overrides: Values by field name that take precedence over the environment; None overrides
+            nothing.
 
     Raises:
         SettingsError: A value is malformed.
@@ -220,7 +220,7 @@ def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
 
 
 def _set_empty(kind: type[_SettingsT]) -> dict[str, str]:
-    """Returns the settings that are set to nothing on purpose, by field name."""
+    """Returns the settings that are explicitly empty, by field name."""
     file = env_file()
     of_file = dotenv_values(file) if file is not None else {}
     return {
@@ -241,6 +241,6 @@ def load_settings(**overrides: Any) -> Settings:
     if settings.livekit_url and not (settings.livekit_api_key and settings.livekit_api_secret):
         raise SettingsError(
             "LIVEKIT_URL is set but LIVEKIT_API_KEY or LIVEKIT_API_SECRET is not",
-            "set all three, or unset LIVEKIT_URL to let labvoice start a server of its own",
+            "set all three, or unset LIVEKIT_URL to let labvoice start its own server",
         )
     return settings

@@ -1,4 +1,4 @@
-"""How calls and dispatches show themselves: one content, as text and as HTML."""
+"""Representations of calls and dispatches: the same content as text and as HTML."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _TEMPLATE: Final = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Facts:
-    """What an object shows of itself.
+    """The content of an object's representation.
 
     Attributes:
-        title: What it is and how it stands, in one line.
-        troubles: What went wrong, a sentence each.
-        rows: Further facts by name, in their order.
+        title: Its kind and state, in one line.
+        troubles: Problems, a sentence each.
+        rows: Further facts, in order.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Facts:
 
 
 class ShownTurn(Protocol):
-    """What is shown of a turn, whoever measured it."""
+    """The displayed fields of a turn, from the simulated caller or the browser."""
 
     number: int
     said: str
@@ -76,17 +76,17 @@ def call_facts(
     turns: Iterable[ShownTurn],
     troubles: Iterable[str],
 ) -> Facts:
-    """Returns what a call shows of itself.
+    """Returns the representation of a call.
 
     Args:
         kind: `Call` or `BrowserCall`.
         room: Name of the room.
-        state: How it stands, in words.
+        state: Its state, as text.
         strategy: When the agent is dispatched.
         marks: Connection marks, in seconds on any clock.
-        greeting: What the agent said first.
+        greeting: Text of the agent's greeting.
         turns: All turns, oldest first.
-        troubles: What went wrong, a sentence each; empty ones are left out.
+        troubles: Problems, a sentence each; empty ones are left out.
     """
     turns = list(turns)
     rows = [("room", f"{room}, dispatch {strategy}")]

@@ -1,4 +1,4 @@
-"""Brings another agent in the place of a lost one, for as long as somebody waits for it."""
+"""Replaces a lost agent, with retries for as long as a human is in the room."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SERVER_ERRORS: Final = (api.TwirpError, aiohttp.ClientError, TimeoutError)
 _DISPATCH_TIMEOUT_S: Final = 10.0
 _TRY_AGAIN_S: Final = (1.0, 2.0, 4.0, 8.0)
 _SLOWLY_S: Final = 15.0
-"""Pause between two tries after those, while a human is in the room."""
+"""Pause between later retries while a human is in the room, in seconds."""
 _BUDGET: Final = 5
 _BUDGET_WINDOW_S: Final = 60.0
-"""At most 5 replacements a minute in a room: an agent that always dies is no accident."""
+"""At most 5 replacements a minute in a room, so that a crashing agent is not restarted forever."""
 _PUT_BACK_S: Final = 3.0
 
 
@@ -43,21 +43,21 @@ class Log(Protocol):
         job_id: str = "",
         dispatch_id: str = "",
     ) -> None:
-        """Adds an event; the ids are of the job and the dispatch that it is about."""
+        """Adds an event with the ids of its job and dispatch."""
 
 
 class Replacements:
-    """The agents that are being brought.
+    """The replacements under way.
 
     Args:
-        dispatcher: Puts them into the rooms.
-        log: Takes what happened.
-        restarted: Whether the server came back lately and has forgotten its dispatches.
-        avoided: Ids of the workers that shall leave a job to better ones, by agent name and the
-            id of the worker that lost its agent.
+        dispatcher: Dispatches the replacements.
+        log: Receives the events.
+        restarted: Whether the server restarted recently and has lost its dispatches.
+        avoided: Returns ids of workers to avoid, by agent name and the id of the worker that lost
+            its agent.
 
     Attributes:
-        done: How many were brought.
+        done: Number of replacements that joined.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Replacements:
         self._recent: dict[str, deque[float]] = {}
 
     def under_way(self, room: str, agent_name: str) -> bool:
-        """Whether an agent of that name is being brought into the room."""
+        """Whether a replacement of that agent name is under way in the room."""
         return (room, agent_name) in self._tasks
 
     def begin(self, agent: Watched) -> None:
-        """Begins to bring another agent in the place of a lost one."""
+        """Starts to replace a lost agent."""
         now_s = time.monotonic()
         recent = self._recent.setdefault(agent.room, deque())
         while recent and now_s - recent[0] > _BUDGET_WINDOW_S:
@@ -97,11 +97,11 @@ class Replacements:
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     def forget(self, room: str) -> None:
-        """Forgets how often agents of a room were lost."""
+        """Resets the count of lost agents of a room."""
         self._recent.pop(room, None)
 
     async def stop(self) -> None:
-        """Abandons them; each room keeps a dispatch by which the next supervisor finds it."""
+        """Cancels the replacements; each room keeps a dispatch for the next supervisor."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -116,10 +116,10 @@ class Replacements:
                 await asyncio.shield(asyncio.create_task(self._put_back(agent)))
 
     async def _try(self, agent: Watched, pause_s: float) -> bool:
-        """Tries until an agent is there, or nobody wants one any more.
+        """Retries until an agent has joined, or none is needed any more.
 
         Returns:
-            Whether that is the end of it; else somebody may come who wants it.
+            Whether the replacement is finished; otherwise a caller may still come.
         """
         began_s = time.monotonic()
         pauses = itertools.chain((pause_s, *_TRY_AGAIN_S), itertools.repeat(_SLOWLY_S))
@@ -151,13 +151,13 @@ class Replacements:
         raise AssertionError("the pauses have no end")
 
     async def _replace(self, agent: Watched) -> str:
-        """Brings one, and returns its identity."""
+        """Dispatches one replacement, and returns its identity."""
         server = self._dispatcher.api
         there = await agents_of(server, agent.room, agent.agent_name)
         if found := [each.identity for each in there if each.identity != agent.identity]:
-            return found[0]  # by the dispatch that was put back, or by somebody else
+            return found[0]  # from the restored dispatch, or from another dispatcher
         if agent.dispatch_id:
-            # The lost agent's dispatch must not count any more, or the new one is refused.
+            # The lost agent's dispatch must not be valid any more, or the new job is refused.
             await withdraw(server, agent.room, agent.dispatch_id)
             agent.dispatch_id = ""
         done = await self._dispatcher.dispatch(
@@ -169,7 +169,7 @@ class Replacements:
         return done.agent_identity
 
     async def _called_off(self, agent: Watched) -> str:
-        """Says why there is nothing to bring any more; empty where there is."""
+        """Returns why no replacement is needed any more; empty if one is."""
         server = self._dispatcher.api
         rooms = await server.room.list_rooms(api.ListRoomsRequest(names=[agent.room]))
         if not rooms.rooms:
@@ -178,7 +178,7 @@ class Replacements:
             found = await server.agent_dispatch.list_dispatch(agent.room)
             if agent.dispatch_id not in {dispatch.id for dispatch in found}:
                 if not self._restarted():
-                    return "it was called off"
+                    return "its dispatch was withdrawn"
                 agent.dispatch_id = ""
         return ""
 
@@ -186,7 +186,7 @@ class Replacements:
         return any(map(is_human, await participants(self._dispatcher.api, room)))
 
     async def _put_back(self, agent: Watched) -> None:
-        """Sees to it that the room has a dispatch, by which a supervisor finds it again."""
+        """Ensures that the room has a dispatch, by which a supervisor finds it again."""
         if agent.dispatch_id:
             return
         request = api.CreateAgentDispatchRequest(
@@ -200,14 +200,14 @@ class Replacements:
                 agent.dispatch_id = made.id
 
     def _metadata(self, agent: Watched, avoided: list[str]) -> Metadata:
-        """What the replacement gets to know; metadata that is not labvoice's goes on unchanged."""
+        """Returns the replacement's metadata; metadata that is not labvoice's is unchanged."""
         if not agent.ours:
             return agent.metadata
         try:
             metadata = parse_metadata(agent.metadata)
         except MetadataError:
             return agent.metadata
-        if not agent.begun:  # the first agent of the call: there is nothing to be sorry for
+        if not agent.begun:  # the first agent of the call: no apology
             return metadata
         resume = Resume(history=agent.history, avoid_workers=avoided[:64])
         return metadata.model_copy(update={"resume": resume})

@@ -1,16 +1,16 @@
 """Failover: watches the rooms with labvoice's agents and replaces an agent that is lost.
 
-LiveKit's own server needs about 21 s to notice a dead agent and never replaces it. Here every
-agent counts up an attribute of its own (see :mod:`labvoice.agent.presence`); the supervisor
-reads the attributes through the server's API, so that workers may run on any host. For the
-workers of its own lab it also looks whether the job's process is there, which is faster.
+LiveKit's own server needs about 21 s to notice a dead agent and never replaces it. labvoice's
+agents publish heartbeats as participant attributes (see :mod:`labvoice.agent.presence`); the
+supervisor reads them through the server's API, so workers may run on any host. For the workers of
+its own lab it also checks whether the job's process exists, which is faster.
 
-An agent that is not labvoice's counts up nothing, so LiveKit's own signs are all there is: the
-agent has left the room, and its job has not ended well. The server sees a killed agent's leaving
-after some 21 s and the supervisor waits 12 s more, in which the job may still end in order. The
-replacement gets the same metadata and knows nothing of the conversation.
+Other agents publish no heartbeat. Such an agent is lost if it has left the room and its job has not
+succeeded: the server notices a killed agent after some 21 s, and the supervisor waits 12 s more in
+which the job may still succeed. The replacement gets the same metadata, without the conversation's
+history.
 
-All that it needs to know is in the server: it may be stopped and started at any time.
+All its state is in the server, so the supervisor may be stopped and started at any time.
 """
 
 from __future__ import annotations
@@ -39,61 +39,62 @@ from labvoice.failover.watched import Watched, is_ours
 
 _PAUSE_S: Final = 0.2
 _BUSY: Final = 4
-"""Pauses are at least so many times as long as the questions took: with many rooms the
-supervisor looks less often rather than taking the processor from the calls."""
+"""Lower bound of the polling interval, as a multiple of the time that one round took: with many
+rooms the supervisor polls less often rather than taking the processor from the calls."""
 _LONGEST_PAUSE_S: Final = 2.0
 _ROOM_S: Final = 3.0
-"""How long one room may hold up the look at the others."""
+"""Timeout of one room in a round, in seconds."""
 _REQUESTS_AT_ONCE: Final = 8
 _GRACE_S: Final = 0.5
-"""How long a room may be without its agent before that counts as a loss."""
+"""Time without its agent after which a room counts as having lost it, in seconds."""
 _RESTART_GRACE_S: Final = 5.0
-"""The same after the server was away: whoever was in the room needs time to come back."""
+"""The same after a server restart, in which participants need time to reconnect."""
 _RESTART_MEMORY_S: Final = 60.0
-"""How long after a restart of the server a room may take to come back."""
+"""Time that a room may take to reappear after a server restart, in seconds."""
 _ORPHAN_S: Final = 5.0
-"""How long a room with a dispatch and a caller may be without any agent before it is asked
-whether the dispatch's agent was lost while no supervisor ran."""
+"""Time without any agent after which a room with a dispatch and a caller is checked for an agent
+that was lost while no supervisor ran, in seconds."""
 _CLOSING_S: Final = 12.0
-"""How long after its leaving the job of an agent that is not labvoice's may take to end well:
-livekit-agents gives a process 10 s (worker.py, `shutdown_process_timeout`)."""
+"""Time after its leaving in which the job of an agent that is not labvoice's may still succeed, in
+seconds: livekit-agents gives a process 10 s (worker.py, `shutdown_process_timeout`)."""
 _DOUBLE_S: Final = 2.0
-"""How long two agents of one name may be in a room: one may just be leaving it."""
+"""Time for which two agents of one name are tolerated in a room, in seconds: one may be leaving."""
 _EMPTY_ROOM_S: Final = 30.0
-"""How long a room that had an agent may be empty; LiveKit's own default is 300 s."""
+"""Time after which an empty room that had an agent is deleted, in seconds; LiveKit's default is
+300."""
 
 
 class JobProcessView(Protocol):
-    """A job's process, seen from the same host."""
+    """A job's process on the same host."""
 
     @property
     def alive(self) -> bool:
-        """Whether it is there."""
+        """Whether the process exists."""
 
 
 class LocalWorkers(Protocol):
-    """What the supervisor may ask of the workers on its own host."""
+    """The supervisor's view of the workers on its own host."""
 
     def process_of(self, job_id: str) -> JobProcessView | None:
-        """The process that runs a job; None for a job of somebody else's worker."""
+        """Returns the process that runs a job; None for a job of another host's worker."""
 
     def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
-        """Ids of workers that shall leave a job to better ones."""
+        """Returns ids of workers to avoid for a job."""
 
     @property
     def names(self) -> set[str]:
-        """Agent names of the workers that are or were there."""
+        """Agent names of present and former workers."""
 
 
 class Supervisor:
-    """Watches all rooms of a server that have labvoice's agents.
+    """Watches all rooms of a server, and replaces lost agents.
 
     Args:
-        dispatcher: Puts the replacements into the rooms.
-        log: Takes what happened.
-        local: The workers on this host; None when there are none to ask.
-        lost_after_s: Silence of an agent after which it counts as lost, in seconds. An agent
-            heartbeats every 0.4 s.
+        dispatcher: Dispatches the replacements.
+        log: Receives the events.
+        local: The workers on this host; None if there are none.
+        lost_after_s: Time without a heartbeat after which an agent counts as lost, in seconds.
+            Agents send one every 0.4 s.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Supervisor:
     # -- life ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to watch; does nothing while it does already."""
+        """Starts watching; does nothing if it already does."""
         if not self.running:
             self._task = asyncio.create_task(self._run())
 
@@ -143,7 +144,7 @@ class Supervisor:
 
     @property
     def replaced(self) -> int:
-        """How many agents were replaced."""
+        """Number of agents replaced."""
         return self._replacements.done
 
     @property
@@ -161,21 +162,21 @@ class Supervisor:
             began_s = time.monotonic()
             try:
                 await self._look()
-            except Exception as error:  # whatever it is: who guards the calls must go on
+            except Exception as error:  # any error: the supervisor must keep running
                 detail = f"{type(error).__name__}: {error}"
                 self._log.add("supervisor_failed", detail=detail)
             took_s = time.monotonic() - began_s
             await asyncio.sleep(max(_PAUSE_S, min(_BUSY * took_s, _LONGEST_PAUSE_S)))
 
-    # -- looking ------------------------------------------------------------------------
+    # -- watching -----------------------------------------------------------------------
 
     @property
     def _restarted(self) -> bool:
-        """Whether the server came back lately."""
+        """Whether the server restarted recently."""
         return time.monotonic() - self._server_back_s < _RESTART_MEMORY_S
 
     async def _look(self) -> None:
-        """One round: asks for every room and judges what is seen."""
+        """One round: lists all rooms and checks each."""
         service = self._dispatcher.api.room
         try:
             rooms = {room.name for room in (await service.list_rooms(api.ListRoomsRequest())).rooms}
@@ -189,7 +190,7 @@ class Supervisor:
             self._server_back_s = time.monotonic()
             self._reachable = True
         await asyncio.gather(*map(self._look_at, rooms))
-        # A room that is gone is over, unless its server was restarted under it.
+        # A deleted room is finished, unless the server was restarted meanwhile.
         tables: tuple[dict[str, Any], ...] = (
             self._agents,
             self._empty_since,
@@ -205,7 +206,7 @@ class Supervisor:
         self._unseen &= rooms
 
     async def _look_at(self, room: str) -> None:
-        """Looks at one room; what goes wrong with it keeps nobody from looking at the others."""
+        """Checks one room; an error in it does not stop the check of the others."""
         async with self._limit:
             try:
                 async with asyncio.timeout(_ROOM_S):
@@ -229,7 +230,7 @@ class Supervisor:
         }
         for identity in [p.identity for p in seen if p.identity in self._buried]:
             present.pop(identity, None)
-            await self._remove(room, identity)  # one that was given up has come back
+            await self._remove(room, identity)  # a lost agent has come back
         if others := [p.identity for p in seen if is_agent(p) and not is_ours(p)]:
             self._others_seen.setdefault(room, {}).update(dict.fromkeys(others, now_s))
         watched = self._agents.setdefault(room, {}) if present else self._agents.get(room, {})
@@ -265,8 +266,8 @@ class Supervisor:
                 for other in present
                 if other not in lost and watched[other].agent_name == agent.agent_name
             ]
-            # An agent that went when its caller did is no loss; one that dies while it waits
-            # for its caller is.
+            # An agent that left with its caller is not lost; one that dies while it waits for its
+            # caller is.
             missed = (identity in present or human) and not others and not agent.leaving
             missed = missed and not self._replacements.under_way(room, agent.agent_name)
             if identity in present or missed:
@@ -279,17 +280,19 @@ class Supervisor:
                     self._replace(agent, cause)
 
     def _loss(self, agent: Watched, present: bool, now_s: float) -> str:
-        """Returns how an agent was lost; empty while it was not."""
+        """Returns how an agent was lost; empty if it was not."""
         if not present:
             grace_s = _RESTART_GRACE_S if self._restarted else _GRACE_S
-            return "it left without a word" if agent.missing_for(now_s) >= grace_s else ""
+            return (
+                "it left the room without a reason" if agent.missing_for(now_s) >= grace_s else ""
+            )
         if self._is_dead(agent.job_id):
             return "its process died"
         silent_s = agent.silent_for(now_s)
         return f"it was silent for {silent_s:.1f} s" if silent_s >= self._lost_after_s else ""
 
     async def _thin_out(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
-        """Leaves one agent of each name that this lab serves, or has an agent of, in the room."""
+        """Removes duplicates of each agent name that this lab serves or has an agent of."""
         names = set(self._local.names) if self._local is not None else set()
         names |= {p.attributes.get(ATTRIBUTE_AGENT_NAME, "") for p in seen if is_ours(p)}
         there = [
@@ -308,7 +311,7 @@ class Supervisor:
                 await self._dispatcher.keep_one(room, name)
 
     async def _look_for_orphan(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
-        """Finds a caller whose agent was lost while nobody watched, or never came."""
+        """Finds a caller whose agent was lost while no supervisor ran, or never joined."""
         if not any(map(is_human, seen)) or any(map(is_ours, seen)):
             self._orphan_since.pop(room, None)
             return
@@ -319,7 +322,7 @@ class Supervisor:
         dispatches = await self._dispatcher.api.agent_dispatch.list_dispatch(room)
         there = set(agent_names(seen, dispatches).values())
         if None in there:
-            return  # an agent of whom nothing tells yet which dispatch has brought it
+            return  # an agent whose dispatch is not known yet
         for found in dispatches:
             if found.agent_name in there or self._replacements.under_way(room, found.agent_name):
                 continue
@@ -339,9 +342,9 @@ class Supervisor:
             agent.ours = not left_s
             self._replace(
                 agent,
-                "it left and its job has not ended well"
+                "it left and its job did not succeed"
                 if left_s
-                else "it was lost while no supervisor ran, or never came",
+                else "it was lost while no supervisor ran, or never joined",
             )
 
     def _is_dead(self, job_id: str) -> bool:
@@ -349,7 +352,7 @@ class Supervisor:
         return process is not None and not process.alive
 
     async def _clean(self, room: str, seen: list[ParticipantInfo], now_s: float) -> None:
-        """Deletes a room that had an agent and has been empty for long."""
+        """Deletes a room that had an agent and has been empty too long."""
         if seen:
             self._empty_since.pop(room, None)
             return
@@ -358,7 +361,7 @@ class Supervisor:
             self._log.add("room_removed", room=room, detail="it was empty")
 
     async def _remove(self, room: str, identity: str) -> None:
-        """Removes an agent from its room; that it is gone already is just as well."""
+        """Removes an agent from its room, if it is still there."""
         if await remove_agent(self._dispatcher.api, room, identity):
             self._log.add("agent_removed", room=room, detail=identity)
 

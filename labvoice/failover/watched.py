@@ -1,4 +1,4 @@
-"""What the supervisor knows of one agent, and how long it has been silent."""
+"""The supervisor's record of one agent, and the time since its last heartbeat."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from labvoice.protocol.metadata import (
 _START_S: Final = 5.0
 """Time that a joined agent has until its first heartbeat, in seconds."""
 _COLD_S: Final = 60.0
-"""A job whose agent is not there yet may load its models for so long: the server calls it
-running as soon as it asks a worker (LiveKit `pkg/agent/worker.go`, AssignJob)."""
+"""Time in which the agent of a running job must join, in seconds, for it may load models first: the
+server calls a job running as soon as it asks a worker (LiveKit `pkg/agent/worker.go`,
+AssignJob)."""
 _LOOK_S: Final = 0.6
-"""Looks further apart than this count as so long apart: silence takes several looks."""
+"""Longest time that one interval between two rounds adds to an agent's silence, in seconds: silence
+needs several rounds."""
 
 
 def is_ours(participant: ParticipantInfo) -> bool:
-    """Whether a participant is an agent of labvoice's; never true of a human."""
+    """Whether a participant is a labvoice agent; never true of a human."""
     return (
         is_agent(participant)
         and ATTRIBUTE_DISPATCH_ID in participant.attributes
@@ -42,28 +44,28 @@ def is_ours(participant: ParticipantInfo) -> bool:
 
 
 class Watched:
-    """One agent as it was last seen.
+    """One agent, as of the last round.
 
-    Silence is the time between looks that saw no new heartbeat, each look dated when its question
-    was sent. What passes while nobody looks, for the supervisor's own process or the server is
-    held up, counts for little: silence that was not observed is no evidence.
+    Silence is the time between rounds that saw no new heartbeat, each dated when its request was
+    sent. Time in which no round ran, because the supervisor's process or the server was stalled,
+    counts for little: silence that was not observed is no evidence.
 
     Args:
         room: Name of its room.
-        participant: As the server describes it.
+        participant: The server's description of it.
         now_s: Monotonic seconds.
 
     Attributes:
         room: As given.
         identity: Of its participant.
         agent_name: Name under which it was dispatched.
-        dispatch_id: The dispatch that brought it.
+        dispatch_id: The dispatch that started it.
         worker_id: The worker that runs it.
-        metadata: Of its dispatch, as far as its attributes tell.
-        begun: Whether there was an agent at all: a job had been given to a worker.
-        history: What was said, as far as it told.
-        leaving: Why it leaves; empty unless it does on purpose.
-        ours: Whether it is labvoice's, as far as is known; another's metadata is its own.
+        metadata: Of its dispatch, from its attributes.
+        begun: Whether an agent existed: a job had been assigned to a worker.
+        history: The conversation, from its attributes.
+        leaving: Why it leaves on purpose; otherwise empty.
+        ours: Whether it is labvoice's, as far as known; the metadata of other agents is opaque.
     """
 
     def __init__(self, room: str, participant: ParticipantInfo, now_s: float) -> None:
@@ -92,19 +94,19 @@ class Watched:
         *,
         wall_s: float,
     ) -> Watched | None:
-        """Returns the lost agent of a dispatch; None when its job ended well, or may just begin.
+        """Returns the lost agent of a dispatch; None if its job succeeded or may be starting.
 
         Args:
-            room: Name of the room, in which no agent of that name is.
+            room: Name of a room without an agent of that name.
             dispatch: One of the room's.
             now_s: Monotonic seconds.
-            is_dead: Whether the process of a job, by its id, is known to be gone.
+            is_dead: Whether the process of a job, by its id, is known to have ended.
             wall_s: Wall-clock seconds at the same instant, as the server dates its jobs.
         """
         job = dispatch.state.jobs[-1] if dispatch.state.jobs else None
         since_ns = dispatch.state.created_at
         if job is None and not dispatch.agent_name:
-            return None  # the server gives one to every room, whether or not a worker serves it
+            return None  # the server creates one for every room, even without a worker for it
         if job is not None:
             if job.state.status == JobStatus.JS_SUCCESS:
                 return None
@@ -132,11 +134,11 @@ class Watched:
 
     @property
     def job_id(self) -> str:
-        """Id of its job."""
+        """Id of the job."""
         return self.identity.removeprefix("agent-")
 
     def update(self, participant: ParticipantInfo, now_s: float) -> None:
-        """Takes in a look at it, whose question was sent at that monotonic time."""
+        """Updates it with the server's answer to a request sent at that monotonic time."""
         attributes = participant.attributes
         if attributes.get(ATTRIBUTE_HEARTBEAT, "") != self._heartbeat:
             self._heartbeat = attributes.get(ATTRIBUTE_HEARTBEAT, "")
@@ -149,10 +151,10 @@ class Watched:
         self.leaving = attributes.get(ATTRIBUTE_LEAVING, "")
 
     def silent_for(self, now_s: float) -> float:
-        """Returns its silence in seconds; an agent that just starts is given time."""
+        """Returns its silence in seconds; 0 while it starts."""
         starting = self._heartbeat in ("", "0")
         return max(0.0, self._silent_s - (_START_S if starting else 0.0))
 
     def missing_for(self, now_s: float) -> float:
-        """Returns for how long it has not been in the room, in seconds."""
+        """Returns the time since it was last in the room, in seconds."""
         return now_s - self._seen_s

@@ -154,7 +154,7 @@ class Unknowing(StubBackend):
         return Counts(failovers=3, memory_backlog=math.nan)
 
     async def checks(self) -> list[Check]:
-        words = "the turns that wait for Letta cannot be read"
+        words = "the turns not yet written to Letta cannot be read"
         return [Check(name="memory store", ok=False, message=words, required=False)]
 
 
