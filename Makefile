@@ -35,7 +35,7 @@ test-rest: $(READY) ## all tests that `make test` leaves out
 	$(PYTEST) -m "npm or registry" tests/unit
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
 
-test-all: test test-rest ## everything; needs npm, and Debian's chromium and prometheus
+test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx and prometheus
 
 lab: $(READY) ## JupyterLab on notebooks/
 	$(BIN)/labvoice lab
