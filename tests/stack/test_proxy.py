@@ -19,7 +19,7 @@ pytestmark = pytest.mark.debian
 
 @pytest.fixture
 async def proxy(tmp_path: Path) -> AsyncIterator[int]:
-    """Puts nginx before the stub, without TLS and with time-outs of one second, and tells its port."""
+    """Puts nginx before the stub, without TLS, with time-outs of one second; tells its port."""
     port = free_port()
     async with HttpServer(app_with(), bind_port("127.0.0.1", 0)) as server:
         text = CONFIG.read_text(encoding="utf-8")
