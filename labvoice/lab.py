@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import functools
 import importlib
+import itertools
 import os
 import secrets
 import shutil
@@ -45,8 +46,10 @@ from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text, part_of
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import AGENT_PROGRAM
-from labvoice.targets.target import Target
-from labvoice.targets.worker import TargetWorker
+from labvoice.targets.agent import TargetAgent
+from labvoice.targets.bot import Bot
+from labvoice.targets.target import BUILT_IN, STOCK_PROGRAMS, Target
+from labvoice.targets.worker import TargetWorker, target_environment
 
 if TYPE_CHECKING:
     from labvoice.bench.menu import Bench
@@ -64,6 +67,28 @@ def _import_for_calls() -> None:
     """Imports what the first call would otherwise import on the event loop, for 1 to 2 s."""
     for name in (SESSION_MODULE, "scipy.signal"):
         importlib.import_module(name)
+
+
+def _strategy_for(agent: TargetAgent, strategy: StrategyName) -> StrategyName:
+    """Returns when an agent of a target is dispatched.
+
+    Raises:
+        UsageError: It cannot be dispatched so.
+    """
+    chosen = strategy_of(strategy)
+    if agent.bot is not None:
+        if chosen.by_server:
+            raise UsageError(
+                f"the server dispatches no bot, and the strategy {strategy!r} leaves it to it",
+                "one of sequential, concurrent, ahead",
+            )
+    elif not agent.name and not chosen.every_room:
+        if strategy != "sequential":
+            raise UsageError(
+                f"{agent}, and the server alone dispatches it", "leave the strategy out"
+            )
+        return "automatic"
+    return strategy
 
 
 _running: list[Lab] = []
@@ -137,6 +162,7 @@ class Lab:
         self._turns: TurnStore | None = None
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
+        self._target_numbers = itertools.count(1)
 
     # -- lifecycle ---------------------------------------------------------------------------
 
@@ -316,24 +342,30 @@ class Lab:
             await self._fetch_speech(settings)
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
-    async def add_target(self, target: Target) -> str:
-        """Starts another program's worker unmodified, and returns its agent name.
+    async def add_target(self, target: Target, *, apart: bool = False) -> TargetAgent:
+        """Makes an agent ready to be called, and returns what `call(agent_name=…)` takes.
 
-        The lab's gateway serves it the models of LiveKit Inference without a key.
+        Somebody else's worker is started as it is, and the lab's gateway serves it the models of
+        LiveKit Inference, with no key. A bot is started anew for each call.
 
         Args:
-            target: A script, a command, or the name of a registered agent.
+            target: The agent.
+            apart: Give somebody else's worker a LiveKit server of its own, so that it gets no
+                room of another agent's: two revisions of one script register under one name.
 
         Raises:
             LabvoiceError: The lab is not running.
             UsageError: It cannot be started, or needs this lab's own LiveKit server.
             ProcessError: It ended or did not register in time; with its last log lines.
         """
-        if self._server is None or self._state_dir is None:
-            raise LabvoiceError("the lab is not running", "`async with Lab() as lab:` starts it")
+        dispatcher, server, state_dir = self.dispatcher, self._server, self._state_dir
+        assert server is not None
+        assert state_dir is not None
+        if target.kind in BUILT_IN:
+            return TargetAgent(target, await self._add_built_in(target), server, dispatcher)
         if target.kind == "named":
-            return target.text
-        if self._server.log is None:
+            return TargetAgent(target, target.text, server, dispatcher)
+        if target.starts_worker and server.log is None:
             raise UsageError(
                 "only this lab's own LiveKit server reports when a worker has registered",
                 "unset LIVEKIT_URL, or start the worker yourself and name it: `name:NAME`",
@@ -341,14 +373,46 @@ class Lab:
         if self.gateway is None:
             await self._fetch_speech(self.settings)
             async with self._timed("gateway"):
-                self.gateway = await GatewayServer.start(self.settings, state_dir=self._state_dir)
+                self.gateway = await GatewayServer.start(self.settings, state_dir=state_dir)
                 self._stack.push_async_callback(self.gateway.stop)
-        async with self._timed(f"agent {target.text}"):
-            worker = await TargetWorker.start(
-                target, self.settings, self._server.log, self.gateway, state_dir=self._state_dir
-            )
+        place = state_dir / f"target-{next(self._target_numbers)}"
+        if target.starts_worker and apart:
+            server, dispatcher = await self._server_apart(place)
+        environment = target_environment(target, server, self.settings, self.gateway)
+        if target.kind == "bot":
+            bot = Bot(target, server, dispatcher, environment, place)
+            return TargetAgent(target, "", server, dispatcher, bot=bot)
+        async with self._timed(f"agent {target}"):
+            worker = await TargetWorker.start(target, server, environment, state_dir=place)
             self._stack.push_async_callback(worker.stop)
-        return worker.agent_name
+        return TargetAgent(target, worker.agent_name, server, dispatcher, worker)
+
+    async def _add_built_in(self, target: Target) -> str:
+        """Starts a worker of an agent that comes with labvoice, and returns its name."""
+        own = self.settings.agent_name
+        if target.kind == "own" and not target.settings:
+            if own not in self.pool.names:
+                await self.add_workers()
+            return own
+        name = f"{own if target.kind == 'own' else target.kind}-{next(self._target_numbers)}"
+        program = AGENT_PROGRAM if target.kind == "own" else STOCK_PROGRAMS[target.kind]
+        await self.add_workers(program=program, **{"agent_name": name, **target.settings})
+        return str(target.settings.get("agent_name", name))
+
+    async def _server_apart(self, state_dir: Path) -> tuple[LiveKitServer, Dispatcher]:
+        """Starts one more LiveKit server of ours."""
+        async with self._timed("LiveKit server of its own"):
+            server = await LiveKitServer.start(
+                self.settings.model_copy(update={"livekit_url": None}),
+                state_dir=state_dir,
+                progress=self._progress,
+            )
+            self._stack.push_async_callback(server.stop)
+        self._stack.enter_context(loopback_spared(server.url))
+        dispatcher = await self._stack.enter_async_context(
+            Dispatcher(server.url, server.api_key, server.api_secret, log=server.log)
+        )
+        return server, dispatcher
 
     async def stop(self) -> None:
         """Ends open calls, stops everything that was started, and removes its logs.
@@ -545,7 +609,7 @@ class Lab:
         self,
         room: str | None = None,
         *,
-        agent_name: str | None = None,
+        agent_name: str | TargetAgent | None = None,
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
@@ -554,9 +618,10 @@ class Lab:
         """Returns a call that is not connected yet; :meth:`call` also connects it.
 
         Args:
-            room: Name of the room; None: a new one.
-            agent_name: Agent name to dispatch; None: the settings'.
-            metadata: Metadata of the dispatch.
+            room: Name of the room; a fresh one when not given.
+            agent_name: Name to dispatch, or what :meth:`add_target` returned; the settings' when
+                not given.
+            metadata: What the agent gets to know; the target's when not given.
             strategy: When the agent is dispatched; see
                 :data:`labvoice.dispatch.strategies.StrategyName`.
             timeout_s: How long to wait for the agent, in seconds.
@@ -564,25 +629,33 @@ class Lab:
 
         Raises:
             LabvoiceError: The lab is not running.
-            RoomNameError: The room name is invalid.
+            RoomNameError: The room's name cannot be used.
+            UsageError: The target cannot be dispatched so.
         """
-        dispatcher = self.dispatcher
-        assert self._server is not None
-        if agent_name is None:
+        dispatcher, server = self.dispatcher, self._server
+        assert server is not None
+        agent = agent_name if isinstance(agent_name, TargetAgent) else None
+        target = agent.target if agent is not None else Target("own")
+        if agent is not None:
+            dispatcher, server, agent_name = agent.dispatcher, agent.server, agent.name
+            strategy = _strategy_for(agent, strategy)
+        elif agent_name is None:
             agent_name = self.settings.agent_name
+        assert not isinstance(agent_name, TargetAgent)
         agent_name = strategy_of(strategy).dispatched_as(agent_name)
         named = [each.settings for each in self.pool.workers if each.agent_name == agent_name]
         if not named and agent_name == self.settings.agent_name:
             named = [self.settings]
+        pattern = target.room or "lab-{id}"
         call = Call(
-            url=self._server.url,
-            api_key=self._server.api_key,
-            api_secret=self._server.api_secret,
+            url=server.url,
+            api_key=server.api_key,
+            api_secret=server.api_secret,
             dispatcher=dispatcher,
-            room=room or f"lab-{secrets.token_hex(4)}",
+            room=room or pattern.replace("{id}", secrets.token_hex(4)),
             identity=f"caller-{secrets.token_hex(4)}",
             agent_name=agent_name,
-            metadata=metadata,
+            metadata=target.metadata or None if metadata is None else metadata,
             strategy=strategy,
             timeout_s=timeout_s,
             # Another program's agent may greet or not.
@@ -590,6 +663,7 @@ class Lab:
             apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
             on_end=self._calls.discard,
+            bring=agent.bot.in_room if agent is not None and agent.bot is not None else None,
         )
         self._calls.add(call)
         self.remember(call)
@@ -608,7 +682,7 @@ class Lab:
         self,
         room: str | None = None,
         *,
-        agent_name: str | None = None,
+        agent_name: str | TargetAgent | None = None,
         letta_agent: str | None = None,
         mode: Mode | None = None,
         metadata: Metadata = None,

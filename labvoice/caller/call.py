@@ -9,6 +9,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,13 @@ def _is_agent(participant: rtc.Participant) -> bool:
     return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
 
 
+BringBot = Callable[
+    [str, str, float, Callable[[Mark], None]], AbstractAsyncContextManager[Dispatch]
+]
+"""Brings a bot that joins by itself: of a room, the caller's identity, a time-out in seconds and
+who is told the marks. The bot stays until the block is left."""
+
+
 class PendingCall:
     """A call that is being made: `call = await pending`, or `async with pending as call:`.
 
@@ -161,6 +169,7 @@ class Call:
         apologises: Whether an agent that replaces a lost one is known to speak first.
         on_mark: Told every mark of the connection as it is set.
         on_end: Told that the call has ended.
+        bring: Brings a bot that joins by itself; the agent is dispatched by name when not given.
 
     Attributes:
         strategy: As given.
@@ -196,6 +205,7 @@ class Call:
         apologises: bool = True,
         on_mark: Callable[[Mark], None] | None = None,
         on_end: Callable[[Call], None] = lambda _: None,
+        bring: BringBot | None = None,
     ) -> None:
         self.strategy = strategy
         self.room_name = check_name(room)
@@ -215,6 +225,8 @@ class Call:
         self._metadata = metadata
         self._on_mark = on_mark
         self._on_end = on_end
+        self._bring = bring
+        self._bot = AsyncExitStack()
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self._room = rtc.Room()
         self.recorder = Recorder(microphone.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
@@ -316,6 +328,11 @@ class Call:
             )
 
     async def _dispatch(self) -> None:
+        if self._bring is not None:
+            self.dispatch = await self._bot.enter_async_context(
+                self._bring(self.room_name, self.identity, self._timeout_s, self._set_mark)
+            )
+            return
         self.dispatch = await self._dispatcher.dispatch(
             self.room_name,
             self.agent_name,
@@ -428,7 +445,7 @@ class Call:
         def on_track(
             track: rtc.Track, _: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
         ) -> None:
-            if _is_agent(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
+            if self._counts(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
                 self._on_participant(participant)
                 self._mark("agent_audio_subscribed")
                 self._listener.listen(track)
@@ -447,8 +464,12 @@ class Call:
         self._session.on("agent_state_changed", self._on_state_event)
         self._session.on("conversation_item_added", self._on_item)
 
+    def _counts(self, participant: rtc.RemoteParticipant) -> bool:
+        """Whether it may be the agent: a bot with a token of its own joins as anybody does."""
+        return _is_agent(participant) or self._bring is not None
+
     def _on_participant(self, participant: rtc.RemoteParticipant) -> None:
-        if _is_agent(participant) and (not self._agent_identity or self._agent_gone):
+        if self._counts(participant) and (not self._agent_identity or self._agent_gone):
             replaced = bool(self._agent_identity)
             self._agent_identity = participant.identity
             self._agent_gone = self._agent_state = ""
@@ -519,7 +540,11 @@ class Call:
             rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
             rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
         )
-        return [one.identity for one in self._others.values() if one.kind in humans]
+        return [
+            one.identity
+            for one in self._others.values()
+            if one.kind in humans and one.identity != self._agent_identity
+        ]
 
     def _whom_it_hears(self) -> str:
         """In words, where others are in the room: an agent listens to one participant only."""
@@ -814,6 +839,7 @@ class Call:
         gone = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
         alone = await self._is_alone()
         try:
+            await self._bot.aclose()
             if alone and self.agent_identity:
                 with contextlib.suppress(*gone):
                     server = self._dispatcher.api
@@ -827,7 +853,7 @@ class Call:
                     self._dispatcher.api,
                     self.room_name,
                     agent_name=self.agent_name,
-                    gone={self.identity},
+                    gone={self.identity, self._agent_identity},
                 )
         finally:
             self._on_end(self)
@@ -838,7 +864,8 @@ class Call:
             there = await rooms.participants(self._dispatcher.api, self.room_name)
         except (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError):
             return not self._other_callers
-        return not any(rooms.is_human(p) and p.identity != self.identity for p in there)
+        ours = (self.identity, self._agent_identity)
+        return not any(rooms.is_human(p) and p.identity not in ours for p in there)
 
     async def __aenter__(self) -> Call:
         return self

@@ -62,6 +62,10 @@ LettaAgentOption = Annotated[
 ]
 
 
+AGENT_HELP: Final = (
+    "path/agent.py, path/agent.py@REVISION, a command line, name:NAME at LIVEKIT_URL, "
+    "bot:COMMAND with {url} {token} {room}, own, stock or stock-naive."
+)
 _PLAIN: Final = {"✓": "+", "✗": "x", "–": "-", "—": "-", "→": "->", "…": "...", "’": "'", "µ": "u"}
 
 

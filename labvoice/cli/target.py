@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labvoice.cli.common import (
+    AGENT_HELP,
     JsonOption,
     LlmOption,
     command_line,
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
 
 def try_agent(
-    agent: Annotated[
-        str, typer.Argument(help="path/agent.py, a command line, or name:NAME at LIVEKIT_URL.")
-    ],
+    agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     python: Annotated[
         Path | None, typer.Option("--python", help="Interpreter of the agent's environment.")
@@ -94,9 +93,9 @@ async def _try(
 
     async with Lab(progress=tell, llm=llm, letta=False, workers=0, supervise=False) as lab:
         utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
-        name = await lab.add_target(target)
-        tell(f"the agent is registered as {name!r}" if name else "the agent serves every room")
-        call = lab.new_call(agent_name=name, metadata=target.metadata or None)
+        agent = await lab.add_target(target)
+        tell(f"agent: {agent}")
+        call = lab.new_call(agent_name=agent)
         failure = ""
         try:
             await _talk(call, utterances, greeting_timeout_s)
@@ -109,7 +108,7 @@ async def _try(
             tell(f"recording: {recording}")
         await lab.end_call(call)
         report = write_report([run], out / "report.html").resolve()
-        result: dict[str, Any] = {**run.to_json(), "agent_name": name, "report": str(report)}
+        result: dict[str, Any] = {**run.to_json(), "agent_name": agent.name, "report": str(report)}
         if lab.gateway is not None:
             try:
                 result["gateway"] = await lab.gateway.report()

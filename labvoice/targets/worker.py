@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -12,7 +13,7 @@ from typing import Final, Self
 from labvoice.errors import ProcessError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.gateway.server import GatewayServer
-from labvoice.stack.livekit.log import LiveKitLog
+from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.targets.target import Target
 
@@ -62,9 +63,8 @@ class TargetWorker:
     async def start(
         cls,
         target: Target,
-        settings: Settings,
-        log: LiveKitLog,
-        gateway: GatewayServer,
+        server: LiveKitServer,
+        environment: Mapping[str, str],
         *,
         state_dir: Path,
     ) -> TargetWorker:
@@ -72,26 +72,26 @@ class TargetWorker:
 
         Args:
             target: A program or a command.
-            settings: Name the server, its key and its secret.
-            log: The server's log: it alone tells under which name somebody registers.
-            gateway: Serves the models of LiveKit Inference, and OpenAI's where the environment
-                has no key for them.
+            server: One of ours: its log alone tells under which name somebody registers.
+            environment: The whole environment of the worker.
             state_dir: Takes the worker's log.
 
         Raises:
             UsageError: The program cannot be started at all.
             ProcessError: It ended or did not register in time; with its last log lines.
         """
+        assert server.log is not None
+        log = server.log
         before = set(log.workers())
         try:
             argv = target.argv()
             if target.kind == "program" and await asyncio.to_thread(_has_simulation, argv[0]):
                 argv.append(_SIMULATION)
             process = await ManagedProcess.start(
-                f"the agent {target.text}",
+                f"the agent {target}",
                 argv,
                 log_path=state_dir / "target.log",
-                env=target_environment(target, settings, gateway),
+                env=environment,
                 cwd=target.folder,
             )
         except ProcessError as error:
@@ -145,17 +145,21 @@ def _has_simulation(python: str) -> bool:
 
 
 def target_environment(
-    target: Target, settings: Settings, gateway: GatewayServer
+    target: Target, server: LiveKitServer, settings: Settings, gateway: GatewayServer
 ) -> dict[str, str]:
-    """Returns the environment of a worker that is not labvoice's.
+    """Returns the environment of an agent that is not labvoice's.
 
     It is the user's own, with the lab's server in it. LiveKit Inference is the gateway's, for it
     has no other key; OpenAI's address is the gateway's only where the user has no key for it.
+
+    Args:
+        target: The agent.
+        server: The LiveKit server that it serves.
+        settings: Those that the gateway was started with: it knows their key and secret.
+        gateway: The gateway.
     """
-    assert settings.livekit_url is not None
     assert settings.livekit_api_key is not None
     assert settings.livekit_api_secret is not None
-    secret = settings.livekit_api_secret.get_secret_value()
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}
     if "OPENAI_API_KEY" not in environment and "OPENAI_BASE_URL" not in environment:
         environment["OPENAI_API_KEY"] = gateway.key.get_secret_value()
@@ -163,13 +167,13 @@ def target_environment(
     environment.setdefault("OMP_NUM_THREADS", "1")
     return {
         **environment,
-        "LIVEKIT_URL": settings.livekit_url,
-        "LIVEKIT_API_KEY": settings.livekit_api_key,
-        "LIVEKIT_API_SECRET": secret,
+        "LIVEKIT_URL": server.url,
+        "LIVEKIT_API_KEY": server.api_key,
+        "LIVEKIT_API_SECRET": server.api_secret.get_secret_value(),
         "LIVEKIT_INFERENCE_URL": gateway.base_url,
         # Set, not left out: `.env.local` of the agent's may bring keys for the cloud.
         "LIVEKIT_INFERENCE_API_KEY": settings.livekit_api_key,
-        "LIVEKIT_INFERENCE_API_SECRET": secret,
+        "LIVEKIT_INFERENCE_API_SECRET": settings.livekit_api_secret.get_secret_value(),
         "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
         **target.env,

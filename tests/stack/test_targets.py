@@ -8,10 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from labvoice.errors import JoinTimeoutError, UsageError
+from labvoice.lab import Lab
 from labvoice.stack.models.paced_model import REPLY
+from labvoice.targets.target import Target
 
+TONE_BOT = Path(__file__).with_name("tone_bot.py")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -67,3 +72,36 @@ def test_a_script_that_ends_is_told_with_its_last_lines(
     assert words in done.stderr
     assert "Traceback" not in done.stderr.split("last log lines")[0]
     assert "hint:" in done.stderr
+
+
+async def test_a_bot_joins_for_each_call_and_ends_with_it(lab: Lab) -> None:
+    """It is started for the room, is called like any agent, and its process is gone afterwards."""
+    target = Target.bot(f"{sys.executable} {TONE_BOT} {{url}} {{token}}")
+    agent = await lab.add_target(target)
+    for _ in range(2):
+        async with lab.call(agent_name=agent) as call:
+            await call.hear_greeting()
+            assert call.marks["dispatch_requested"] < call.marks["agent_visible"]
+            assert "greeting_heard" in call.marks
+            assert processes_of(call.room_name)
+        assert not processes_of(call.room_name)
+
+
+async def test_a_bot_that_never_joins_is_told_with_its_last_lines(lab: Lab) -> None:
+    """One that ends, and one that cannot be started; the room is left as it was found."""
+    bot = Target.bot(f"{sys.executable} -c \"raise SystemExit('no voice today')\"")
+    agent = await lab.add_target(bot)
+    with pytest.raises(JoinTimeoutError, match="no voice today"):
+        await lab.call(agent_name=agent)
+    missing = await lab.add_target(Target.bot("no-such-program {url}"))
+    with pytest.raises(UsageError, match="cannot be started"):
+        await lab.call(agent_name=missing)
+
+
+def processes_of(room: str) -> list[int]:
+    """Returns the processes that were started for a room."""
+    found = []
+    for process in psutil.process_iter(["pid", "environ"]):
+        if (process.info["environ"] or {}).get("LIVEKIT_ROOM_NAME") == room:
+            found.append(process.pid)
+    return found

@@ -1,0 +1,39 @@
+"""An agent of a target that a lab can call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labvoice.dispatch import Dispatcher
+from labvoice.stack.livekit.server import LiveKitServer
+from labvoice.targets.bot import Bot
+from labvoice.targets.target import Target
+from labvoice.targets.worker import TargetWorker
+
+
+@dataclass(frozen=True)
+class TargetAgent:
+    """What a lab calls, made by `lab.add_target`; `lab.call(agent_name=…)` takes it.
+
+    Attributes:
+        target: What the user named.
+        name: Name to dispatch; empty for an agent that serves every room, and for a bot.
+        server: The LiveKit server that it serves.
+        dispatcher: Of that server.
+        worker: Its worker, where the lab has started one that is not labvoice's.
+        bot: Starts it in a room, where it joins by itself.
+    """
+
+    target: Target
+    name: str
+    server: LiveKitServer
+    dispatcher: Dispatcher
+    worker: TargetWorker | None = None
+    bot: Bot | None = None
+
+    def __str__(self) -> str:
+        """How it is known, in words."""
+        if self.bot is not None:
+            return f"{self.target} joins by itself"
+        name = f"as {self.name!r}" if self.name else "without a name: it serves every room"
+        return f"{self.target} is registered {name}"
