@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 
 from labvoice.lab import Lab
+from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 
 AGENT = Path(__file__).parent / "foreign_agent.py"
 
 
 @pytest.fixture(scope="module")
-async def foreign(lab: Lab) -> str:
-    """Name of the agent, whose worker is registered."""
+async def foreign(lab: Lab) -> TargetAgent:
+    """The agent, whose worker is registered."""
     return await lab.add_target(Target.program(AGENT))
 
 
 @pytest.mark.parametrize("asked", [{"nameless": True}, {"nameless": True, "identity": "clerk"}])
 async def test_an_agent_that_tells_no_name_is_known_by_its_job(
-    lab: Lab, foreign: str, asked: dict[str, Any]
+    lab: Lab, foreign: TargetAgent, asked: dict[str, Any]
 ) -> None:
     """It is confirmed by one dispatch, whatever its identity, and it stays until its call ends."""
     async with lab.call(agent_name=foreign, metadata=asked) as call:
@@ -29,7 +30,7 @@ async def test_an_agent_that_tells_no_name_is_known_by_its_job(
         assert call.dispatch.attempts == 1
         assert call.dispatch.dispatch_id
         assert call.agent_identity == call.dispatch.agent_identity
-        again = await lab.dispatch(call.room_name, foreign)
+        again = await lab.dispatch(call.room_name, foreign.name)
         assert again.found
         assert again.agent_identity == call.agent_identity
         assert call.agent_identity
