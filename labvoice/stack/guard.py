@@ -9,7 +9,7 @@ behind. The command's process id is written to the pipe's counterpart as one lin
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -55,6 +55,20 @@ def _tell(pipe: int, line: str) -> bool:
     return True
 
 
+def _wait_end(child: subprocess.Popen[bytes], pipe: int, wake: int) -> None:
+    """Waits until the command has ended, or the parent's end of the pipe has."""
+    with selectors.DefaultSelector() as selector:  # `select.select` takes no number over 1023
+        selector.register(pipe, selectors.EVENT_READ)
+        selector.register(wake, selectors.EVENT_READ)
+        while child.poll() is None:
+            for key, _ in selector.select():
+                try:
+                    if not os.read(key.fd, 4096):
+                        return
+                except OSError:  # it went without having read the line with the pid
+                    return
+
+
 def main() -> int:
     """Starts the command, waits for its end or the pipe's, ends the group; returns the status."""
     pipe, step_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
@@ -77,15 +91,12 @@ def main() -> int:
     except OSError as error:
         _tell(pipe, f"error {error.strerror}: {command[0]}")
         return 127
-    # A parent that was cancelled, or died, in the meantime wants the command no more.
-    wanted = _tell(pipe, f"pid {child.pid}")
-    while wanted and child.poll() is None:
-        readable, _, _ = select.select([pipe, wake_read], [], [])
-        if wake_read in readable:
-            os.read(wake_read, 4096)
-        if pipe in readable and not os.read(pipe, 1):
-            break
-    end_group(child, step_s)
+    try:
+        # A parent that was cancelled, or died, in the meantime wants the command no more.
+        if _tell(pipe, f"pid {child.pid}"):
+            _wait_end(child, pipe, wake_read)
+    finally:
+        end_group(child, step_s)
     code = child.wait()
     return code if code >= 0 else 128 - code
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -56,7 +57,7 @@ class ManagedProcess:
     """
 
     def __init__(
-        self, name: str, guard: asyncio.subprocess.Process, pipe: socket.socket, pid: int, log: Path
+        self, name: str, guard: subprocess.Popen[bytes], pipe: socket.socket, pid: int, log: Path
     ) -> None:
         self.name = name
         self.pid = pid
@@ -64,6 +65,7 @@ class ManagedProcess:
         self.started_s = time.monotonic()
         self._guard = guard
         self._pipe = pipe
+        self._ended = asyncio.create_task(_until_ended(guard, pipe), name=f"labvoice-{name}-ended")
 
     @classmethod
     async def start(
@@ -92,38 +94,21 @@ class ManagedProcess:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-
-        async def spawn() -> asyncio.subprocess.Process:
-            with log_path.open("ab") as log, theirs:
-                return await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    str(_GUARD),
-                    str(theirs.fileno()),
-                    str(stop_step_s),
-                    *map(str, command),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=dict(env) if env is not None else None,
-                    cwd=cwd,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
-
-        spawning = asyncio.create_task(spawn())
         try:
-            # Shielded: a cancelled spawn kills the guard, whose command may run by then.
-            guard = await asyncio.shield(spawning)
+            with theirs:
+                guard = _spawn([str(stop_step_s), *map(str, command)], theirs, log_path, env, cwd)
+        except OSError as error:
+            ours.close()
+            raise ProcessError(f"{name} cannot be started: {error}") from None
+        try:
             async with asyncio.timeout(_GUARD_TIMEOUT_S):
                 line = await asyncio.get_running_loop().sock_recv(ours, 4096)
         except BaseException as error:
-            ours.close()  # which ends the guard, and the command with it
+            _hang_up(ours)  # which ends the guard, and the command with it
+            ending = asyncio.create_task(_until_ended(guard, ours))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GUARD_TIMEOUT_S + 3 * stop_step_s):
-                    # Shielded here too: whoever cancels may do so twice.
-                    await (await asyncio.shield(spawning)).wait()
+                    await asyncio.shield(ending)  # whoever cancels may do so twice
             if not isinstance(error, TimeoutError):
                 raise
             raise StageTimeoutError(
@@ -131,15 +116,14 @@ class ManagedProcess:
             ) from None
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
         if word != "pid":
-            ours.close()
-            await guard.wait()
+            await _until_ended(guard, ours)
             raise ProcessError(f"{name} cannot be started: {rest}", "check that it is installed")
         return cls(name, guard, ours, int(rest), log_path)
 
     @property
     def returncode(self) -> int | None:
         """Exit status of the command (128 + signal number when killed); None while it runs."""
-        return self._guard.returncode
+        return self._guard.poll()
 
     @property
     def running(self) -> bool:
@@ -180,7 +164,7 @@ class ManagedProcess:
 
     async def wait(self) -> int:
         """Waits until the command has ended; returns its exit status."""
-        return await self._guard.wait()
+        return await asyncio.shield(self._ended)
 
     async def until_ready(
         self,
@@ -223,8 +207,48 @@ class ManagedProcess:
     async def stop(self) -> None:
         """Stops the command and everything in its process group; safe to call twice.
 
-        Closing the pipe makes the guard send TERM, TERM and KILL, a step apart. A caller that
+        The end of the pipe makes the guard send TERM, TERM and KILL, a step apart. A caller that
         is cancelled meanwhile loses nothing: the guard goes on by itself.
         """
-        self._pipe.close()
-        await self._guard.wait()
+        _hang_up(self._pipe)
+        await self.wait()
+
+
+def _spawn(
+    arguments: Sequence[str],
+    pipe: socket.socket,
+    log_path: Path,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+) -> subprocess.Popen[bytes]:
+    """Starts a guard, which starts the command.
+
+    Not by asyncio, whose transport kills the guard, and that alone, when a task is cancelled or a
+    loop ends: the command would run on with nobody to end it.
+    """
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(pipe.fileno()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            pass_fds=(pipe.fileno(),),
+            start_new_session=True,
+        )
+
+
+def _hang_up(pipe: socket.socket) -> None:
+    """Tells a guard that its command is wanted no more; what it says can still be read."""
+    with contextlib.suppress(OSError):  # it has ended, or was told before
+        pipe.shutdown(socket.SHUT_WR)
+
+
+async def _until_ended(guard: subprocess.Popen[bytes], pipe: socket.socket) -> int:
+    """Waits for a guard's end, which ends the pipe; returns its exit status."""
+    loop = asyncio.get_running_loop()
+    with pipe:
+        while await loop.sock_recv(pipe, 4096):
+            pass
+    return await asyncio.to_thread(guard.wait)

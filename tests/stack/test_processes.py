@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -99,30 +100,58 @@ async def test_end_of_the_parent_leaves_nothing(tmp_path: Path, number: signal.S
     await _until(lambda: _all_gone(_pids(log)))
 
 
-def test_a_parent_that_goes_before_the_command_runs_leaves_nothing(tmp_path: Path) -> None:
-    """A pipe that is closed by the time the guard wants to tell the pid ends the command too."""
+@pytest.mark.parametrize("told", [False, True], ids=["before the pid", "with the pid unread"])
+@pytest.mark.parametrize("number", [None, 1500], ids=["", "of 1500 open files"])
+def test_a_parent_that_goes_while_the_command_starts_leaves_nothing(
+    tmp_path: Path, told: bool, number: int | None
+) -> None:
+    """A pipe that is closed before the pid was read ends the command, whatever its number."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if number is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(2048, limits[0]), limits[1]))
     ours, theirs = socket.socketpair()
-    ours.close()
+    fd = theirs.detach()
+    if number is not None:
+        os.dup2(fd, number)
+        os.close(fd)
+        fd = number
     mark = f"import time; time.sleep(60)  # {tmp_path}"
-    with theirs:
-        command = [sys.executable, "-c", mark]
-        guard = subprocess.run(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                guard_module.__file__,
-                str(theirs.fileno()),
-                "1",
-                *command,
-            ],
-            pass_fds=(theirs.fileno(),),
-            capture_output=True,
-            check=False,
-            timeout=30,
-        )
-    assert guard.stderr == b""
+    command = [sys.executable, "-I", "-S", guard_module.__file__, str(fd), "1"]
+    if not told:
+        ours.close()
+    try:
+        with subprocess.Popen(
+            [*command, sys.executable, "-c", mark], pass_fds=(fd,), stderr=subprocess.PIPE
+        ) as guard:
+            if told:
+                assert ours.recv(100, socket.MSG_PEEK).startswith(b"pid ")
+                ours.close()
+            _, complaint = guard.communicate(timeout=30)
+    finally:
+        os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert complaint == b""
     assert not _running(mark)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running")  # left so on purpose
+async def test_the_end_of_the_loop_leaves_nothing(tmp_path: Path) -> None:
+    """Tasks that are cancelled with their loop, as on Ctrl-C, end the commands they started."""
+    mark = f"{_STUBBORN}  # {tmp_path}"
+    log = tmp_path / "log"
+
+    async def main() -> None:
+        for _ in range(3):
+            command = [sys.executable, "-c", mark]
+            await ManagedProcess.start("victim", command, log_path=log, stop_step_s=0.2)
+        await asyncio.create_task(
+            ManagedProcess.start("victim", command, log_path=log, stop_step_s=0.2)
+        )
+        await _until(lambda: len(_pids(log)) == 8)
+
+    await asyncio.to_thread(asyncio.run, main())
+    await _until(lambda: _all_gone(_pids(log)))
+    await _until(lambda: not _running(mark))
 
 
 @pytest.mark.parametrize("after_s", [0, 0.005, 0.02, 0.04, 0.08])
