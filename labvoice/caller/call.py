@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from labvoice.caller import microphone
 from labvoice.caller.clock import ClockOffset, measure_offset
+from labvoice.caller.connection import connect_room
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.caller.recorder import Recorder
 from labvoice.caller.turns import Item, Turn, Turns, turn_notices
@@ -31,11 +32,8 @@ from labvoice.dispatch.strategies import strategy_of
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     AgentLostError,
-    CredentialsError,
     LabvoiceError,
-    MediaBlockedError,
     NoReplyError,
-    ServerUnreachableError,
     StageTimeoutError,
 )
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, Metadata, check_name
@@ -56,7 +54,6 @@ SESSION_MODULE = "livekit.agents.voice.remote_session"
 """Takes 2.4 s to import, which a lab does while its worker starts."""
 
 _JOIN_TIMEOUT_S = 10.0
-_PROBE_TIMEOUT_S = 5.0
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
@@ -347,7 +344,7 @@ class Call:
     async def _join(self, token: str) -> None:
         self._watch_room()
         await self._session.start()
-        await self._connect_room(token)
+        await connect_room(self._room, self._url, token)
         self._mark("room_connected")
         for participant in self._room.remote_participants.values():
             self._on_participant(participant)
@@ -359,47 +356,6 @@ class Call:
                 "mic_published", _JOIN_TIMEOUT_S, "the server did not take the caller's track"
             ) from None
         self._mark("mic_published")
-
-    async def _connect_room(self, token: str) -> None:
-        try:
-            async with asyncio.timeout(_JOIN_TIMEOUT_S):
-                await self._room.connect(self._url, token, rtc.RoomOptions(auto_subscribe=True))
-        except rtc.ConnectError as error:
-            if "401" in str(error) or "unauthorized" in str(error).lower():
-                raise CredentialsError(
-                    f"the LiveKit server at {self._url} refuses the caller's token",
-                    "compare LIVEKIT_API_KEY and LIVEKIT_API_SECRET with the server's",
-                ) from None
-            raise ServerUnreachableError(
-                f"the caller cannot connect to {self._url}: {error}",
-                "check that the server runs and that its RTC ports can be reached",
-            ) from None
-        except TimeoutError:
-            raise await self._connect_error() from None
-
-    async def _connect_error(self) -> StageTimeoutError:
-        """The API and the signalling share an address: where it answers, media is what fails."""
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S), self._dispatcher.server_errors():
-                await self._dispatcher.api.room.list_rooms(
-                    api.ListRoomsRequest(names=[self.room_name])
-                )
-        except (LabvoiceError, TimeoutError):
-            return StageTimeoutError(
-                "room_connected",
-                _JOIN_TIMEOUT_S,
-                f"{self._url} did not finish the handshake",
-                "check the address and that the server answers",
-            )
-        return MediaBlockedError(
-            "room_connected",
-            _JOIN_TIMEOUT_S,
-            f"{self._url} answers, but media cannot pass between it and the caller",
-            "open the server's media ports, from the caller and from the worker: UDP "
-            "`rtc.udp_port`, or `rtc.port_range_start` to `rtc.port_range_end` (50000 to 60000 "
-            "where none is set), and TCP `rtc.tcp_port` (7881) as the fallback; the address that "
-            "the server announces (`rtc.node_ip`) must be one that both reach",
-        )
 
     def _mark(self, name: str, at_s: float | None = None) -> None:
         self._set_mark(Mark(name, time.monotonic() if at_s is None else at_s))

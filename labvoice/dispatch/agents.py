@@ -94,22 +94,32 @@ async def agents_of(server: api.LiveKitAPI, room: str, agent_name: str) -> list[
 
 
 async def named_agents(
-    server: api.LiveKitAPI, room: str
+    server: api.LiveKitAPI, room: str, *, connecting: bool = False
 ) -> list[tuple[ParticipantInfo, str | None]]:
     """Returns the agents in the room with their names; None while a name is unknown.
 
     The agents are in the order of joining.
+
+    Args:
+        server: The server's API.
+        room: Name of the room.
+        connecting: Include agents whose signalling is connected and whose media is not.
     """
     agents = [
         participant
         for participant in await participants(server, room)
-        if is_agent(participant) and participant.state == ParticipantInfo.State.ACTIVE
+        if is_agent(participant) and (connecting or is_active(participant))
     ]
     tell = all(agent.attributes.get(ATTRIBUTE_AGENT_NAME) for agent in agents)
     dispatches = [] if tell else await server.agent_dispatch.list_dispatch(room)
     names = agent_names(agents, dispatches)
     agents.sort(key=lambda agent: (agent.joined_at_ms, agent.identity))
     return [(agent, names[agent.identity]) for agent in agents]
+
+
+def is_active(participant: ParticipantInfo) -> bool:
+    """Whether a participant's media is connected."""
+    return participant.state == ParticipantInfo.State.ACTIVE
 
 
 async def remove(server: api.LiveKitAPI, room: str, agents: Sequence[ParticipantInfo]) -> None:

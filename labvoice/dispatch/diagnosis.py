@@ -9,6 +9,7 @@ from typing import Protocol
 
 from livekit.protocol.agent import JobState, JobStatus
 
+from labvoice.dispatch.media import media_hint
 from labvoice.errors import (
     AgentLostError,
     DispatchError,
@@ -93,6 +94,7 @@ def diagnose(
     timeout_s: float,
     workers: Sequence[WorkerEvidence] | None,
     server: ServerEvidence | None = None,
+    media: Sequence[str] | None = None,
 ) -> DispatchError:
     """Returns the error that names the cause.
 
@@ -104,6 +106,8 @@ def diagnose(
         timeout_s: Time waited, in seconds.
         workers: Status of the reachable workers; None if none can be asked.
         server: What the server's log shows; None for an external server.
+        media: Addresses of the server's media, if an agent's signalling is connected and its media
+            is not; None otherwise.
     """
     same = [worker for worker in workers or () if worker.agent_name == agent_name]
     # Most specific first: what a worker reported, then how far the job came.
@@ -114,6 +118,12 @@ def diagnose(
                     f"the worker's request handler refused the job: {reason}",
                     "correct the room name or the metadata of the dispatch",
                 )
+    if media is not None:
+        return JoinTimeoutError(
+            f"{agent_name!r} reached the server, but media cannot pass between it and its worker: "
+            f"it was not in room {room!r} within {timeout_s:g} s",
+            media_hint(media),
+        )
     for worker in same:
         for dispatch_id in dispatch_ids:
             if ending := worker.endings.get(dispatch_id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from livekit.protocol.models import ParticipantInfo
 from pydantic import SecretStr
 
 from labvoice.dispatch.agents import (
-    agents_of,
+    is_active,
     keep_first,
     look,
     look_and_tidy,
@@ -24,9 +25,11 @@ from labvoice.dispatch.agents import (
     remove,
 )
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
+from labvoice.dispatch.media import announced_addresses
 from labvoice.dispatch.records import new_history, remembered
 from labvoice.dispatch.request import DispatchRequest, under_way
 from labvoice.dispatch.rooms import withdraw
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
@@ -57,6 +60,8 @@ there up to 5 s after its assignment (LiveKit `pkg/agent/client.go`, LaunchJob w
 _CALLED_OFF_S = 3.0
 """Seconds in which an agent leaves after its dispatch was deleted."""
 _CALL_OFF_S = 3.0
+_WITHOUT_MEDIA_S = 1.0
+"""An agent's media is connected some 0.1 s after its signalling."""
 _PASSING_CODES = ("unavailable", "deadline_exceeded", "internal", "aborted")
 
 
@@ -220,6 +225,7 @@ class Dispatcher:
                 len(request.made),
                 request.marks,
             )
+        blocked = request.without_media_s >= _WITHOUT_MEDIA_S
         error = diagnose(
             agent_name=agent_name,
             room=room,
@@ -228,9 +234,15 @@ class Dispatcher:
             timeout_s=timeout_s,
             workers=await self._evidence() if self._evidence else None,
             server=self._server_evidence(room, agent_name, request.since_s),
+            media=await self._media_addresses(room) if blocked else None,
         )
         error.dispatch_ids = tuple(request.claims)
         raise error
+
+    async def _media_addresses(self, room: str) -> list[str]:
+        identity = f"media-check-{secrets.token_hex(4)}"
+        token = caller_token(self._key, self._secret, room, identity)
+        return await announced_addresses(self._url, token) or []
 
     async def why_ended(self, dispatch_id: str, agent_identity: str = "") -> str:
         """Returns why a dispatch's job ended; empty if unknown.
@@ -333,7 +345,7 @@ class Dispatcher:
         room, name = request.room, request.agent_name
         while request.left_s > 0:
             attempt_until = min(request.until, time.monotonic() + _ATTEMPT_S)
-            if agents := await self._wait(room, name, attempt_until, asked_s):
+            if agents := await self._wait(request, attempt_until, asked_s):
                 return agents
             if self._lost(room, name, asked_s) or self._job_ended(room, name, asked_s):
                 break
@@ -397,13 +409,17 @@ class Dispatcher:
         request.withdrawn.add(dispatch_id)
 
     async def _wait(
-        self, room: str, agent_name: str, until: float, asked_s: float
+        self, request: DispatchRequest, until: float, asked_s: float
     ) -> list[ParticipantInfo]:
         """Returns the agents as soon as one has joined; none if it cannot, or not in time."""
+        room, agent_name = request.room, request.agent_name
         pause_s = _POLL_S
         while time.monotonic() < until:
             await asyncio.sleep(pause_s)
-            if await agents_of(self.api, room, agent_name):
+            named = await named_agents(self.api, room, connecting=True)
+            seen = [agent for agent, name in named if name == agent_name]
+            request.note_states(seen)
+            if any(map(is_active, seen)):
                 agents, _ = await look_and_tidy(self.api, room, agent_name)
                 if agents:
                     return agents

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from livekit.protocol.agent import JobState
 from livekit.protocol.agent_dispatch import AgentDispatch
+from livekit.protocol.models import ParticipantInfo
 
+from labvoice.dispatch.agents import is_active
 from labvoice.protocol.metadata import IN_FLIGHT_S, Metadata
 from labvoice.protocol.vocabulary import Mark
 
@@ -35,6 +37,8 @@ class DispatchRequest:
         made: Number of dispatches requested, answered or not.
         own: Ids of the dispatches created for it.
         withdrawn: Ids of those that were withdrawn.
+        without_media: Start of the connection of agents without media, in monotonic seconds, by
+            identity.
     """
 
     room: str
@@ -53,11 +57,28 @@ class DispatchRequest:
     made: list[asyncio.Task[AgentDispatch]] = field(default_factory=list)
     own: set[str] = field(default_factory=set)
     withdrawn: set[str] = field(default_factory=set)
+    without_media: dict[str, float] = field(default_factory=dict)
 
     @property
     def left_s(self) -> float:
         """Time left, in seconds; negative after the deadline."""
         return self.until - time.monotonic()
+
+    @property
+    def without_media_s(self) -> float:
+        """For how long an agent has been connected without media, in seconds."""
+        return max(
+            (time.monotonic() - since_s for since_s in self.without_media.values()), default=0
+        )
+
+    def note_states(self, agents: Sequence[ParticipantInfo]) -> None:
+        """Notes which of the agents in the room are connected by signalling only."""
+        now_s = time.monotonic()
+        self.without_media = {
+            agent.identity: self.without_media.get(agent.identity, now_s)
+            for agent in agents
+            if not is_active(agent)
+        }
 
     def mark(self, name: str) -> None:
         """Sets a mark, the first time."""

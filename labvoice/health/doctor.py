@@ -17,11 +17,13 @@ from typing import Any, Final
 
 import httpx
 import psutil
-from livekit import api
+from livekit import api, rtc
 
+from labvoice.caller.connection import connect_room
 from labvoice.dispatch import Dispatch, Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
 from labvoice.dispatch.service_evidence import HTTP_PORT
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
@@ -133,15 +135,16 @@ class _Doctor:
         await self._look("http", lambda: _http_service(self.port))
         await self._look("microphone", lambda: _microphone_page(self.port), needs=("http",))
         await self._look_at_server()
+        await self._look("media", self._media, needs=("key",))
         await self._look("speech", self._speech)
         await self._look("model", self._model)
         await self._look("letta", self._letta)
         if self.settings.livekit_url is None:
             await self._look("worker", self._worker, needs=("key", "speech", "model"))
-            await self._look("dispatch", self._dispatch, needs=("worker",))
+            await self._look("dispatch", self._dispatch, needs=("media", "worker"))
         else:
             await self._look("worker", self._their_workers, needs=("key",))
-            await self._look("dispatch", self._dispatch, needs=("key",))
+            await self._look("dispatch", self._dispatch, needs=("key", "media"))
 
     async def _look(
         self, name: str, look: Callable[[], Awaitable[str]], needs: tuple[str, ...] = ()
@@ -190,6 +193,19 @@ class _Doctor:
 
         await self._look("livekit", reach)
         await self._look("key", accept, needs=("livekit",))
+
+    async def _media(self) -> str:
+        assert self.server is not None
+        name = f"doctor-{secrets.token_hex(4)}"
+        token = caller_token(self.server.api_key, self.server.api_secret, name, "doctor")
+        room = rtc.Room()
+        started_s = time.monotonic()
+        try:
+            await connect_room(room, self.server.url, token)
+            took_s = time.monotonic() - started_s
+        finally:
+            await room.disconnect()
+        return f"passes between the server and this machine, connected in {took_s * 1000:.0f} ms"
 
     async def _speech(self) -> str:
         return await engines.look(self.settings)

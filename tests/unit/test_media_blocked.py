@@ -1,53 +1,46 @@
-"""A caller whose signalling is answered and whose media does not pass."""
+"""What is said of media that does not pass; `tests/stack/test_media_blocked.py` blocks it."""
 
 from __future__ import annotations
 
-import contextlib
-from types import SimpleNamespace
-from typing import Any, cast
+import asyncio
 
 import pytest
 from livekit import rtc
-from pydantic import SecretStr
 
-from labvoice.caller.call import Call
+from labvoice.caller.connection import connect_room
+from labvoice.dispatch.media import media_hint
 from labvoice.errors import MediaBlockedError, StageTimeoutError
 
 
-@pytest.mark.parametrize(
-    ("answers", "error", "observed"),
-    [
-        (True, MediaBlockedError, "media cannot pass"),
-        (False, StageTimeoutError, "did not finish the handshake"),
-    ],
-)
-async def test_blocked_media_is_told_from_a_server_that_does_not_answer(
-    answers: bool, error: type[StageTimeoutError], observed: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_server_that_says_nothing_is_not_one_whose_media_is_blocked(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A connection that times out while the server answers names the media ports to open."""
+    """Where signalling does not answer either, no media port is blamed."""
 
     async def connect(*_: object) -> None:
         raise TimeoutError
 
-    async def list_rooms(_: object) -> None:
-        if not answers:
-            raise TimeoutError
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
 
     monkeypatch.setattr(rtc.Room, "connect", connect)
-    dispatcher = SimpleNamespace(
-        api=SimpleNamespace(room=SimpleNamespace(list_rooms=list_rooms)),
-        server_errors=contextlib.nullcontext,
-    )
-    call = Call(
-        url="ws://127.0.0.1:1",
-        api_key="key",
-        api_secret=SecretStr("a secret of thirty-two characters"),
-        dispatcher=cast("Any", dispatcher),
-        room="room",
-        agent_name="agent",
-    )
-    with pytest.raises(StageTimeoutError, match=observed) as raised:
-        await call.connect()
-    assert type(raised.value) is error
-    assert ("rtc.udp_port" in raised.value.hint) == answers
-    await call.hang_up()
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(StageTimeoutError, match="did not finish the handshake") as raised:
+            await connect_room(rtc.Room(), url, "token")
+    assert not isinstance(raised.value, MediaBlockedError)
+    assert "rtc.udp_port" not in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("addresses", "said"),
+    [
+        ([], "`rtc.udp_port`"),
+        (["UDP 10.0.0.1:7882"], "UDP 10.0.0.1:7882: UDP"),
+        (["UDP 10.0.0.1:7882"], "no TCP fallback"),
+        (["UDP 10.0.0.1:7882", "TCP 10.0.0.1:7881"], "UDP 10.0.0.1:7882, TCP 10.0.0.1:7881"),
+    ],
+)
+def test_the_hint_names_the_ports(addresses: list[str], said: str) -> None:
+    """The hint names the ports that the server announces, and whether it has a fallback."""
+    assert said in media_hint(addresses)

@@ -1,0 +1,68 @@
+"""The caller's connection to a room, and in words why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from livekit import rtc
+
+from labvoice.dispatch.media import announced_addresses, media_hint
+from labvoice.errors import (
+    CredentialsError,
+    MediaBlockedError,
+    ServerUnreachableError,
+    StageTimeoutError,
+)
+
+CONNECT_TIMEOUT_S: Final = 10.0
+
+
+async def connect_room(room: rtc.Room, url: str, token: str) -> None:
+    """Connects signalling and media.
+
+    Args:
+        room: What is connected.
+        url: Address of the server.
+        token: The caller's.
+
+    Raises:
+        ServerUnreachableError: The server does not answer.
+        CredentialsError: It refuses the token.
+        MediaBlockedError: It answers, and media cannot pass.
+        StageTimeoutError: Its signalling does not answer in time.
+    """
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await room.connect(url, token, rtc.RoomOptions(auto_subscribe=True))
+    except rtc.ConnectError as error:
+        if "401" in str(error) or "unauthorized" in str(error).lower():
+            raise CredentialsError(
+                f"the LiveKit server at {url} refuses the caller's token",
+                "compare LIVEKIT_API_KEY and LIVEKIT_API_SECRET with the server's",
+            ) from None
+        raise ServerUnreachableError(
+            f"the caller cannot connect to {url}: {error}",
+            "check that the server runs and that its RTC ports can be reached",
+        ) from None
+    except TimeoutError:
+        raise await _why_not_connected(url, token) from None
+
+
+async def _why_not_connected(url: str, token: str) -> StageTimeoutError:
+    """Where the signalling answers, media is what fails."""
+    addresses = await announced_addresses(url, token)
+    if addresses is None:
+        return StageTimeoutError(
+            "room_connected",
+            CONNECT_TIMEOUT_S,
+            f"{url} did not finish the handshake",
+            "check the address and that the server answers",
+        )
+    return MediaBlockedError(
+        "room_connected",
+        CONNECT_TIMEOUT_S,
+        f"{url} answers, but media cannot pass between it and the caller (UDP is blocked, or the "
+        "address that it announces cannot be reached)",
+        media_hint(addresses),
+    )
