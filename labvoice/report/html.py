@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, plots, style, view
+from labvoice.report import glossary, players, plots, style, view
 from labvoice.report.style import Picture
 from labvoice.runs.run import Run
 
@@ -65,6 +65,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     page = _ENVIRONMENT.get_template("report.html.j2").render(
         runs=runs,
         pictures=[_pictures(run, f"r{number}") for number, run in enumerate(runs)],
+        players=[players.players(run) for run in runs],
+        links=[players.links(run, path) for run in runs],
         view=view,
         stages=glossary.STAGES,
         outcomes=glossary.OUTCOMES,

@@ -83,7 +83,7 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
                 labels.append((y, str(mark), INK))
                 y += 1
         _rows(axes, labels, y)
-        end_ms = float(marks["t_s"].max()) * 1e3
+        end_ms = max(1.0, float(marks["t_s"].max()) * 1e3)  # a click alone has an axis too
         axes.set_xlim(min(0.0, float(marks["t_s"].min()) * 1e3) - 0.005 * end_ms, end_ms * 1.11)
         _time_axis(axes, "milliseconds since the click")
         uncertainty_s = float(marks["uncertainty_s"].max())

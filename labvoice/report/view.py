@@ -21,6 +21,7 @@ _KEY_STAGES: Final = (
     "join",
     "time_to_greeting",
 )
+_RECORDING: Final = ("recording", "recording_start_s")
 _TEXTS: Final = ("said", "transcript", "reply", "wer")
 
 
@@ -210,7 +211,7 @@ def connection_rows(run: Run) -> tuple[list[str], list[list[str]]]:
     facts = [
         str(name)
         for name in notes.columns
-        if name not in ("run_id", "room", "turn") and notes[name].notna().any()
+        if name not in ("run_id", "room", "turn", *_RECORDING) and notes[name].notna().any()
     ]
     heads = ["trial", "room", "arm", "outcome", *(f"{name} ms" for name in stages), *facts]
     rows = []

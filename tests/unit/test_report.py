@@ -6,8 +6,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from labvoice.caller.recorder import Recording
 from labvoice.errors import RunFileError, UsageError
 from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
@@ -18,8 +20,9 @@ from labvoice.protocol.vocabulary import (
     OUTCOMES,
     TRANSPORT,
     TURN_STAGES,
+    Mark,
 )
-from labvoice.report import glossary, plots
+from labvoice.report import glossary, players, plots
 from labvoice.report.html import write_pictures, write_report
 from labvoice.runs.frames import UNFINISHED
 from labvoice.runs.run import Run, RunWriter
@@ -214,3 +217,55 @@ def test_pictures_are_written_by_kind(tmp_path: Path) -> None:
     assert {"turns-turn-waterfall.png", "turns-distributions.png"} <= names
     for name in names:
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def recorded_run(path: Path) -> Run:
+    """Five calls of one turn, the third slow and the fifth failed, each with its recording."""
+    with RunWriter(path, kind="turns", host_facts={}) as run:
+        for trial, reply_s in enumerate((1.0, 1.1, 3.0, 1.2, None)):
+            run.trial(trial, f"room-{trial}", "default")
+            run.mark(trial, Mark("click", 100.0))
+            run.outcome(trial, "ok")
+            for name, at_s in (("user_speech_start", 101.0), ("user_speech_end", 102.0)):
+                run.mark(trial, Mark(name, at_s), turn=0)
+            if reply_s is not None:
+                run.mark(trial, Mark("reply_heard", 102.0 + reply_s), turn=0)
+            run.outcome(trial, "no_reply" if reply_s is None else "ok", turn=0)
+            place = Path(path.stem) / f"{trial:04}.ogg"
+            Recording(np.full((24000 * 6, 2), 900, np.int16), 100.5).write(path.parent / place)
+            run.note(trial, recording=place.as_posix(), recording_start_s=0.5)
+    return Run.load(path)
+
+
+def test_the_median_the_slowest_and_the_failed_call_can_be_listened_to(tmp_path: Path) -> None:
+    """They are embedded with their marks on the recording's time axis, and the others linked."""
+    run = recorded_run(tmp_path / "runs" / "run.jsonl")
+    shown = players.players(run)
+    assert [player.title for player in shown] == [
+        "Call 1: median",
+        "Call 2: slowest",
+        "Call 4: no_reply",
+    ]
+    marks = {mark.name: mark.at_s for mark in shown[0].marks}
+    assert marks == {
+        "user_speech_start, turn 0": pytest.approx(0.5),
+        "user_speech_end, turn 0": pytest.approx(1.5),
+        "reply_heard, turn 0": pytest.approx(2.6),
+    }
+    assert shown[0].length_s == pytest.approx(6.0, abs=0.05)
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:audio/ogg;base64,') == len(shown)
+    assert 'href="runs/run/0003.ogg"' in page
+    assert "http" not in page
+    parsed(page)
+
+
+def test_a_recording_that_is_gone_or_broken_is_no_trouble(tmp_path: Path) -> None:
+    """The report is made without it."""
+    run = recorded_run(tmp_path / "run.jsonl")
+    (tmp_path / "run" / "0001.ogg").unlink()
+    (tmp_path / "run" / "0002.ogg").write_bytes(b"no sound")
+    assert [player.title for player in players.players(run)] == [
+        "Call 3: median",
+        "Call 4: no_reply",
+    ]
