@@ -54,7 +54,7 @@ class Recording:
                 path.unlink()
             raise LabvoiceError(
                 f"the recording {path} cannot be written: {error}",
-                "free space on the disk, choose another `--out`, or pass `--no-recording`",
+                "free space on the disk, choose another `--out`, or set LABVOICE_RECORDING=none",
             ) from None
 
 

@@ -98,4 +98,4 @@ def test_a_recording_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LabvoiceError, match="cannot be written") as caught:
         recording.write(tmp_path / "file" / "call.wav")
-    assert "--no-recording" in caught.value.hint
+    assert "LABVOICE_RECORDING=none" in caught.value.hint
