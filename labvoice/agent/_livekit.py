@@ -1,8 +1,8 @@
-"""All of livekit-agents that has no public name; an upgrade of the pinned version looks here.
+"""All uses of livekit-agents' private names; check this module when upgrading the pinned version.
 
 Checked against livekit-agents 1.8.9. No other module of labvoice uses a private name of LiveKit's
-(`tests/unit/test_front_door.py`). What is heavy is imported by the functions: the forkserver takes
-its list from here before the worker has imported anything.
+(`tests/unit/test_front_door.py`). Heavy imports are inside the functions: the forkserver reads its
+list from here before the worker has imported anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
 
 PRELOADED: Final = ("livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze")
-"""What livekit-agents has its forkserver import (worker.py, `run`)."""
+"""Modules that livekit-agents preloads in its forkserver (worker.py, `run`)."""
 
 
 def server_api(server: AgentServer) -> api.LiveKitAPI:
@@ -43,14 +43,14 @@ def job_times(context: JobContext) -> dict[str, float]:
 
 
 def audio_output(room: rtc.Room, *, sample_rate_hz: int, track: str) -> _ParticipantAudioOutput:
-    """Makes an output whose track is published before any other participant is there.
+    """Returns an audio output whose track is published before any other participant joins.
 
-    The room's own audio output publishes only once a participant is there; an agent that was
+    The room's own audio output publishes only when a participant is present; an agent that was
     dispatched ahead would look absent until then (room_io.py, `_init_task`).
 
     Args:
         room: Where to publish.
-        sample_rate_hz: Of the sound.
+        sample_rate_hz: Of the audio.
         track: Name of the track.
     """
     from livekit import rtc

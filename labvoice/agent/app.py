@@ -1,7 +1,7 @@
 """The program that a worker runs: request handler, prewarming, entrypoint.
 
-Nothing here loads what only a call needs: that is `labvoice.agent.session`, which the jobs'
-processes find imported.
+Nothing here loads what only a call needs: that is `labvoice.agent.session`, which the job processes
+have preloaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prewarm(process: JobProcess) -> None:
     from labvoice.agent import session, traces
 
     try:
-        # The worker's proxy is for LiveKit; what a job asks through the framework is Deepgram.
+        # The worker's proxy is for LiveKit; a job's requests through the framework go to Deepgram.
         process._http_proxy = proxy_for(load_settings().deepgram_base_url)
         traces.set_up()
         session.load_models()
@@ -45,12 +45,12 @@ def prewarm(process: JobProcess) -> None:
 
 
 async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: bool = True) -> None:
-    """Accepts a job with a name and an identity, or refuses it and says why.
+    """Accepts a job with a name and an identity, or rejects it with a reason.
 
     Args:
         server: The worker.
-        request: What the server asks of it.
-        heartbeat: Whether the agent will tell that it lives, so that a supervisor may judge it.
+        request: The server's job request.
+        heartbeat: Whether the agent sends heartbeats, so that a supervisor can watch it.
     """
     job = {"room": request.room.name, "dispatch_id": request.job.dispatch_id}
     try:
@@ -81,10 +81,10 @@ async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: boo
 
 
 async def entrypoint(context: JobContext) -> None:
-    """Runs one call; an error in it is told to the stack before LiveKit logs it.
+    """Runs one call; an error is reported to the stack before LiveKit logs it.
 
     Raises:
-        Exception: Whatever the call raised.
+        Exception: The call's error.
     """
     from labvoice.agent import session
 
@@ -96,7 +96,7 @@ async def entrypoint(context: JobContext) -> None:
 
 
 def report_registration(server: AgentServer, agent_name: str) -> None:
-    """Has the worker tell when it is registered, under which name, and when it is full."""
+    """Makes the worker report its registration, agent name and load."""
     facts = {"agent_name": agent_name, "load_threshold": _livekit.load_threshold(server)}
     server.on(
         "worker_registered",
@@ -105,7 +105,7 @@ def report_registration(server: AgentServer, agent_name: str) -> None:
 
 
 def make_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker: its name, its load from active jobs, its executor.
+    """Builds the worker: agent name, load from active jobs, job executor.
 
     Args:
         settings: Of the whole program.
@@ -113,7 +113,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
     """
 
     if settings.executor == "thread":
-        importlib.import_module(SESSION)  # plugins want to be registered on the main thread
+        importlib.import_module(SESSION)  # plugins must be registered on the main thread
         import_modules(settings)
 
     def load(server: AgentServer) -> float:
@@ -123,7 +123,7 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         job_executor_type=JobExecutorType(settings.executor),
         setup_fnc=prewarm,
         load_fnc=load,
-        load_threshold=0.99,  # the server keeps below 1 whatever it is told; full means all taken
+        load_threshold=0.99,  # the server needs a value below 1; full means all jobs taken
         num_idle_processes=settings.idle_processes,
         initialize_process_timeout=60.0,
         host="127.0.0.1",
@@ -134,9 +134,9 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
         if settings.livekit_api_secret
         else None,
         log_level=settings.log_level,
-        # It would take `HTTPS_PROXY`, whatever `NO_PROXY` says (livekit-agents 1.8.9, worker.py).
+        # Its default is `HTTPS_PROXY`, regardless of `NO_PROXY` (livekit-agents 1.8.9, worker.py).
         http_proxy=proxy_for(settings.livekit_url or ""),
-        preload_modules=list(PRELOADED),  # for a forkserver that died and is started anew
+        preload_modules=list(PRELOADED),  # for a forkserver that is restarted
     )
     server.rtc_session(
         entrypoint,

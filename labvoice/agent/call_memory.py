@@ -1,4 +1,4 @@
-"""What one call has to do with Letta: load, follow, write back, and tell how it stands."""
+"""The memory of one call: loads and follows Letta's blocks, writes turns back, reports state."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from labvoice.settings import Settings
 logger = logging.getLogger("labvoice.agent")
 
 _SILENCE_S: Final = 4.0
-"""How long Letta may give no sign of work in letta mode before the fast model answers instead, in
-seconds. Each round with a tool is a sign; the pings that keep the connection open are none."""
+"""Timeout without progress from Letta in letta mode, in seconds; then the fast model answers. Each
+round with a tool is progress; keep-alive pings are not."""
 _FIRST_WORD_S: Final = 15.0
-"""How long all rounds before the first word may take together, in seconds."""
+"""Timeout of all rounds before the first word together, in seconds."""
 _RESOLVE_PAUSE_S: Final = 2.0
 _PUT_PAUSE_S: Final = 1.0
 _NOTE_S: Final = 1.0  # the user waits for it
@@ -40,16 +40,16 @@ class CallMemory:
         settings: Letta's address and key, and the file of the turns.
         agent: Id or name of the Letta agent; None: no memory.
         room: Name of the room.
-        on_state: Told the state whenever it changes.
+        on_state: Called whenever the state changes.
 
     Attributes:
-        state: `off`, `loading`, `ready` or `unavailable`; the last one is retried.
+        state: `off`, `loading`, `ready` or `unavailable`; `unavailable` is retried.
         memory_load_s: From the start to the first blocks, in seconds; None before.
         client: Client of the Letta server; None without memory.
         agent_id: Id of the Letta agent; None until it is known.
-        error: Why the memory is unavailable, in words; empty when it is not.
-        disk_error: Why turns cannot be put on disk, in words; empty when they can.
-        updates: How often the blocks were taken up: once, and again for each change seen.
+        error: Why the memory is unavailable; empty if it is available.
+        disk_error: Why turns cannot be written to disk; empty if they can.
+        updates: How often the blocks were loaded: once, and again for each change.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class CallMemory:
             self._store = TurnStore(Path(settings.letta_turns_path))
 
     def start(self, on_memory: Callable[[MemorySnapshot], None]) -> None:
-        """Begins to load and follow the memory in the background.
+        """Starts to load and follow the memory in the background.
 
         Args:
-            on_memory: Called with the blocks when they are first there and when they change.
+            on_memory: Called with the blocks when they are first loaded and when they change.
         """
         if self.client is not None:
             self._set("loading")
@@ -125,13 +125,13 @@ class CallMemory:
             self._on_state(state)
 
     def write_back(self, turn_id: str, user_text: str, agent_text: str, *, sent: bool) -> None:
-        """Puts a finished turn on disk; the worker brings it to Letta.
+        """Writes a finished turn to disk; the worker sends it to Letta.
 
         Args:
             turn_id: Its id, and the `otid` of its message in Letta.
             user_text: What the user said.
             agent_text: What the agent answered.
-            sent: Letta may have it already; the worker looks before it sends.
+            sent: Letta may have it already; the worker checks before it sends.
         """
         if self._store is not None and self._agent is not None:
             agent = self.agent_id or self._agent
@@ -141,9 +141,9 @@ class CallMemory:
             self.spawn(self._on_disk(put, "a turn cannot be put on disk"))
 
     async def begin(self, turn_id: str, user_text: str, instead_of: str | None) -> None:
-        """Notes a turn on disk before Letta is asked; see :meth:`TurnStore.begin`.
+        """Records a turn on disk before the request to Letta; see :meth:`TurnStore.begin`.
 
-        Without that note, an agent that takes the place of this one would ask once more.
+        Without that record, a replacement agent would send the request again.
         """
         if self._store is not None and self._agent is not None:
             agent = self.agent_id or self._agent
@@ -155,7 +155,7 @@ class CallMemory:
                 logger.exception("a turn that begins cannot be put on disk")
 
     async def begun(self) -> tuple[str, str] | None:
-        """Id and words of the turn that a lost agent has asked Letta about in this room."""
+        """Id and user text of the turn that a lost agent has sent to Letta in this room."""
         try:
             return await self._store.begun(self._room) if self._store is not None else None
         except DISK_ERRORS:
@@ -163,7 +163,7 @@ class CallMemory:
             return None
 
     async def _on_disk(self, work: Callable[[], Awaitable[object]], trouble: str) -> None:
-        """Does something with the file, again and again until it succeeds."""
+        """Retries an operation on the file until it succeeds."""
         while True:
             try:
                 await work()
@@ -176,11 +176,11 @@ class CallMemory:
                 return
 
     async def synced(self) -> dict[str, float]:
-        """Seconds from the end of each of this call's turns to its being in Letta, by turn id."""
+        """Seconds from the end of each turn until it is stored in Letta, by turn id."""
         return await self._store.synced(self._room) if self._store is not None else {}
 
     async def facts(self) -> dict[str, Any]:
-        """How the memory stands, for the caller: its state, and the turns on disk.
+        """The memory's status for the caller: its state, and the turns on disk.
 
         `waiting_turns` and `oldest_turn_age_s` (None when none waits) are of all calls that share
         the file; `lost_turns` and the errors are of this agent.
@@ -204,7 +204,7 @@ class CallMemory:
         }
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs something in the background; it is given a moment to finish at the end."""
+        """Runs a task in the background; at the end of the call it gets a moment to finish."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -213,7 +213,7 @@ class CallMemory:
     async def stream(
         self, turn_id: str, user_text: str, on_kept: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[str, None]:
-        """Has Letta itself answer, token by token; left early, its run is cancelled.
+        """Streams Letta's own answer, token by token; stopping early cancels its run.
 
         Letta stores a message at the end of the first round of its model (0.16.8,
         letta_agent_v3.py, `_checkpoint_messages`): of a run that is cancelled before, it keeps
@@ -222,14 +222,14 @@ class CallMemory:
         Args:
             turn_id: The `otid` of the message.
             user_text: What the user said.
-            on_kept: Called when Letta has stored it, whatever becomes of the run from there on.
+            on_kept: Called when Letta has stored the message, even if the run fails later.
 
         Raises:
-            LabvoiceError: Letta does not answer in time, or not at all, or breaks off.
+            LabvoiceError: Letta does not answer, not in time, or breaks off.
         """
         if self.client is None or self.agent_id is None:
-            raise LabvoiceError("the Letta agent is not there yet")
-        if self.state == "unavailable":  # the last look at it failed; do not keep the user waiting
+            raise LabvoiceError("the Letta agent is not known yet")
+        if self.state == "unavailable":  # the last request failed; do not keep the user waiting
             raise LabvoiceError(self.error)
         client, agent_id = self.client, self.agent_id
         run: list[str] = []
@@ -264,7 +264,7 @@ class CallMemory:
         except TimeoutError:
             stage = "letta_answer" if spoken else "letta_ttft"
             raise StageTimeoutError(
-                stage, time.monotonic() - asked_s, "Letta gives no sign of work"
+                stage, time.monotonic() - asked_s, "Letta shows no progress"
             ) from None
         finally:
             if run and not done:
@@ -280,7 +280,7 @@ class CallMemory:
             logger.warning("the run could not be cancelled: %s", error.observed)
 
     async def aclose(self) -> None:
-        """Finishes what is being put on disk and closes the connections."""
+        """Finishes pending disk writes and closes the connections."""
         if self._following is not None:
             self._following.cancel()
         if self._tasks:
@@ -303,11 +303,11 @@ def _log_failure(task: asyncio.Task[Any]) -> None:
 async def _texts(
     answer: Any, run: list[str], on_kept: Callable[[], None]
 ) -> AsyncGenerator[str, None]:
-    """The words of a streamed answer, and an empty text for every other sign of work.
+    """Yields the text of a streamed answer, and an empty text for other progress.
 
     Args:
         answer: The stream.
-        run: Takes the id of its run when it is known.
+        run: Receives the id of its run when it is known.
         on_kept: Called when a tool has answered: a round has ended.
     """
     async for chunk in answer:

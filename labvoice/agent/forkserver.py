@@ -1,4 +1,4 @@
-"""The process that jobs are forked from, started early: it loads while the worker itself does."""
+"""The forkserver of the job processes, started early: it loads in parallel with the worker."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from labvoice.settings import Settings
 SESSION = "labvoice.agent.session"
 """The modules of a call."""
 PRELOADED = (SESSION, "labvoice.agent.preload")
-"""What every job needs: a call's modules, and the weights; imported once per worker."""
+"""Modules that every job needs: a call's modules, and the weights; imported once per worker."""
 
 
 def start_forkserver(settings: Settings) -> None:
-    """Starts it, with the imports that livekit-agents would have it do, and with the weights.
+    """Starts it with livekit-agents' own preloaded modules and the weights.
 
-    livekit-agents would start it after all imports of the worker (1.8.9, worker.py, `run`); one
-    that runs already is taken as it is.
+    livekit-agents would start it after all imports of the worker (1.8.9, worker.py, `run`); a
+    running one is reused.
 
     Args:
-        settings: Those of the worker; where its jobs are threads nothing is started.
+        settings: Those of the worker; if its jobs are threads, nothing is started.
     """
     if settings.executor != "process":
         return

@@ -1,4 +1,4 @@
-"""The worker's part in "exactly one agent": it refuses a job that would make a second one."""
+"""The worker's part in "exactly one agent": it rejects a job for a second agent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ASK_TIMEOUT_S = 1.0
 
 
 async def duplicate_refusal(server: api.LiveKitAPI, job: Job) -> str:
-    """Asks the server whether the job's dispatch still counts; empty when it does.
+    """Returns why the job's dispatch is not valid any more, from the server; empty if it is valid.
 
-    A server that does not answer in time counts as a yes: an agent too many is repaired by the
-    dispatcher, an agent too few is silence.
+    A server that does not answer in time counts as valid: the dispatcher removes a duplicate agent,
+    but a missing agent means silence.
     """
     try:
         async with asyncio.timeout(_ASK_TIMEOUT_S):

@@ -3,7 +3,7 @@
 hybrid: a fast streaming model answers; Letta's blocks are in its prompt, and every finished turn
 is written back in the background. letta: Letta itself answers, token by token, and the queue
 makes sure afterwards that it has kept the turn. direct: no memory. A call never waits for Letta:
-what comes late is taken up when it comes, and where Letta does not answer, the fast model does.
+late memory is used when it arrives, and the fast model answers if Letta does not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LabAgent(Agent):
     Args:
         mode: How it answers and remembers.
         memory: Of this call.
-        history: What was said before by an agent whose place this one takes.
+        history: The conversation of the lost agent that this one replaces.
 
     Attributes:
         figures: Measured here and not by LiveKit, in seconds: by message id, then stage.
@@ -55,14 +55,14 @@ class LabAgent(Agent):
         self._user_text = " ".join(said.text for said in reversed(owed))
         self._owes_answer = bool(owed)
         self._letta_ttft_s: float | None = None
-        self._letta_turn: tuple[str, str] | None = None  # begun, and not written back yet
+        self._letta_turn: tuple[str, str] | None = None  # started, and not written back yet
         self._letta_kept = False  # whether Letta has stored that turn
         self._asking: dict[str, str] = {}  # the user's messages in it
         self._letta_has: set[str] = set()  # the user's messages that Letta has stored
         self._turn_ids: dict[str, str] = {}
 
     async def on_enter(self) -> None:
-        """Begins to follow the memory once the session is there."""
+        """Starts to follow the memory once the session runs."""
         if self._mode == "hybrid":
             self._memory.start(self._take_memory)
         elif self._mode == "letta":
@@ -78,7 +78,7 @@ class LabAgent(Agent):
     async def llm_node(
         self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
     ) -> AsyncIterable[llm.ChatChunk | str | FlushSentinel]:
-        """Answers by Letta in letta mode where Letta answers, by the fast model otherwise."""
+        """Streams Letta's answer in letta mode if Letta responds, otherwise the fast model's."""
         self._letta_ttft_s = None
         if self._mode == "letta" and (said := await self._begin_turn(_unanswered(chat_ctx))):
             asked_s = time.monotonic()
@@ -98,10 +98,10 @@ class LabAgent(Agent):
             yield chunk
 
     async def _begin_turn(self, unanswered: dict[str, str]) -> tuple[str, str] | None:
-        """Notes what Letta is about to be asked: a turn's id and words; None: it has them already.
+        """Records a request to Letta: a turn's id and text; None if Letta has it already.
 
-        It has them when the agent whose place this one takes asked before it was lost: Letta
-        finishes such a run, the queue makes sure of it, and the fast model answers the user.
+        Letta has it if the replaced agent sent the request before it was lost: Letta finishes such
+        a run, the queue verifies it, and the fast model answers the user.
         """
         before, self._letta_turn = self._letta_turn, None
         if before and self._letta_kept:
@@ -122,12 +122,12 @@ class LabAgent(Agent):
         return turn
 
     def _on_kept(self) -> None:
-        """Letta has what it was asked, or will have it: it is not told so again."""
+        """Marks the messages as stored in Letta: they are not sent again."""
         self._letta_kept = True
         self._letta_has.update(self._asking)
 
     def on_item(self, event: ConversationItemAddedEvent) -> None:
-        """Takes note of a finished message: its figures, and the turn to write back."""
+        """Records a finished message: its figures, and the turn to write back."""
         message = event.item
         if not isinstance(message, llm.ChatMessage):
             return
@@ -143,7 +143,7 @@ class LabAgent(Agent):
             self._write_back(message.id, text)
 
     def _write_back(self, message_id: str, text: str) -> None:
-        """Writes down what the user has said since the last answer, with this answer."""
+        """Queues the user's text since the last answer, with this answer."""
         said, self._user_text = self._user_text, ""
         asked, self._letta_turn = self._letta_turn, None
         if self._mode == "letta" and asked:
@@ -153,17 +153,17 @@ class LabAgent(Agent):
             self._memory.write_back(message_id, said, text, sent=False)
 
     def on_close(self) -> None:
-        """Writes down what the user said last when the call ended before an answer."""
+        """Queues the user's last text if the call ended before an answer."""
         self._write_back(uuid.uuid4().hex, "")
 
     async def synced(self) -> dict[str, float]:
-        """Seconds from the end of each turn to its being in Letta, by the answer's message id."""
+        """Seconds from the end of each turn until it is stored in Letta, by message id."""
         synced = await self._memory.synced()
         return {self._turn_ids.get(turn_id, turn_id): s for turn_id, s in synced.items()}
 
 
 def _unanswered(chat_ctx: llm.ChatContext) -> dict[str, str]:
-    """What the user has said since the last answer: text by message id."""
+    """Returns the user's messages since the last answer: text by message id."""
     found: dict[str, str] = {}
     for message in chat_ctx.messages():
         if message.role == "assistant":

@@ -1,4 +1,4 @@
-"""An agent leaves a room in which nobody is: one that was never joined, or that became empty."""
+"""Idle timeout: an agent leaves a room without a human, whether never joined or left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from livekit import rtc
 
 
 class IdleWatch:
-    """Watches a connected room and tells, once, when no human was there for a while.
+    """Watches a connected room and reports, once, when no human was in it for the timeout.
 
     Args:
         room: Connected.
-        timeout_s: How long, in seconds.
-        on_idle: Told the reason in words.
+        timeout_s: The timeout, in seconds.
+        on_idle: Called with the reason.
     """
 
     def __init__(self, room: rtc.Room, timeout_s: float, on_idle: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class IdleWatch:
         self._on_idle(f"nobody was in the room for {self._timeout_s:g} s")
 
     def close(self) -> None:
-        """Stops the clock until the room is empty again."""
+        """Stops the timer until the room is empty again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

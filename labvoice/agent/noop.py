@@ -1,7 +1,7 @@
-"""A worker whose agents join and do nothing: for measuring dispatch where models would only wait.
+"""A worker whose agents join and do nothing, to measure dispatch without loading models.
 
-Run as `python -m labvoice.agent.noop --port PORT --agent-name NAME`. Its jobs are threads, so
-that fifty of them are no fifty processes; it answers job requests as the real worker does.
+Run as `python -m labvoice.agent.noop --port PORT --agent-name NAME`. Its jobs are threads, so fifty
+of them do not need fifty processes; it answers job requests like the real worker.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from labvoice.settings import Settings
 
 _IDLE_THREADS = 32
 """livekit-agents counts a job that is accepted and not yet running as one idle process's share of
-the load threshold: with few of them a burst would find the worker full."""
+the load threshold: with few idle processes a burst would find the worker full."""
 
 
 async def entrypoint(context: JobContext) -> None:
-    """Joins, unless the dispatch was withdrawn meanwhile."""
+    """Joins, unless the dispatch was withdrawn."""
     if await duplicate_refusal(context.api, context.job):
         context.shutdown()
         return
@@ -30,7 +30,7 @@ async def entrypoint(context: JobContext) -> None:
 
 
 def make_noop_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker; it needs the server's address and key of the settings."""
+    """Builds the worker from the server's address and key in the settings."""
     assert settings.livekit_api_secret
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,

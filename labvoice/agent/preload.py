@@ -1,4 +1,4 @@
-"""Imported by the process that jobs are forked from: loads the weights that they share."""
+"""Imported by the forkserver: loads the weights that job processes share."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from labvoice.speech import engines
 try:
     engines.preload(load_settings())
 except Exception as error:
-    # A job's process tries again, and its failure is told to the stack.
+    # A job process tries again, and reports its failure to the stack.
     logging.getLogger("labvoice.agent").warning("the weights are not preloaded: %s", error)

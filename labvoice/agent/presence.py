@@ -1,7 +1,7 @@
-"""Tells the supervisor, by the agent's own attributes, that it lives, what was said, why it goes.
+"""Publishes heartbeat, conversation and reason for leaving as the agent's attributes.
 
-Attributes live in the LiveKit server: they can be read from any host, without a connection to
-the room, also after the agent's death and by a supervisor that was started later.
+The LiveKit server keeps attributes: a supervisor on any host can read them without a connection to
+the room, also after the agent's death or if it was started later.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from labvoice.protocol.metadata import (
 HEARTBEAT_S: Final = 0.4
 """Pause between two heartbeats, in seconds."""
 _LOOP_STALL_S: Final = 5.0
-"""An event loop that does nothing for so long counts as hung; a second's stall does not."""
+"""Time after which a blocked event loop counts as hung, in seconds; a 1 s stall does not."""
 _ANSWER_S: Final = 2.0
 ON_PURPOSE: Final = (
     CloseReason.PARTICIPANT_DISCONNECTED,
     CloseReason.USER_INITIATED,
     CloseReason.TASK_COMPLETED,
 )
-"""Reasons for which nobody shall take the agent's place."""
+"""Reasons for leaving after which the agent is not replaced."""
 
 
 class Presence:
-    """Keeps the agent's attributes true.
+    """Keeps the agent's attributes up to date.
 
-    Heartbeats come from a thread of their own, so a busy event loop does not look like death; a
-    loop that hangs for seconds does stop it.
+    A separate thread sends heartbeats, so a busy event loop does not look like a dead process; a
+    loop that hangs for seconds stops them.
 
     Args:
-        room: The agent's, connected.
-        session: The agent's.
-        history: What was said before by an agent whose place this one takes.
+        room: The agent's room, connected.
+        session: The agent's session.
+        history: The conversation of the lost agent that this one replaces.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Presence:
             async with asyncio.timeout(_ANSWER_S):
                 await self._local.set_attributes({name: value})
         except TimeoutError:
-            return  # no connection: that is what the supervisor shall see
+            return  # no connection: the supervisor must notice it
 
     def _on_item(self, event: ConversationItemAddedEvent) -> None:
         item = event.item

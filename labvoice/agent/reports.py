@@ -1,4 +1,4 @@
-"""What a worker tells the stack that started it, in its log."""
+"""Event lines in a worker's log, read by the stack that started it."""
 
 from __future__ import annotations
 

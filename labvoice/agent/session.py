@@ -1,4 +1,4 @@
-"""One call in a job process: the models that it finds loaded, and the session it runs."""
+"""One call in a job process: its preloaded models and its AgentSession."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cor
 
 @dataclass
 class Models:
-    """Everything heavy, loaded once per job process before a job comes."""
+    """The models, loaded once per job process before a job arrives."""
 
     stt: stt.STT[Any]
     tts: tts.TTS[Any]
     vad: vad.VAD
     llm: llm.LLM[Any]
     spoken: dict[str, list[rtc.AudioFrame]]
-    """What is said again and again, by its text: synthesised once."""
+    """Audio of fixed phrases, by text: synthesised once."""
 
 
 def load_llm(settings: Settings) -> llm.LLM[Any]:
@@ -99,7 +99,7 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
 
 
 async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[rtc.AudioFrame]]:
-    """Does once what would otherwise delay the first call, and returns fixed phrases' audio.
+    """Warms up what would delay the first call, and returns the fixed phrases' audio.
 
     WebRTC's factory is made, the model has read the instructions (they stay in its prefix
     cache), and the greeting costs no synthesis while the user waits for it.
@@ -111,7 +111,7 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[r
     with contextlib.suppress(rtc.ConnectError, TimeoutError):
         async with asyncio.timeout(_ASK_TIMEOUT_S):
             await rtc.Room().connect(str(settings.livekit_url), "no token: it shall be refused")
-    # A model of its own: the connections of this event loop cannot serve the job's.
+    # A separate client: the connections of this event loop cannot serve the job's.
     model = load_llm(settings)
     chat = llm.ChatContext.empty()
     chat.add_message(role="system", content=INSTRUCTIONS)
@@ -149,7 +149,7 @@ def load_models() -> Models:
 
 
 def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession[None]:
-    """Builds the session: endpointing, speculative generation, and the models given.
+    """Builds the AgentSession with the models: endpointing and preemptive generation.
 
     In letta mode nothing is generated before the turn has ended: a speculative turn would
     already be in Letta's memory.
@@ -174,7 +174,7 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
 
 
 async def serve(context: JobContext) -> None:
-    """Publishes the agent's audio first, so that the others see it, and starts the session after.
+    """Publishes the agent's audio track first, so that the others see it, then starts the session.
 
     A participant that publishes nothing is announced to the others only at the room's next
     3 s tick (LiveKit `pkg/rtc/room.go`, `subscriberUpdateInterval`).
@@ -247,7 +247,7 @@ async def serve(context: JobContext) -> None:
 
     context.room.on("local_track_published", on_published)
     context.room.on("reconnected", lambda: _subscribe_again(context.room))
-    publishing = asyncio.create_task(output.start())  # returns once somebody listens
+    publishing = asyncio.create_task(output.start())  # returns once a participant subscribes
     session.output.audio = output
 
     async def show_memory_state() -> None:
@@ -298,19 +298,19 @@ async def serve(context: JobContext) -> None:
     )
     marks["session_started"] = time.time()
     if resume is not None:
-        # Not part of the conversation: what follows is answered as if nothing had happened.
+        # Not part of the conversation: the next answer ignores it.
         _say(session, settings.apology, models, add_to_chat_ctx=False)
         if resume.history and resume.history[-1].role == "user":
-            session.generate_reply()  # the lost agent owed an answer
+            session.generate_reply()  # the lost agent had not answered
     else:
         _say(session, settings.greeting, models)
 
 
 def _subscribe_again(room: rtc.Room) -> None:
-    """Asks for the voices that were published while the connection to the server was made anew.
+    """Subscribes to audio tracks that were published during a reconnection to the server.
 
-    LiveKit announces them to nobody, and `AutoSubscribe.AUDIO_ONLY` waits for an announcement
-    (livekit-agents 1.8.9, job.py, `_apply_auto_subscribe_opts`): the agent would stay deaf.
+    LiveKit does not announce them, and `AutoSubscribe.AUDIO_ONLY` waits for an announcement
+    (livekit-agents 1.8.9, job.py, `_apply_auto_subscribe_opts`): the agent would hear nothing.
     """
     for participant in room.remote_participants.values():
         for publication in participant.track_publications.values():

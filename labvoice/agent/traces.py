@@ -14,14 +14,14 @@ _FLUSH_MS = 2000
 
 
 def set_up() -> None:
-    """Sends livekit-agents' spans where the environment says, without what was spoken."""
+    """Exports livekit-agents' spans to the endpoint of the environment, without transcripts."""
     provider = set_up_traces("labvoice-agent")
     if provider is not None:
         telemetry.set_tracer_provider(provider, allow_pii=False)
 
 
 def follow(context: JobContext, traceparent: str | None) -> None:
-    """Lets the session that is started next, and all its turns, belong to the caller's trace.
+    """Makes the next session and its turns part of the caller's trace.
 
     The job's own span began before the job's code ran; it is linked instead.
 

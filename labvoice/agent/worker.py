@@ -23,7 +23,7 @@ class MakeServer(Protocol):
     """Builds a worker from its settings."""
 
     def __call__(self, settings: Settings, *, port: int) -> AgentServer:
-        """Builds it; `port` is where it tells its health and status, on loopback."""
+        """Builds it; `port` is the loopback port of its health and status service."""
 
 
 def run_worker(make: MakeServer) -> int:
@@ -54,7 +54,7 @@ async def _run(make: MakeServer, settings: Settings, port: int) -> None:
 
 @asynccontextmanager
 async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
-    """Brings finished turns of all jobs, and those that an earlier worker left, to Letta."""
+    """Writes finished turns of all jobs, and those left by an earlier worker, to Letta."""
     if not (settings.letta_base_url and settings.letta_turns_path):
         yield
         return
@@ -72,7 +72,7 @@ async def _writing_turns(settings: Settings) -> AsyncIterator[None]:
 
 
 async def _serve(server: AgentServer, drain_timeout_s: float) -> None:
-    """Runs the worker; SIGTERM lets its calls end first, SIGINT or a second SIGTERM does not."""
+    """Runs the worker; SIGTERM drains its calls first, SIGINT or a second SIGTERM does not."""
     loop = asyncio.get_running_loop()
     draining: asyncio.Task[None] | None = None
     closing: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ async def _serve(server: AgentServer, drain_timeout_s: float) -> None:
         if draining is None or draining.done():
             close()
         else:
-            draining.cancel()  # it holds the lock that closing needs
+            draining.cancel()  # it holds the lock needed to close
 
     def on_term() -> None:
         nonlocal draining

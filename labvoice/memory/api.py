@@ -1,4 +1,4 @@
-"""What labvoice asks of a Letta server: its agents, their memory blocks, its models."""
+"""API of a Letta server: agents, their memory blocks, models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DELETE_RETRIES: Final = 4  # over some 7 s
 # Letta 0.16.8 answers 500 to a name with a dot.
 _NAME: Final = re.compile(r"\w[\w '-]{0,62}")
 CONTEXT_TOKENS: Final = 8192
-"""How much history an agent carries; Letta summarises what is older."""
+"""Context size of an agent; Letta summarises older history."""
 _MAX_OUTPUT_TOKENS: Final = 512
 _BLOCK_CHARACTERS: Final = 5000
 DEFAULT_PERSONA: Final = "I am a friendly voice agent. I answer in one or two short sentences."
@@ -47,8 +47,8 @@ class LettaApi:
     Args:
         base_url: The server's address.
         api_key: Its key.
-        model: Handle or name of the model that new agents get where the server offers it;
-            otherwise they get the server's first one.
+        model: Handle or name of the model for new agents, if the server offers it; otherwise the
+            server's first model is used.
 
     Attributes:
         model: As given.
@@ -83,7 +83,7 @@ class LettaApi:
                 await self._client.agents.list(limit=1)
         except UsageError as error:
             raise ServerUnreachableError(
-                f"what answers at {self._base_url} is not a Letta server: {error.observed}",
+                f"the server at {self._base_url} is not a Letta server: {error.observed}",
                 "check the address and the port in LETTA_BASE_URL",
             ) from None
 
@@ -116,7 +116,7 @@ class LettaApi:
         human: str = "",
         model: str | None = None,
     ) -> str:
-        """Creates an agent with a persona and what it shall know of the user.
+        """Creates an agent with a persona and known facts about the user.
 
         Args:
             name: A name that no other agent has: letters, digits, blanks, `-`, `_`.
@@ -128,7 +128,7 @@ class LettaApi:
             Its id.
 
         Raises:
-            UsageError: The name is taken or not a possible one, or there is no such model.
+            UsageError: The name is taken or invalid, or there is no such model.
         """
         if not _NAME.fullmatch(name):
             raise UsageError(
@@ -159,7 +159,7 @@ class LettaApi:
         return agent.id
 
     async def ensure(self, name: str) -> str:
-        """Returns the id of the agent of this name, creating it when there is none."""
+        """Returns the id of the agent of this name; creates it if there is none."""
         if any(agent.name == name for agent in await self._all(name=name)):
             return await self.resolve(name)
         return await self.create(name)
@@ -203,14 +203,14 @@ class LettaApi:
             await self._client.agents.blocks.update(label, agent_id=agent_id, value=value)
 
     async def delete(self, agent: str) -> None:
-        """Deletes an agent and all that it knows.
+        """Deletes an agent and its memory.
 
         Args:
             agent: Its id or name.
         """
         agent_id = await self.resolve(agent)
         with translate_errors(self._client, f"the agent {agent}"):
-            # Answered with HTTP 409 while a turn of the agent just begins (0.16.8).
+            # HTTP 409 while a turn of the agent is starting (0.16.8).
             await self._client.with_options(max_retries=_DELETE_RETRIES).agents.delete(agent_id)
 
     async def register_model(
@@ -222,17 +222,17 @@ class LettaApi:
         *,
         or_first: bool = False,
     ) -> str:
-        """Makes a model behind OpenAI's HTTP known to the server, under a provider's name.
+        """Registers a model behind OpenAI's HTTP API with the server, under a provider's name.
 
-        A provider of that name is replaced. Agents that use it are pointed at this model, for
-        a server on a free port has another address in every run.
+        An existing provider of that name is replaced, and its agents are moved to this model,
+        because the model's port differs from run to run.
 
         Args:
             provider: Name for the provider.
             base_url: Address of the model's server, ending in `/v1`.
             api_key: Its key.
             model: The model's name there.
-            or_first: Take the first model that it lists where it does not list that one.
+            or_first: Use the first listed model if that one is not listed.
 
         Returns:
             The model's handle, for new agents.
@@ -273,7 +273,7 @@ class LettaApi:
         return handle
 
     async def _provider_type(self, base_url: str, key: str) -> str:
-        """`vllm` for an endpoint that says how long its context is, as Letta needs it there."""
+        """`vllm` for an endpoint that reports its context length, which Letta requires there."""
         headers = {"Authorization": f"Bearer {key}"}
         async with http_client(base_url, timeout=_TIMEOUT_S) as client:
             try:
@@ -291,8 +291,8 @@ class LettaApi:
         offered = {m.handle: m.model for m in await self._client.models.list() if m.handle}
         if not offered:
             raise UsageError(
-                f"the Letta server at {self._base_url} knows no model",
-                "give it one, or name one with LABVOICE_LLM_MODEL",
+                f"the Letta server at {self._base_url} has no model",
+                "register one, or name one with LABVOICE_LLM_MODEL",
             )
         wanted = (handle for handle, name in offered.items() if self.model in (handle, name))
         return next(wanted, next(iter(offered)))

@@ -1,4 +1,4 @@
-"""An agent's memory in a call: its blocks from Letta, at the start and whenever they change."""
+"""An agent's memory blocks from Letta, loaded at the start of a call and whenever they change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from labvoice.memory.client import translate_errors
 _log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 2.0
-"""How often a running session looks for changed blocks, in seconds."""
+"""Polling interval for changed blocks during a session, in seconds."""
 _LONGEST_INTERVAL_S: Final = 15.0
-_TIMEOUT_S: Final = 30.0  # nobody waits for it
+_TIMEOUT_S: Final = 30.0  # in the background
 _MOST_BLOCKS: Final = 100
 
 
@@ -39,7 +39,7 @@ class MemorySnapshot:
 
     @property
     def text(self) -> str:
-        """The blocks as they go into a prompt; empty ones are left out."""
+        """The blocks as text for the prompt; empty ones are left out."""
         return "\n\n".join(
             f"<{label}>\n{value.strip()}\n</{label}>"
             for label, value in self.blocks.items()
@@ -61,7 +61,7 @@ async def load_memory(
         StageTimeoutError: The server did not answer in time.
         AgentMissingError: There is no such agent.
         CredentialsError: The key was refused.
-        ServerUnreachableError: No answer, or none that Letta gives.
+        ServerUnreachableError: No answer, or not one from Letta.
     """
     began_s = time.monotonic()
     try:
@@ -91,11 +91,12 @@ async def watch(
     Args:
         client: Client of the Letta server.
         letta_agent_id: The agent.
-        on_change: Called with the memory when it is first seen and when it has changed.
-        known: The memory that the session already has.
-        on_error: Called when loading begins to fail, and with None when it works again.
-        interval_s: Pause between two looks, in seconds; longer while the server fails.
-        timeout_s: How long one look may take, in seconds.
+        on_change: Called with the memory when it is first loaded and when it has changed.
+        known: The session's current memory.
+        on_error: Called with the error when loading starts to fail, and with None when it works
+            again.
+        interval_s: Polling interval, in seconds; longer while the server fails.
+        timeout_s: Timeout of one request, in seconds.
     """
     failing = False
     pause_s = interval_s if known else 0.0

@@ -1,4 +1,4 @@
-"""A circuit breaker: a server that fails is asked ever more seldom, and one request at a time."""
+"""A circuit breaker: requests to a failing server back off, one at a time."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Circuit = Literal["closed", "open", "half-open"]
 
 
 class CircuitOpenError(LabvoiceError):
-    """No attempt is made now."""
+    """The circuit is open: no attempt is made now."""
 
 
 class CircuitBreaker:
-    """Keeps a failing server from being asked too often.
+    """Limits requests to a failing server.
 
-    Each failure puts the next attempt off, twice as long as the one before, with jitter. While
-    failures last, one attempt at a time is made.
+    Each failure doubles the pause before the next attempt, with jitter. While failures last,
+    attempts are made one at a time.
 
     Args:
         first_s: Longest pause after the first failure, in seconds.
-        longest_s: Longest pause of all, in seconds.
-        threshold: Failures in a row at which the circuit counts as open.
+        longest_s: Upper bound of the pause, in seconds.
+        threshold: Consecutive failures after which the circuit is open.
     """
 
     def __init__(
@@ -49,16 +49,15 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the next attempt is still to be waited for."""
+        """Whether the next attempt must wait."""
         return time.monotonic() < self._retry_at_s
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
-        """Lets an attempt through, and learns from a `LabvoiceError` out of it.
+        """Context manager of one attempt; a `LabvoiceError` from it counts as a failure.
 
         Raises:
-            CircuitOpenError: The circuit is open; also when the attempt that this one waited
-                for failed.
+            CircuitOpenError: The circuit is open, or the attempt that this one waited for failed.
         """
         if self._failures:
             async with self._one_at_a_time:

@@ -1,4 +1,4 @@
-"""How labvoice speaks to any Letta server: the client it uses, and errors in words."""
+"""The client of a Letta server, and translation of its errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-# Both packages load parts of themselves at their first use, which would hold a call's event
-# loop up for 0.2 s to 0.8 s; here it happens when a process starts.
+# Both packages import modules at first use, which would block a call's event loop for 0.2 s to 0.8
+# s; here it happens when a process starts.
 import httpcore  # noqa: F401
 import httpx
 import letta_client
@@ -27,7 +27,7 @@ from labvoice.proxies import http_client
 
 _AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 PAGE: Final = 100
-# 408 and 429 ask for patience; 409 says that the agent is busy with another request.
+# 408 and 429 mean: retry later; 409 means that the agent is busy with another request.
 _PASSING: Final = {408, 409, 429}
 _AT_ONCE_S: Final = 1.0
 MAX_STEPS: Final = 4
@@ -35,11 +35,11 @@ MAX_STEPS: Final = 4
 
 
 class NotReachedError(ServerUnreachableError):
-    """The request cannot have had an effect: no connection was made."""
+    """No connection was made, so the request had no effect."""
 
 
 class ServerFailedError(ServerUnreachableError):
-    """The server answered that it failed: it has ended the request, to an unknown effect."""
+    """The server answered with an internal error: the request has ended with an unknown effect."""
 
 
 class AgentMissingError(UsageError):
@@ -47,7 +47,7 @@ class AgentMissingError(UsageError):
 
 
 class ModelRefusedError(ServerUnreachableError):
-    """The server's own model refuses the server's key: nothing is wrong with ours."""
+    """The model behind the server refuses the server's key; ours is valid."""
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def _authorities() -> ssl.SSLContext:
 
 
 def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 30.0) -> AsyncLetta:
-    """Returns a client that asks once: who repeats a message must first look what became of it.
+    """Returns a client without retries: the queue checks a message's outcome first.
 
     Args:
         base_url: The server's address.
@@ -71,7 +71,7 @@ def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 3
         http_client=http_client(
             base_url,
             timeout=timeout_s,
-            # Reading the authorities takes as long; plain HTTP has no use for them.
+            # Loading CA certificates takes as long; plain HTTP does not need them.
             verify=_authorities() if base_url.startswith("https") else False,
         ),
     )
@@ -79,11 +79,11 @@ def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 3
 
 @contextmanager
 def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
-    """Says in labvoice's own errors what became of a request.
+    """Translates the errors of a request into labvoice's errors.
 
     Args:
-        client: Whom the request went through.
-        what: What was asked for.
+        client: Client of the request.
+        what: What was requested, for the message.
 
     Raises:
         CredentialsError: The key was refused.
@@ -92,7 +92,7 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
         UsageError: The server refused the request.
         NotReachedError: No connection was made.
         ServerFailedError: The server answered with HTTP 500.
-        ServerUnreachableError: No answer, or none that Letta gives.
+        ServerUnreachableError: No answer, or not one from Letta.
     """
     address = str(client.base_url).rstrip("/")
     server = f"the Letta server at {address}"
@@ -116,7 +116,7 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
             f"({error.__cause__ or error})",
             "start it, correct LETTA_BASE_URL, or unset it for an embedded one",
         ) from None
-    except httpx.HTTPError as error:  # the client hands a stream's own errors on as they are
+    except httpx.HTTPError as error:  # the client passes a stream's own errors on unchanged
         raise ServerUnreachableError(
             f"{server} broke off when asked for {what}: {error or type(error).__name__}",
             "its log says why",
@@ -124,7 +124,7 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
     except letta_client.NotFoundError:
         raise AgentMissingError(f"{server} answered HTTP 404 when asked for {what}") from None
     except letta_client.InternalServerError as error:
-        # What comes from something in between says nothing of the request's end.
+        # An answer of a proxy in between does not tell how the request ended.
         own = error.status_code == 500 and _is_lettas(error)
         raise (ServerFailedError if own else ServerUnreachableError)(
             f"{server} answered HTTP {error.status_code} when asked for {what}", "its log says why"
@@ -135,18 +135,18 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
         ) from None
     except (letta_client.APIResponseValidationError, ValueError, AttributeError) as error:
         raise ServerUnreachableError(
-            f"what answers at {address} does not answer as Letta does ({error})",
+            f"the server at {address} does not answer as Letta does ({error})",
             "check the address and the port in LETTA_BASE_URL",
         ) from None
 
 
 def _is_lettas(error: letta_client.APIStatusError) -> bool:
-    """Whether Letta itself answered so, in its JSON, and not a proxy on the way to it."""
+    """Whether Letta itself answered, in its JSON, and not a proxy in between."""
     return isinstance(error.body, dict) and bool({"detail", "error"} & error.body.keys())
 
 
 def _of_the_model(error: letta_client.APIStatusError) -> bool:
-    """Whether Letta passes on what its model answered (0.16.8, app.py, `llm_auth_…_handler`)."""
+    """Whether Letta passes on its model's answer (0.16.8, app.py, `llm_auth_…_handler`)."""
     inner = error.body.get("error") if isinstance(error.body, dict) else None
     return isinstance(inner, dict) and str(inner.get("type", "")).startswith("llm_")
 
@@ -169,7 +169,7 @@ async def all_agents(client: AsyncLetta, **query: Any) -> list[AgentState]:
 
 
 def is_agent_id(agent: str) -> bool:
-    """Whether this is an agent's id, and not a name."""
+    """Whether this is an agent's id, not a name."""
     return _AGENT_ID.fullmatch(agent) is not None
 
 
@@ -190,7 +190,7 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
     if found:
         raise UsageError(
             f"{len(found)} Letta agents are named {agent!r}",
-            f"name the one that is meant by its id: {', '.join(f'`{i}`' for i in found)}",
+            f"use the id: {', '.join(f'`{i}`' for i in found)}",
         )
     names = sorted({candidate.name for candidate in everyone})
     close = difflib.get_close_matches(agent, names, n=3)
@@ -203,9 +203,9 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
 
 
 async def resolve_at_once(client: AsyncLetta, agent: str) -> str:
-    """Returns the id of the agent, or what was given where Letta does not say it within 1 s.
+    """Returns the id of the agent, or the argument if Letta does not answer within 1 s.
 
-    A call must not wait for Letta: the worker finds a name's id by itself when Letta answers.
+    A call must not wait for Letta: the worker resolves a name when Letta answers.
 
     Raises:
         UsageError: Letta answers that there is none, or several.

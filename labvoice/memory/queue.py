@@ -1,10 +1,10 @@
-"""Writes finished turns to Letta in the background: in order, each once, whatever fails.
+"""Writes finished turns to Letta in the background: in order, each exactly once.
 
-The same agent may talk in several rooms at once: its turns are written one after another, in
-the order in which they ended. A turn whose outcome is not known (no answer, HTTP 500, a crash)
-is looked for in Letta before it is sent again: by its `otid`, which Letta keeps with the message
-and does not check itself, and only when no run of the agent is under way any more, for Letta
-finishes a run whose client has gone and stores the message only then (0.16.8, by trial).
+The same agent may talk in several rooms at once: its turns are written one after another, in the
+order in which they ended. A turn with unknown outcome (no answer, HTTP 500, a crash) is looked up
+in Letta before it is sent again: by its `otid`, which Letta stores with the message but does not
+check itself, and only when the agent has no active run, because Letta finishes a run whose client
+has disconnected and stores the message only then (0.16.8, by trial).
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ _UNDER_WAY: Final = {"created", "running"}
 
 @dataclass(frozen=True)
 class Backlog:
-    """What is still to be written, by all processes that share the file.
+    """The turns not yet written, of all processes that share the file.
 
     Attributes:
-        count: Turns that wait.
-        oldest_age_s: For how long the oldest has waited, in seconds; None when none waits.
-        lost: Turns that can never be written: their agent is gone. Their words are kept.
+        count: Number of waiting turns.
+        oldest_age_s: Age of the oldest waiting turn, in seconds; None if none waits.
+        lost: Number of turns that cannot be written because their agent was deleted; their text is
+            kept.
         circuit: `closed` when writing works; `open` when attempts are paused after failures.
-        error: Why the first of those that wait was not written yet, in words.
-        lost_error: Why the last lost one was lost, in words.
+        error: Why the first waiting turn was not written yet.
+        lost_error: Why the last lost turn was lost.
     """
 
     count: int
@@ -70,26 +71,27 @@ class Backlog:
 
 
 class _UnderWayError(LabvoiceError):
-    """Letta still works on the agent; nothing is known yet."""
+    """Letta has an active run of the agent; the outcome is not known yet."""
 
 
 class _RefusedError(LabvoiceError):
-    """Letta cannot take this turn; what it was asked is over, and the agent is there."""
+    """Letta refuses this turn; the request has ended, and the agent exists."""
 
 
 class MemoryQueue:
-    """Takes finished turns at once and brings them to Letta when it can.
+    """Stores finished turns at once and writes them to Letta when it is available.
 
     Args:
         path: The file that holds the turns; one for each Letta server.
         client: Client of that server; see :func:`labvoice.memory.client.new_client`.
-        own_server: The server is the embedded one, reached directly: where nothing listens on
-            its port, its process and all that it did are over. Of an address that leads through
-            a tunnel or a proxy this does not follow.
-        breaker: When to ask a failing server again.
-        lease_s: After how many seconds without a sign of life another process takes over.
-        send_timeout_s: How long an answer is waited for, in seconds.
-        run_limit_s: Age, in seconds, at which an unfinished run of Letta's is taken for dead.
+        own_server: The server is the embedded one, reached directly: if nothing listens on its
+            port, its process and all its runs have ended. This does not hold for an address behind
+            a tunnel or a proxy.
+        breaker: Circuit breaker for a failing server.
+        lease_s: Lease time after which another process takes over a silent one's agents, in
+            seconds.
+        send_timeout_s: Timeout of a request, in seconds.
+        run_limit_s: Age at which an unfinished run in Letta counts as dead, in seconds.
     """
 
     def __init__(
@@ -114,14 +116,14 @@ class MemoryQueue:
         self._wake = asyncio.Event()
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
-        # Runs that began before are over, whatever Letta's list of them says: it still shows
-        # those that ended with their server or without their database.
+        # Runs that started before this have ended, although Letta may still list them: its list
+        # includes runs that ended with their server or database.
         self._over_before: dict[str, float] = {}
         self._all_over_before = 0.0
         self._not_before_s: dict[str, float] = {}  # by agent, after refusals
 
     def start(self) -> None:
-        """Begins to write in the background, also what earlier processes left behind."""
+        """Starts to write in the background, including turns left by earlier processes."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="memory queue")
 
@@ -135,15 +137,15 @@ class MemoryQueue:
         *,
         sent: int = 0,
     ) -> bool:
-        """Takes a finished turn; it is on disk when this returns.
+        """Stores a finished turn; it is on disk when this returns.
 
         Args:
-            letta_agent_id: Whose memory it belongs to; a name will do.
+            letta_agent_id: Id or name of the Letta agent.
             room: Where it was spoken.
             turn_id: Its id; a second turn of the same id is ignored.
             user_text: What the user said.
             agent_text: What the agent answered.
-            sent: How often Letta was told of it already, to an unknown effect.
+            sent: How often it was already sent to Letta with unknown outcome.
 
         Returns:
             Whether it was new.
@@ -153,7 +155,7 @@ class MemoryQueue:
         return new
 
     async def backlog(self) -> Backlog:
-        """Returns what is still to be written."""
+        """Returns the turns not yet written."""
         found = await self._store.counts()
         since = found.waiting_since
         age_s = None if since is None else max(0.0, time.time() - since)
@@ -161,7 +163,7 @@ class MemoryQueue:
         return Backlog(found.waiting, age_s, found.lost, state, found.error, found.lost_error)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Waits until nothing waits any more; returns whether that was reached in time."""
+        """Waits until all turns are written; returns False on timeout."""
         try:
             async with asyncio.timeout(timeout_s):
                 while (await self.backlog()).count:  # noqa: ASYNC110  others write too
@@ -171,7 +173,7 @@ class MemoryQueue:
         return True
 
     async def close(self) -> None:
-        """Stops writing; what waits stays on disk for the next process. The client stays open."""
+        """Stops writing; waiting turns stay on disk for the next process. The client stays open."""
         tasks = [task for task in (self._task, *self._writers.values()) if task]
         for task in tasks:
             task.cancel()
@@ -231,7 +233,7 @@ class MemoryQueue:
             await self._store.release(agent_id, self._holder)
 
     async def _write(self, turn: Turn) -> None:
-        """Tries once to bring a turn to Letta; what it then is stands in the store."""
+        """Tries once to write a turn to Letta; the store has the outcome."""
         try:
             async with self._breaker.attempt():
                 await self._bring(turn)
@@ -249,22 +251,22 @@ class MemoryQueue:
             await self._store.lost(turn, error.observed)
         except NotReachedError as error:
             if self._own_server:
-                self._all_over_before = time.time()  # its process has gone
+                self._all_over_before = time.time()  # its process has ended
             await self._store.unknown(turn, error.observed)
         except ServerFailedError as error:
             await self._store.refused(turn, error.observed)
         except (ServerUnreachableError, CredentialsError) as error:
             await self._store.unknown(turn, error.observed)
         else:
-            if is_agent_id(turn.agent_id):  # else it only got its agent's id
+            if is_agent_id(turn.agent_id):  # otherwise only the agent's id was set
                 await self._store.written(turn)
 
     async def _bring(self, turn: Turn) -> None:
-        """Sends a turn that Letta does not have; one that was put under a name gets its id.
+        """Sends a turn that Letta does not have; resolves an agent's name to its id.
 
         Raises:
-            AgentMissingError: The agent is gone.
-            _RefusedError: Letta refuses something else.
+            AgentMissingError: The agent does not exist.
+            _RefusedError: Letta refuses the turn.
         """
         agent = turn.agent_id
         try:
@@ -308,10 +310,10 @@ class MemoryQueue:
             raise
 
     async def _arrived(self, turn: Turn) -> bool:
-        """Finds out what became of a turn that was sent.
+        """Determines the outcome of a turn that was sent.
 
         Raises:
-            _UnderWayError: That is not decided yet.
+            _UnderWayError: It is not decided yet.
         """
         agent = turn.agent_id
         over_before = max(

@@ -1,4 +1,4 @@
-"""How a finished voice turn is written down for Letta, and how its user's part is read back."""
+"""Text format of a finished voice turn in Letta."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _TURN: Final = re.compile(r"<turn>\s*<user>(?P<user>.*?)</user>.*</turn>", re.DO
 
 
 def turn_text(user_text: str, agent_text: str) -> str:
-    """Returns the message that tells Letta of one finished turn."""
+    """Returns Letta's message for one finished turn."""
     user, agent = (text.replace("<", "‹").strip() for text in (user_text, agent_text))
     return f"<turn>\n<user>{user}</user>\n<agent>{agent}</agent>\n</turn>"
 
 
 def user_part(message: str) -> str:
-    """Returns what the user said: of a turn written by :func:`turn_text`, or the whole text."""
+    """Returns the user's text of a turn written by :func:`turn_text`, or the whole text."""
     turn = _TURN.search(message)
     return turn["user"] if turn else message

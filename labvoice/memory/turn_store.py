@@ -15,14 +15,14 @@ from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 DISK_ERRORS: Final = (sqlite3.Error, OSError)
-"""What every method of :class:`TurnStore` raises when the disk is full, slow or gone."""
+"""Errors that every method of :class:`TurnStore` raises if the disk is full, slow or missing."""
 _BUSY_TIMEOUT_S: Final = 10.0
 _WAL_PAUSE_S: Final = 0.02
-# A written turn is remembered, without its words, so that putting it again does nothing.
+# A written turn is kept without its text, so that adding it again does nothing.
 _REMEMBERED_S: Final = 7 * 24 * 3600.0
-# How long an agent that died while Letta answered may hold its turn.
+# How long the turn of an agent that died while Letta answered is held.
 _HELD_S: Final = 120.0
-# A turn that was refused so often lets those behind it pass, and has its next go after them.
+# A turn that was refused this often is retried after the turns behind it.
 _REFUSALS_IN_A_ROW: Final = 30
 # Columns that files of earlier versions lack.
 _ADDED: Final = ("refused integer not null default 0", "held_until real not null default 0")
@@ -56,15 +56,15 @@ class Turn:
     """A finished turn on its way to Letta.
 
     Attributes:
-        seq: Its place in the order of all turns.
-        turn_id: Its id; also the `otid` of the message that tells Letta of it.
+        seq: Its number in the order of all turns.
+        turn_id: Its id; also the `otid` of its message in Letta.
         agent_id: The Letta agent whose memory it belongs to; its name until the id is known.
         room: Where it was spoken.
         user_text: What the user said.
         agent_text: What the agent answered.
-        put_at: When it ended, in seconds of the wall clock.
+        put_at: When it ended, in wall-clock seconds.
         sent: How often it was sent without a known outcome.
-        refused: How often Letta answered that it could not take it.
+        refused: How often Letta refused it.
     """
 
     seq: int
@@ -80,14 +80,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Counts:
-    """What is in the file.
+    """Summary of the file.
 
     Attributes:
-        waiting: Turns that wait to be written, of all agents.
-        waiting_since: When the oldest of them ended, in seconds of the wall clock.
+        waiting: Number of turns not yet written, of all agents.
+        waiting_since: When the oldest of them ended, in wall-clock seconds.
         error: Why the first waiting turn was not written at its last attempt, if it failed.
-        lost: Turns that can never be written, for their agent is gone; their words are kept.
-        lost_error: How that showed, the last time.
+        lost: Number of turns that cannot be written because their agent was deleted; their text is
+            kept.
+        lost_error: Why the last of them was lost.
     """
 
     waiting: int = 0
@@ -101,7 +102,7 @@ class TurnStore:
     """Keeps turns on disk; safe to use from many processes.
 
     Args:
-        path: The file; made, readable by the user only, where there is none.
+        path: The file; created if missing, readable by the user only.
 
     Every method runs in a thread of its own and may raise :data:`DISK_ERRORS`.
     """
@@ -120,7 +121,7 @@ class TurnStore:
         agent_text: str,
         sent: int = 0,
     ) -> bool:
-        """Adds a finished turn, or finishes the one that was begun under this id.
+        """Adds a finished turn, or finishes the one that was started under this id.
 
         Returns:
             Whether it was new or under way; a second finished turn of one id is ignored.
@@ -137,14 +138,14 @@ class TurnStore:
     async def begin(
         self, agent_id: str, room: str, turn_id: str, user_text: str, instead_of: str | None = None
     ) -> None:
-        """Notes a turn before Letta is asked for its answer; nobody sends it meanwhile.
+        """Records a turn before the request to Letta; it is not sent meanwhile.
 
         Args:
-            agent_id: Whose memory it belongs to.
+            agent_id: Id or name of the Letta agent.
             room: Where it is spoken.
             turn_id: Its id.
             user_text: What the user said.
-            instead_of: A turn that was begun and came to nothing; its words are in this one.
+            instead_of: An abandoned turn, whose text is contained in this one.
         """
 
         def note(db: sqlite3.Connection) -> None:
@@ -165,7 +166,7 @@ class TurnStore:
         await self._do(note)
 
     async def begun(self, room: str) -> tuple[str, str] | None:
-        """Returns id and user's words of the turn that a lost agent left unfinished in a room."""
+        """Returns id and user text of the turn that a lost agent left unfinished in a room."""
         query = (
             "select turn_id, user_text from turns "
             "where room = ? and state = 'waiting' and held_until > 0 order by seq desc limit 1"
@@ -183,7 +184,7 @@ class TurnStore:
         return [row[0] for row in await self._do(lambda db: db.execute(query, now).fetchall())]
 
     async def rename(self, name: str, agent_id: str) -> None:
-        """Gives the turns that were put under an agent's name to its id."""
+        """Moves the turns stored under an agent's name to its id."""
         statement = "update turns set agent_id = ? where agent_id = ? and state = 'waiting'"
         await self._do(lambda db: db.execute(statement, (agent_id, name)))
 
@@ -199,32 +200,32 @@ class TurnStore:
         return Turn(*row) if row else None
 
     async def sending(self, turn: Turn) -> None:
-        """Notes, before it happens, that a turn is being sent."""
+        """Records that a turn is about to be sent."""
         await self._update("sent = sent + 1", turn)
 
     async def not_sent(self, turn: Turn, error: str) -> None:
-        """Takes the note back: this time nothing reached the server."""
+        """Reverts the record: the request did not reach the server."""
         await self._update("sent = sent - 1, error = ?", turn, error)
 
     async def unknown(self, turn: Turn, error: str) -> None:
-        """Notes why the outcome of a turn is not known."""
+        """Records why the outcome of a turn is unknown."""
         await self._update("error = ?", turn, error)
 
     async def refused(self, turn: Turn, error: str) -> None:
-        """Notes that Letta could not take the turn, and why."""
+        """Records that Letta refused the turn, and why."""
         await self._update("refused = refused + 1, error = ?", turn, error)
 
     async def written(self, turn: Turn) -> None:
-        """Notes that Letta has the turn, and forgets its words."""
+        """Records that Letta has the turn, and deletes its text."""
         change = "state = 'written', written_at = ?, user_text = '', agent_text = '', error = null"
         await self._update(change, turn, time.time())
 
     async def lost(self, turn: Turn, error: str) -> None:
-        """Notes that a turn can never be written, and why; its words are kept."""
+        """Records that a turn cannot be written, and why; its text is kept."""
         await self._update("state = 'lost', error = ?", turn, error)
 
     async def lease(self, agent_id: str, holder: str, seconds: float) -> bool:
-        """Takes or renews the right to write to an agent; returns whether it is held."""
+        """Acquires or renews the lease to write to an agent; returns whether it is held."""
 
         def take(db: sqlite3.Connection) -> bool:
             now = time.time()
@@ -238,7 +239,7 @@ class TurnStore:
         return await self._do(take)
 
     async def release(self, agent_id: str, holder: str) -> None:
-        """Gives the right back."""
+        """Releases the lease."""
         statement = "delete from leases where agent_id = ? and holder = ?"
         await self._do(lambda db: db.execute(statement, (agent_id, holder)))
 
@@ -246,7 +247,7 @@ class TurnStore:
         """Returns how many turns wait or are lost.
 
         Args:
-            agent_id: Tell the errors and the lost turns of this agent only.
+            agent_id: Count errors and lost turns of this agent only.
         """
         query = (
             "select count(*) filter (where state = 'waiting'), "
@@ -278,7 +279,7 @@ class TurnStore:
         self._thread.shutdown()
 
     async def _update(self, change: str, turn: Turn, *values: object) -> None:
-        # Only ever from the waiting state: a holder that was thought dead changes nothing.
+        # Only from the waiting state: a holder whose lease expired changes nothing.
         statement = f"update turns set {change} where seq = ? and state = 'waiting'"  # noqa: S608
         await self._do(lambda db: db.execute(statement, (*values, turn.seq)))
 
@@ -301,11 +302,11 @@ def _open(path: Path) -> sqlite3.Connection:
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     _use_wal(db)
-    # A turn that was put is there after a power cut too.
+    # A stored turn survives a power cut.
     db.execute("pragma synchronous = full")
     db.executescript(_SCHEMA)
     for column in _ADDED:
-        with contextlib.suppress(sqlite3.OperationalError):  # it is there
+        with contextlib.suppress(sqlite3.OperationalError):  # it exists
             db.execute(f"alter table turns add column {column}")
     db.execute(
         "delete from turns where state = 'written' and written_at < ?",
@@ -315,7 +316,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Turns the write-ahead log on; SQLite's own timeout does not wait for another who does."""
+    """Enables the write-ahead log; SQLite's own timeout does not cover concurrent attempts."""
     until = time.monotonic() + _BUSY_TIMEOUT_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Cuts streamed text into what can be spoken: clauses while the listener waits, else sentences."""
+"""Splits streamed text for synthesis: into clauses while the listener waits, else sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from labvoice.speech.phonemes import ABBREVIATION_END
 
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*]*(?=\s)|\n""")
-# A comma after a letter needs no look at what follows; after a digit it may be a number's.
+# A comma after a letter ends a clause; after a digit it may be part of a number.
 _CLAUSE_END = re.compile(r"(?<=[^\W\d_])[,;!?]|[,;:—–](?=\s)|\s-(?=\s)")
 _JOINING_WORD = re.compile(
     r"(?<=\s)(?=(?:and|but|or|so|because|while|when|where|which|who|if|then|although|unless)\s)",
@@ -19,21 +19,21 @@ _MIN_WORDS_BEFORE_JOINING_WORD = 6
 
 
 class ClauseCutter:
-    """Collects text as a language model streams it, and gives out what is complete.
+    """Collects text as a language model streams it, and returns complete clauses or sentences.
 
-    Nothing is lost or reordered: what is given out, joined, is what was put in, but for a comma
-    added where a clause is cut before a joining word, which makes the voice pause as one does.
+    The joined output equals the input, except for a comma added where a clause is cut before a
+    joining word, for a natural pause.
     """
 
     def __init__(self) -> None:
         self._text = ""
 
     def push(self, text: str, *, urgent: bool) -> list[str]:
-        """Adds text; returns what became complete.
+        """Adds text; returns the parts that are now complete.
 
         Args:
             text: The next piece, of any length.
-            urgent: Whether a clause will do; otherwise only whole sentences do.
+            urgent: Whether to return clauses; otherwise only whole sentences.
         """
         self._text += text
         ready = []

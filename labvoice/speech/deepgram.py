@@ -17,7 +17,7 @@ _ASK_TIMEOUT_S = 10.0
 
 
 def check_settings(settings: Settings) -> None:
-    """Looks for the key.
+    """Checks that a key is set.
 
     Raises:
         SettingsError: There is none.
@@ -26,7 +26,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def load_stt(settings: Settings) -> stt.STT[Any]:
-    """Returns a recogniser; nothing is asked of Deepgram yet."""
+    """Returns a recogniser; sends no request to Deepgram."""
     from livekit.plugins import deepgram
 
     url = settings.deepgram_base_url.rstrip("/")
@@ -34,7 +34,7 @@ def load_stt(settings: Settings) -> stt.STT[Any]:
 
 
 def load_tts(settings: Settings) -> tts.TTS[Any]:
-    """Returns a voice; nothing is asked of Deepgram yet."""
+    """Returns a synthesiser; sends no request to Deepgram."""
     from livekit.plugins import deepgram
 
     url = settings.deepgram_base_url.rstrip("/")
@@ -42,7 +42,7 @@ def load_tts(settings: Settings) -> tts.TTS[Any]:
 
 
 async def look(settings: Settings) -> str:
-    """Asks Deepgram whether it takes the key, and says what was seen.
+    """Asks Deepgram whether the key is valid; returns the result as text.
 
     Raises:
         SettingsError: There is no key.
@@ -66,14 +66,14 @@ async def look(settings: Settings) -> str:
             f"Deepgram at {base_url} refuses the key",
             "check DEEPGRAM_API_KEY; without it the embedded models recognise and speak",
         )
-    # One's own Deepgram may list no projects; that it does not refuse the key is what counts.
+    # A self-hosted Deepgram may list no projects; it is enough that it does not refuse the key.
     return f"it answers at {base_url} and takes the key"
 
 
 def _key(settings: Settings) -> str:
     if settings.deepgram_api_key is None:
         raise SettingsError(
-            "Deepgram shall recognise or speak, and it has no key",
+            "Deepgram is selected for speech, but no key is set",
             "set DEEPGRAM_API_KEY, or LABVOICE_STT and LABVOICE_TTS to `embedded`",
         )
     return settings.deepgram_api_key.get_secret_value()

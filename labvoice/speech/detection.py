@@ -1,7 +1,7 @@
-"""Where speech begins and ends: a voice detector's answer, refined on the samples' levels.
+"""Finds where speech begins and ends: voice detector, refined by the samples' levels.
 
-Both ends of a turn's latency are dated by this one rule: the caller's last word, in the utterance
-that is sent (:func:`find_speech`), and the first sound of the reply, in what is heard
+The same rule dates both ends of a turn's latency: the caller's last word, in the sent utterance
+(:func:`find_speech`), and the first sound of the reply, in the received audio
 (:mod:`labvoice.caller.ear`).
 """
 
@@ -18,12 +18,12 @@ Levels = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.int16]
 
 VAD_RATE: Final = 16000
-"""Samples per second that LiveKit's voice detector takes."""
+"""Sample rate of LiveKit's voice detector, in Hz."""
 VAD_ENTER: Final = 0.5
 VAD_LEAVE: Final = 0.35
 """Probabilities at which speech begins and ends: Silero's usual pair."""
 HIGH_PASS_HZ: Final = 120.0
-"""Below lie an offset and mains hum; of every voice enough lies above."""
+"""High-pass cutoff in Hz: DC offset and mains hum are below it, enough of every voice above."""
 HIGH_PASS_ORDER: Final = 4
 PEAK_RATIO: Final = 10 ** (-30 / 20)
 """A frame of less than this share of the loudest one's level is not voiced."""
@@ -34,7 +34,7 @@ RUN_S: Final = 0.02
 CLEAR_RATIO: Final = 10 ** (26 / 20)
 """Noise less than 26 dB below the loudest speech hides the faint end of a word."""
 LOOK_BACK_S: Final = 0.25
-"""How far before the detector's answer the edge of speech may lie, in seconds."""
+"""How far before the detector's onset the edge of speech may lie, in seconds."""
 
 _LOOK_AHEAD_S: Final = 0.1
 _FRAME_S: Final = 0.005
@@ -50,7 +50,7 @@ class Speech:
     Attributes:
         first: Index of its first voiced sample.
         last: Index of its last voiced sample.
-        doubt: Why these may be off by more than some 10 ms; empty where nothing speaks for it.
+        doubt: Why these may be off by more than some 10 ms; empty if they are reliable.
     """
 
     first: int
@@ -59,14 +59,14 @@ class Speech:
 
 
 class HighPass:
-    """Takes the offset and the hum out of samples that come piece by piece.
+    """Streaming high-pass filter that removes DC offset and hum.
 
     Args:
         rate: Samples per second.
     """
 
     def __init__(self, rate: int) -> None:
-        # Here as below, for scipy.signal takes a second to import; a lab does so in a thread.
+        # Imported here because scipy.signal takes a second to import; a lab does so in a thread.
         from scipy.signal import butter
 
         self._filter = butter(HIGH_PASS_ORDER, HIGH_PASS_HZ, "highpass", fs=rate, output="sos")
@@ -77,14 +77,14 @@ class HighPass:
         from scipy.signal import sosfilt, sosfilt_zi
 
         scaled = samples / 32768
-        if self._state is None:  # as if the first sample had been there for ever: no step
+        if self._state is None:  # steady state of the first sample: no step response
             self._state = sosfilt_zi(self._filter) * (scaled[0] if len(scaled) else 0.0)
         filtered, self._state = sosfilt(self._filter, scaled, zi=self._state)
         return np.asarray(filtered)
 
 
 class VoiceProbability:
-    """LiveKit's on-device voice detector on 16-bit samples of any rate that come piece by piece.
+    """LiveKit's on-device voice detector on a stream of 16-bit samples of any rate.
 
     Args:
         rate: Samples per second.
@@ -130,8 +130,8 @@ def frame_levels(samples: Samples, filtered: Levels, frame: int) -> Levels:
 
     Args:
         samples: Shape (n,).
-        filtered: The same after :class:`HighPass`, which rings for a while after a hard end: the
-            samples themselves bound it.
+        filtered: The same after :class:`HighPass`, whose ringing after a hard end is bounded by the
+            samples themselves.
         frame: Samples in a frame; the last one is filled up with zeros.
 
     Returns:
@@ -153,9 +153,9 @@ def voiced_runs(levels: Levels, threshold: float, frame_s: float) -> npt.NDArray
 
 
 def is_silent(samples: Samples, rate: int) -> bool:
-    """Tells whether nothing in samples, shape (n,), is loud enough for anybody to hear.
+    """Returns whether samples, shape (n,), are silent.
 
-    That is, no 5 ms of them reach -55 dBFS once an offset and hum are taken out.
+    Silent means that no 5 ms reach -55 dBFS after the high-pass filter.
     """
     return not len(samples) or float(_levels(samples, rate).max()) < _SILENT_RMS
 
@@ -163,11 +163,11 @@ def is_silent(samples: Samples, rate: int) -> bool:
 def find_speech(samples: Samples, rate: int) -> Speech | None:
     """Finds the first and the last voiced sample of speech.
 
-    A voice detector tells where speech is, whatever lies under it: an offset, hum, noise, a click
-    after the last word. Near its two edges, the first and the last row of frames count that are
-    within 30 dB of the loudest and 6 dB above the noise around the speech. The result is exact to
-    a frame of 5 ms, and to some 0.1 s (`doubt` says so) where noise hides the faint parts. Where
-    no speech is found, the loud parts count, whatever they are.
+    The voice detector finds speech in spite of offset, hum, noise, or a click after the last word.
+    Near its two edges, the first and the last row of frames count that are within 30 dB of the
+    loudest and 6 dB above the noise around the speech. The result is exact to a frame of 5 ms, and
+    to some 0.1 s (`doubt` says so) where noise hides the faint parts. If no speech is found, the
+    loud parts count.
 
     Blocks for some 3 ms a second of samples.
 
@@ -176,7 +176,7 @@ def find_speech(samples: Samples, rate: int) -> Speech | None:
         rate: Samples per second.
 
     Returns:
-        Where it is; None where there is no sound.
+        The stretch of speech; None if the samples are silent.
     """
     levels = _levels(samples, rate)
     if not len(levels) or levels.max() < 1 / 32768:
@@ -191,7 +191,7 @@ def find_speech(samples: Samples, rate: int) -> Speech | None:
         noise = float(np.quantile(levels, _NO_SPEECH_NOISE_QUANTILE))
         if noise * NOISE_RATIO > loudest / 2:  # a steady sound is no noise to itself
             noise = 0.0
-        doubt = "no speech is recognised in it: its loud parts are taken for speech"
+        doubt = "no speech is detected in it: its loud parts count as speech"
     else:
         begin, end = (round(edge_s / _FRAME_S) for edge_s in stretch)
         back, ahead = round(LOOK_BACK_S / _FRAME_S), round(_LOOK_AHEAD_S / _FRAME_S)
@@ -228,10 +228,10 @@ def _frames_in(voiced: npt.NDArray[np.bool_], start: int, end: int) -> npt.NDArr
 
 
 def _detected(samples: Samples, rate: int) -> tuple[float, float] | None:
-    """Begin and end of what the voice detector takes for speech, in seconds."""
+    """Begin and end of speech by the voice detector, in seconds."""
     detector = VoiceProbability(rate)
     try:
-        # It needs some silence to settle, and to see the end of what runs to the last sample.
+        # It needs some silence to initialise, and to detect an end at the last sample.
         window = round(rate * detector.window_s)
         probabilities = np.array(detector(np.pad(samples, (0, 2 * window))))
     finally:

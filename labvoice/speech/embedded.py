@@ -1,4 +1,4 @@
-"""The embedded speech: recogniser and synthesiser, loaded warm for a process to keep."""
+"""The embedded recogniser and synthesiser, loaded and warmed up once per process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MOONSHINES: Final[dict[str, WeightName]] = {"base": "moonshine-base", "tiny": "m
 _VOICE: Final[WeightName] = "piper-joe"
 _moonshines: dict[str, Moonshine] = {}
 _pipers: list[Piper] = []
-"""Loaded before this process was forked, for the first who asks."""
+"""Loaded before the fork; handed to the first user."""
 
 
 def preload_moonshine(settings: Settings, size: str) -> None:
     """Loads the recogniser's weights for the processes that will be forked from this one.
 
-    They share the memory and need not load it. No thread may be there that they would miss: the
-    models run on the caller's, and espeak-ng, which starts one, is left to them.
+    They share the memory. A fork does not copy threads, so none may be started here: the models run
+    on the caller's thread, and espeak-ng, which starts one, is loaded after the fork.
 
     Raises:
         WeightsError: The weights cannot be had.
@@ -34,7 +34,7 @@ def preload_moonshine(settings: Settings, size: str) -> None:
 
 
 def preload_piper(settings: Settings) -> None:
-    """Does the same for the voice's weights."""
+    """Loads the voice's weights in the same way."""
     _pipers.append(Piper(require(_VOICE, settings)))
 
 
@@ -60,7 +60,7 @@ def _moonshine(settings: Settings, size: str) -> Moonshine:
 
 
 def load_piper(settings: Settings) -> PiperTTS:
-    """Loads the voice and has it say a few words to nobody.
+    """Loads the voice and synthesises a few words as a warm-up.
 
     Raises:
         WeightsError: Its weights cannot be had.

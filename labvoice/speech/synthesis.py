@@ -1,4 +1,4 @@
-"""The embedded synthesiser as a streaming LiveKit TTS that begins with the first clause."""
+"""The embedded synthesiser as a streaming LiveKit TTS that starts with the first clause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labvoice.speech.moonshine import Pcm
 from labvoice.speech.piper import Piper
 
 _PCM = "audio/pcm"
-# The voice says a word in 0.25 to 0.35 s; only used to guess how long the listener is served.
+# The voice takes 0.25 to 0.35 s a word; only used to estimate how much audio is buffered.
 _WORD_S = 0.28
 _URGENT_BELOW_S = 0.5
 
@@ -61,7 +61,7 @@ class PiperTTS(tts.TTS[Any]):
         return _PiperStream(tts=self, conn_options=conn_options)
 
     async def aclose(self) -> None:
-        """Ends the thread; a chunk being computed is finished and thrown away."""
+        """Ends the thread; a chunk being computed is finished and discarded."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def speak_into(self, emitter: tts.AudioEmitter, text: str, *, first: bool) -> int:
@@ -73,7 +73,7 @@ class PiperTTS(tts.TTS[Any]):
             if not len(chunk):
                 continue
             samples += len(chunk)
-            # As a frame, for bytes are held back until they fill frames of growing size.
+            # As a frame, because bytes are buffered until they fill frames of growing size.
             emitter.push_frame(rtc.AudioFrame(chunk.tobytes(), self.sample_rate, 1, len(chunk)))
         return samples
 
@@ -102,14 +102,14 @@ class _PiperStream(tts.SynthesizeStream):
                 self._mark_started()
                 samples += await voice.speak_into(output_emitter, clause, first=not samples)
             if not samples:
-                # LiveKit takes a text without any audio for a failed request, and repeats it.
+                # LiveKit treats a text without audio as a failed request, and retries it.
                 output_emitter.push(bytes(2 * (voice.sample_rate // 50)))
             await cutting
         finally:
             await utils.aio.cancel_and_wait(cutting)
 
     async def _cut_input(self, ready: utils.aio.Chan[str]) -> None:
-        """Hands over clauses as long as the listener has little left to hear, else sentences."""
+        """Synthesises clauses while little audio is buffered, otherwise sentences."""
         cutter = ClauseCutter()
         served_until_s = 0.0
         try:

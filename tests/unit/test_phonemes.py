@@ -41,7 +41,7 @@ def test_any_thread_may_ask() -> None:
 
 
 def test_without_library_and_program_the_error_says_so(tmp_path: Path) -> None:
-    """Where neither can be had, the error names both and gives a hint."""
+    """If neither is available, the error names both and gives a hint."""
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError\n")
     code = "from labvoice.speech.phonemes import phonemize; phonemize('hello')"
     done = subprocess.run(

@@ -117,14 +117,14 @@ def test_two_different_channels_need_a_choice(tmp_path: Path) -> None:
     left = np.concatenate([_tone(48000), silence])
     right = np.concatenate([silence, _tone(48000, frequency=1000)])
     path = _stereo(tmp_path, left, right)
-    with pytest.raises(AudioFormatError, match="two channels hold different sounds") as caught:
+    with pytest.raises(AudioFormatError, match="two channels differ") as caught:
         voice.load_wav(path)
     assert "--channel left" in caught.value.hint
     with pytest.raises(AudioFormatError, match="different sounds"):
         voice.Utterance("", np.column_stack([left, right]), 48000, "mine")
     chosen = voice.load_wav(path, "left")
     assert _frequency(chosen) == pytest.approx(440, abs=3)
-    assert chosen.notice == "of two channels the left one is said"
+    assert chosen.notice == "only the left one of two channels is used"
     assert _frequency(voice.load_wav(path, "right")) == pytest.approx(1000, abs=3)
     assert voice.load_wav(path, "mix").notice == "its two channels are mixed"
     with pytest.raises(UsageError, match="no channel 'middle'"):
@@ -148,7 +148,7 @@ def test_of_a_silent_channel_the_other_is_said(tmp_path: Path) -> None:
     for name, pair in {"left": (tone, tone * 0), "right": (tone * 0, tone)}.items():
         got = voice.load_wav(_stereo(tmp_path, *pair))
         _assert_is_the_tone(got)
-        assert f"the {name} one is said, for the other is silent" in got.notice
+        assert f"only the {name} one of two channels is used: the other is silent" in got.notice
 
 
 def test_two_microphones_of_one_room_are_mixed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(1000)
         opened.write(b"damage")
-    with pytest.raises(WeightsError, match="was changed since it was made") as caught:
+    with pytest.raises(WeightsError, match="was changed since it was created") as caught:
         weights.require("human-speech", settings)
     assert str(file.parent) in caught.value.hint
     file.unlink()
@@ -100,6 +100,6 @@ def test_unwritable_cache_is_a_readable_error(tmp_path: Path) -> None:
     """A cache folder that cannot be made is an error that names it."""
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    with pytest.raises(WeightsError, match="cannot be kept in") as caught:
+    with pytest.raises(WeightsError, match="cannot be stored in") as caught:
         weights.require("human-speech", load_settings(cache_dir=in_the_way))
     assert "LABVOICE_CACHE_DIR" in caught.value.hint
