@@ -1,4 +1,4 @@
-"""One builder at a time, between processes."""
+"""A lock between processes: one builder at a time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from labvoice.errors import BuildError
 async def only_builder(
     path: Path, what: str, timeout_s: float, progress: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Holds a lock file while something is built; it is freed when its holder ends, however.
+    """Holds a lock file during a build; it is released when its holder ends in any way.
 
     Args:
-        path: The lock file; its folder is made.
+        path: The lock file; its folder is created.
         what: What is built, for messages.
         timeout_s: How long to wait for another process, in seconds.
-        progress: Told once, if another process builds it.
+        progress: Called once if another process builds it.
 
     Raises:
-        BuildError: Another process still builds it when the time is over.
+        BuildError: Another process still builds it at the timeout.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = AsyncFileLock(path)

@@ -1,4 +1,4 @@
-"""The parts of a running stack as they are shown: state, address, process id, memory."""
+"""Display of the parts of a running stack: state, address, process id, memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string(
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the stack as the lab shows it.
+    """One part of the stack, as displayed.
 
     Attributes:
-        name: What it is.
+        name: Name of the part.
         state: `up`, `stopped`, `ended (STATUS)` or `external`.
-        address: Where it is reached.
+        address: Its address.
         pid: Its process id; None for a part that the lab did not start.
         memory_bytes: Proportional set size with all its children; None when unknown.
     """
@@ -39,12 +39,12 @@ class Part:
 
     @property
     def memory(self) -> str:
-        """The memory in words."""
+        """The memory as text."""
         return "" if self.memory_bytes is None else f"{self.memory_bytes / 2**20:.0f} MiB"
 
 
 def part_of(name: str, address: str, process: ManagedProcess | None) -> Part:
-    """Returns a part as its process stands; one without a process is somebody else's."""
+    """Returns a part from its process; without a process it is external."""
     if process is None:
         return Part(name, "external", address, None, None)
     if process.running:

@@ -1,1 +1,1 @@
-"""Whose agent is measured: labvoice's own, or somebody else's, as it is."""
+"""The agent to measure: labvoice's own, or another program's, unmodified."""

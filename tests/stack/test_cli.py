@@ -285,7 +285,7 @@ async def test_what_cannot_be_obtained_ends_the_command(tmp_path: Path, lacks: s
         words = str(tmp_path / "weights")
     else:
         env |= {"PATH": str(tmp_path), "UV_OFFLINE": "1", "UV_CACHE_DIR": str(tmp_path / "uv")}
-        words = "no LiveKit server here and no Go"
+        words = "neither a LiveKit server nor a Go toolchain"
     code, output = await labvoice("bench", "connect", "--llm", "paced", cwd=tmp_path, env=env)
     assert code == 1, output
     assert words in output

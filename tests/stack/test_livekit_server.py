@@ -137,7 +137,7 @@ async def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_taken_port(server: LiveKitServer, tmp_path: Path) -> None:
     """A port that was asked for and is taken is an error; nothing is started."""
     port = int(server.url.rpartition(":")[2])
-    with pytest.raises(PortInUseError, match=f"port {port}, wanted for the LiveKit server"):
+    with pytest.raises(PortInUseError, match=f"port {port} for the LiveKit server"):
         await LiveKitServer.start(load_settings(), state_dir=tmp_path, port=port)
     assert os.listdir(tmp_path) == []
 
@@ -201,7 +201,7 @@ async def test_no_program_and_no_go(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     told: list[str] = []
-    with pytest.raises(BuildError, match="no LiveKit server here and no Go") as caught:
+    with pytest.raises(BuildError, match="neither a LiveKit server nor a Go toolchain") as caught:
         await find_or_build(_settings(tmp_path / "cache"), told.append)
     assert "LIVEKIT_URL" in caught.value.hint
     assert any("Go toolchain" in line for line in told)

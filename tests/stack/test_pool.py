@@ -201,7 +201,7 @@ async def test_stopping_ends_a_worker_that_is_being_started(
 async def test_a_worker_that_hangs_is_started_again(
     pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stopped worker answers no more, is ended, and another one takes its place."""
+    """A stopped worker does not answer, is killed, and is replaced."""
     monkeypatch.setattr("labvoice.stack.workers.pool._HEALTH_EVERY_S", 0.5)
     pool = Pool()
     try:

@@ -219,7 +219,7 @@ async def test_taken_port_is_refused() -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(PortInUseError, match=f"port {port}, wanted for the test") as caught:
+        with pytest.raises(PortInUseError, match=f"port {port} for the test") as caught:
             require_free_port(port, "the test")
         assert "choose another port" in caught.value.hint
     require_free_port(free_port(), "the test")

@@ -138,7 +138,7 @@ async def test_a_doubtful_end_of_speech_is_told_on_its_turn(
     tone = 0.5 * np.sin(np.arange(4800) / 20)
     turn = await call.say(Utterance("", np.column_stack([tone, tone]), 48000, "mine"))
     assert turn.notice.startswith("its two channels hold the same audio")
-    assert "the end of speech is uncertain: no speech is recognised" in turn.notice
+    assert "the end of speech is uncertain: no speech is detected" in turn.notice
     assert f"turn 1: {turn.notice}" in repr(call)
     assert turn.marks["user_speech_end"] == pytest.approx(0.1, abs=0.001)
 

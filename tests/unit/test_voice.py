@@ -191,7 +191,7 @@ def test_what_is_no_audio_is_refused(tmp_path: Path, name: str) -> None:
     """A file that cannot be read is refused, with a way to convert it."""
     path = tmp_path / name
     path.write_text("no audio here")
-    with pytest.raises(AudioFormatError, match="not an audio file that can be read") as caught:
+    with pytest.raises(AudioFormatError, match="not a readable audio file") as caught:
         voice.load_wav(path)
     assert "ffmpeg" in caught.value.hint
 

@@ -24,7 +24,7 @@ from tests.unit.test_browser_call import SENT
 
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    """A lab that is up but whose LiveKit server answers no more: nothing listens there."""
+    """A running lab whose LiveKit server does not answer: nothing listens there."""
     secret = SecretStr("not-a-real-secret-but-long-enough")
     lab = Lab(
         settings=Settings(

@@ -1,16 +1,16 @@
-"""The gateway's HTTP application: who may ask, which path is served by what, what was asked.
+"""The gateway's HTTP application: authentication, routes, and the report of requests.
 
-One server speaks four protocols over the same engines, so that an agent that is not labvoice's
-finds its models here without a change:
+One server offers several protocols over the same engines, so that another program's agent uses the
+lab's models unmodified:
 
 - LiveKit Inference (`/v1/stt`, `/v1/tts`, `/v1/eot`), see :mod:`labvoice.stack.gateway.inference`;
-- OpenAI's HTTP (`/v1/chat/completions`, `/v1/audio/transcriptions`, `/v1/audio/speech`,
+- OpenAI's HTTP API (`/v1/chat/completions`, `/v1/audio/transcriptions`, `/v1/audio/speech`,
   `/v1/models`), see :mod:`labvoice.stack.gateway.openai`;
 - Deepgram's (`/v1/listen`, `/v1/speak`), see :mod:`labvoice.stack.gateway.deepgram`;
-- `/labvoice/report`, what was asked for and what answered.
+- `/labvoice/report`, the requests and the models that answered.
 
 Every other path is refused with 404 at the handshake: livekit-agents then takes its local fallback
-within 5 ms, where a socket that is accepted and silent would hang it.
+within 5 ms, whereas it would hang on an accepted but silent socket.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Gateway:
             return True
         try:
             claims = self._verifier.verify(credential)
-        except Exception:  # whatever is wrong with it, it is no token of this key
+        except Exception:  # any error: it is not a valid token of this key
             return False
         return bool(claims.inference and claims.inference.perform)
 
@@ -105,6 +105,6 @@ async def _health(_: web.Request) -> web.Response:
 
 
 async def _plugins_session(_: web.Application) -> AsyncIterator[None]:
-    """Gives engines that are LiveKit plugins the HTTP session that they find in a job."""
+    """Provides the HTTP session that LiveKit plugins expect to find in a job."""
     async with http_context.open():
         yield

@@ -1,4 +1,4 @@
-"""What stands behind the gateway: one recogniser, one voice, one language model, for all calls."""
+"""The engines behind the gateway: one recogniser, one voice, one language model for all calls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _KEPT_REQUESTS: Final = 2000
 
 @dataclass
 class Engines:
-    """The engines and the record of what was asked of them.
+    """The engines and the record of their requests.
 
     Attributes:
-        recogniser: Recognises for every stream; streams take turns.
-        voice: Speaks for every stream.
+        recogniser: Recogniser of all streams, one at a time.
+        voice: Synthesiser of all streams.
         llm_url: Address of the language model, OpenAI-compatible, ending in `/v1`.
-        llm_model: Name of the model to ask there; None hands the asked name on.
-        llm_key: Key for that address; None where it needs none.
+        llm_model: Model name to send there; None: the requested name.
+        llm_key: Key for that address; None if it needs none.
     """
 
     recogniser: stt.STT[Any]
@@ -42,7 +42,7 @@ class Engines:
     _requests: list[dict[str, Any]] = field(default_factory=list)
 
     def note_model(self, service: Service, asked: str | None) -> None:
-        """Notes that a model was asked for by name, and which one answers in its place."""
+        """Records a requested model name and the model that answers instead."""
         answering = {
             "stt": self.recogniser.model,
             "tts": self.voice.model,
@@ -56,12 +56,12 @@ class Engines:
         self._refused[path] = self._refused.get(path, 0) + 1
 
     def note_request(self, service: Service, room_id: str, **figures: float | str | None) -> None:
-        """Keeps the figures of one answered request."""
+        """Records the figures of one answered request."""
         self._requests.append({"service": service, "room_id": room_id, **figures})
         del self._requests[:-_KEPT_REQUESTS]
 
     def report(self) -> dict[str, Any]:
-        """Returns what was asked for: `models` by service, `refused` paths, `requests`."""
+        """Returns the record: `models` by service, `refused` paths, `requests`."""
         return {
             "models": self._stands_for,
             "refused": self._refused,
@@ -75,7 +75,7 @@ class Engines:
         return event.alternatives[0].text if event.alternatives else ""
 
     async def speak(self, texts: AsyncIterator[str], rate: int) -> AsyncIterator[Pcm]:
-        """Speaks texts as they come, at a sample rate in Hz; yields samples, shape (n,)."""
+        """Synthesises a stream of texts at a sample rate in Hz; yields samples, shape (n,)."""
         resampler = (
             rtc.AudioResampler(self.voice.sample_rate, rate)
             if rate != self.voice.sample_rate
@@ -101,7 +101,7 @@ class Engines:
                 await asyncio.gather(feeding, return_exceptions=True)
 
     async def speak_whole(self, text: str, rate: int) -> Pcm:
-        """Speaks one text to its end; samples of shape (n,)."""
+        """Synthesises one whole text; returns samples, shape (n,)."""
 
         async def once() -> AsyncIterator[str]:
             yield text
@@ -115,11 +115,11 @@ class Engines:
 
 @dataclass
 class Transcript:
-    """One thing that a recogniser said of a stream, in stream time.
+    """One event of a recogniser, in stream time.
 
     Attributes:
-        kind: `start` of speech, an `interim`, `preflight` or `final` transcript, or `empty` where
-            speech ended in which no words were recognised.
+        kind: `start` of speech, an `interim`, `preflight` or `final` transcript, or `empty` if
+            speech ended without recognised words.
         text: The words so far.
         start_s: When the stretch of speech began, in seconds of the stream.
         end_s: When it ended, so far.
@@ -137,10 +137,10 @@ _KINDS: Final = {
     stt.SpeechEventType.FINAL_TRANSCRIPT: "final",
 }
 _PRE_ROLL_S: Final = 0.45
-"""So long before a start of speech is told, it began at the earliest."""
+"""Longest delay of a start-of-speech event after the actual start, in seconds."""
 _TAIL_S: Final = 0.24
 """Silence after which the embedded recogniser ends a stretch of speech, for engines that do not
-date the end."""
+report the time of the end."""
 
 
 class Recognition:
@@ -158,22 +158,22 @@ class Recognition:
 
     @property
     def heard_s(self) -> float:
-        """How much audio came so far, in seconds."""
+        """Audio received so far, in seconds."""
         return self._pushed / self._rate
 
     def push(self, pcm: bytes) -> None:
-        """Takes 16-bit mono samples."""
+        """Adds 16-bit mono samples."""
         pcm = pcm[: len(pcm) // 2 * 2]
         if pcm:
             self._pushed += len(pcm) // 2
             self._stream.push_frame(rtc.AudioFrame(pcm, self._rate, 1, len(pcm) // 2))
 
     def flush(self) -> None:
-        """Ends the stretch of speech that is being heard."""
+        """Ends the current stretch of speech."""
         self._stream.flush()
 
     async def transcripts(self) -> AsyncIterator[Transcript]:
-        """Yields what is recognised, as it is."""
+        """Yields events as they occur."""
         start_s = last_end_s = 0.0
         end_s: float | None = None
         async for event in self._stream:

@@ -1,4 +1,4 @@
-"""LiveKit Inference, as livekit-agents 1.8.9's `inference` clients speak it.
+"""The LiveKit Inference protocol of livekit-agents 1.8.9's `inference` clients.
 
 Read in `livekit/agents/inference/{stt,tts,eot}.py`: JSON text frames for speech, protobuf for the
 end of turn. A client sends `session.create` first, and is answered `session.created`.
@@ -44,7 +44,7 @@ class Inference:
         self._engines = engines
 
     async def stt(self, request: web.Request) -> web.StreamResponse:
-        """Recognises audio that comes as base64 in `input_audio` messages."""
+        """Recognises base64 audio from `input_audio` messages."""
         socket, create = await _open(request)
         if create is None:
             return socket
@@ -59,7 +59,7 @@ class Inference:
                 match message["type"]:
                     case "input_audio":
                         recognition.push(base64.b64decode(message["audio"]))
-                    case "session.finalize":  # comes in mid-session too: not its end
+                    case "session.finalize":  # also sent within a session: not its end
                         recognition.flush()
                         await socket.send_json({"type": "session.finalized", "session_id": session})
                     case "session.close":
@@ -101,7 +101,7 @@ class Inference:
     async def tts(self, request: web.Request) -> web.StreamResponse:
         """Speaks the texts of `input_transcript` messages; `session.flush` ends a segment.
 
-        The client keeps the socket for further segments, and drops it where speech is interrupted.
+        The client keeps the socket for further segments, and closes it if speech is interrupted.
         """
         socket, create = await _open(request)
         if create is None:
@@ -147,7 +147,7 @@ class Inference:
         room_id: str,
         before: asyncio.Task[None] | None,
     ) -> None:
-        """Speaks one segment, after the one before; every message of it names its session."""
+        """Synthesises one segment, after the previous one; each message names its session."""
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
         session = uuid.uuid4().hex
@@ -167,7 +167,7 @@ class Inference:
             async for chunk in self._engines.speak(incoming(), rate):
                 first_s = first_s or time.monotonic()
                 await send(chunk.tobytes())
-            if first_s is None:  # a segment without audio counts as a failure and is asked again
+            if first_s is None:  # a segment without audio counts as a failure and is retried
                 await send(bytes(2 * (rate // 50)))
             await socket.send_json({"type": "done", "session_id": session})
         except ConnectionError:
@@ -235,7 +235,7 @@ class Inference:
 
 
 async def _open(request: web.Request) -> tuple[web.WebSocketResponse, dict[str, Any] | None]:
-    """Accepts the socket and reads its `session.create`; None when another message came."""
+    """Accepts the socket and reads its `session.create`; returns None for another message."""
     socket = web.WebSocketResponse(max_msg_size=0)
     await socket.prepare(request)
     async for message in _messages(socket):
@@ -250,7 +250,7 @@ async def _open(request: web.Request) -> tuple[web.WebSocketResponse, dict[str, 
 
 
 async def _messages(socket: web.WebSocketResponse) -> AsyncIterator[dict[str, Any]]:
-    """Yields JSON objects with a `type`; ends with the socket, or at anything else."""
+    """Yields JSON objects with a `type`; ends when the socket closes or sends anything else."""
     async for message in socket:
         if message.type != aiohttp.WSMsgType.TEXT:
             return

@@ -1,4 +1,4 @@
-"""OpenAI's HTTP over the lab's models: chat completions handed on, transcriptions, speech."""
+"""OpenAI's HTTP API over the lab's models: chat completions (forwarded), transcriptions, speech."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OpenAI:
     """The HTTP endpoints.
 
     Args:
-        engines: What recognises and speaks, and where the language model answers.
+        engines: The speech engines, and the address of the language model.
     """
 
     def __init__(self, engines: Engines) -> None:
@@ -49,13 +49,13 @@ class OpenAI:
         return web.json_response({"object": "list", "data": [entry]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        """Hands a chat completion on to the lab's language model, under that model's name."""
+        """Forwards a chat completion to the lab's language model, under that model's name."""
         assert self._http is not None
         try:
             body = await request.json()
             asked = body.get("model")
         except (ValueError, AttributeError):
-            return failure(400, "the body is no JSON object")
+            return failure(400, "the body is not a JSON object")
         if self._engines.llm_model is not None:
             body["model"] = self._engines.llm_model
         self._engines.note_model("llm", asked)
@@ -91,7 +91,7 @@ class OpenAI:
         return answer
 
     async def transcribe(self, request: web.Request) -> web.Response:
-        """Recognises an uploaded recording (multipart, as OpenAI's)."""
+        """Recognises an uploaded recording (multipart, like OpenAI's API)."""
         form = await request.post()
         upload = form.get("file")
         if not isinstance(upload, web.FileField):
@@ -123,7 +123,7 @@ class OpenAI:
                 return failure(400, f"response_format {other!r} is not served offline")
 
     async def speak(self, request: web.Request) -> web.StreamResponse:
-        """Speaks a text; `pcm` is streamed as it is synthesised, other formats come whole."""
+        """Synthesises a text; `pcm` is streamed, other formats are sent whole."""
         try:
             body = json.loads(await request.text())
             text, form = str(body["input"]), body.get("response_format", "mp3")

@@ -21,11 +21,11 @@ _READY_TIMEOUT_S: Final = 90.0  # the speech models load cold from disk on two b
 
 
 class GatewayServer:
-    """A gateway that answers; made by :meth:`start`.
+    """A running gateway; created by :meth:`start`.
 
     Attributes:
-        base_url: What `LIVEKIT_INFERENCE_URL` and OpenAI's clients take: ends in `/v1`.
-        key: What OpenAI's and Deepgram's clients send as their key.
+        base_url: Base URL for `LIVEKIT_INFERENCE_URL` and OpenAI's clients; ends in `/v1`.
+        key: API key for OpenAI's and Deepgram's clients.
         process: The child process.
     """
 
@@ -39,8 +39,8 @@ class GatewayServer:
         """Starts a gateway and waits until its models are loaded.
 
         Args:
-            settings: Must name the LiveKit server's key and secret and the language model.
-            state_dir: Takes its log.
+            settings: Must contain the LiveKit server's key and secret, and the language model.
+            state_dir: Folder of its log.
 
         Raises:
             ProcessError: It ended or was not ready in time; with its last log lines.
@@ -72,7 +72,7 @@ class GatewayServer:
         return cls(f"{root}/v1", key, process)
 
     async def report(self) -> dict[str, Any]:
-        """Returns what agents asked for; see :meth:`labvoice.stack.gateway.engines.Engines.report`.
+        """Returns the agents' requests; see :meth:`labvoice.stack.gateway.engines.Engines.report`.
 
         Raises:
             httpx.HTTPError: The gateway does not answer.

@@ -1,4 +1,4 @@
-"""Letta's own Python environment: made once from the lock file, compiled, kept in the cache."""
+"""Letta's own Python environment: created once from the lock file, compiled, cached."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCK_FILE = _PACKAGE / "requirements.lock"
 SERVE = _PACKAGE / "serve.py"
 _STEP_TIMEOUT_S = 1200.0
 _BUILD_TIMEOUT_S = 3600.0
-"""Of all steps, before a process that waits for another one gives up."""
+"""Timeout of a process that waits for another one's installation, in seconds."""
 # The migrations are only in the source distribution. `requirements.lock` pins its hash too.
 _SOURCE_SHA256 = "363e26989e552c859ce2e7961d484acee6fccfc1e7b16e8f644b1ae1ccd754a3"
 
@@ -74,7 +74,7 @@ def env_root(cache_dir: Path) -> Path:
 
 
 async def _step(what: str, command: Sequence[str | Path], log: Path, progress: Progress) -> None:
-    """Runs one step of the installation and says how long it has been at it."""
+    """Runs one step of the installation and reports its elapsed time."""
     began = time.monotonic()
     process = await ManagedProcess.start(f"Letta: {what}", command, log_path=log)
     ended = asyncio.ensure_future(process.wait())
@@ -83,7 +83,7 @@ async def _step(what: str, command: Sequence[str | Path], log: Path, progress: P
             elapsed_s = time.monotonic() - began
             if elapsed_s > _STEP_TIMEOUT_S:
                 raise StageTimeoutError(
-                    f"Letta: {what}", _STEP_TIMEOUT_S, "it is still busy", f"see `{log}`"
+                    f"Letta: {what}", _STEP_TIMEOUT_S, "it is still running", f"see `{log}`"
                 )
             progress(f"Letta: {what} ({elapsed_s:.0f} s)")
             await asyncio.wait([ended], timeout=2.0)
@@ -94,7 +94,7 @@ async def _step(what: str, command: Sequence[str | Path], log: Path, progress: P
         raise BuildError(
             f"{what} for Letta failed with status {process.returncode}; its last words: "
             + (process.log_tail(4) or "none"),
-            f"can this machine reach the package index? The whole log is `{log}`",
+            f"check that this machine can reach the package index; the whole log is `{log}`",
         )
 
 
@@ -117,14 +117,14 @@ def _unpack(archive: Path, into: Path) -> None:
 
 
 async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
-    """Returns the environment; installs it first where this machine has none yet.
+    """Returns the environment; installs it first if it does not exist.
 
-    Concurrent callers, in any process, wait for the one that installs. An installation that
-    was interrupted is begun anew.
+    Concurrent callers, in any process, wait for the one that installs. An interrupted installation
+    is restarted.
 
     Args:
         cache_dir: The user's cache directory for labvoice.
-        progress: Is told in words what is being done.
+        progress: Called with progress messages.
 
     Raises:
         BuildError: A step failed, or another process installs it and does not end.

@@ -1,4 +1,4 @@
-"""The processes of an embedded Letta: database, scripted LLM, server; each revived if it ends."""
+"""The processes of an embedded Letta: database, scripted LLM, server; each restarted if it ends."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from labvoice.stack.models import scripted_llm
 from labvoice.stack.processes import ManagedProcess, free_port
 
 PROVIDER: Final = "lab"
-"""Under this name the embedded server knows the lab's model. Handles are `lab/MODEL`, but
-`openai-proxy/MODEL` for an endpoint that does not say how long its context is and is not OpenAI's
-own (Letta 0.16.8, schemas/providers/openai.py)."""
+"""Provider name of the lab's model in the embedded server. Handles are `lab/MODEL`, but
+`openai-proxy/MODEL` for an endpoint that does not report its context length and is not OpenAI's own
+(Letta 0.16.8, schemas/providers/openai.py)."""
 _OPENAI_URL: Final = "https://api.openai.com/v1"
-# From nothing it takes 11 s on an idle machine, 70 s on a busy one.
+# A first start takes 11 s on an idle machine, 70 s on a busy one.
 _READY_TIMEOUT_S: Final = 300.0
 _MIGRATION_TIMEOUT_S: Final = 300.0
 _LLM_TIMEOUT_S: Final = 60.0
@@ -40,15 +40,15 @@ _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 class LettaParts:
-    """Database, scripted LLM and server on ports that stay theirs, so that a revived one is found.
+    """Database, scripted LLM and server on fixed ports, so that a restarted one keeps its address.
 
     Args:
-        settings: Which model stands behind the server.
+        settings: Includes the model of the server.
         root: Folder of the data.
-        state_dir: Takes the logs.
-        api: How to reach the server that is to be started.
+        state_dir: Folder of the logs.
+        api: API of the server.
         port: Its port.
-        key: The key that it shall ask for.
+        key: The API key that it requires.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class LettaParts:
         return self._settings.resolved_llm != "openai"
 
     async def start(self, env: LettaEnv, progress: Progress) -> None:
-        """Starts what does not run; returns when the server answers with its model known.
+        """Starts the parts that do not run; returns when the server answers and has its model.
 
         Raises:
             LabvoiceError: A part cannot be started.
@@ -131,7 +131,7 @@ class LettaParts:
         return waits[next(iter(done))]
 
     async def stop(self) -> None:
-        """Stops all; the server first, for an orderly stop of the database waits for it."""
+        """Stops all; the server first, because an orderly stop of the database waits for it."""
         for part in (self._letta, self._llm, self._postgres):
             if part is not None:
                 await part.stop()
@@ -154,12 +154,12 @@ class LettaParts:
             PROVIDER,
             address,
             self._settings.openai_api_key,
-            named or DEFAULT_OPENAI_MODEL,  # as the voice's, which an endpoint need not list
+            named or DEFAULT_OPENAI_MODEL,  # as for the agent, for an endpoint need not list it
             or_first=named is None,
         )
 
     async def _migrate(self, env: LettaEnv, postgres: Postgres, progress: Progress) -> None:
-        """Brings the database to this Letta's schema; an empty one from the SQL of an earlier."""
+        """Migrates the database to this Letta's schema; an empty one from the cached SQL."""
         done = self._root / "schema-version"
         if done.exists() and done.read_text() == LETTA_VERSION:
             return
@@ -200,7 +200,7 @@ class LettaParts:
             )
 
     def _environment(self, database_uri: str) -> Mapping[str, str]:
-        """The whole environment of Letta: nothing of the user's keys, no way out unasked."""
+        """Returns Letta's whole environment: no keys of the user, no network access."""
         home = self._root / "home"
         home.mkdir(exist_ok=True, mode=0o700)
         env = {name: os.environ[name] for name in _ENV_KEPT if name in os.environ}

@@ -21,13 +21,13 @@ DATABASE: Final = "letta"
 USER: Final = DATABASE
 _READY_TIMEOUT_S: Final = 60.0
 _COMMAND_TIMEOUT_S: Final = 120.0
-# An orderly stop writes everything out first; what is cut short is recovered at the next start.
+# An orderly stop flushes everything first; an interrupted one is recovered at the next start.
 _STOP_STEP_S: Final = 15.0
 _LEFT_BEHIND_TIMEOUT_S: Final = 2 * _STOP_STEP_S + 5.0
 
 
 class Postgres:
-    """A running PostgreSQL server; made by :meth:`start`.
+    """A running PostgreSQL server; created by :meth:`start`.
 
     Attributes:
         port: Its TCP port on 127.0.0.1.
@@ -42,9 +42,9 @@ class Postgres:
 
     @classmethod
     async def start(cls, root: Path, binaries: Path, log_path: Path, *, port: int) -> Postgres:
-        """Starts the server; makes its data folder at the first start.
+        """Starts the server; creates its data folder at the first start.
 
-        Nobody else may start one on the same folder meanwhile: the caller holds a lock.
+        The caller must hold a lock, so that no other process starts one on the same folder.
 
         Args:
             root: Folder for the data and the password; only the user can read it.
@@ -123,7 +123,7 @@ class Postgres:
         return await self._client("pg_dump", "--no-owner", database=DATABASE)
 
     async def restore(self, dump: Path) -> None:
-        """Runs a file of :meth:`dump`, all of it or nothing."""
+        """Restores a file of :meth:`dump` in one transaction."""
         await self._client("psql", "-q", "-o", os.devnull, "-1f", str(dump), database=DATABASE)
 
     async def _client(self, program: str, *arguments: str, database: str) -> str:
@@ -141,7 +141,7 @@ class Postgres:
 
 
 def _plain_env() -> dict[str, str]:
-    # PGHOST, PGDATA and their like in the user's environment belong to another server.
+    # PGHOST, PGDATA and similar variables in the user's environment belong to another server.
     return {name: os.environ[name] for name in ("PATH", "TMPDIR", "TZ") if name in os.environ}
 
 
@@ -154,13 +154,13 @@ def _password(path: Path) -> str:
 
 
 def _unprivileged() -> list[str]:
-    """The words to put before a PostgreSQL command, which refuses to run as root.
+    """Returns the prefix of a PostgreSQL command, which refuses to run as root.
 
-    As root it runs as `nobody`, and keeps the one capability with which it can reach its
-    programs and its data where only root may go (`/root`, a private temporary folder).
+    As root the command runs as `nobody`, and keeps the one capability to read its programs and data
+    in folders of root (`/root`, a private temporary folder).
 
     Raises:
-        ProcessError: This is root, and no `setpriv` is here.
+        ProcessError: Run as root without `setpriv`.
     """
     if os.geteuid() != 0:
         return []
@@ -184,7 +184,7 @@ def _unprivileged() -> list[str]:
 
 
 async def _initialise(data: Path, password_file: Path, binaries: Path) -> None:
-    """Makes the data folder; under another name first, so that it is whole or not there."""
+    """Creates the data folder under a temporary name first, so that it is complete or missing."""
     partial = data.with_name(f"{data.name}.partial")
     await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
@@ -212,7 +212,7 @@ async def _initialise(data: Path, password_file: Path, binaries: Path) -> None:
 
 
 async def _forget_dead_postmaster(data: Path) -> None:
-    """Waits for the end of a server left behind by a crash; removes a pid file that lies.
+    """Waits for the end of a server left behind by a crash; removes a stale pid file.
 
     After a reboot the number in it may belong to any process of the user, and PostgreSQL
     would then refuse to start.
@@ -236,7 +236,7 @@ async def _forget_dead_postmaster(data: Path) -> None:
 
 
 def _server_on(data: Path) -> int | None:
-    """Returns the process that the folder's pid file names, if that is its server."""
+    """Returns the process of the folder's pid file, if it is the folder's server."""
     try:
         process = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
         if process.name() != "postgres":
@@ -257,7 +257,7 @@ async def _run(name: str, command: Sequence[str | Path], env: Mapping[str, str])
     Raises:
         ProcessError: It failed or did not end.
     """
-    # Not the caller's folder: `nobody` may not be able to stand in it.
+    # Not the caller's folder: `nobody` may have no access to it.
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
         stdin=asyncio.subprocess.DEVNULL,

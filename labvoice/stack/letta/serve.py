@@ -1,7 +1,7 @@
 """Runs Letta's HTTP API on loopback behind a bearer token; works in Letta's own environment.
 
 `python serve.py PORT`, the token in the environment as `LABVOICE_LETTA_TOKEN`. Letta's own
-`--secure` prints its password into the log and wraps every answer once more, streams too.
+`--secure` prints its password into the log and buffers every answer, streams included.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _REFUSAL = b'{"detail": "the key is missing or wrong"}'
 
 
 class Locked:
-    """Lets through what carries the token, and the health check.
+    """ASGI middleware that requires the token, except for the health check.
 
     Args:
-        app: The application behind the lock.
-        token: What callers must send as `Authorization: Bearer …`.
+        app: The wrapped application.
+        token: Token that clients send as `Authorization: Bearer …`.
     """
 
     def __init__(self, app: App, token: str) -> None:
@@ -51,7 +51,7 @@ class Locked:
 
 
 def main() -> None:
-    """Takes the port before the long import, so that nobody else can; then serves."""
+    """Binds the port before the long import, so that no other process takes it; then serves."""
     # asyncio sets TCP_NODELAY only where the protocol is named.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,7 +62,7 @@ def main() -> None:
     import uvicorn
     from letta.server.rest_api.app import app  # type: ignore[import-not-found]
 
-    # A stop must not wait for streams whose reader has gone.
+    # A stop must not wait for streams whose client has disconnected.
     config = uvicorn.Config(Locked(app, token), access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,4 +1,4 @@
-"""A Letta server: the one the settings name, or our own with its database and its model."""
+"""A Letta server: the external one of the settings, or an embedded one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from labvoice.stack.processes import ManagedProcess, free_port
 
 State = Literal["preparing", "starting", "up", "failed", "unreachable", "external", "stopped"]
 
-# A part that keeps ending has a reason that another start does not take away.
+# A part that keeps ending has a cause that a restart does not repair.
 _MOST_REVIVALS: Final = 5
 _REVIVALS_WITHIN_S: Final = 300.0
 _LONGEST_PAUSE_S: Final = 30.0
@@ -39,20 +39,19 @@ _EXTERNAL_LOOK_S: Final = 5.0
 
 
 class LettaServer:
-    """A Letta server, up or on its way; made by :meth:`start`.
+    """A Letta server, running or starting; created by :meth:`start`.
 
-    A process of an embedded server that ends by itself is started again, on its old port and
-    data; meanwhile the state is `starting`.
+    A process of an embedded server that ends unexpectedly is restarted on the same port and data;
+    meanwhile the state is `starting`.
 
     Attributes:
-        base_url: Its address; known from the beginning.
-        api_key: Its key; known from the beginning.
+        base_url: Its address; known before it runs.
+        api_key: Its key; known before it runs.
         state: `preparing` (the environment is installed), `starting`, `up`, `failed`,
-            `stopped`; for a server of somebody else `external`, or `unreachable` until it
-            answers for the first time.
+            `stopped`; for an external server `external`, or `unreachable` until it first answers.
         error: Why it failed or cannot be reached.
-        api: Its agents and models.
-        turns_path: File for the turns that wait to be written to this server.
+        api: API of its agents and models.
+        turns_path: File of the turns not yet written to this server.
     """
 
     def __init__(
@@ -80,24 +79,23 @@ class LettaServer:
         fresh: bool = False,
         progress: Progress = lambda _: None,
     ) -> LettaServer:
-        """Uses the server that the settings name, or begins to start one.
+        """Uses the server of the settings, or starts one in the background.
 
-        Returns at once, with the address and the key that the server will have: calls do not
-        wait for it. :meth:`until_up` does. Memories are kept in the user's data folder; one
-        lab at a time can have them open.
+        Returns at once with the server's address and key; calls do not wait for it,
+        :meth:`until_up` does. Memories are kept in the user's data folder, which one lab at a time
+        can open.
 
         Args:
             settings: `letta_base_url`, `letta_api_key`, the folders, the model.
             state_dir: Takes the logs.
-            fresh: Use an empty database that is deleted at the stop; the kept one stays as
-                it is.
-            progress: Told in words what is being done.
+            fresh: Use an empty database that is deleted at the stop; the kept one is not changed.
+            progress: Called with progress messages.
 
         Raises:
-            CredentialsError: The server that the settings name refuses the key. One that does
-                not answer is waited for in the background.
-            UsageError: Another lab has the memories open, or an empty database is asked of a
-                server of somebody else.
+            CredentialsError: The server of the settings refuses the key. One that does not answer
+                is retried in the background.
+            UsageError: Another lab has the memories open, or `fresh` is set with an external
+                server.
         """
         if settings.letta_base_url and fresh:
             raise UsageError(
@@ -122,7 +120,7 @@ class LettaServer:
 
     @classmethod
     async def _external(cls, settings: Settings, base_url: str) -> LettaServer:
-        # Agent ids are nonsense to another server or account: each has turns of its own.
+        # Agent ids differ between servers and accounts: each has its own file of turns.
         key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else ""
         name = hashlib.sha256(f"{base_url} {key}".encode()).hexdigest()[:12]
         turns = settings.data_dir / "letta-turns" / f"{name}.sqlite"
@@ -138,7 +136,7 @@ class LettaServer:
         return server
 
     async def _look(self) -> None:
-        """Asks a server of somebody else once; what it answers is its state from here on."""
+        """Probes an external server once, and sets the state from its answer."""
         try:
             async with asyncio.timeout(_EXTERNAL_LOOK_S):
                 await self.api.check()
@@ -163,17 +161,17 @@ class LettaServer:
 
     @property
     def answers(self) -> bool:
-        """Whether it has answered, and has not ended since as far as this process knows."""
+        """Whether it has answered, and has not ended since."""
         return self.state in ("up", "external")
 
     @property
     def embedded(self) -> bool:
-        """Whether it is our own."""
+        """Whether it is the embedded server."""
         return self._parts is not None
 
     @property
     def processes(self) -> list[ManagedProcess]:
-        """Its processes so far: PostgreSQL, the scripted LLM, Letta."""
+        """Its started processes: PostgreSQL, the scripted LLM, Letta."""
         return self._parts.processes if self._parts else []
 
     async def until_up(self, timeout_s: float = 1800.0) -> None:
@@ -183,8 +181,8 @@ class LettaServer:
             timeout_s: How long, in seconds; the first installation takes minutes.
 
         Raises:
-            StageTimeoutError: It is still not there.
-            LabvoiceError: It failed, or a server of somebody else cannot be reached; the reason.
+            StageTimeoutError: It does not answer in time.
+            LabvoiceError: It failed, or an external server cannot be reached.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -211,7 +209,7 @@ class LettaServer:
             self._lock.release()
 
     async def _keep_up(self, parts: LettaParts, progress: Progress) -> None:
-        """Brings the server up, and again whenever a part of it ends or cannot be started."""
+        """Starts the server, and restarts it whenever a part of it ends or fails to start."""
         troubles: list[float] = []
         try:
             env = await prepare_letta_env(self._settings.cache_dir, progress)
@@ -241,7 +239,7 @@ class LettaServer:
                     self._settled.set()
                 progress(f"Letta: {told}; starting it again")
                 await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (len(troubles) - 1) - 1))
-        except Exception as error:  # whatever it is, somebody waits for this to be settled
+        except Exception as error:  # any error: callers wait for the state
             if not isinstance(error, LabvoiceError):
                 words = f"Letta cannot be started: {type(error).__name__}: {error}"
                 error = ProcessError(words)
@@ -253,7 +251,7 @@ class LettaServer:
 
 
 def _only_user(root: Path) -> FileLock:
-    """Takes the lock on a data folder; it ends with this process at the latest.
+    """Locks a data folder; the lock ends with this process at the latest.
 
     Raises:
         UsageError: Another lab holds it.

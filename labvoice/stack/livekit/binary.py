@@ -1,4 +1,4 @@
-"""Finds the LiveKit server's program, or builds it from the pinned Go module beside this file."""
+"""Finds the LiveKit server's program, or builds it from the pinned Go module in this folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from labvoice.stack.locks import only_builder
 from labvoice.stack.processes import ManagedProcess
 
 Progress = Callable[[str], None]
-"""Is told, in one sentence, what is being waited for."""
+"""Called with progress messages of one sentence."""
 
 MODULE_DIR: Final = Path(__file__).with_name("go")
-"""The Go module that pins the server and everything it is built from."""
+"""The Go module that pins the server and its dependencies."""
 PROGRAM: Final = "livekit-server"
 _PACKAGE: Final = "github.com/livekit/livekit-server/cmd/server"
 _GO_MINIMUM: Final = (1, 26)  # the `go` line of go/go.mod
@@ -53,11 +53,11 @@ def pinned_version() -> str:
 
 
 async def find_or_build(settings: Settings, progress: Progress) -> ServerProgram:
-    """Returns the server's program: from PATH, else from the cache, else freshly built.
+    """Returns the server's program: from PATH, from the cache, or newly built.
 
     Args:
         settings: For the cache's folder.
-        progress: Told every few seconds how far a build is.
+        progress: Called every few seconds with the state of a build.
 
     Raises:
         BuildError: There is no program and none can be built.
@@ -68,8 +68,8 @@ async def find_or_build(settings: Settings, progress: Progress) -> ServerProgram
         version = await _version(Path(on_path))
         if version is None:
             raise ProcessError(
-                f"`{on_path}` does not tell its version as a LiveKit server does",
-                "repair it, or take it off PATH to let labvoice build its own",
+                f"`{on_path}` does not print a LiveKit server's version",
+                "repair it, or remove it from PATH to let labvoice build its own",
             )
         return ServerProgram(Path(on_path), version)
 
@@ -80,19 +80,19 @@ async def find_or_build(settings: Settings, progress: Progress) -> ServerProgram
         return cached
     try:
         async with only_builder(folder / "lock", "LiveKit server", _BUILD_TIMEOUT_S, progress):
-            # Whoever held the lock before us has most likely built it.
+            # The previous holder of the lock has most likely built it.
             if await _version(cached.path) != version:
                 await _build(cached, progress)
     except OSError as error:
         raise BuildError(
             f"the LiveKit server cannot be built in {folder}: {error.strerror}",
-            "make room or the folder writable, or set LABVOICE_CACHE_DIR to another one",
+            "free disk space or make the folder writable, or set LABVOICE_CACHE_DIR to another one",
         ) from None
     return cached
 
 
 async def _build(target: ServerProgram, progress: Progress) -> None:
-    """Builds into a scratch folder and renames, so that the cache never has half a program."""
+    """Builds into a scratch folder and renames, so that the cache has complete programs only."""
     scratch = target.path.parent / "build"
     await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
     try:
@@ -116,7 +116,7 @@ async def _build(target: ServerProgram, progress: Progress) -> None:
         await _finish("`go build` of the LiveKit server", command, log, env, tell)
         if await _version(built) != target.version:
             raise BuildError(
-                f"the LiveKit server was built but does not say that it is {target.version}",
+                f"the LiveKit server was built but does not report the version {target.version}",
                 _INSTALL_HINT,
             )
         os.replace(built, target.path)
@@ -125,10 +125,10 @@ async def _build(target: ServerProgram, progress: Progress) -> None:
 
 
 async def _go(scratch: Path, progress: Progress) -> tuple[Path, Mapping[str, str]]:
-    """Returns a Go that is new enough, and the environment to run it in.
+    """Returns a Go toolchain that is new enough, and its environment.
 
-    The Go on PATH keeps its own caches. One fetched for this build keeps them in `scratch`,
-    so that nothing but the server stays on a machine that had no Go.
+    The Go on PATH uses its own caches. A downloaded one keeps them in `scratch`, so that only the
+    server remains on a machine without Go.
     """
     env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": ""}
     on_path = shutil.which("go")
@@ -152,13 +152,14 @@ async def _go(scratch: Path, progress: Progress) -> tuple[Path, Mapping[str, str
     except (BuildError, ProcessError, FileNotFoundError) as error:
         reason = error.observed if isinstance(error, LabvoiceError) else "uv is not installed"
         raise BuildError(
-            f"there is no LiveKit server here and no Go to build it with: {reason}", _INSTALL_HINT
+            f"there is neither a LiveKit server nor a Go toolchain to build it: {reason}",
+            _INSTALL_HINT,
         ) from None
     env.pop("GOROOT", None)
     env |= {
         "GOPATH": str(scratch / "gopath"),
         "GOCACHE": str(scratch / "gocache"),
-        "GOFLAGS": "-modcacherw",  # or the scratch folder could not be removed
+        "GOFLAGS": "-modcacherw",  # otherwise the scratch folder cannot be removed
     }
     return toolchain / "go" / "bin" / "go", env
 
@@ -170,7 +171,7 @@ async def _finish(
     env: Mapping[str, str],
     tell: Callable[[float], None],
 ) -> None:
-    """Runs a command to its end; tells the seconds gone by every few seconds.
+    """Runs a command to its end; reports the elapsed time every few seconds.
 
     Raises:
         BuildError: It failed or took too long; with its last log lines.
@@ -199,14 +200,14 @@ async def _finish(
 
 
 async def _version(program: Path) -> str | None:
-    """Returns the version a LiveKit server's program tells, None when it is no such program."""
+    """Returns the version that a LiveKit server's program prints; None for another program."""
     said = await _output([program, "--version"], os.environ)
     match = re.search(r"livekit-server version (\S+)", said or "")
     return match.group(1) if match else None
 
 
 async def _output(command: Sequence[str | Path], env: Mapping[str, str]) -> str | None:
-    """Returns what a quick command prints, None when it cannot run, fails or hangs."""
+    """Returns the output of a quick command; None if it cannot run, fails or hangs."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

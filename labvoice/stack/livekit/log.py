@@ -1,4 +1,4 @@
-"""What our own LiveKit server says of workers and jobs in its log, and nowhere else."""
+"""Parses workers and jobs from the log of the lab's own LiveKit server."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _LINE = re.compile(rf"^(\S+)\t.*\t({'|'.join(_MESSAGES)})\t(\{{.*\}})$")
 
 @dataclass(frozen=True)
 class LogEvent:
-    """One line of interest.
+    """One relevant log line.
 
     Attributes:
-        at_s: When, on this machine's wall clock, in seconds.
-        message: The server's words.
-        fields: What it tells with them.
+        at_s: Wall-clock time, in seconds.
+        message: The server's message.
+        fields: The message's fields.
     """
 
     at_s: float
@@ -58,12 +58,12 @@ class LogEvent:
 
 @dataclass(frozen=True)
 class LoggedJob:
-    """A job that the server gave to a worker.
+    """A job that the server assigned to a worker.
 
     Attributes:
         job_id: Its id.
         worker_id: Of the worker that took it.
-        ended: How it ended, in words; empty while it runs.
+        ended: How it ended, as text; empty while it runs.
     """
 
     job_id: str
@@ -92,13 +92,13 @@ class LiveKitLog:
     def lost(self, room: str, agent_name: str, since_s: float) -> LogEvent | None:
         """Returns the line by which the server gave up on a dispatch to this room, if it did.
 
-        A dispatch also asks for workers of the job types JT_PUBLISHER and JT_PARTICIPANT, of
-        which there are none here: that those find nobody is no loss.
+        A dispatch also asks for workers of the job types JT_PUBLISHER and JT_PARTICIPANT, which the
+        lab does not have; their failure is ignored.
         """
         return self._last((_NO_WORKER, _NO_CAPACITY), room, agent_name, since_s)
 
     def failed_requests(self, agent_name: str, since_s: float) -> list[LogEvent]:
-        """Returns the lines on job requests that failed; the server does not say for which room."""
+        """Returns the lines about failed job requests; the server does not name the room."""
         self._read()
         return [
             event
@@ -117,7 +117,7 @@ class LiveKitLog:
         return LoggedJob(job_id, str(assigned.fields.get("workerID")), self.ended(job_id))
 
     def ended(self, job_id: str) -> str:
-        """Returns how a job ended, in words; empty while it runs."""
+        """Returns how a job ended, as text; empty while it runs."""
         self._read()
         return next(
             (
@@ -150,7 +150,7 @@ class LiveKitLog:
                 log.seek(self._position)
                 data = log.read()
         except OSError:
-            return  # the server's folder is gone: it has been stopped
+            return  # the server's folder was removed: it has been stopped
         complete = data[: data.rfind(b"\n") + 1]
         self._position += len(complete)
         for line in complete.decode(errors="replace").splitlines():
@@ -161,7 +161,7 @@ class LiveKitLog:
         self._events.append(event)
         worker_id = str(event.fields.get("workerID"))
         if event.message == _STARTING:
-            self._workers.clear()  # a server that was killed took leave of nobody
+            self._workers.clear()  # a killed server logs no deregistration
         elif event.message == _REGISTERED:
             self._workers[worker_id] = str(event.fields.get("agentName", ""))
         elif event.message == _CLOSING:
@@ -169,7 +169,7 @@ class LiveKitLog:
 
 
 def parse(line: str) -> LogEvent | None:
-    """Reads one line of the log; None for one that says nothing of workers and jobs."""
+    """Parses one line of the log; None if it is not about workers or jobs."""
     found = _LINE.match(line)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A LiveKit server: the one the settings name, or our own child process on loopback only."""
+"""A LiveKit server: the external one of the settings, or a child process on loopback only."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from labvoice.stack.processes import ManagedProcess, free_port, require_free_por
 _LOOPBACK: Final = "127.0.0.1"
 _CHECK_TIMEOUT_S: Final = 5.0
 _READY_TIMEOUT_S: Final = 30.0
-# Nothing else of the environment reaches the server: it would read REDIS_HOST, NODE_IP, UDP_PORT
+# The server gets no other environment variables: it would read REDIS_HOST, NODE_IP, UDP_PORT
 # and every LIVEKIT_… variable over its configuration (cmd/server/main.go, baseFlags).
 _ENV_KEPT: Final = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
 
 class LiveKitServer:
-    """A LiveKit server that answers and accepts our key; made by :meth:`start`.
+    """A LiveKit server that answers and accepts the key; created by :meth:`start`.
 
     Attributes:
         url: WebSocket address, such as `ws://127.0.0.1:7880`.
         http_url: The same address for HTTP.
-        api_key: Key that tokens are signed for.
-        api_secret: Secret that they are signed with.
-        process: Our child process; None when the server is somebody else's.
-        version: The server's version; None when it is somebody else's.
-        metrics_url: Where our own server serves Prometheus metrics; None for somebody else's.
-        log: Our own server's log; None for somebody else's.
+        api_key: API key of the tokens.
+        api_secret: API secret of the tokens.
+        process: The child process; None if the server is external.
+        version: The server's version; None if it is external.
+        metrics_url: Prometheus metrics of the lab's own server; None if it is external.
+        log: Log of the lab's own server; None if it is external.
     """
 
     def __init__(
@@ -74,24 +74,24 @@ class LiveKitServer:
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
     ) -> LiveKitServer:
-        """Uses the server that the settings name, or starts one.
+        """Uses the server of the settings, or starts one.
 
-        A server of ours listens on loopback only, with a key made for this run. It is found on
-        PATH or in the cache, and built where it is in neither.
+        The lab's own server listens on loopback only, with a key generated for this run. Its
+        program is on PATH or in the cache, and is built otherwise.
 
         Args:
             settings: `livekit_url`, key and secret, and the cache's folder.
-            state_dir: Takes the server's log.
-            port: TCP port for our own server; a free one when not given.
-            progress: Told every few seconds what a build is doing.
-            webhook_url: Where our own server reports rooms and participants, signed.
+            state_dir: Folder of the server's log.
+            port: TCP port of the lab's own server; None: a free one.
+            progress: Called every few seconds with the state of a build.
+            webhook_url: Where the lab's own server sends its signed webhooks.
 
         Raises:
-            ServerUnreachableError: The server that the settings name does not answer.
+            ServerUnreachableError: The server of the settings does not answer.
             CredentialsError: It refuses the key or the secret.
             PortInUseError: `port` is taken.
-            BuildError: No server is here and none can be built.
-            ProcessError: Our server ended or did not become ready.
+            BuildError: There is no server program and it cannot be built.
+            ProcessError: The server ended or did not become ready.
         """
         if settings.livekit_url:
             assert settings.livekit_api_key, "load_settings() requires the key with the URL"
@@ -145,7 +145,7 @@ class LiveKitServer:
             return process
 
         async def answers() -> bool:
-            # Somebody else's server on this port would say OK too, but not accept our key.
+            # Another process's server on this port would answer too, but not accept the key.
             try:
                 await cls.check(server.url, api_key, api_secret)
             except (ServerUnreachableError, CredentialsError):
@@ -158,15 +158,15 @@ class LiveKitServer:
         return server
 
     async def restart(self) -> None:
-        """Stops our server, if it still runs, and starts it again: same ports, same key, no rooms.
+        """Restarts the lab's own server: same ports, same key, no rooms.
 
         Raises:
-            UsageError: The server is somebody else's.
+            UsageError: The server is external.
             ProcessError: It ended or did not become ready.
         """
         if self._launch is None or self.process is None:
             raise UsageError(
-                f"the server at {self.url} was not started here", "restart it where it runs"
+                f"this lab did not start the server at {self.url}", "restart it on its own host"
             )
         await self.process.stop()
         self.process = await self._launch()
@@ -204,7 +204,7 @@ class LiveKitServer:
                 "start it, correct LIVEKIT_URL, or unset LIVEKIT_URL to let labvoice start one",
             ) from None
         if answer.status_code in {401, 403}:
-            # The server's own words may repeat the token, so they are not shown.
+            # The server's message may contain the token, so it is not shown.
             if "invalid API key" in answer.text:
                 observed = f"the LiveKit server at {url} does not know the key {api_key}"
             elif "signature is invalid" in answer.text:
@@ -216,13 +216,13 @@ class LiveKitServer:
             )
         if answer.status_code != 200 or '"rooms"' not in answer.text:
             raise ServerUnreachableError(
-                f"what answers at {url} is not a LiveKit server: HTTP {answer.status_code} "
+                f"the server at {url} is not a LiveKit server: HTTP {answer.status_code} "
                 "when asked for its rooms",
                 "check the address and the port in LIVEKIT_URL",
             )
 
     async def stop(self) -> None:
-        """Stops the server if it is ours; safe to call twice."""
+        """Stops the lab's own server; safe to call twice."""
         if self.process is not None:
             await self.process.stop()
 
@@ -258,7 +258,7 @@ def _config(
             "stun_servers": [f"{_LOOPBACK}:3478"],
         },
         "prometheus": {"port": metrics_port},
-        # The server tells that no worker took a job in Info lines only.
+        # The server logs that no worker took a job at level info only.
         "logging": {"level": "debug" if debug else "info"},
     }
 

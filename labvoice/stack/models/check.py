@@ -1,4 +1,4 @@
-"""Whether the language model would answer: asked of the model's server itself."""
+"""Health check of the language model's server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from labvoice.settings import Settings
 
 _OPENAI: Final = "https://api.openai.com/v1"
 _EXTERNAL_LIFETIME_S: Final = 30.0
-"""Somebody else's server is not asked more often: `/readyz` and each scrape ask."""
+"""Minimum interval between requests to an external server, in seconds: `/readyz` and each scrape
+check it."""
 
 
 class ModelCheck:
-    """Asks an OpenAI-compatible server for its list of models, which costs it nothing.
+    """Checks an OpenAI-compatible server by its list of models, which is cheap.
 
     Args:
         settings: Address and key of the model.
@@ -32,11 +33,11 @@ class ModelCheck:
         self._asked_s = float("-inf")
 
     async def ask(self) -> str:
-        """Returns what was seen, in words.
+        """Returns the result as text.
 
         Raises:
             CredentialsError: The server refuses the key.
-            ServerAnswerError: It answers with a fault of its own.
+            ServerAnswerError: It answers with an error.
             ServerUnreachableError: It does not answer.
         """
         if self._external and time.monotonic() - self._asked_s < _EXTERNAL_LIFETIME_S:
@@ -56,8 +57,8 @@ class ModelCheck:
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise ServerAnswerError(
                 f"the model's server at {self._address} answered HTTP {answer.status_code}",
-                "its log tells why",
+                "see its log",
             )
         self._asked_s = time.monotonic()
-        # Not every compatible server lists its models; that it answers is what counts.
+        # Not every compatible server lists its models; any answer is enough.
         return "answers"

@@ -1,4 +1,4 @@
-"""The HTTP of an OpenAI-compatible model server: request, streaming, errors; not what is said."""
+"""The HTTP layer of an OpenAI-compatible model server: requests, streaming, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The part of a chat completion request that a model of ours reads; the rest is ignored."""
+    """The part of a chat completion request that labvoice's models read; the rest is ignored."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream: bool = False
@@ -34,15 +34,15 @@ class ChatRequest(BaseModel):
 
     @property
     def limit(self) -> int | None:
-        """How many tokens the answer may have; None: as many as it takes."""
+        """Maximum number of tokens of the answer; None: unlimited."""
         return self.max_completion_tokens or self.max_tokens
 
 
 Answer = Callable[[ChatRequest, float], AsyncIterator[str]]
-"""What a model says: the tokens of its answer, one by one, each at its own time.
+"""A model: yields the tokens of its answer, each at its own time.
 
 Called with the request and the instant it arrived (`time.monotonic()`, seconds). Closed
-early when the client has gone or the token limit is reached.
+early if the client has disconnected or the token limit is reached.
 """
 
 
@@ -50,8 +50,8 @@ class ChatServer:
     """Serves one model at `/v1/chat/completions`, with `/v1/models` and `/health`.
 
     Args:
-        model: The model's name; every request gets this model, whatever name it asks for.
-        answer: What the model says.
+        model: The model's name; requests for any other name get this model too.
+        answer: Yields the model's answer.
 
     Attributes:
         app: The ASGI application.
@@ -168,5 +168,5 @@ def _usage(tokens: int) -> dict[str, int]:
 
 
 async def sleep_until(instant_s: float) -> None:
-    """Sleeps until an instant of `time.monotonic()`; returns at once when it has passed."""
+    """Sleeps until an instant of `time.monotonic()`; returns at once if it has passed."""
     await asyncio.sleep(max(0.0, instant_s - time.monotonic()))

@@ -1,6 +1,6 @@
-"""The reference model `paced`: the same reply with the same timing, whatever is asked.
+"""The reference model `paced`: the same reply with the same timing for every request.
 
-It tells the pipeline's time from the model's. The first token comes 200 ms after the request
+It separates the pipeline's latency from the model's. The first token comes 200 ms after the request
 has arrived, each further one 35 ms after the one before, all counted from the arrival so that
 nothing drifts. Run as `python -m labvoice.stack.models.paced_model PORT`.
 """

@@ -52,7 +52,7 @@ _NO_VALUE: Final = re.compile(
     r"^(?:not|that|this|it|its|you|your|him|her|them|what|when|how|why|so|to|if|there)\b",
     re.IGNORECASE,
 )
-# "My question is …" introduces something else; it says nothing that lasts.
+# "My question is …" introduces something else; it states no lasting fact.
 _NO_THING: Final = re.compile(
     r"\b(?:question|problem|point|guess|idea|answer|issue|concern|thing|bad|turn|feeling)$",
     re.IGNORECASE,
@@ -143,7 +143,7 @@ def _fact(clause: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Words only, so that a change of case or punctuation makes no second fact."""
+    """Returns words only, so that a change of case or punctuation does not add a second fact."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
@@ -167,7 +167,7 @@ def reply(chat: ChatRequest) -> dict[str, Any]:
         for message in chat.messages[last_user + 1 :]
         for call in message.get("tool_calls") or ()
     ]
-    # One round of filing for a message, whatever the tool answered: no loop on a refusal.
+    # One tool round per message, regardless of the tool's answer: no loop on a refusal.
     if filed:
         refused = any(_refusal(message) for message in chat.messages[last_user + 1 :])
         return {"role": "assistant", "content": FAILED if refused else NOTED}
@@ -205,7 +205,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _refusal(message: dict[str, Any]) -> bool:
-    """Whether this is a tool's answer that it failed, as Letta wraps it."""
+    """Whether this is a tool's error result, as Letta wraps it."""
     if message.get("role") != "tool":
         return False
     try:
@@ -216,7 +216,7 @@ def _refusal(message: dict[str, Any]) -> bool:
 
 
 def _user_words(message: dict[str, Any]) -> str:
-    """The user's words; older kinds of Letta agents wrap them in JSON."""
+    """Returns the user's text; older kinds of Letta agents wrap it in JSON."""
     text = _text(message)
     try:
         wrapped = json.loads(text)
@@ -226,7 +226,7 @@ def _user_words(message: dict[str, Any]) -> str:
 
 
 def _deltas(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The message in pieces: a tool call at once, a sentence word by word."""
+    """Yields the message in chunks: a tool call at once, a sentence word by word."""
     if message.get("tool_calls"):
         calls = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
         yield {"role": "assistant", "tool_calls": calls}

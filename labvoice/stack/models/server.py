@@ -19,12 +19,12 @@ _READY_TIMEOUT_S: Final = 60.0
 
 
 class ModelServer:
-    """A model server that has answered; made by :meth:`start`.
+    """A running model server; created by :meth:`start`.
 
     Attributes:
         kind: `small` (SmolLM2 in llama.cpp) or `paced` (reference model with fixed timing).
-        model: Name to ask for.
-        base_url: What an OpenAI client takes, such as `http://127.0.0.1:8080/v1`.
+        model: Model name for requests.
+        base_url: Base URL for an OpenAI client, such as `http://127.0.0.1:8080/v1`.
         process: The child process.
     """
 
@@ -48,9 +48,9 @@ class ModelServer:
 
         Args:
             kind: Which model.
-            settings: For the cache that keeps the weights of `small`.
-            state_dir: Takes the server's log.
-            progress: Told what is being waited for when weights have to be fetched.
+            settings: For the cache folder with the weights of `small`.
+            state_dir: Folder of the server's log.
+            progress: Called with progress messages while weights are downloaded.
             gguf: Weights for `small` to load instead of the pinned ones.
 
         Raises:
@@ -92,7 +92,7 @@ class ModelServer:
             await process.until_ready(
                 completes,
                 timeout_s=_READY_TIMEOUT_S,
-                hint="the log's last lines say why; `--llm paced` needs no weights",
+                hint="see the last log lines; `--llm paced` needs no weights",
             )
         except BaseException:
             await process.stop()

@@ -14,14 +14,15 @@ import xllamacpp
 MODEL: Final = "small"
 _CONTEXT_TOKENS: Final = 4096
 _SLOTS: Final = 4
-"""Conversations whose prompts can stay warm; they share the context's tokens. llama.cpp puts a
-request into the slot whose prompt is most alike, so that rooms with one system prompt evict
-each other (first token after 420 ms) unless a request names its slot, `"id_slot": 0…3` (130 ms)."""
+"""Number of conversations whose prompts stay cached; they share the context's tokens. llama.cpp
+puts a request into the slot with the most similar prompt, so that rooms with one system prompt
+evict each other (first token after 420 ms) unless a request names its slot, `"id_slot": 0…3` (130
+ms)."""
 _REPLY_TOKENS: Final = 80
-"""About 20 s of speech, where a request sets no limit. Asked for short answers, a model of this
-size still talks on for over a minute now and then (`labvoice bench turns`, 1 of 20)."""
+"""Token limit of a request that sets none, about 20 s of speech. Even when asked for short answers,
+a model of this size occasionally talks for over a minute (`labvoice bench turns`, 1 of 20)."""
 _THREADS: Final = 1
-"""Two threads wait for each other at every layer. Beside one busy core, a 2-core machine gave
+"""Two threads wait for each other at every layer. With one core busy, a 2-core machine gave
 132 ms to the first token and 23 tokens/s with two, 71 ms and 95 tokens/s with one."""
 
 
@@ -29,7 +30,7 @@ def serve(gguf: str, port: int) -> None:
     """Loads the model and serves it on loopback until a signal ends the process.
 
     Raises:
-        RuntimeError: The model cannot be loaded; llama.cpp has said why on standard error.
+        RuntimeError: The model cannot be loaded; llama.cpp prints the cause on standard error.
     """
     params = xllamacpp.CommonParams()
     params.model.path = gguf

@@ -1,4 +1,4 @@
-"""What happened in a lab, in order: one log for the pool and for failover."""
+"""Event log of a lab, shared by worker pool and failover."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class EventLog:
             worker: Name of the worker's process.
             room: Name of the room.
             detail: A sentence.
-            at_s: When, as wall-clock seconds; now when not given.
-            job_id: Of the job that it is about; for the log record only.
-            dispatch_id: Of its dispatch; for the log record only.
+            at_s: Wall-clock seconds; None: now.
+            job_id: Id of the event's job; for the log record only.
+            dispatch_id: Id of its dispatch; for the log record only.
         """
         at = time.time() if at_s is None else at_s
         self._rows.append(

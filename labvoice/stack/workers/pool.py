@@ -1,4 +1,4 @@
-"""The workers of a lab: started, scaled, drained, and started again when one dies."""
+"""The workers of a lab: started, scaled, drained, and restarted when one dies."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load",
 _HEALTH_EVERY_S: Final = 5.0
 _REST_S: Final = 15.0
 _HUNG_AFTER: Final = 3
-"""So many unanswered questions in a row, 2 s each and 5 s apart: the worker hangs."""
+"""Consecutive unanswered health checks, 2 s each and 5 s apart, after which a worker counts as
+hung."""
 _JOBS_KEPT: Final = 1000
 _SHORT_LIFE_S: Final = 30.0
 _GIVE_UP_AFTER: Final = 3
-"""So many short lives without a job in a row: starting the worker again would not help."""
+"""Consecutive early exits without a job after which a worker is not restarted."""
 
 
 class Pool:
     """The workers that this lab has started.
 
-    A worker that ends without being asked, or hangs, is started again.
+    A worker that ends unexpectedly, or hangs, is restarted.
 
     Attributes:
         workers: In the order of their start.
-        log: What happened, also to the rooms (see the supervisor).
+        log: Events, also of the rooms (see the supervisor).
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Pool:
         count: int = 1,
         program: str = AGENT_PROGRAM,
     ) -> None:
-        """Starts so many workers; all of them or, on an error, none.
+        """Starts workers; all of them or, on an error, none.
 
         Args:
             settings: As for :meth:`Worker.start`.
@@ -107,17 +108,17 @@ class Pool:
             self._watchers[worker] = asyncio.create_task(self._watch(worker))
 
     async def scale(self, count: int, *, agent_name: str | None = None) -> None:
-        """Starts or drains workers until there are so many; calls that run are not touched.
+        """Starts or drains workers to reach a count; running calls are not affected.
 
         Workers that are drained take no more jobs and end with their last call; this returns
         without waiting for them (:meth:`drained` does).
 
         Args:
-            count: How many workers there shall be.
-            agent_name: Of which name; may be left out while the pool has one name only.
+            count: Target number of workers.
+            agent_name: Their agent name; optional if the pool has one name only.
 
         Raises:
-            UsageError: The name is unknown or has to be given, or the count makes no sense.
+            UsageError: The name is unknown or ambiguous, or the count is negative.
             ProcessError: A worker could not be started.
         """
         if count < 0:
@@ -126,7 +127,7 @@ class Pool:
             if len(self._kinds) != 1:
                 raise UsageError(
                     f"the pool has workers of {len(self._kinds)} agent names",
-                    "say which: `scale(n, agent_name=…)`",
+                    "name one: `scale(n, agent_name=…)`",
                 )
             agent_name = next(iter(self._kinds))
         if agent_name not in self._kinds or self._state_dir is None:
@@ -144,7 +145,7 @@ class Pool:
             self.remove(worker)
 
     def remove(self, worker: Worker) -> asyncio.Task[None]:
-        """Begins to drain a worker, once; the returned task ends when the worker is gone."""
+        """Starts to drain a worker, once; the returned task ends when the worker has ended."""
         if worker in self._draining:
             return self._draining[worker]
         self.unwatch(worker)
@@ -163,22 +164,22 @@ class Pool:
         return task
 
     async def drained(self) -> None:
-        """Waits until every worker that is being drained is gone."""
+        """Waits until every draining worker has ended."""
         await asyncio.gather(*self._draining.values())
 
     async def ended(self) -> None:
-        """Waits until there is no worker left and none is being started again."""
+        """Waits until there is no worker left and none is being restarted."""
         while self.workers or self._restarting:  # noqa: ASYNC110  many things change both
             await asyncio.sleep(0.2)
 
     async def drain(self) -> None:
-        """Drains all workers: returns when the last call is over or the time-out has passed."""
+        """Drains all workers; returns when the last call has ended or at the timeout."""
         for worker in [worker for worker in self.workers if not worker.draining]:
             self.remove(worker)
         await self.drained()
 
     async def stop(self) -> None:
-        """Stops them all at once, calls or not, those that are being started too."""
+        """Stops all workers at once, including those with calls or still starting."""
         guards = [*self._watchers.values(), *self._draining.values()]
         for task in [*guards, *self._starts]:
             task.cancel()
@@ -190,12 +191,12 @@ class Pool:
     # -- health -------------------------------------------------------------------------
 
     def unwatch(self, worker: Worker) -> None:
-        """Watches a worker no more: when it ends, nobody starts it again."""
+        """Stops watching a worker: it is not restarted when it ends."""
         if (watcher := self._watchers.pop(worker, None)) is not None:
             watcher.cancel()
 
     async def _watch(self, worker: Worker) -> None:
-        """Waits for the worker's death, brings it about when it hangs, and replaces it."""
+        """Waits for the worker's end, kills it if it hangs, and replaces it."""
         name = worker.process.name
         up_s = time.monotonic()  # from its registration: on a busy machine a start takes long
         silent = 0
@@ -206,11 +207,11 @@ class Pool:
             except TimeoutError:
                 silent = 0 if await self._answers(worker) else silent + 1
                 if silent == _HUNG_AFTER:
-                    self.log.add("worker_hung", worker=name, detail="it answers no more")
-                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    self.log.add("worker_hung", worker=name, detail="it does not answer any more")
+                    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                         os.killpg(worker.process.pid, signal.SIGKILL)
         self.workers.remove(worker)
-        with contextlib.suppress(OSError, ValueError):  # its log tells no more
+        with contextlib.suppress(OSError, ValueError):  # its log is not readable any more
             self._take_events(worker)
         status = worker.process.returncode
         self.log.add("worker_lost", worker=name, detail=f"it ended with status {status}")
@@ -235,10 +236,10 @@ class Pool:
             await worker.process.stop()  # closes the pipe to its guard
 
     async def _answers(self, worker: Worker) -> bool:
-        """Asks whether a worker is there; that this cannot be asked is no sign of it."""
+        """Checks whether a worker answers; an error of the check itself counts as alive."""
         try:
             return await worker.status() is not None
-        except Exception as error:  # whatever it is: the worker must be watched further
+        except Exception as error:  # any error: the worker must stay watched
             detail = f"{type(error).__name__}: {error}"
             self.log.add("watch_failed", worker=worker.process.name, detail=detail)
             return True
@@ -250,12 +251,12 @@ class Pool:
         return self._jobs.get(job_id)
 
     def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
-        """Returns the ids of the workers that shall not take over, if there is a better one.
+        """Returns the ids of workers that must not take a job while a better one is available.
 
-        A good one is warm, has a place free, and is not the one that lost its agent.
+        A better one is warm, has a free slot, and did not lose the agent.
 
         Args:
-            agent_name: Only workers of this name are looked at.
+            agent_name: Only workers of this name are considered.
             lost_worker_id: The worker that lost its agent.
         """
         same = [w for w in self.workers if w.agent_name == agent_name]
@@ -272,24 +273,24 @@ class Pool:
 
     @property
     def starting(self) -> int:
-        """How many workers are being started."""
+        """Number of starting workers."""
         return len(self._starts)
 
     @property
     def names(self) -> set[str]:
-        """Agent names of the workers that are or were here."""
+        """Agent names of present and former workers."""
         return set(self._kinds)
 
     @staticmethod
     def live_jobs(worker: Worker) -> list[str]:
-        """Returns the ids of the jobs whose processes are there."""
+        """Returns the ids of the jobs whose processes exist."""
         return [job_id for job_id, process in worker.jobs().items() if process.alive]
 
     def _take_events(self, worker: Worker) -> None:
-        """Copies what a worker has told since the last time into the log."""
+        """Copies a worker's new events into the log."""
         for event in worker.take_events():
             if event["event"] == "started":
-                if len(self._jobs) >= _JOBS_KEPT:  # a job that was killed never tells its end
+                if len(self._jobs) >= _JOBS_KEPT:  # a killed job never reports its end
                     del self._jobs[next(iter(self._jobs))]
                 self._jobs[event["job_id"]] = JobProcess(event["pid"], event["room"], event["at_s"])
             elif event["event"] == "ended":
@@ -304,7 +305,7 @@ class Pool:
             )
 
     async def statuses(self) -> list[WorkerStatus]:
-        """Asks every worker; those that do not answer are left out."""
+        """Returns the status of every worker that answers."""
         answers = await asyncio.gather(*(worker.status() for worker in self.workers))
         return [answer for answer in answers if answer is not None]
 
@@ -320,25 +321,25 @@ class Pool:
         ):
             if time.monotonic() > until:
                 raise StageTimeoutError(
-                    "the workers' rest between two calls",
+                    "the workers' idle state between two calls",
                     timeout_s,
                     "a job still runs, or its replacement is still loading models",
                     "the worker's log shows which job did not end",
                 )
             await asyncio.sleep(0.1)
-        # A worker whose load is the machine's, as the stock one's, may have to wait for others.
-        # On a machine that never rests the trial goes on and shows what that does.
+        # A worker whose load is the machine's CPU load, like the stock one's, may have to wait for
+        # others. On a machine that never idles the trial continues and measures the effect.
         until = min(until, time.monotonic() + _REST_S)
         while not all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers))):
             if time.monotonic() > until:
                 break
             await asyncio.sleep(0.1)
 
-    # -- looks --------------------------------------------------------------------------
+    # -- display --------------------------------------------------------------------------
 
     @property
     def events(self) -> pd.DataFrame:
-        """What happened, oldest first: `at` (UTC), `event`, `worker`, `room`, `detail`."""
+        """Events, oldest first: `at` (UTC), `event`, `worker`, `room`, `detail`."""
         for worker in self.workers:
             self._take_events(worker)
         return self.log.frame()

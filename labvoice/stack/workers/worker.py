@@ -1,4 +1,4 @@
-"""One worker process: started, asked for its state, drained, stopped."""
+"""One worker process: start, status, drain, stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PREPARING = re.compile("initializing (process|job runner)")
 _PREPARED = re.compile("(process|job runner) initialized|error initializing process")
 _LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
 _KEPT = 1000
-"""Events, jobs, refusals and endings that are remembered of a worker, whatever its age."""
+"""Maximum number of events, jobs, rejections and endings kept of a worker."""
 _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
 
 
@@ -40,8 +40,8 @@ class Ending:
     """How a job ended.
 
     Attributes:
-        reason: In words.
-        joined: Whether its agent was in the room before.
+        reason: As text.
+        joined: Whether its agent had joined the room.
     """
 
     reason: str
@@ -50,17 +50,17 @@ class Ending:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a worker says of itself (`GET /worker`).
+    """Status of a worker (`GET /worker`).
 
     Attributes:
-        worker_id: Given by the LiveKit server at registration.
-        agent_name: Name under which it is registered.
-        active_jobs: Jobs that run now.
-        load: 0 to 1; at 1 it takes no more.
-        rejections: Reasons of refused requests, by dispatch id.
+        worker_id: Id from the LiveKit server at registration.
+        agent_name: Agent name that it registered with.
+        active_jobs: Number of running jobs.
+        load: Load, 0 to 1; at 1 it takes no more jobs.
+        rejections: Reasons for rejected job requests, by dispatch id.
         endings: How jobs ended, by dispatch id.
-        failure: Why its last job process could not start, with the log's last lines.
-        load_threshold: At this load it takes no more jobs.
+        failure: Why its last job process failed to start, with the last log lines.
+        load_threshold: Load from which it takes no more jobs.
     """
 
     worker_id: str
@@ -78,9 +78,9 @@ class JobProcess:
     """The process that runs a job.
 
     Attributes:
-        pid: Its process id; the worker's own where jobs are threads.
+        pid: Its process id; the worker's own if jobs are threads.
         room: Name of the room.
-        started_s: When the job began, as wall-clock seconds.
+        started_s: Start of the job, in wall-clock seconds.
     """
 
     pid: int
@@ -89,10 +89,10 @@ class JobProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there; a stopped one is."""
+        """Whether the process exists, stopped or not."""
         try:
             process = psutil.Process(self.pid)
-            # A process that is younger than the job has only inherited the number.
+            # A process that is younger than the job has reused the process id.
             return process.create_time() <= self.started_s and process.status() not in (
                 psutil.STATUS_ZOMBIE,
                 psutil.STATUS_DEAD,
@@ -102,14 +102,14 @@ class JobProcess:
 
 
 def _keep(table: dict[str, _T], key: str, value: _T) -> None:
-    """Notes the first value of a key, and forgets the oldest key."""
+    """Stores the first value of a key, and drops the oldest key."""
     table.setdefault(key, value)
     if len(table) > _KEPT:
         del table[next(iter(table))]
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
-    """Returns the whole environment of a worker process that runs with these settings."""
+    """Returns the whole environment of a worker process with these settings."""
     environment = dict(os.environ)
     for name, info in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -120,7 +120,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         get_secret = getattr(value, "get_secret_value", None)
         environment[key] = get_secret() if get_secret else str(value)
     spare_loopback(environment, settings.livekit_url or "")
-    environment[ENV_FILE] = ""  # what is unset here stays unset, whatever `.env` says
+    environment[ENV_FILE] = ""  # unset settings stay unset, regardless of `.env`
     # One thread per model: recognition, synthesis and the model share few cores.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment["PYTHONUNBUFFERED"] = "1"
@@ -129,15 +129,15 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
 
 class Worker:
-    """One worker process; made by :meth:`start`.
+    """One worker process; created by :meth:`start`.
 
     Attributes:
         process: The process.
         url: Address of its status service.
         agent_name: Name under which it registers.
         settings: As given.
-        draining: Whether it was asked to take no more jobs and end.
-        served: Whether it ever began a job.
+        draining: Whether it is draining: it takes no more jobs and ends.
+        served: Whether it ever started a job.
     """
 
     def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
@@ -169,12 +169,12 @@ class Worker:
         """Starts a worker and waits until the LiveKit server has registered it.
 
         livekit-agents registers only after its idle processes have loaded their models, so a
-        registered worker is a warm one.
+        registered worker is warm.
 
         Args:
-            settings: Must name the LiveKit server, its key and secret, and the model.
+            settings: Must contain the LiveKit server's address, key and secret, and the model.
             state_dir: Folder for its log.
-            name: What to call it in errors.
+            name: Name for error messages.
             program: Module to run; takes `--port` and `--agent-name`, and reports events.
 
         Raises:
@@ -187,7 +187,7 @@ class Worker:
             name,
             [
                 sys.executable,
-                # A user's `token.py` in the working directory must not stand in for another's.
+                # A user's `token.py` in the working directory must not shadow another module.
                 *(["-P"] if program.startswith("labvoice.") else []),
                 "-m",
                 program,
@@ -204,7 +204,7 @@ class Worker:
             await process.until_ready(
                 worker._registered,
                 timeout_s=_START_TIMEOUT_S,
-                hint="the log names the model or the server that failed",
+                hint="the log names the model or server that failed",
             )
         except BaseException:
             await process.stop()
@@ -221,7 +221,7 @@ class Worker:
         return bool(self._registration)
 
     def take_events(self) -> list[dict[str, Any]]:
-        """Returns what the worker has told since this was asked last, oldest first."""
+        """Returns the worker's events since the last call, oldest first."""
         self._read()
         fresh = list(self._fresh)
         self._fresh.clear()
@@ -264,7 +264,7 @@ class Worker:
                 _keep(self._rejections, event["dispatch_id"], event["reason"])
 
     async def status(self, timeout_s: float = 2.0) -> WorkerStatus | None:
-        """Asks the worker for its state; None when it does not answer in time."""
+        """Returns the worker's status; None if it does not answer in time."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
@@ -291,18 +291,18 @@ class Worker:
 
     @property
     def worker_id(self) -> str:
-        """Id that the LiveKit server gave it last; a restarted server gives another."""
+        """Latest id from the LiveKit server; a restarted server assigns another."""
         self._read()
         return str(self._registration.get("worker_id", ""))
 
     @property
     def warm_processes(self) -> int:
-        """Job processes that wait with their models loaded."""
+        """Number of idle job processes with loaded models."""
         self._read()
         return self._warm
 
     def jobs(self) -> dict[str, JobProcess]:
-        """Returns the jobs that began and did not tell their end, by job id."""
+        """Returns the jobs that started and have not reported their end, by job id."""
         self._read()
         return dict(self._jobs)
 
@@ -315,18 +315,18 @@ class Worker:
         return self._preparing <= 0
 
     async def would_take_a_job(self) -> bool:
-        """Whether its load is below the threshold that livekit-agents has by default."""
+        """Whether its load is below livekit-agents' default threshold."""
         status = await self.status()
         return status is not None and status.load < _LIVEKIT_LOAD_THRESHOLD
 
     async def drain(self, timeout_s: float) -> None:
-        """Ends the worker once its calls are over, or at the latest after the time-out.
+        """Ends the worker when its calls have ended, or at the timeout.
 
-        What still runs then is shut down in order, so that a supervisor can move the call.
+        Calls that still run then are shut down in order, so that a supervisor can move them.
 
         Args:
-            timeout_s: How long its calls may go on, in seconds; the worker itself goes by
-                the setting `drain_timeout_s` where that is less.
+            timeout_s: How long its calls may continue, in seconds; the worker's setting
+                `drain_timeout_s` applies if it is shorter.
         """
         self.draining = True
         if self.process.running:
@@ -339,8 +339,8 @@ class Worker:
         await self.stop()
 
     async def stop(self) -> None:
-        """Stops the worker and its job processes at once, calls or not."""
+        """Stops the worker and its job processes at once, including running calls."""
         if self.process.running:
-            # The first SIGTERM of an ordinary stop would only begin to drain.
+            # The first SIGTERM of an ordinary stop would only start to drain.
             os.kill(self.process.pid, signal.SIGINT)
         await self.process.stop()
