@@ -215,7 +215,7 @@ async def test_old_go_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(old.parent))
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-    with pytest.raises(BuildError, match="no Go to build it with"):
+    with pytest.raises(BuildError, match="nor a Go toolchain to build it"):
         await find_or_build(_settings(tmp_path / "cache"), lambda _: None)
 
 

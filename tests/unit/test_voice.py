@@ -120,7 +120,7 @@ def test_two_different_channels_need_a_choice(tmp_path: Path) -> None:
     with pytest.raises(AudioFormatError, match="two channels differ") as caught:
         voice.load_wav(path)
     assert "--channel left" in caught.value.hint
-    with pytest.raises(AudioFormatError, match="different sounds"):
+    with pytest.raises(AudioFormatError, match="two channels differ"):
         voice.Utterance("", np.column_stack([left, right]), 48000, "mine")
     chosen = voice.load_wav(path, "left")
     assert _frequency(chosen) == pytest.approx(440, abs=3)
@@ -159,7 +159,7 @@ def test_two_microphones_of_one_room_are_mixed(tmp_path: Path) -> None:
     got = voice.load_wav(
         _stereo(tmp_path, sound.astype(np.int16), np.roll(sound, 24).astype(np.int16))
     )
-    assert "same sound" in got.notice
+    assert "same audio" in got.notice
 
 
 @pytest.mark.parametrize("level", [0, 20])
