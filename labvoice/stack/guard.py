@@ -1,9 +1,9 @@
 """Runs one command and ends its whole process group when the parent's pipe closes.
 
 Standard library only: started as `python -I -S guard.py FD STEP_S COMMAND…`. The parent
-holds the other end of the pipe FD. It closes when the parent asks for the stop, and also
-when the parent crashes, is killed, or is a kernel that restarts: then too nothing stays
-behind. The command's process id is written to the pipe's counterpart as one line.
+holds the other end of the pipe FD. It closes when the parent requests the stop, and also when the
+parent crashes, is killed, or is a restarted kernel, so that no process is left behind. The
+command's process id is written to the pipe as one line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def end_group(child: subprocess.Popen[bytes], step_s: float) -> None:
 
 
 def _tell(pipe: int, line: str) -> bool:
-    """Tells the parent a line; returns whether it was there to hear it."""
+    """Writes a line to the parent; returns whether the parent still reads."""
     try:
         os.write(pipe, f"{line}\n".encode())
     except OSError:
@@ -92,7 +92,7 @@ def main() -> int:
         _tell(pipe, f"error {error.strerror}: {command[0]}")
         return 127
     try:
-        # A parent that was cancelled, or died, in the meantime wants the command no more.
+        # A parent that was cancelled or died meanwhile no longer wants the command.
         if _tell(pipe, f"pid {child.pid}"):
             _wait_end(child, pipe, wake_read)
     finally:

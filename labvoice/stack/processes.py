@@ -1,4 +1,4 @@
-"""Child processes: own process group, readiness by asking, orderly stop that leaves nothing."""
+"""Child processes: own process group, readiness probe, and a stop that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_TAIL_LINES = 12
 _GUARD_TIMEOUT_S = 10.0
-_NICE = 10  # gets about a tenth of a processor that somebody else wants too
+_NICE = 10  # gets about a tenth of a contended processor
 
 
 def free_port() -> int:
@@ -33,7 +33,7 @@ def require_free_port(port: int, what: str) -> None:
     """Checks that nothing listens on a loopback port.
 
     Raises:
-        PortInUseError: Something does.
+        PortInUseError: Another process listens on it.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,8 +41,8 @@ def require_free_port(port: int, what: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise PortInUseError(
-                f"port {port}, wanted for {what}, cannot be used: {error.strerror}",
-                f"stop what listens there (`ss -ltnp 'sport = :{port}'`) or choose another port",
+                f"port {port} for {what} cannot be used: {error.strerror}",
+                f"stop its listener (`ss -ltnp 'sport = :{port}'`) or choose another port",
             ) from None
 
 
@@ -50,9 +50,9 @@ class ManagedProcess:
     """One running command of the stack; made by :meth:`start`.
 
     Attributes:
-        name: What it is called in errors.
+        name: Name for error messages.
         pid: Process id of the command; also its process group.
-        log_path: File that takes its standard output and standard error.
+        log_path: File of its standard output and standard error.
         started_s: Monotonic time of the start, in seconds.
     """
 
@@ -81,11 +81,11 @@ class ManagedProcess:
         """Starts a command in a process group of its own.
 
         Args:
-            name: What to call it in errors.
+            name: Name for error messages.
             command: Program and arguments; no secrets, since every user sees them.
-            log_path: File for standard output and error; its folder is made.
-            env: Its whole environment; the parent's own when not given.
-            cwd: Its working directory; the parent's own when not given.
+            log_path: File for standard output and error; its folder is created.
+            env: Its whole environment; None: the parent's.
+            cwd: Its working directory; None: the parent's.
             stop_step_s: Seconds between the signals of a stop (TERM, TERM, KILL).
 
         Raises:
@@ -112,7 +112,7 @@ class ManagedProcess:
             if not isinstance(error, TimeoutError):
                 raise
             raise StageTimeoutError(
-                f"start of {name}", _GUARD_TIMEOUT_S, "its guard said nothing"
+                f"start of {name}", _GUARD_TIMEOUT_S, "its guard process did not answer"
             ) from None
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
         if word != "pid":
@@ -146,7 +146,7 @@ class ManagedProcess:
         return total
 
     def be_nice(self) -> None:
-        """Lets everybody else have the processor first, from here on; children inherit it."""
+        """Lowers the priority of the process (`nice`); children inherit it."""
         with contextlib.suppress(psutil.Error):
             root = psutil.Process(self.pid)
             for process in [root, *root.children(recursive=True)]:
@@ -174,13 +174,13 @@ class ManagedProcess:
         hint: str = "",
         interval_s: float = 0.05,
     ) -> None:
-        """Asks the process itself until it says that it is ready.
+        """Probes the process until it is ready.
 
         Args:
-            probe: Returns whether it is; an `OSError` or a time-out counts as "not yet".
-            timeout_s: How long to ask, in seconds.
+            probe: Returns whether it is ready; an `OSError` or timeout counts as "not yet".
+            timeout_s: How long to probe, in seconds.
             hint: For the error.
-            interval_s: Pause between two questions, in seconds.
+            interval_s: Probing interval, in seconds.
 
         Raises:
             ProcessError: The process ended, or was not ready in time; with its last log lines.
@@ -207,8 +207,8 @@ class ManagedProcess:
     async def stop(self) -> None:
         """Stops the command and everything in its process group; safe to call twice.
 
-        The end of the pipe makes the guard send TERM, TERM and KILL, a step apart. A caller that
-        is cancelled meanwhile loses nothing: the guard goes on by itself.
+        The end of the pipe makes the guard send TERM, TERM and KILL, a step apart. If the caller is
+        cancelled meanwhile, the guard continues by itself.
         """
         _hang_up(self._pipe)
         await self.wait()
