@@ -70,7 +70,7 @@ def main() -> None:
         steps: dict[str, Callable[[], object]] = {
             "load": lambda: loaded.append(Run.load(path)),
             "summary": lambda: loaded[0].summary(),
-            "plot": lambda: plots.distributions(loaded[0]),
+            "plot": lambda: plots.distributions(loaded[0])._repr_png_(),
             "warnings": lambda: loaded[0].warnings,
         }
         for name, step in steps.items():

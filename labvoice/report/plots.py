@@ -20,6 +20,8 @@ from labvoice.runs.run import Run
 _HEARD: Final = TURN_STAGES[0].name
 _GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")
 """LiveKit's stages of a reply, each of which ends where the one before it here begins."""
+_DOTS: Final = 2000
+"""Measurements of a stage and arm that are drawn one by one; more than these only blacken."""
 
 
 def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
@@ -163,14 +165,15 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
 def distributions(run: Run) -> Picture:
     """Draws every measurement of every stage, with its quartiles, median and p95, by arm.
 
-    Warm-ups are hollow; failures are named. Each panel has its own scale.
+    Warm-ups are hollow; failures are named. Each panel has its own scale. Of more than 2000
+    measurements, 2000 are dots, spread evenly over the ranks from the least to the greatest.
 
     Raises:
         RunFileError: Nothing was measured.
     """
     frame = run.frame
-    shown = frame[frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])]
-    names = sorted(shown["stage"].unique(), key=statistics.stage_order)
+    shown = frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])
+    names = sorted(frame.loc[shown, "stage"].unique(), key=statistics.stage_order)
     if not names:
         raise RunFileError("the run measured nothing that could be drawn", "see `run.outcomes`")
     columns = min(3, len(names))
@@ -181,7 +184,7 @@ def distributions(run: Run) -> Picture:
         for axes in grid.flat[len(names) :]:
             axes.set_visible(False)
         for axes, name in zip(grid.flat, names, strict=False):
-            _panel(axes, frame[frame["stage"] == name], arms)
+            _panel(axes, frame[frame["stage"] == name], run)
             axes.set_title(name, loc="left", fontsize=9.5, fontweight="bold")
         for axes in grid[:, 0] if len(arms) > 1 else []:
             axes.set_yticks(range(len(arms)), arms)
@@ -193,16 +196,18 @@ def distributions(run: Run) -> Picture:
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, run: Run) -> None:
     """Draws one stage: a line of points for each arm."""
     jitter = np.random.default_rng(0)
-    for y, arm in enumerate(arms):
+    for y, arm in enumerate(run.arms):
         color = style.ARMS[y % len(style.ARMS)]
         of_arm = rows[rows["arm"] == arm]
         values = statistics.measured(of_arm)["duration_s"].to_numpy() * 1e3
         warm = of_arm.loc[of_arm["warmup"], "duration_s"].dropna().to_numpy() * 1e3
-        summary = statistics.summarise(of_arm)
-        for points, face in ((values, color), (warm, "none")):
+        stage = str(rows["stage"].iloc[0])
+        summary = run.stage_summaries.get((stage, arm)) or statistics.summarise(of_arm)
+        for every, face in ((values, color), (warm, "none")):
+            points = _spread(every)
             axes.scatter(
                 points,
                 y + jitter.uniform(-0.17, 0.17, len(points)),
@@ -231,10 +236,17 @@ def _panel(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
             fontsize=7.5,
             color=VERMILION if failed else MUTED,
         )
-    axes.set_ylim(len(arms) - 0.6, -0.75)
+    axes.set_ylim(len(run.arms) - 0.6, -0.75)
     axes.set_yticks([])
     axes.margins(x=0.06)
     _time_axis(axes, "ms", bins=5)
+
+
+def _spread(values: statistics.Floats) -> statistics.Floats:
+    """At most so many of the values as are drawn, the least and the greatest among them."""
+    if len(values) <= _DOTS:
+        return values
+    return np.sort(values)[np.linspace(0, len(values) - 1, _DOTS).astype(np.int64)]
 
 
 def _spans(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:

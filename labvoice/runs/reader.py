@@ -39,9 +39,6 @@ _BLOCK: Final = 16 << 20
 """Bytes that are parsed at once."""
 _PARSED: Final = 2 << 20
 """Bytes that one thread parses at once."""
-_NOTE: Final = b'{"type":"note"'
-"""How a note begins. Notes hold any JSON and are read one by one."""
-_FACTS: Final = "facts"
 
 _TYPES: Final[Mapping[str, pa.DataType]] = {
     **dict.fromkeys(("trial", "turn", "round"), pa.int64()),
@@ -83,17 +80,10 @@ _KINDS: Final[Mapping[str, type[BaseModel]]] = {
     "outcome": OutcomeLine,
     "end": EndLine,
 }
-_FIELDS: Final = {
-    kind: [name for name in model.model_fields if name != "type"] for kind, model in _KINDS.items()
+_SCHEMAS: Final[Mapping[str, pa.Schema]] = {
+    kind: pa.schema([(name, _TYPES.get(name, pa.string())) for name in model.model_fields])
+    for kind, model in _KINDS.items()
 }
-_SCHEMA: Final = pa.schema(
-    [
-        (name, _TYPES.get(name, pa.string()))
-        for name in dict.fromkeys(
-            ["type", *(name for names in _FIELDS.values() for name in names if name != _FACTS)]
-        )
-    ]
-)
 _SEEN: Final = {"mark": MARKS, "outcome": OUTCOMES, "clock": ("caller", "worker")}
 """Columns whose words are those of a vocabulary."""
 
@@ -133,7 +123,7 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     ended = bool(parts["end"]) and sum(map(len, parts["end"])) > 0
     if not ended:
         warnings.append("The run did not end in order; what it had recorded is shown.")
-    tables = {kind: _table(kind, parts.pop(kind)) for kind in _FIELDS}
+    tables = {kind: _table(kind, parts.pop(kind)) for kind in _SCHEMAS}
     _check_order(path, tables)
     trials, marks, stages, notes, outcomes = (
         tables[kind].drop(columns="line") for kind in ("trial", "mark", "stage", "note", "outcome")
@@ -165,58 +155,70 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _parse(path: Path, block: bytes, first: int, count: int) -> dict[str, pa.Table]:
+def _parse(path: Path, block: bytes, first: int, count: int) -> dict[str, Any]:
     """Parses whole lines into a table for each type; `first` is the number of the first one."""
-    numbers = np.arange(first, first + count)
-    rest, notes = block, []
-    if _NOTE in block:
-        lines = block.split(b"\n")[:count]
-        is_note = np.fromiter((line.startswith(_NOTE) for line in lines), np.bool_, count)
-        notes = [
-            (line, int(number))
-            for line, number, one in zip(lines, numbers, is_note, strict=True)
-            if one
-        ]
-        rest = b"\n".join(line for line, one in zip(lines, is_note, strict=True) if not one)
-        numbers = numbers[~is_note]
     try:
-        rest.decode()
-        table = (
-            arrow_json.read_json(
-                pa.BufferReader(rest),
-                arrow_json.ReadOptions(block_size=_PARSED),
-                arrow_json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error"),
-            )
-            if rest.strip()
-            else _SCHEMA.empty_table()
-        )
-        parts = _split(table, numbers) if len(table) == len(numbers) else None
-        said = [NoteLine.model_validate_json(line) for line, _ in notes]
-    except (pa.ArrowInvalid, UnicodeDecodeError, ValidationError):
+        text = pa.array([block]).cast(pa.string())
+        lines = pc.split_pattern(text, "\n").flatten().slice(0, count)
+        parts = _parse_by_type(lines, np.arange(first, first + count))
+    except (pa.ArrowInvalid, ValidationError):
         parts = None
-    if parts is None:
-        return _parse_by_line(path, block.split(b"\n")[:count], first)
-    parts["note"] = _note_table(said, [number for _, number in notes])
-    return parts
+    return _parse_by_line(path, block.split(b"\n")[:count], first) if parts is None else parts
 
 
-def _parse_by_line(path: Path, lines: list[bytes], first: int) -> dict[str, pa.Table]:
+def _parse_by_type(lines: pa.Array, numbers: npt.NDArray[np.int64]) -> dict[str, Any] | None:
+    """Parses the lines of each type at once, which takes half as long as all with all fields."""
+    parts: dict[str, Any] = {}
+    known = 0
+    for kind, schema in _SCHEMAS.items():
+        # The writer's own form. A line in any other is read by itself.
+        of_kind = pc.starts_with(lines, f'{{"type":"{kind}"')
+        some = lines.filter(of_kind)
+        of_some = numbers[of_kind.to_numpy(zero_copy_only=False)]
+        known += len(some)
+        if kind == "note":
+            notes = [NoteLine.model_validate_json(line) for line in some.to_pylist()]
+            parts[kind] = _note_table(notes, of_some.tolist())
+            continue
+        part = schema.empty_table() if not len(some) else _read_json(some, schema)
+        checked = _checked(part, kind, of_some) if len(part) == len(some) else None
+        if checked is None:
+            return None
+        parts[kind] = checked
+    return parts if known == len(lines) else None
+
+
+def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
+    whole = pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines)
+    return arrow_json.read_json(
+        pa.BufferReader(pc.binary_join(whole, "\n")[0].as_buffer()),
+        arrow_json.ReadOptions(block_size=_PARSED),
+        arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+    )
+
+
+def _parse_by_line(path: Path, lines: list[bytes], first: int) -> dict[str, Any]:
     """Names the bad line of a block; where none is, the values were only written unusually."""
-    rows: list[dict[str, Any]] = []
-    notes, numbers, of_notes = [], [], []
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
+    numbers: dict[str, list[int]] = {kind: [] for kind in _KINDS}
+    notes = []
     for number, content in enumerate(_contents(path, lines, first), start=first):
         line = _validated(path, content, number)
         if isinstance(line, RunLine):
             raise RunFileError(f"line {number} of {path} begins a second run", _MADE_BY)
+        numbers[line.type].append(number)
         if isinstance(line, NoteLine):
             notes.append(line)
-            of_notes.append(number)
         else:
-            rows.append(line.model_dump())
-            numbers.append(number)
-    parts = _split(pa.Table.from_pylist(rows, _SCHEMA), np.array(numbers, np.int64))
-    assert parts is not None
-    return {**parts, "note": _note_table(notes, of_notes)}
+            rows[line.type].append(line.model_dump())
+    parts: dict[str, Any] = {
+        kind: _checked(
+            pa.Table.from_pylist(rows[kind], schema), kind, np.array(numbers[kind], np.int64)
+        )
+        for kind, schema in _SCHEMAS.items()
+        if kind != "note"
+    }
+    return {**parts, "note": _note_table(notes, numbers["note"])}
 
 
 def _contents(path: Path, lines: Iterable[bytes], first: int) -> Iterable[Any]:
@@ -241,46 +243,33 @@ def _validated(path: Path, content: object, number: int) -> Any:
         ) from None
 
 
-def _split(table: pa.Table, numbers: npt.NDArray[np.int64]) -> dict[str, pa.Table] | None:
-    """Parts a table by the type of line and checks it by columns; None where a check fails."""
-    table = table.append_column("line", pa.array(numbers))
-    parts, known = {}, 0
-    for kind, names in _FIELDS.items():
-        if kind == "note":
-            continue
-        part = table.filter(pc.equal(table["type"], kind))
-        known += len(part)
-        if not _is_valid(part, _KINDS[kind], {"type", "line", *names}):
-            return None
-        part = part.select([*names, "line"])
-        for index, name in enumerate(names):
-            column = part[name]
-            field = _KINDS[kind].model_fields[name]
-            if not field.is_required() and field.default is not None and column.null_count:
-                column = pc.fill_null(column, field.default)
-            if pa.types.is_string(column.type) and name not in _DISTINCT:
-                column = column.dictionary_encode()
-            part = part.set_column(index, name, column)
-        parts[kind] = part
-    return parts if known == len(table) else None
-
-
-def _is_valid(part: pa.Table, model: type[BaseModel], names: set[str]) -> bool:
-    """Whether rows have what their type of line demands, and nothing else."""
-    for name in part.column_names:
+def _checked(part: pa.Table, kind: str, numbers: npt.NDArray[np.int64]) -> pa.Table | None:
+    """Checks the lines of one type by columns and fills in what may be left out; None if bad."""
+    if not _is_valid(part, kind):
+        return None
+    for index, name in enumerate(part.column_names):
         column = part[name]
-        if name not in names:
-            if column.null_count < len(column):
-                return False
-            continue
-        field = model.model_fields.get(name)
-        if field is not None and field.is_required() and column.null_count:
+        field = _KINDS[kind].model_fields[name]
+        if not field.is_required() and field.default is not None and column.null_count:
+            column = pc.fill_null(column, field.default)
+        if pa.types.is_string(column.type) and name not in _DISTINCT:
+            column = column.dictionary_encode()
+        part = part.set_column(index, name, column)
+    return part.drop_columns("type").append_column("line", pa.array(numbers))
+
+
+def _is_valid(part: pa.Table, kind: str) -> bool:
+    """Whether rows have what their type of line demands."""
+    for name, column in zip(part.column_names, part.columns, strict=True):
+        if _KINDS[kind].model_fields[name].is_required() and column.null_count:
             return False
         is_float = pa.types.is_floating(column.type)
         if is_float and not pc.all(pc.is_finite(column), min_count=0).as_py():
             return False
-        words = set(pc.unique(column).to_pylist()) if name in (*_SEEN, "stage") else set()
+        words = set(pc.unique(column).to_pylist()) if name in (*_SEEN, "stage", "type") else set()
         if name in _SEEN and not words - {None} <= set(_SEEN[name]):
+            return False
+        if name == "type" and words - {None, kind}:
             return False
         if name == "stage" and not all(
             word.isidentifier() and word not in DERIVED_STAGES for word in words
@@ -305,9 +294,8 @@ def _table(kind: str, parts: list[Any]) -> pd.DataFrame:
     if kind == "note":
         frames: list[pd.DataFrame] = parts or [_note_table([], [])]
         return pd.concat(frames, ignore_index=True)
-    empty = _split(_SCHEMA.empty_table(), np.array([], np.int64))
-    assert empty is not None
-    table = pa.concat_tables([empty[kind], *parts]).unify_dictionaries()
+    empty = _checked(_SCHEMAS[kind].empty_table(), kind, np.array([], np.int64))
+    table = pa.concat_tables([empty, *parts]).unify_dictionaries()
     if "turn" in table.column_names:
         turns = pc.fill_null(table["turn"], NO_TURN)
         table = table.set_column(table.column_names.index("turn"), "turn", turns)

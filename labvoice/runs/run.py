@@ -101,21 +101,22 @@ class Run:
         A turn is an attempt, tried or not; a connection is one where it has no turns, or where it
         failed and none of its turns says so.
         """
-        every = self.outcomes
-        every = every[~every["warmup"]]
-        turns = every[every["turn"].notna()]
-        failed_turns = set(turns.loc[turns["outcome"] != "ok", "trial"])
+        every = self._frames.outcomes
+        counted, is_turn = ~every["warmup"], every["turn"].notna()
+        failed = every["outcome"] != "ok"
+        with_turns = every.loc[counted & is_turn, "trial"].unique()
+        failed_turns = every.loc[counted & is_turn & failed, "trial"].unique()
         is_attempt = (
-            every["turn"].notna()
-            | ((every["outcome"] != "ok") & ~every["trial"].isin(failed_turns))
-            | ~every["trial"].isin(set(turns["trial"]))
+            is_turn
+            | (failed & ~every["trial"].isin(failed_turns))
+            | ~every["trial"].isin(with_turns)
         )
-        return every[is_attempt].reset_index(drop=True)
+        return every[counted & is_attempt].reset_index(drop=True)
 
     @cached_property
     def stage_summaries(self) -> dict[tuple[str, str], statistics.StageSummary]:
         """Figures of each (stage, arm), in the order in which they are shown."""
-        frame = self.frame
+        frame = self._frames.stages[list(statistics.SUMMARISED)]
         names = sorted(frame["stage"].unique(), key=statistics.stage_order)
         return {
             (stage, arm): statistics.summarise(rows)
@@ -187,7 +188,7 @@ class Run:
     def warnings(self) -> list[str]:
         """Sentences that say why the figures should be taken with care."""
         return self._file_warnings + statistics.instability_warnings(
-            self.frame, self.attempts, self.header.host
+            self._frames.stages, self.attempts, self.header.host, self.stage_summaries
         )
 
     def summary(self) -> pd.DataFrame:
@@ -285,7 +286,7 @@ class Run:
             result["arms"] = {}
             for arm, columns in self.header.arms.items():
                 rows, tries = frame[frame["arm"] == arm], attempts[attempts["arm"] == arm]
-                words = statistics.instability_warnings(rows, tries, {})
+                words = statistics.instability_warnings(rows, tries, {}, self.stage_summaries)
                 result["arms"][arm] = {
                     "config": columns,
                     **_figures(rows, tries, words),

@@ -36,6 +36,8 @@ _ORDER: Final = {
         (*HEADLINE, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
     )
 }
+SUMMARISED: Final = ("stage", "arm", "warmup", "outcome", "duration_s", "plausible", "unit")
+"""The columns of the frame that a summary looks at."""
 _RESAMPLES: Final = 2000
 _SEED: Final = 20261
 _MIN_N_FOR_P99: Final = 100
@@ -159,13 +161,14 @@ def bootstrap_percentiles(
         Shape (resamples,).
     """
     array = np.asarray(values, dtype=np.float64)
-    member, names = pd.factorize(np.asarray(units), sort=True)
-    order = np.argsort(array, kind="stable")
-    array, member = array[order], member[order]
+    member, names = pd.factorize(_labels(units), sort=True)
     rng = np.random.default_rng(seed)
     if len(names) >= _MANY_UNITS:
         shares = rng.normal(q / 100, _share_error(array, member, q), resamples)
-        return np.asarray(np.percentile(array, np.clip(shares, 0, 1) * 100), dtype=np.float64)
+        places = np.clip(shares, 0, 1) * (array.size - 1)
+        return np.asarray(np.interp(places, np.arange(array.size), np.sort(array)), np.float64)
+    order = np.argsort(array, kind="stable")
+    array, member = array[order], member[order]
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     # A unit drawn k times contributes each of its values k times. The sorted values are cut
     # into blocks: the counts of whole blocks tell where to look value by value.
@@ -177,6 +180,11 @@ def bootstrap_percentiles(
     lower = _ranked(array, member, draws, ends, below)
     upper = _ranked(array, member, draws, ends, np.ceil(position))
     return np.asarray(lower + (position - below) * (upper - lower), dtype=np.float64)
+
+
+def _labels(units: npt.ArrayLike) -> Any:
+    """The unit of each value; numbers in place of a category's words, in the same order."""
+    return units.codes if isinstance(units, pd.Categorical) else np.asarray(units)
 
 
 def _share_error(array: Floats, member: npt.NDArray[np.intp], q: float) -> float:
@@ -228,7 +236,7 @@ def bootstrap_interval(
         q: Percentile, in [0, 100].
         seed: The same seed gives the same interval.
     """
-    if pd.unique(np.asarray(units)).size < 2:
+    if pd.unique(_labels(units)).size < 2:
         return math.nan, math.nan
     return _interval(bootstrap_percentiles(values, units, q, seed=seed))
 
@@ -312,14 +320,15 @@ def summarise(rows: pd.DataFrame) -> StageSummary:
     counted = rows[~rows["warmup"]]
     good = measured(counted)
     values = good["duration_s"].to_numpy(np.float64)
+    p50_s, p95_s, p99_s = np.percentile(values, (50, 95, 99)) if values.size else [math.nan] * 3
     return StageSummary(
         n=len(values),
         failed=int((counted["outcome"] != "ok").sum()),
         mean_s=float(values.mean()) if values.size else math.nan,
-        p50_s=percentile(values, 50),
-        p95_s=percentile(values, 95),
-        p99_s=percentile(values, 99) if values.size >= _MIN_N_FOR_P99 else math.nan,
-        ci95_s=bootstrap_interval(values, good["unit"].to_numpy()),
+        p50_s=float(p50_s),
+        p95_s=float(p95_s),
+        p99_s=float(p99_s) if values.size >= _MIN_N_FOR_P99 else math.nan,
+        ci95_s=bootstrap_interval(values, good["unit"].array),
     )
 
 
@@ -340,7 +349,10 @@ def milliseconds(value_s: float) -> str:
 
 
 def instability_warnings(
-    frame: pd.DataFrame, attempts: pd.DataFrame, host: Mapping[str, Any]
+    frame: pd.DataFrame,
+    attempts: pd.DataFrame,
+    host: Mapping[str, Any],
+    summaries: Mapping[tuple[str, str], StageSummary],
 ) -> list[str]:
     """Says in words why the figures of a run should be taken with care.
 
@@ -348,6 +360,7 @@ def instability_warnings(
         frame: :attr:`labvoice.runs.run.Run.frame`.
         attempts: :attr:`labvoice.runs.run.Run.attempts`, warm-ups left out.
         host: The run's host facts.
+        summaries: The figures of each (stage, arm).
     """
     sentences = []
     failures = attempts.loc[attempts["outcome"] != "ok", "outcome"].value_counts()
@@ -374,10 +387,10 @@ def instability_warnings(
             f"The host was busy when the run began: a load of {load:.1f} on {cores} cores."
         )
     arms = list(frame["arm"].unique())
+    good = measured(frame[list(SUMMARISED)])
     for arm in arms:
-        rows = measured(frame[frame["arm"] == arm])
         of_arm = f" of {arm}" if len(arms) > 1 else ""
-        units = rows["unit"].nunique()
+        units = good.loc[good["arm"] == arm, "unit"].nunique()
         if 0 < units < FEW_CALLS:
             were = "call was" if units == 1 else "calls were"
             sentences.append(
@@ -385,7 +398,9 @@ def instability_warnings(
                 "and intervals are rough."
             )
         for stage in HEADLINE:
-            summary = summarise(rows[rows["stage"] == stage])
+            summary = summaries.get((stage, arm))
+            if summary is None:
+                continue
             low, high = summary.ci95_s
             if high - low > max(_WIDE * summary.p50_s, _WIDE_S) and summary.p50_s > 0:
                 sentences.append(

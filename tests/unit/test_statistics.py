@@ -172,8 +172,8 @@ def test_a_round_of_which_one_side_failed_does_not_count() -> None:
 def test_a_quiet_run_of_enough_trials_has_no_warning(tmp_path: Path) -> None:
     """Nothing is said where there is nothing to say."""
     run = connect_run(tmp_path / "run.jsonl", trials=60)
-    frame = run.frame[run.frame["stage"] != "dispatch"]
-    assert statistics.instability_warnings(frame, run.attempts, HOST) == []
+    figures = {key: of for key, of in run.stage_summaries.items() if key[0] != "dispatch"}
+    assert statistics.instability_warnings(run.frame, run.attempts, HOST, figures) == []
 
 
 def test_a_loaded_host_is_named(tmp_path: Path) -> None:
@@ -196,6 +196,7 @@ def test_wide_intervals_and_few_calls_are_named() -> None:
         }
     )
     attempts = pd.DataFrame({"outcome": ["ok"] * 5})
-    few, wide = statistics.instability_warnings(frame, attempts, HOST)
+    figures = {("join", "default"): statistics.summarise(frame)}
+    few, wide = statistics.instability_warnings(frame, attempts, HOST, figures)
     assert few.startswith("Only 5 calls were measured")
     assert wide.startswith("join is uncertain")
