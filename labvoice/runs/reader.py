@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -102,9 +103,15 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     number = 1
     try:
         with path.open("rb") as file:
-            header = _header(path, file.readline())
-            while block := file.read(_BLOCK) + file.readline():
-                if not file.peek(1):
+            # A run may still go on: what is written from now on is not looked at.
+            left = os.fstat(file.fileno()).st_size
+            first = file.readline()
+            header = _header(path, first)
+            left -= len(first)
+            while left > 0 and (block := file.read(min(_BLOCK, left))):
+                block += file.readline(left - len(block))
+                left -= len(block)
+                if left <= 0:
                     # A crash cuts the last line.
                     block = block.rstrip(b"\r\n")
                     before, _, last = block.rpartition(b"\n")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from labvoice.protocol.vocabulary import OUTCOMES
-from labvoice.runs import frames, reader, statistics
+from labvoice.runs import copies, frames, reader, statistics
 from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
 from labvoice.runs.writer import RunWriter
@@ -44,10 +44,13 @@ class Run:
     def load(cls, path: str | Path) -> Run:
         """Reads a run file; one that a crash cut short is read as far as it goes.
 
+        Beside a file of 16 MB or more, the first load leaves a copy from which later ones are
+        fast (`.NAME.columns`; it may be deleted).
+
         Raises:
             RunFileError: There is no such file, or it is not a run of this format.
         """
-        return cls(*reader.read(Path(path)), Path(path).parent)
+        return cls(*copies.read(Path(path)), Path(path).parent)
 
     @property
     def arms(self) -> list[str]:

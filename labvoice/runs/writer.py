@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from labvoice.errors import RunFileError
 from labvoice.protocol.vocabulary import Mark
-from labvoice.runs import host
+from labvoice.runs import copies, host
 from labvoice.runs.lines import (
     EndLine,
     Line,
@@ -202,10 +202,13 @@ class RunWriter:
         self._write_of(OutcomeLine(trial=trial, turn=turn, outcome=outcome, detail=detail))
 
     def close(self) -> None:
-        """Writes the last line; safe to call twice."""
+        """Writes the last line, and of a large run the copy that loads fast; safe to call twice."""
         if not self._file.closed:
             self._write(EndLine())
+            large = self._file.tell() >= copies.WORTH
             self._file.close()
+            if large:
+                copies.read(self.path)
 
     def __enter__(self) -> Self:
         return self
