@@ -62,7 +62,7 @@ def test_a_copy_gives_the_run_that_the_file_gives(
     turns_run(tmp_path / "turns.jsonl", arms={"a": {"delay": 0.1}, "b": {"delay": 1}})
     connect_run(tmp_path / "connect.jsonl", trials=5, failures={3: "join_timeout"})
     for name in ("turns.jsonl", "connect.jsonl"):
-        raw = Run(*reader.read(tmp_path / name))
+        raw = Run(*reader.read(tmp_path / name), tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr(reader, "read", refuse)
             assert_same(Run.load(tmp_path / name), raw)
