@@ -233,6 +233,7 @@ async def call_trial(
             yield this, call
         finally:
             await lab.end_call(call)
+            run.note(number, notice="; ".join(call.notices))
             await asyncio.to_thread(record_sound, run, number, call, lab.settings.recording)
 
 
@@ -399,7 +400,6 @@ def connection_facts(call: Call) -> dict[str, Any]:
         "room_existed": call.dispatch.room_existed,
         "attempts": call.dispatch.attempts,
         "greeting": call.greeting,
-        "notice": call.notice,
         **clock,
         **call.worker,
     }

@@ -23,8 +23,9 @@ from pydantic import SecretStr
 from labvoice.caller import microphone
 from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.connection import connect_room
-from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
+from labvoice.caller.ear import SAMPLE_RATE_HZ
 from labvoice.caller.recorder import Recorder
+from labvoice.caller.tracks import Ear
 from labvoice.caller.turns import Item, Turn, Turns, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -92,7 +93,8 @@ _REPLACEMENT_MARKS = ("replacement_visible", "replacement_listening", "apology_h
 
 
 def _is_agent(participant: rtc.Participant) -> bool:
-    return participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+    kind = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+    return participant.kind == kind and not participant.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
 
 
 BringBot = Callable[
@@ -228,7 +230,7 @@ class Call:
         self._room = rtc.Room()
         self.recorder = Recorder(microphone.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._microphone = microphone.Microphone(self.recorder.sent)
-        self._listener = Listener(self._on_sound, self.recorder.heard)
+        self._listener = Ear(self._on_sound, self.recorder.heard)
         self._turns = Turns()
         self._voices_heard = 0
         self._agent_identity = ""
@@ -253,6 +255,11 @@ class Call:
     def turns(self) -> list[Turn]:
         """All turns, oldest first."""
         return self._turns.all
+
+    @property
+    def notices(self) -> list[str]:
+        """What is worth knowing of the connection and of the agent's tracks, a sentence each."""
+        return [*filter(None, [self.notice]), *self._listener.notices]
 
     @property
     def greeting(self) -> str:
@@ -399,12 +406,15 @@ class Call:
                 self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
         def on_track(
-            track: rtc.Track, _: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+            _: rtc.Track, __: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
         ) -> None:
-            if self._counts(participant) and track.kind == rtc.TrackKind.KIND_AUDIO:
-                self._on_participant(participant)
-                self._mark("agent_audio_subscribed")
-                self._listener.listen(track)
+            self._on_participant(participant)
+            self._listen_to(participant)
+
+        def on_track_gone(
+            track: rtc.Track, _: rtc.RemoteTrackPublication, __: rtc.RemoteParticipant
+        ) -> None:
+            self._listener.end(track.sid)
 
         def on_disconnected(reason: Any) -> None:
             words = _DISCONNECT_REASONS.get(reason, "").format(identity=self.identity)
@@ -416,6 +426,7 @@ class Call:
         room.on("participant_disconnected", on_left)
         room.on("participant_attributes_changed", on_attributes)
         room.on("track_subscribed", on_track)
+        room.on("track_unsubscribed", on_track_gone)
         room.on("disconnected", on_disconnected)
         self._session.on("agent_state_changed", self._on_state_event)
         self._session.on("conversation_item_added", self._on_item)
@@ -432,6 +443,22 @@ class Call:
             self.offset = None
             self._mark("replacement_visible" if replaced else "agent_visible")
             self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
+            for other in list(self._room.remote_participants.values()):
+                self._listen_to(other)  # what was subscribed before anybody knew whose it is
+
+    def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
+        """Listens to all audio of the agent, and of whoever publishes on its behalf."""
+        on_behalf_of = participant.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
+        if not self._agent_identity or self._agent_identity not in (
+            participant.identity,
+            on_behalf_of,
+        ):
+            return
+        for publication in participant.track_publications.values():
+            track = publication.track
+            if track is not None and track.kind == rtc.TrackKind.KIND_AUDIO:
+                self._mark("agent_audio_subscribed")
+                self._listener.listen(track, name=publication.name, publisher=participant.identity)
 
     def _on_agent_state(self, state: str) -> None:
         if state:
@@ -499,7 +526,9 @@ class Call:
         return [
             one.identity
             for one in self._others.values()
-            if one.kind in humans and one.identity != self._agent_identity
+            if one.kind in humans
+            and one.identity != self._agent_identity
+            and not one.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
         ]
 
     def _whom_it_hears(self) -> str:
@@ -844,7 +873,11 @@ class Call:
             marks=self.marks,
             greeting=self.greeting,
             turns=self.turns,
-            troubles=[self.failure, self.notice, *turn_notices(self.turns)],
+            troubles=[
+                self.failure,
+                *self.notices,
+                *turn_notices(self.turns),
+            ],
         )
 
     def __repr__(self) -> str:

@@ -38,6 +38,11 @@ _FRAME_S = _FRAME_MS / 1000
 _FAINT_RMS = 0.001
 """A 10 ms frame below this RMS (full scale 1.0, i.e. -60 dBFS) is not voiced. What the agent's
 track carries between two utterances is digital silence, coded: below -70 dBFS."""
+_DIGITAL_SILENCE_RMS = 0.0003
+_LEAST_HEARD_S = 5.0
+_SILENT_SHARE = 0.05
+"""A track whose frames are below -70 dBFS for less than this share of the time, of 5 s or more, is
+never silent."""
 _SOUND_RMS = 0.004
 _SOUND_S = 0.15
 """What the detector does not take for speech, a tone or a laugh, is heard as voice as well when it
@@ -48,6 +53,8 @@ _HANGOVER_S = 0.4
 _SPEECH_LASTS_S = 0.3
 """How long after the detector's last speech a loud frame is still speech, in seconds."""
 _LOOK_BACK = round((LOOK_BACK_S + 0.064) / _FRAME_S)  # and two windows of the detector's
+_CLOSURE_FRAMES = 11
+"""Silence inside the beginning of a word: a stop consonant's closure lasts 0.1 s at most."""
 _HIDDEN_FRAMES = 10
 """Speech whose levels do not stand out of the noise is dated by the detector alone, when it is sure
 for so many frames."""
@@ -126,17 +133,14 @@ class Listener:
         self._levels: deque[float] = deque(maxlen=_LOOK_BACK)
         self._between: deque[float] = deque(maxlen=_NOISE_FRAMES)
         self._loud_frames = 0
-        self._resumes = False
+        self._digital_silence = 0
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, track: rtc.Track) -> None:
-        """Begins to listen to a subscribed track, in place of the one before."""
+        """Begins to listen to a subscribed track."""
         stream = rtc.AudioStream.from_track(
             track=track, sample_rate=SAMPLE_RATE_HZ, num_channels=1, frame_size_ms=_FRAME_MS
         )
-        if self._task is not None:
-            self._task.cancel()  # the track of an agent that was replaced
-            self._resumes = True
         self._task = asyncio.create_task(self._receive(track.sid, stream), name="labvoice-listener")
 
     async def _receive(self, track: str, stream: rtc.AudioStream) -> None:
@@ -146,6 +150,7 @@ class Listener:
                 self._on_frame(track, samples, at_s)
                 if self.feed(samples, at_s):
                     self._on_change()
+            self.finish()
         finally:
             await stream.aclose()
 
@@ -158,12 +163,11 @@ class Listener:
         """
         if not self._frames:
             self.started_s = at_s
-        if self._resumes:
-            self._fill_gap(at_s)
         self._frames.append(samples)
         self._arrived_s.append(at_s)
         level = float(frame_levels(samples, self._high_pass(samples), len(samples))[0])
         self._levels.append(level)
+        self._digital_silence += level < _DIGITAL_SILENCE_RMS
         for probability in self._detector(samples):
             self._probability = probability
         if self._probability >= VAD_LEAVE:
@@ -182,12 +186,17 @@ class Listener:
             return True
         return False
 
-    def _fill_gap(self, at_s: float) -> None:
-        """Nothing is heard between a lost agent's track and the next: it counts as silence."""
-        self._resumes = False
-        while self._frames and at_s - self._arrived_s[-1] > 1.5 * _FRAME_S:
-            self._frames.append(np.zeros_like(self._frames[-1]))
-            self._arrived_s.append(self._arrived_s[-1] + _FRAME_S)
+    def finish(self) -> None:
+        """No other frame comes: the voice in the track has ended."""
+        if not self.silent:
+            self.voices[-1].ended = True
+            self._on_change()
+
+    @property
+    def never_silent(self) -> bool:
+        """Whether something is heard all the time, as no voice alone is."""
+        count = len(self._frames)
+        return count * _FRAME_S >= _LEAST_HEARD_S and self._digital_silence < _SILENT_SHARE * count
 
     def _begins(self, level: float) -> bool:
         """Tells whether voice has begun by now; its onset may lie some frames back."""
@@ -205,7 +214,9 @@ class Listener:
             voiced = np.flatnonzero(voiced_runs(levels, voice.threshold, _FRAME_S))
             self._speech_frames += 1
             if len(voiced):
-                onset = int(voiced[0]) - len(levels)
+                # A key or a bird just before the voice is no part of it.
+                apart = np.flatnonzero(np.diff(voiced) > _CLOSURE_FRAMES)
+                onset = int(voiced[apart[-1] + 1 if len(apart) else 0]) - len(levels)
             elif self._speech_frames >= _HIDDEN_FRAMES:
                 onset = -self._speech_frames
             else:
@@ -246,10 +257,15 @@ class Listener:
 
     def audio(self, start_s: float = 0.0, end_s: float = float("inf")) -> npt.NDArray[np.int16]:
         """Returns what was received between two instants: mono, at :data:`SAMPLE_RATE_HZ`."""
+        return self.piece(start_s, end_s)[1]
+
+    def piece(self, start_s: float, end_s: float) -> tuple[float, npt.NDArray[np.int16]]:
+        """Returns the same, and before it the arrival of its first frame; infinite without one."""
         first = bisect.bisect_left(self._arrived_s, start_s)
         last = bisect.bisect_right(self._arrived_s, end_s)
-        frames = self._frames[first:last]
-        return np.concatenate(frames) if frames else np.zeros(0, np.int16)
+        if first >= last:
+            return float("inf"), np.zeros(0, np.int16)
+        return self._arrived_s[first], np.concatenate(self._frames[first:last])
 
     async def aclose(self) -> None:
         """Stops listening; what was heard stays."""

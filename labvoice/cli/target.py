@@ -102,6 +102,8 @@ async def _try(
         except LabvoiceError as error:
             failure = str(error)
         path = out / run_path("try").name
+        for notice in call.notices:
+            tell(f"notice: {notice}")
         run = record_call(lab.settings, call, path, command=command_line(), target=target)
         tell(repr(run))
         for recording in run.recordings["path"]:
@@ -125,8 +127,6 @@ async def _try(
 
 async def _talk(call: Call, utterances: Sequence[Any], greeting_timeout_s: float) -> None:
     await call.connect()
-    if call.notice:
-        tell(f"notice: {call.notice}")
     try:
         tell(f"agent: {await call.hear_greeting(greeting_timeout_s)}")
     except StageTimeoutError:

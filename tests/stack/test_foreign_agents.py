@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from labvoice.lab import Lab
+from labvoice.speech.utterances import Utterance
+from labvoice.stack.models.paced_model import REPLY
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 
@@ -36,6 +38,21 @@ async def test_an_agent_that_tells_no_name_is_known_by_its_job(
         assert call.agent_identity
     listed = await lab.dispatcher.api.room.list_participants(_of(call.room_name))
     assert not listed.participants
+
+
+@pytest.mark.parametrize("sound", ["background", "music"])
+async def test_a_voice_is_heard_beside_the_background_players_track(
+    lab: Lab, foreign: TargetAgent, recorded: list[Utterance], sound: str
+) -> None:
+    """Greeting and reply are those of the voice's track; both tracks are in what was heard."""
+    asked = {"greeting": "Hello, this is the shop.", sound: 1.0}
+    async with lab.call(agent_name=foreign, metadata=asked) as call:
+        assert "shop" in await call.hear_greeting()
+        await call.say(recorded[0])
+        turn = await call.hear()
+        assert turn.outcome == "ok"
+        assert turn.reply == REPLY
+        assert any("'background_audio'" in notice for notice in call.notices)
 
 
 def _of(room: str) -> Any:

@@ -129,17 +129,3 @@ def test_audio_of_a_time_is_cut_by_arrival() -> None:
         listener.feed(np.full(FRAME, number, np.int16), 6.0 + number * FRAME_S)
     assert set(listener.audio(6.0)) == set(range(10, 20))
     assert set(listener.audio(0.0, 2.0)) == set(range(10))
-
-
-async def test_what_is_heard_after_a_failover_is_where_it_was_heard() -> None:
-    """The seconds without a track are silence in the recording, which keeps its time."""
-    listener = Listener()
-    feed(listener, (1.0, 0.3))
-    listener._resumes = True  # as when a replacement's track is subscribed
-    for number in range(100):
-        listener.feed(tone(0.3), 3.0 + FRAME_S * number)
-    heard = listener.audio()
-    assert len(heard) / SAMPLE_RATE_HZ == pytest.approx(4.0, abs=0.02)
-    assert not heard[int(1.05 * SAMPLE_RATE_HZ) : int(2.9 * SAMPLE_RATE_HZ)].any()
-    assert listener.audio(3.0).any()
-    assert len(listener.audio(2.0, 3.5)) / SAMPLE_RATE_HZ == pytest.approx(1.5, abs=0.03)
