@@ -595,7 +595,13 @@ class Call:
         turn = self._turns.begin(utterance.text, utterance.notice)
         if speech.doubt:
             turn.add_notice(f"the end of speech is uncertain: {speech.doubt}")
+        before = self._microphone.gaps
         start_s, end_s = await self._microphone.play(utterance.samples, speech.first, speech.last)
+        if gaps := self._microphone.gaps - before:
+            turn.add_notice(
+                f"the caller's speech was broken in {gaps} places: this machine was too busy to "
+                "send it in time"
+            )
         self._turns.spoken(turn, start_s, end_s)
         self._tell_mark(turn, "user_speech_start")
         self._tell_mark(turn, "user_speech_end")
@@ -810,6 +816,9 @@ class Call:
 
     async def end(self) -> None:
         """Hangs up; agent and room go too, unless another human is in the room.
+
+        Then the agent stays with the other one: it is theirs as much as the caller's, and it ends
+        when the last human has left.
 
         Safe to call twice, and at once: whoever calls waits until the call has ended. The agent
         goes first: of a room that its user leaves before the others, the SDK frees nothing, half

@@ -43,6 +43,7 @@ class Microphone:
 
     Attributes:
         late_frames: How many frames left more than 10 ms after their time.
+        gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Microphone:
         self._waiting: deque[_Playing] = deque()
         self._task: asyncio.Task[None] | None = None
         self.late_frames = 0
+        self.gaps = 0
 
     async def publish(self, room: rtc.Room) -> None:
         """Publishes the track and begins to send silence."""
@@ -141,6 +143,7 @@ class Microphone:
             if delay > 0:
                 await asyncio.sleep(delay)
             elif delay < -_MAX_LATE_S:
+                self.gaps += 1
                 due = time.monotonic()  # after a stall, sending a burst would help nobody
 
     async def aclose(self) -> None:

@@ -265,5 +265,8 @@ def lab(
         os.environ[ENV_FILE] = str(file.absolute())  # kernels run in the folder of their notebook
     os.execvp(  # noqa: S606  # JupyterLab takes this process over, signals included
         sys.executable,
-        [sys.executable, "-m", "jupyterlab", f"--port={port}", "--notebook-dir", str(notebooks)],
+        [
+            *(sys.executable, "-P", "-m", "jupyterlab"),
+            *(f"--port={port}", "--notebook-dir", str(notebooks)),
+        ],
     )

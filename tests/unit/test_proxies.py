@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import labvoice
 from labvoice.errors import UsageError
 from labvoice.proxies import http_client, loopback_spared, proxy_for, spare_loopback
 from labvoice.settings import load_settings
@@ -110,12 +111,13 @@ def test_a_log_in_ascii_takes_every_word(monkeypatch: pytest.MonkeyPatch) -> Non
     assert raw.getvalue() == b"+ worker's x ?\n"
 
 
-def test_files_named_like_packages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["labvoice.agent", "labvoice.stack.gateway"])
+def test_files_named_like_packages(tmp_path: Path, module: str) -> None:
     """A file of the user's in the working directory does not stand in for a package's."""
     for name in ("openai", "token", "livekit", "queue", "labvoice"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('shadowed')")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "labvoice.agent", "--help"],
+        [sys.executable, "-P", "-m", module, "--help"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -123,6 +125,18 @@ def test_files_named_like_packages(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_child_looks_for_modules_in_the_working_directory() -> None:
+    """Every Python that labvoice starts with `-m` is told `-P`."""
+    package = Path(labvoice.__file__).parent
+    words = [
+        (file.name, before)
+        for file in package.rglob("*.py")
+        for before in file.read_text(encoding="utf-8").split('"-m"')[:-1]
+    ]
+    assert len(words) > 5
+    assert [name for name, before in words if '"-P"' not in before[-80:]] == []
 
 
 def test_the_doctors_signs_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ class GatewayServer:
         port, key = free_port(), SecretStr(secrets.token_urlsafe(24))
         process = await ManagedProcess.start(
             "gateway",
-            [sys.executable, "-m", "labvoice.stack.gateway", f"--port={port}"],
+            [sys.executable, "-P", "-m", "labvoice.stack.gateway", f"--port={port}"],
             log_path=state_dir / "gateway.log",
             env={**worker_environment(settings), GATEWAY_KEY: key.get_secret_value()},
             stop_step_s=2.0,

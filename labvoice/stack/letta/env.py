@@ -153,6 +153,7 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
         )
         pip: list[str | Path] = [
             env.python,
+            "-P",
             "-m",
             "pip",
             "download",
@@ -168,6 +169,7 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
         archive.unlink()
         compiling: list[str | Path] = [
             env.python,
+            "-P",
             "-m",
             "compileall",
             "-q",
