@@ -52,22 +52,22 @@ if TYPE_CHECKING:
     from livekit.agents.voice.remote_session import RemoteSession
 
 SESSION_MODULE = "livekit.agents.voice.remote_session"
-"""Takes 2.4 s to import, which a lab does while its worker starts."""
+"""Imported by the lab while its worker starts, because it takes 2.4 s."""
 
 _JOIN_TIMEOUT_S = 10.0
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
-_LONGEST_SPEECH_S = 60.0  # a small model may ramble; what it says was begun in time
+_LONGEST_SPEECH_S = 60.0  # a small model may ramble; its reply started in time
 _POLL_S = 0.1
 _ENDING_TIMEOUT_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
-_FAREWELL_S = 0.3  # below the time after which a supervisor takes an agent for lost
+_FAREWELL_S = 0.3  # below the time after which a supervisor counts an agent as lost
 _STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
 
 
 async def _both(*work: Coroutine[Any, Any, None]) -> None:
-    """Runs both; when one fails the other is cancelled, and the first error is the error."""
+    """Runs both concurrently; if one fails, cancels the other and raises the error."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         await asyncio.gather(*tasks)
@@ -105,7 +105,7 @@ who is told the marks. The bot stays until the block is left."""
 
 
 class PendingCall:
-    """A call that is being made: `call = await pending`, or `async with pending as call:`.
+    """A call being connected: `call = await pending`, or `async with pending as call:`.
 
     Leaving `async with` ends the call, its agent and its room.
     """
@@ -157,17 +157,17 @@ class Call:
         url: Address of the LiveKit server.
         api_key: Its key.
         api_secret: Its secret.
-        dispatcher: Puts the agent into the room.
+        dispatcher: Dispatches the agent.
         room: Name of the room.
         agent_name: Name of the agent to dispatch.
         identity: The caller's own.
-        metadata: What the agent gets to know.
+        metadata: Metadata of the dispatch.
         strategy: When the agent is dispatched.
         timeout_s: How long to wait for the agent, in seconds.
-        greets: Whether the agent is known to speak first; else nobody waits for its greeting.
-        apologises: Whether an agent that replaces a lost one is known to speak first.
-        on_mark: Told every mark of the connection as it is set.
-        on_end: Told that the call has ended.
+        greets: Whether the agent greets; otherwise its greeting is not awaited.
+        apologises: Whether a replacement agent speaks first.
+        on_mark: Called with each connection mark as it is set.
+        on_end: Called when the call has ended.
         bring: Brings a bot that joins by itself; the agent is dispatched by name when not given.
 
     Attributes:
@@ -175,16 +175,17 @@ class Call:
         room_name: Name of the room.
         agent_name: As given.
         identity: As given.
-        connection_marks: Marks of the connection by name; those of a failover are the last one's.
+        connection_marks: Marks of the connection by name; failover marks are those of the last
+            failover.
         dispatch: The confirmed dispatch; None before.
-        offset: The agent's clock against the caller's; None before it was measured.
-        worker: What the agent told of its job: job_id, worker_id, pid.
-        memory: How the agent's memory stands: state, error, updates, memory_load_s,
+        offset: Offset of the agent's clock; None before it was measured.
+        worker: The agent's job: job_id, worker_id, pid.
+        memory: Status of the agent's memory: state, error, updates, memory_load_s,
             waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
-        on_turn_mark: Told every mark of a turn as it is set.
+        on_turn_mark: Called with each mark of a turn as it is set.
         recorder: Keeps the sound of both sides.
-        notice: What did not go as the strategy meant it, in words; empty where it did.
-        failure: Why no agent listened or no reply came, the last time; empty where none failed.
+        notice: What did not work as the strategy expects; empty if all did.
+        failure: Why the last connection or reply failed; empty if none failed.
     """
 
     def __init__(
@@ -263,16 +264,16 @@ class Call:
 
     @property
     def greeting(self) -> str:
-        """What the agent said first."""
+        """Text of the agent's greeting."""
         return self._turns.greeting
 
     # -- connecting ---------------------------------------------------------------------
 
     async def dispatch_ahead(self) -> None:
-        """Dispatches the agent before the click; :meth:`connect` does it where nobody did.
+        """Dispatches the agent before the click; otherwise :meth:`connect` does.
 
         Raises:
-            DispatchError: The agent did not come; the class names the cause.
+            DispatchError: The agent did not join; the class names the cause.
         """
         await self._dispatch()
 
@@ -280,13 +281,13 @@ class Call:
         """Joins, publishes the microphone, dispatches the agent and waits until it listens.
 
         Args:
-            click_s: The intended start, in monotonic seconds; now when not given.
+            click_s: The intended start, in monotonic seconds; None: now.
 
         Raises:
             ServerUnreachableError: The server does not answer.
             CredentialsError: It refuses the token.
-            MediaBlockedError: It answers, and media cannot pass.
-            DispatchError: The agent did not come; the class names the cause.
+            MediaBlockedError: It answers, but media cannot pass.
+            DispatchError: The agent did not join; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
         """
         with self._failures():
@@ -360,7 +361,7 @@ class Call:
                 await self._microphone.publish(self._room)
         except TimeoutError:
             raise StageTimeoutError(
-                "mic_published", _JOIN_TIMEOUT_S, "the server did not take the caller's track"
+                "mic_published", _JOIN_TIMEOUT_S, "the server did not accept the caller's track"
             ) from None
         self._mark("mic_published")
 
@@ -401,7 +402,7 @@ class Call:
                 self._changed.set()
 
         def on_attributes(changed: Mapping[str, str], participant: rtc.Participant) -> None:
-            # An agent's heartbeats come without its state, which the session's events tell sooner.
+            # Heartbeats do not carry the agent's state, which the session's events report sooner.
             if participant.identity == self._agent_identity and _STATE_ATTRIBUTE in changed:
                 self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
 
@@ -532,7 +533,7 @@ class Call:
         ]
 
     def _whom_it_hears(self) -> str:
-        """In words, where others are in the room: an agent listens to one participant only."""
+        """Returns a note if others are in the room: an agent listens to one participant only."""
         if not self._other_callers:
             return ""
         names = ", ".join(map(repr, self._other_callers))
@@ -542,7 +543,7 @@ class Call:
         )
 
     async def _why_gone(self) -> str:
-        """What the worker says of the lost agent's job; it may say it later than the server."""
+        """Returns the worker's reason for the end of the lost agent's job; it may arrive late."""
         if not self._agent_identity:
             return ""
         until = time.monotonic() + _ENDING_TIMEOUT_S
@@ -555,9 +556,9 @@ class Call:
     # -- talking ------------------------------------------------------------------------
 
     async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
-        """Waits until the agent's greeting was heard to its end; returns its text.
+        """Waits for the end of the agent's greeting; returns its text.
 
-        An agent that is known to wait for the user is not waited for: the text is empty.
+        For an agent that does not greet, returns an empty text at once.
 
         Raises:
             StageTimeoutError: No voice was heard in time.
@@ -570,11 +571,11 @@ class Call:
         return self.greeting
 
     async def wait_for_replacement(self, timeout_s: float = 30.0) -> None:
-        """Waits until another agent listens in the place of a lost one, and was heard if it speaks.
+        """Waits until a replacement agent listens, and was heard if it speaks first.
 
         Raises:
-            StageTimeoutError: None came, or it was not heard, in time.
-            AgentLostError: It came and left.
+            StageTimeoutError: None joined, or it was not heard, in time.
+            AgentLostError: It joined and left.
         """
         stage = "replacement_listening"
         await self._until(lambda: stage in self.marks, stage, timeout_s, agent_lost=True)
@@ -586,10 +587,10 @@ class Call:
         await self._fetch_worker()
 
     async def say(self, utterance: Utterance) -> Turn:
-        """Speaks in real time; returns when the last sample has left, not when it is answered.
+        """Sends an utterance in real time; returns when the last sample was sent, before the reply.
 
         Args:
-            utterance: See :mod:`labvoice.speech.utterances` for where to get one.
+            utterance: See :mod:`labvoice.speech.utterances`.
         """
         speech = await asyncio.to_thread(lambda: utterance.speech)
         turn = self._turns.begin(utterance.text, utterance.notice)
@@ -608,7 +609,7 @@ class Call:
         return turn
 
     async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
-        """Waits for the reply to what was said last, and for its end.
+        """Waits for the end of the reply to the last utterance.
 
         Returns:
             The turn, with its marks, LiveKit's figures, the transcript and the reply.
@@ -625,7 +626,9 @@ class Call:
             await self._until(
                 lambda: "reply_heard" in turn.marks, "reply_heard", timeout_s, _NO_VOICE_HINT
             )
-            if turn.voice_to_voice_s is None:  # it fell into the word; the rest may have its own
+            if (
+                turn.voice_to_voice_s is None
+            ):  # it began during the utterance; the rest may have its own
                 with contextlib.suppress(NoReplyError):
                     await self._until(
                         lambda: turn.voice_to_voice_s is not None, "reply_heard", _REST_TIMEOUT_S
@@ -666,7 +669,7 @@ class Call:
         return error
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
-        """Waits until the reply begins, for a caller who will speak over it.
+        """Waits until the reply begins, for a caller that interrupts it.
 
         Returns:
             When its first voiced sample was heard, in monotonic seconds.
@@ -690,7 +693,7 @@ class Call:
         return onset
 
     async def hear_end(self) -> None:
-        """Waits until the agent listens again and its voice has died away.
+        """Waits until the agent listens again and its voice has ended.
 
         Raises:
             StageTimeoutError: It still speaks after a minute.
@@ -703,10 +706,10 @@ class Call:
         )
 
     async def _fetch_worker(self) -> None:
-        """Brings the worker's marks and what the session's events leave out over the room."""
+        """Fetches the worker's marks, and figures missing in the session's events."""
         agent = self._room.remote_participants.get(self._agent_identity)
         if agent is None or ATTRIBUTE_DISPATCH_ID not in agent.attributes:
-            return  # not labvoice's agent: it answers no questions
+            return  # not labvoice's agent: it has no such RPC
         try:
             if self.offset is None:
                 self.offset = await measure_offset(self._room, self._agent_identity)
@@ -718,7 +721,7 @@ class Call:
             hint = "the worker's log tells whether its job ended"
             if self._agent_gone:
                 raise AgentLostError(sentence, hint) from None
-            # The agent is in its room: what failed is the instrument's question.
+            # The agent is in its room: the instrument's request failed.
             raise LabvoiceError(sentence, hint) from None
         self.worker = json.loads(answer)
         marks = self.worker.pop("marks")
@@ -766,7 +769,7 @@ class Call:
         """Returns what the caller heard, and its sample rate in Hz.
 
         Args:
-            turn: Only from this turn's start to the next one's; the whole call when not given.
+            turn: Only from this turn's start to the next one's; None: the whole call.
         """
         if turn is None:
             return self._listener.audio(), SAMPLE_RATE_HZ
@@ -779,7 +782,7 @@ class Call:
 
     @property
     def agent_identity(self) -> str:
-        """Identity of the agent, as long as it is in the room; empty otherwise."""
+        """Identity of the agent while it is in the room; otherwise empty."""
         return self._agent_identity if self._agent_identity in self._others else ""
 
     @property
@@ -787,10 +790,10 @@ class Call:
         return self._room.remote_participants if self._room.isconnected() else {}
 
     async def _until_agent_left(self, timeout_s: float = _FAREWELL_S) -> None:
-        """Waits, not long, until the caller sees the agent gone.
+        """Waits briefly until the agent has left.
 
         Raises:
-            TimeoutError: It still is in the room.
+            TimeoutError: It is still in the room.
         """
         async with asyncio.timeout(timeout_s):
             while self.agent_identity:
@@ -800,7 +803,7 @@ class Call:
     async def hang_up(self) -> None:
         """Leaves the room and stops sending; safe to call twice.
 
-        The agent stays until the server misses the caller; :meth:`end` ends it at once.
+        The agent stays until the server notices; :meth:`end` ends it at once.
         """
         self._ended = True
         for close in (
@@ -809,13 +812,13 @@ class Call:
             self._listener.aclose,
             self._room.disconnect,
         ):
-            # One that fails or hangs must not keep the others from it.
+            # One that fails or hangs must not block the others.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await close()
 
     async def end(self) -> None:
-        """Hangs up; agent and room go too, unless another human is in the room.
+        """Hangs up, and removes agent and room unless another human is in the room.
 
         Then the agent stays with the other one: it is theirs as much as the caller's, and it ends
         when the last human has left.
@@ -853,7 +856,7 @@ class Call:
             self._on_end(self)
 
     async def _is_alone(self) -> bool:
-        """Whether no other human is in the room: the server knows of those not announced yet."""
+        """Whether no other human is in the room; the server also lists those not announced yet."""
         try:
             there = await rooms.participants(self._dispatcher.api, self.room_name)
         except (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError):

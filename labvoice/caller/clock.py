@@ -15,7 +15,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """How to move an agent's wall-clock instant to the caller's clock.
+    """Offset from the agent's wall clock to the caller's clock.
 
     Attributes:
         offset_s: To subtract from the agent's wall time, in seconds.
@@ -31,7 +31,7 @@ class ClockOffset:
 
 
 async def measure_offset(room: rtc.Room, agent_identity: str) -> ClockOffset:
-    """Asks the agent for its time over the room; the shortest of several round trips counts.
+    """Measures the offset over the room; the shortest of several round trips counts.
 
     Raises:
         rtc.RpcError: The agent does not answer.

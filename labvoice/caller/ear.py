@@ -1,4 +1,4 @@
-"""What the caller hears: voice found on the samples, dated by their arrival.
+"""Detects voice in the received audio, dated by the arrival of its samples.
 
 The rule is that of :mod:`labvoice.speech.detection`, by which the end of the caller's own speech
 is found: LiveKit's voice detector says that there is speech, and the levels of 10 ms frames say
@@ -91,7 +91,7 @@ class Voice:
 
     @property
     def doubt(self) -> str:
-        """Why its edges may be off by more than some 10 ms; empty where nothing speaks for it."""
+        """Why its edges may be off by more than some 10 ms; empty if they are reliable."""
         if self.noise * CLEAR_RATIO <= self.loudest:
             return ""
         return f"there is noise only {20 * np.log10(self.loudest / self.noise):.0f} dB below it"
@@ -199,7 +199,7 @@ class Listener:
         return count * _FRAME_S >= _LEAST_HEARD_S and self._digital_silence < _SILENT_SHARE * count
 
     def _begins(self, level: float) -> bool:
-        """Tells whether voice has begun by now; its onset may lie some frames back."""
+        """Returns whether voice has begun; its onset may be some frames earlier."""
         if self._probability < VAD_ENTER:
             self._speech_frames = 0
         if self._probability < VAD_ENTER and level < _SOUND_RMS:
@@ -237,7 +237,7 @@ class Listener:
         return True
 
     def voice_since(self, since_s: float) -> Voice | None:
-        """Returns the first voice that began at or after an instant; None if there is none."""
+        """Returns the first voice that began at or after an instant, or None."""
         return next((voice for voice in self.voices if voice.start_s >= since_s), None)
 
     def onset_since(self, since_s: float) -> float | None:
@@ -247,12 +247,12 @@ class Listener:
 
     @property
     def heard_s(self) -> float:
-        """How much was received so far, voice or not, in seconds."""
+        """Audio received so far, in seconds."""
         return len(self._frames) * _FRAME_S
 
     @property
     def silent(self) -> bool:
-        """Whether no voice is being heard now."""
+        """Whether there is no voice now."""
         return not self.voices or self.voices[-1].ended
 
     def audio(self, start_s: float = 0.0, end_s: float = float("inf")) -> npt.NDArray[np.int16]:
@@ -268,7 +268,7 @@ class Listener:
         return self._arrived_s[first], np.concatenate(self._frames[first:last])
 
     async def aclose(self) -> None:
-        """Stops listening; what was heard stays."""
+        """Stops listening; the received audio is kept."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

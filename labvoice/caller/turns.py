@@ -1,4 +1,4 @@
-"""The turns of a call: from voices, messages and figures to what belongs to which turn.
+"""Turns of a call: assigns voices, messages and figures to turns.
 
 `js/src/turns.ts` has the same rules; `tests/turn_rules.json` is the table of event sequences by
 which both are tested.
@@ -26,11 +26,11 @@ def _words(text: str) -> str:
 
 @dataclass
 class Turn:
-    """One turn: what the caller said, what the agent made of it, and when.
+    """One turn: utterance, transcript and reply, with their marks.
 
     Attributes:
         number: From 0.
-        said: What the caller said; empty when nobody can know.
+        said: What the caller said; empty if unknown.
         marks: Turn marks, in seconds on the caller's monotonic clock.
         metrics: LiveKit's own figures of the turn, in seconds.
         transcript: What the agent recognised.
@@ -38,7 +38,7 @@ class Turn:
         user_messages: Into how many user turns the agent split the utterance; 1 is right.
         outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`; `no_reply` until a reply
             was heard, `interrupted` where agent or user spoke over the other.
-        notice: What is worth knowing of its figures, such as an end of speech that is uncertain.
+        notice: Remark on its figures, such as an uncertain end of speech.
         message_ids: LiveKit's ids of the messages whose figures are the turn's.
         replied: Whether the text of the reply that is dated is there.
         voices: When the agent's voice began in this turn, in seconds, and how many messages of
@@ -65,17 +65,17 @@ class Turn:
     finished: bool = field(default=False, repr=False)
 
     def finish(self, outcome: str) -> None:
-        """Sets an outcome that nothing heard later changes."""
+        """Sets the final outcome."""
         self.outcome = outcome
         self.finished = True
 
     def add_notice(self, sentence: str) -> None:
-        """Adds what is worth knowing of its figures."""
+        """Adds a remark on its figures."""
         self.notice = "; ".join(filter(None, (self.notice, sentence)))
 
     @property
     def word_error_rate(self) -> float | None:
-        """Of the transcript; None when what was said is not known, or nobody answered."""
+        """Word error rate of the transcript; None if the utterance is unknown or has no reply."""
         if not self.said.strip() or "reply_heard" not in self.marks:
             return None
         return word_error_rate(self.said, self.transcript)
@@ -84,7 +84,7 @@ class Turn:
     def voice_to_voice_s(self) -> float | None:
         """From the last voiced sample sent to the first voiced sample of the reply, in seconds.
 
-        None where no reply was heard, and where it began before the caller had finished.
+        None if no reply was heard, or if it began before the caller had finished.
         """
         return voice_to_voice_s(self.marks)
 
@@ -96,7 +96,7 @@ class Item:
     Attributes:
         id: LiveKit's id.
         role: `user` or `assistant`.
-        text: What was recognised, or what was said of the reply.
+        text: What was recognised, or the spoken part of the reply.
         interrupted: Whether it was cut off.
         metrics: LiveKit's figures, in seconds.
     """
@@ -113,7 +113,7 @@ class Turns:
 
     Attributes:
         all: The turns, oldest first.
-        greeting: What the agent said before the first turn.
+        greeting: Text of the agent's greeting.
     """
 
     def __init__(self) -> None:
@@ -151,14 +151,14 @@ class Turns:
         self._agent_speaks = False
 
     def agent_lost(self) -> None:
-        """The agent left; what is heard later is no reply to what it was told."""
+        """The agent left; later voices are not a reply to this turn."""
         last = self._last
         if last is not None and (self._agent_speaks or "reply_heard" not in last.marks):
             last.finish("agent_lost")
         self._agent_speaks = False
 
     def item(self, item: Item) -> None:
-        """Takes a message of the conversation, with LiveKit's figures."""
+        """Adds a message of the conversation, with LiveKit's figures."""
         turn = self._last
         if turn is None:
             if item.role == "assistant":
@@ -194,7 +194,7 @@ class Turns:
         _judge(owner)
 
     def figures(self, by_message: Mapping[str, Mapping[str, float]]) -> None:
-        """Takes what the session's events leave out: stages by message id, in seconds."""
+        """Adds figures missing in the session's events: stages by message id, in seconds."""
         for turn in self.all:
             for message_id in turn.message_ids:
                 turn.metrics = {**by_message.get(message_id, {}), **turn.metrics}
@@ -206,7 +206,7 @@ def _take(turn: Turn, item: Item) -> None:
 
 
 def _judge(turn: Turn) -> None:
-    """Dates a turn's reply and sets its outcome, by all that is known so far.
+    """Dates a turn's reply and sets its outcome from all events so far.
 
     The reply is dated by the first voice after the user's last word. A voice before it makes the
     turn interrupted; then the reply to the rest is the next voice after another message of the

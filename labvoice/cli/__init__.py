@@ -1,4 +1,4 @@
-"""The command line: `labvoice COMMAND`; every command says what it does and exits 0, 1 or 2."""
+"""The command line: `labvoice COMMAND`; every command exits 0, 1 or 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labvoice.cli.target import try_agent
 from labvoice.errors import LabvoiceError, UsageError
 
 app = typer.Typer(
-    help="Launch, dispatch, prove and measure LiveKit voice agents.",
+    help="Launch, dispatch, call and measure LiveKit voice agents.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -29,7 +29,7 @@ app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
-    """Runs the command line; an error of ours is printed, not traced."""
+    """Runs the command line; a LabvoiceError is printed without a traceback."""
     show_anywhere()
     try:
         try:
@@ -40,7 +40,7 @@ def main() -> None:
                 raise
             raise UsageError(
                 f"this command needs the package {name}, which is not installed",
-                'install an extra that brings it: `pip install "labvoice[all]"`',
+                'install an extra that contains it: `pip install "labvoice[all]"`',
             ) from None
     except LabvoiceError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)

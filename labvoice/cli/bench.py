@@ -1,4 +1,4 @@
-"""`labvoice bench …`: benchmarks; each writes a run file and says how it went."""
+"""`labvoice bench …`: benchmarks; each writes a run file and prints a summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_h
 @bench_app.command("connect")
 def bench_connect(
     trials: TrialsOption = 30,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Trials before that.")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up trials first.")] = 1,
     arms: ArmsOption = "",
     llm: LlmOption = None,
     out: OutOption = None,
@@ -36,14 +36,14 @@ def bench_connect(
 
     Arms are ways to dispatch (sequential, concurrent, token, ahead, automatic), ways to run a
     job (process, thread), and a plain livekit-agents worker that takes every job: stock, whose
-    models are loaded before a job comes, and stock-naive, which loads them when it comes. With
-    both, ratios are stated against the better one.
+    models are loaded before a job arrives, and stock-naive, which loads them in the job. With both,
+    ratios are stated against the better one.
 
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
     from labvoice.bench.arms import CONNECT_ARMS, choose
 
-    choose(arms, CONNECT_ARMS)  # a wrong name is told before anything is started
+    choose(arms, CONNECT_ARMS)  # an unknown name raises before anything is started
     run_command(_bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=arms, out=out))
 
 
@@ -60,8 +60,8 @@ def bench_turns(
     """Measures turns: from the caller's last word to the first word of the reply.
 
     Arms are ways to use Letta: hybrid, letta, direct (no memory), and hybrid-down: hybrid with
-    a Letta that is not there; labvoice, the agent as it is, without a Letta; and stock and
-    stock-naive, as for `labvoice bench connect`.
+    a stopped Letta; labvoice, the default agent without Letta; and stock and stock-naive, as for
+    `labvoice bench connect`.
 
     Example: labvoice bench turns --arms stock,stock-naive,labvoice --llm paced --trials 20
 
@@ -80,13 +80,13 @@ def bench_endpointing(
     trials: TrialsOption = 16,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: Annotated[
-        str, typer.Option("--arms", help="Silences to measure side by side, in seconds: a,b,…")
+        str, typer.Option("--arms", help="Endpointing delays to compare, in seconds: a,b,…")
     ] = "0.2,0.3,0.4,0.6",
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Measures turns with several silences before a turn's end: late answers against split turns.
+    """Compares endpointing delays: latency against split turns.
 
     Example: labvoice bench endpointing --arms 0.2,0.3,0.4,0.6 --llm paced
     """
@@ -101,7 +101,7 @@ def bench_endpointing(
 def calibrate(
     trials: TrialsOption = 10, out: OutOption = None, json_path: JsonOption = None
 ) -> None:
-    """Measures the instrument's own error, against replies whose delay is known.
+    """Measures the measurement error, against replies of known delay.
 
     Example: labvoice calibrate --trials 10
     """
@@ -110,17 +110,17 @@ def calibrate(
 
 @bench_app.command("burst")
 def bench_burst(
-    rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms that ask at once.")] = 50,
+    rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms dispatched at once.")] = 50,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Bursts of each arm.")] = 5,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Bursts before that.")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up bursts first.")] = 1,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
     arms: ArmsOption = "plain,confirmed",
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Dispatches to many rooms at once: each must get one agent, and none two.
+    """Dispatches to many rooms at once: each must get exactly one agent.
 
-    The arm plain is the server's CreateDispatch alone; its losses are what is compared with.
+    The arm plain uses the server's CreateDispatch alone, as the baseline.
 
     Example: labvoice bench burst --rooms 50
     """
@@ -140,7 +140,7 @@ async def _burst(json_path: Path | None, **options: Any) -> int:
     tell(repr(run))
     result = run.to_json()
     write_json(json_path, result)
-    # The plain arm is there to lose; it is the confirmed one that is judged.
+    # The plain arm is the baseline; the confirmed one decides the exit code.
     confirmed = result.get("arms", {}).get("confirmed", result)
     return 1 if confirmed["failed"] else 0
 
@@ -148,15 +148,15 @@ async def _burst(json_path: Path | None, **options: Any) -> int:
 @bench_app.command("http")
 def bench_http(
     rate_hz: Annotated[float, typer.Option("--rate", min=1, help="Dispatches a second.")] = 200,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="For how long.")] = 30,
-    idle: Annotated[int, typer.Option("--idle", min=0, help="Silent clients meanwhile.")] = 1000,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Duration of the load.")] = 30,
+    idle: Annotated[int, typer.Option("--idle", min=0, help="Idle clients meanwhile.")] = 1000,
     restart_s: Annotated[
         float, typer.Option("--restart", min=0, help="Seconds of load around a restart.")
     ] = 10,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Measures the HTTP service's own part under load, with a stub in the lab's place.
+    """Measures the HTTP service under load, with a stub instead of the lab.
 
     Example: labvoice bench http --rate 200 --seconds 30
     """
@@ -190,12 +190,14 @@ async def _bench_http(
 
 @bench_app.command("leaks")
 def bench_leaks(
-    calls: Annotated[int, typer.Option("--calls", min=1, help="Calls between the looks.")] = 100,
+    calls: Annotated[
+        int, typer.Option("--calls", min=1, help="Calls between the two measurements.")
+    ] = 100,
     json_path: JsonOption = None,
 ) -> None:
-    """Prints what worker, lab and server hold before and after many short calls.
+    """Prints the resources of worker, lab and server before and after many short calls.
 
-    Exits 1 when one of them holds more afterwards than chance explains.
+    Exits 1 if one of them grew significantly.
 
     Example: labvoice bench leaks --calls 100
     """
@@ -218,14 +220,14 @@ async def _bench_leaks(calls: int, json_path: Path | None) -> int:
 def bench_failover(
     trials: TrialsOption = 10,
     kill: Annotated[
-        str, typer.Option("--kill", help="Kinds of death: job, worker, hang.")
+        str, typer.Option("--kill", help="What to kill: job, worker, hang.")
     ] = "job,worker,hang",
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Kills agents in their calls and measures how soon another one listens.
+    """Kills agents during calls and measures the time until a replacement listens.
 
     Example: labvoice bench failover --trials 10 --kill job,worker,hang
     """
@@ -260,9 +262,9 @@ async def _bench(
 ) -> int:
     from labvoice.lab import Lab
 
-    # Where Letta is measured as the one who answers, it is not made to wait for the others.
+    # If Letta itself is measured, it does not have to wait for the others.
     settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
-    fresh = settings.letta_base_url is None  # a server of somebody else is used as it is
+    fresh = settings.letta_base_url is None  # an external server is used as it is
     async with Lab(
         progress=tell,
         settings=settings,
@@ -275,6 +277,6 @@ async def _bench(
     tell(repr(run))
     result = run.to_json()
     write_json(json_path, result)
-    if kind == "endpointing":  # a silence that is too short is there to split turns
+    if kind == "endpointing":  # too short a delay is expected to split turns
         return 1 if result["failed"] == result["n"] else 0
     return 1 if result["failed"] else 0

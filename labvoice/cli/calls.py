@@ -29,22 +29,22 @@ if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait 
 
 MetadataOption = Annotated[
     str | None,
-    typer.Option(help="Sent to an agent of your own as it is; not with --letta-agent."),
+    typer.Option(help="Metadata for your own agent, sent unchanged; not with --letta-agent."),
 ]
 
 
 def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
     if metadata is not None and letta_agent is not None:
-        raise UsageError("both --metadata and --letta-agent are given", "leave one of them out")
+        raise UsageError("both --metadata and --letta-agent are given", "remove one of them")
 
 
 def call(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A recording to speak.")] = None,
     channel: Annotated[
-        str | None, typer.Option(help="What to speak of stereo recordings: left, right or mix.")
+        str | None, typer.Option(help="Channel of stereo recordings to play: left, right or mix.")
     ] = None,
-    room: Annotated[str | None, typer.Option("--room", help="Room; a fresh one if absent.")] = None,
+    room: Annotated[str | None, typer.Option("--room", help="Room; default: a new one.")] = None,
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
     strategy: Annotated[
@@ -55,7 +55,7 @@ def call(
     metadata: MetadataOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """One simulated caller: joins, speaks, listens, and prints every mark; texts before files.
+    """Makes one simulated call and prints every mark; texts are spoken before files.
 
     Example: labvoice call --say "What is the capital of France?"
     """
@@ -97,7 +97,7 @@ async def _call(
         if recording.notice:
             tell(f"notice: {path}: {recording.notice}")
     from labvoice.dispatch import STRATEGIES
-    from labvoice.lab import Lab  # takes seconds: a wrong file is told before
+    from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
     async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
@@ -179,10 +179,10 @@ def dispatch(
     port: PortOption = 9000,
     json_path: JsonOption = None,
 ) -> None:
-    """Puts exactly one agent into a room of a running server, and proves that it joined.
+    """Dispatches exactly one agent into a room of a running server, and confirms that it joined.
 
-    With LABVOICE_API_KEY set, the HTTP service of a running `labvoice up` is asked for the cause
-    of a failure.
+    With LABVOICE_API_KEY set, the diagnosis of a failure includes the workers of a running
+    `labvoice up`.
 
     Example: labvoice dispatch my-room --agent-name letta-voice-agent
     """
@@ -207,7 +207,7 @@ async def _dispatch(
     settings = load_settings()
     if not settings.livekit_url:
         raise SettingsError(
-            "no LiveKit server is named",
+            "no LiveKit server is configured",
             "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
         )
     assert settings.livekit_api_key

@@ -1,4 +1,4 @@
-"""What all commands share: their options, and how they run, speak and end."""
+"""Shared parts of all commands: options, output, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ console = Console(highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", dir_okay=False, help="Write the machine-readable result there too."),
+    typer.Option(
+        "--json", dir_okay=False, help="Also write the machine-readable result to this file."
+    ),
 ]
 LlmOption = Annotated[
     Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
 ]
-TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="How many trials count.")]
-ArmsOption = Annotated[
-    str, typer.Option("--arms", help="Configurations to measure side by side: a,b,…")
-]
+TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="Number of measured trials.")]
+ArmsOption = Annotated[str, typer.Option("--arms", help="Configurations to compare: a,b,…")]
 
 
 def _new_file(path: Path | None) -> Path | None:
     if path is not None:
         from labvoice.runs.writer import check_new  # takes a second, `--help` need not wait
 
-        check_new(path)  # told before anything is started
+        check_new(path)  # raises before anything is started
     return path
 
 
@@ -52,10 +52,10 @@ PortOption = Annotated[
     int, typer.Option("--port", min=1, max=65535, help="Port of the HTTP service.")
 ]
 LettaOption = Annotated[
-    bool, typer.Option("--letta/--no-letta", help="With memory by Letta, or without.")
+    bool, typer.Option("--letta/--no-letta", help="With or without memory by Letta.")
 ]
 FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="An empty Letta database, deleted at the end.")
+    bool, typer.Option("--fresh", help="Use an empty Letta database, deleted at the end.")
 ]
 LettaAgentOption = Annotated[
     str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
@@ -70,7 +70,7 @@ _PLAIN: Final = {"✓": "+", "✗": "x", "–": "-", "—": "-", "→": "->", "�
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replaces what a terminal cannot show by what comes near it."""
+    """Replaces characters that the terminal cannot show by similar ones."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -78,7 +78,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def show_anywhere() -> None:
-    """Lets a terminal or a log in any encoding be written to: nothing ends in a traceback."""
+    """Makes output work in any encoding, without a traceback."""
     codecs.register_error("labvoice-plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -86,7 +86,7 @@ def show_anywhere() -> None:
 
 
 def tell(line: str) -> None:
-    """Prints a line as it is."""
+    """Prints a line unchanged."""
     console.print(line, markup=False)
 
 
@@ -117,7 +117,7 @@ def run_command(work: Coroutine[Any, Any, int]) -> None:
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Writes the machine-readable result where `--json` wants it."""
+    """Writes the machine-readable result to the file of `--json`."""
     if path is None:
         return
     try:
@@ -125,11 +125,11 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be written: {error.strerror}", "choose another place for `--json`"
+            f"{path} cannot be written: {error.strerror}", "choose another file for `--json`"
         ) from None
     tell(f"wrote {path}")
 
 
 def command_line() -> str:
-    """Returns the command as it was given, for the run file to say how it was made."""
+    """Returns the command line, for the run file's header."""
     return shlex.join(["labvoice", *sys.argv[1:]])

@@ -14,7 +14,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run files.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
     pictures: Annotated[
-        Path | None, typer.Option("--pictures", help="Write the pictures there as PNG too.")
+        Path | None, typer.Option("--pictures", help="Also write the plots as PNG to this folder.")
     ] = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -37,17 +37,17 @@ def report(
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(help="Run file to compare with.")],
-    new: Annotated[Path, typer.Argument(help="Run file to judge.")],
+    base: Annotated[Path, typer.Argument(help="Baseline run file.")],
+    new: Annotated[Path, typer.Argument(help="New run file.")],
     max_regression: Annotated[
-        float, typer.Option("--max-regression", min=0, help="Slowdown of p50 that still passes.")
+        float, typer.Option("--max-regression", min=0, help="Largest slowdown of p50 that passes.")
     ] = 0.10,
     allow_different_hosts: Annotated[
-        bool, typer.Option("--allow-different-hosts", help="Compare runs of different machines.")
+        bool, typer.Option("--allow-different-hosts", help="Allow runs of different machines.")
     ] = False,
     json_path: JsonOption = None,
 ) -> None:
-    """Compares two runs; exits 1 when a headline stage became slower than allowed.
+    """Compares two runs; exits 1 if a headline stage regressed.
 
     Example: labvoice compare base.jsonl new.jsonl --max-regression 0.10
     """

@@ -1,4 +1,4 @@
-"""Commands that bring a stack up: demo, up, worker, doctor, lab."""
+"""Commands that start a stack: demo, up, worker, doctor, lab."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ _DEMO_AGENT = "labvoice demo"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/demo"),
     trials: TrialsOption = 5,
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
     llm: LlmOption = None,
@@ -47,7 +45,7 @@ def demo(
     fresh: FreshOption = False,
     json_path: JsonOption = None,
 ) -> None:
-    """The main job, no questions: stack up, connections and turns measured, report.html.
+    """Starts the stack, measures connections and turns, and writes report.html.
 
     Example: labvoice demo --trials 3
     """
@@ -81,11 +79,11 @@ async def _demo(
             try:
                 runs.append(await _tell_a_fact(lab, out / f"{stamp}-memory.jsonl"))
             except LabvoiceError as error:
-                failed = error  # what was measured is worth its report all the same
+                failed = error  # report what was measured
         sizes = {part.name: part.memory for part in lab.parts() if part.memory}
     for run in runs:
         tell(repr(run))
-    tell("memory in use: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    tell("memory usage: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     report = await asyncio.to_thread(write_report, runs, out / "report.html")
     results = {run.header.kind: run.to_json() for run in runs}
     write_json(json_path or out / "summary.json", {**results, "setup_s": lab.setup_s})
@@ -97,7 +95,7 @@ async def _demo(
 
 
 async def _tell_a_fact(lab: Lab, out: Path) -> Run:
-    """Tells the agent a fact by voice, and shows it in Letta's memory block."""
+    """Tells the agent a fact by voice, and prints Letta's memory block."""
     await lab.letta_server.until_up()
     agent = await lab.letta.ensure(_DEMO_AGENT)
     call = await lab.call(letta_agent=agent)
@@ -114,17 +112,17 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
 
 
 def up(
-    workers: Annotated[int, typer.Option("--workers", min=0, help="How many workers.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of workers.")] = 1,
     port: PortOption = 9000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Let --host be another than loopback.")
+        bool, typer.Option("--allow-remote", help="Allow a --host other than loopback.")
     ] = False,
     llm: LlmOption = None,
     letta: LettaOption = True,
     fresh: FreshOption = False,
 ) -> None:
-    """The stack and the HTTP service, in the foreground; Ctrl-C ends all of it.
+    """Runs the stack and the HTTP service in the foreground; Ctrl-C stops all of it.
 
     Example: labvoice up --workers 2 --port 9000
     """
@@ -144,7 +142,7 @@ async def _up(
     from labvoice.web.up import prepare
 
     service = prepare(host, port, allow_remote=allow_remote)
-    with service.sock:  # held while the stack comes up, and closed where it does not
+    with service.sock:  # held while the stack starts, and closed if it fails
         async with Lab(
             workers=workers,
             letta=letta,
@@ -163,10 +161,10 @@ def doctor(
     port: PortOption = 9000,
     json_path: JsonOption = None,
 ) -> None:
-    """Is everything there, and does the agent really join? Prints ✓ or ✗ with a hint for each.
+    """Checks every part and dispatches an agent. Prints ✓ or ✗ with a hint for each check.
 
-    With LIVEKIT_URL set it looks at that server and at the workers that are registered there;
-    else it brings up a stack of its own. Exits 1 when anything is not as it should be.
+    With LIVEKIT_URL set it checks that server and its registered workers; otherwise it starts its
+    own stack. Exits 1 if a check fails.
 
     Example: labvoice doctor --json doctor.json
     """
@@ -198,7 +196,7 @@ async def _doctor(
 
 
 def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
-    """One worker, anywhere, against LIVEKIT_URL; Ctrl-C lets its calls end, twice does not.
+    """Runs one worker against LIVEKIT_URL; Ctrl-C drains its calls, twice stops at once.
 
     Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
     """
@@ -224,7 +222,7 @@ async def _worker(agent_name: str | None, llm: Llm | None) -> int:
         try:
             await lab.pool.ended()
         except asyncio.CancelledError:
-            tell("no more jobs are taken; what runs may end, a second signal ends it at once")
+            tell("draining: no new jobs; running calls may end, a second signal stops them at once")
             await lab.pool.drain()
             raise
         tell(f"the worker ended for good\n{lab.pool.events.to_string()}")
@@ -232,31 +230,31 @@ async def _worker(agent_name: str | None, llm: Llm | None) -> int:
 
 
 def own_notebooks(folder: Path) -> Path:
-    """Returns the folder, with copies of labvoice's notebooks where it was not there yet.
+    """Returns the notebooks' folder; creates it with copies of labvoice's notebooks if missing.
 
     Raises:
-        UsageError: The folder cannot be made.
+        UsageError: The folder cannot be created.
     """
     if folder.is_dir():
         return folder
     package = Path(__file__).parents[1]
-    # In a wheel they lie in the package, in a checkout beside it.
+    # In a wheel they are inside the package, in a checkout beside it.
     packed = next(p for p in (package / "notebooks", package.parent / "notebooks") if p.is_dir())
     try:
         shutil.copytree(packed, folder, ignore=shutil.ignore_patterns("*.py", ".*"))
     except OSError as error:
         raise UsageError(
-            f"the folder {folder} cannot be made: {error.strerror}",
-            "run it in a folder of yours",
+            f"the folder {folder} cannot be created: {error.strerror}",
+            "run it in a writable folder",
         ) from None
-    tell(f"the notebooks were copied to {folder.resolve()}; they are yours to change")
+    tell(f"the notebooks were copied to {folder.resolve()}; you may change them")
     return folder
 
 
 def lab(
     port: Annotated[int, typer.Option("--port", help="JupyterLab's port.")] = 8888,
 ) -> None:
-    """Opens JupyterLab on the folder `notebooks`; copies labvoice's own there if it is missing.
+    """Opens JupyterLab on the folder `notebooks`; creates it from labvoice's notebooks if missing.
 
     Example: labvoice lab
     """

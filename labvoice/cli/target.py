@@ -34,17 +34,15 @@ def try_agent(
     env: Annotated[
         list[str] | None, typer.Option("--env", help="NAME=VALUE, set for the agent.")
     ] = None,
-    metadata: Annotated[str, typer.Option(help="Text, or @FILE, that its job gets.")] = "",
+    metadata: Annotated[str, typer.Option(help="Job metadata: text, or @FILE.")] = "",
     greeting_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for a greeting.")
     ] = 5.0,
     llm: LlmOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for all that is written.")] = Path(
-        "runs/try"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/try"),
     json_path: JsonOption = None,
 ) -> None:
-    """Starts an agent as it is, calls it, and shows every stage; with a report and a recording.
+    """Starts an agent unmodified, calls it, and prints every stage; with a report and a recording.
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
@@ -61,7 +59,7 @@ def _environment(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError(f"{pair.split('=')[0]!r} is no NAME=VALUE", "such as --env STT=base")
+            raise UsageError(f"{pair.split('=')[0]!r} is not NAME=VALUE", "such as --env STT=base")
         found[name] = value
     return found
 

@@ -1,4 +1,4 @@
-"""Compares two runs stage by stage, and says whether the new one may pass a gate."""
+"""Compares two runs stage by stage, and decides a regression gate."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class StageComparison:
     Attributes:
         stage: Its name.
         arm: Configuration of the new run.
-        base_p50_s: Median of the base; NaN where it was not measured.
+        base_p50_s: Median of the base; NaN if it was not measured.
         new_p50_s: Median of the new run.
         ratio: Their ratio, its 95 % interval, and the test's p-value.
         calls: The smaller number of calls of the two sides.
-        needed: As many calls a side have to be measured before a difference can be shown at all.
-        p_adjusted: The p-value, corrected for the number of headline stages that are judged (Holm);
-            that of another stage as it is.
+        needed: Smallest number of calls per side that can show a difference.
+        p_adjusted: The p-value, Holm-corrected for the number of headline stages; uncorrected for
+            other stages.
     """
 
     stage: str
@@ -45,10 +45,10 @@ class StageComparison:
 
     @property
     def verdict(self) -> str:
-        """What interval and test show together.
+        """The verdict of interval and test together.
 
-        `slower` or `faster` where both do, `no difference shown`, or `inconclusive` where there
-        is too little to say: too few calls, or a median of zero.
+        `slower` or `faster` where both do, `no difference shown`, or `inconclusive` for too few
+        calls or a median of zero.
         """
         low, high = self.ratio.ci95
         if math.isnan(self.new_p50_s):
@@ -64,12 +64,12 @@ class StageComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side; made by :func:`compare`.
+    """A comparison of two runs; created by :func:`compare`.
 
     Attributes:
         base: The run to compare with.
-        new: The run that is judged.
-        max_regression: How much worse a headline stage's median may be, as a share.
+        new: The new run.
+        max_regression: Largest allowed increase of a headline stage's median, as a fraction.
         stages: Every stage that the base measured, by configuration.
     """
 
@@ -80,7 +80,7 @@ class Comparison:
 
     @cached_property
     def regressions(self) -> list[str]:
-        """Why the gate does not pass, in words; empty where it passes."""
+        """Why the gate fails, a sentence each; empty if it does not."""
         sentences = []
         arms = len({row.arm for row in self.stages}) > 1
         for row in self.stages:
@@ -97,11 +97,11 @@ class Comparison:
                     f"({low:.2f} to {high:.2f}, p {row.p_adjusted:.2g}), more than "
                     f"{self.max_regression:.0%} are allowed"
                 )
-        from scipy import stats  # takes a second, which not every command shall wait
+        from scipy import stats  # takes a second to import, not needed by every command
 
         (base_failed, base_n), (new_failed, new_n) = map(_failures, (self.base, self.new))
         table = [[new_failed, new_n - new_failed], [base_failed, base_n - base_failed]]
-        # A run must not pass by failing where it would have been slow.
+        # A run must not pass because slow attempts failed.
         if stats.fisher_exact(table, alternative="greater").pvalue < _SIGNIFICANT:
             sentences.append(
                 f"more attempts fail: {base_failed} of {base_n} → {new_failed} of {new_n}"
@@ -110,7 +110,7 @@ class Comparison:
 
     @cached_property
     def unknown(self) -> list[str]:
-        """What cannot be judged, in words; the gate does not pass on it."""
+        """What is inconclusive, a sentence each; then the gate does not pass."""
         sentences = []
         for row in self.stages:
             if row.stage not in statistics.HEADLINE or row.verdict != "inconclusive":
@@ -136,7 +136,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[str]:
-        """Every difference in configuration, host and versions between the two runs, in words."""
+        """Differences in configuration, host and versions between the runs, a sentence each."""
         sides = [
             {
                 **{f"config {key}": value for key, value in run.header.config.items()},
@@ -163,7 +163,7 @@ class Comparison:
 
     @property
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """The table: its headings, and its rows of cells."""
+        """The table: headings, and rows of cells."""
         heads = ["stage", "arm", "base p50 ms", "new p50 ms", "ratio", "95 %", "p", "verdict"]
         rows = [
             [
@@ -192,7 +192,7 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the machine-readable result, in seconds; None where there is no figure."""
+        """Returns the machine-readable result, in seconds; None for a missing figure."""
         return {
             "format": FORMAT,
             "base": self.base.header.run_id,
@@ -247,9 +247,9 @@ def compare(
 
     Args:
         base: The run to compare with.
-        new: The run to judge.
-        max_regression: How much worse a headline stage's median may be: 0.1 is 10 %.
-        allow_different_hosts: Compare although CPU or core count differ.
+        new: The new run.
+        max_regression: Largest allowed increase of a headline stage's median: 0.1 is 10 %.
+        allow_different_hosts: Compare even if CPU or core count differ.
 
     Raises:
         RunFileError: The runs differ in kind, loop, configurations or host, or the base
@@ -258,8 +258,8 @@ def compare(
     """
     if not max_regression >= 0:
         raise UsageError(
-            f"a maximum regression of {max_regression} is not a share of at least 0",
-            "write 0.10 for ten per cent",
+            f"a maximum regression of {max_regression} is negative",
+            "use 0.10 for 10 %",
         )
     for what in ("kind", "loop"):
         old_value, new_value = getattr(base.header, what), getattr(new.header, what)
@@ -297,7 +297,7 @@ def compare(
     if not rows:
         raise RunFileError(
             f"the base run {base.header.run_id} measured nothing to compare with",
-            "choose a base whose attempts succeeded",
+            "choose a base run with successful attempts",
         )
     return Comparison(base, new, max_regression, _judged(rows))
 
@@ -338,7 +338,7 @@ def _require_same_host(base: Run, new: Run) -> None:
         if old_value != new_value:
             raise RunFileError(
                 f"the runs come from different hosts: {fact} {old_value} and {new_value}",
-                "measure both on one host, or say that you mean it "
+                "measure both on one host, or allow it explicitly "
                 "(`allow_different_hosts=True`, `--allow-different-hosts`)",
             )
 

@@ -1,4 +1,4 @@
-"""A copy in columns beside a large run file, from which it loads ten times faster.
+"""A columnar cache beside a large run file, which loads ten times faster.
 
 The run file is the record. The copy, `.NAME.columns`, is derived from a run that ended in order,
 and is looked at only while the run file has the size and the time of change that it was made of.

@@ -1,4 +1,4 @@
-"""From the columns of a run file to tidy frames: marks become stages, failures stay rows."""
+"""Builds tidy frames from a run file's columns: marks become stages, failures stay as rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Spans(NamedTuple):
 
 
 class Frames:
-    """All tables of a run, each made when it is first asked for.
+    """All tables of a run, each computed at first use.
 
     See the properties of :class:`labvoice.runs.run.Run`. A unit is a trial's connection or one
     of its turns.
@@ -185,7 +185,7 @@ class Frames:
             spans[name] = _Spans(start, lasts, measured, plausible, (1, int(here[0])))
         voice, agent = spans["voice_to_voice"], spans.get("e2e_latency")
         if agent is not None:
-            # It lies before and after the agent's part, so it has no one start.
+            # It is before and after the agent's part, so it has no single start.
             measured = voice.measured & agent.measured & agent.plausible
             rest = voice.duration_s - agent.duration_s
             spans[TRANSPORT] = _Spans(missing, rest, measured, np.ones(count, bool), (2, 0))
@@ -205,7 +205,7 @@ class Frames:
 
     @cached_property
     def stages(self) -> pd.DataFrame:
-        """One row for each unit and each stage that its like has in this run.
+        """One row for each unit and each stage that units of its kind have in this run.
 
         A unit that lacks a stage (it failed first) has a row without a duration. Where no unit
         of a sort succeeded, the headline stages stand for what should have been measured.

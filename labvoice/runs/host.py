@@ -1,4 +1,4 @@
-"""Host facts that go into the first line of every run: what the figures were taken on."""
+"""Host facts for the header of every run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def facts(
 
     Args:
         livekit_server_version: Version of the LiveKit server in use, where it is known.
-        load_1m: The load of a minute before the stack started, whose own start is no work of
-            others; that of this moment when not given.
+        load_1m: The 1-minute load average before the stack started; None: the current one.
 
     Returns:
         `cpu`, `cores`, `memory_bytes`, `load_1m`, `os`, `python` and

@@ -93,7 +93,7 @@ class RunLine(_Line):
 
 
 class TrialLine(_Line):
-    """A trial begins."""
+    """Start of a trial."""
 
     type: Literal["trial"] = "trial"
     trial: int
@@ -101,9 +101,9 @@ class TrialLine(_Line):
     arm: str
     warmup: bool = False
     unit: str
-    """What is resampled: the trial itself, or the event that it is part of."""
+    """Unit of resampling: the trial itself, or the event that it is part of."""
     round: int | None = None
-    """What every arm did at one time, with the same words."""
+    """Round: what every arm did at one time, with the same words."""
 
 
 class MarkLine(_Line):
@@ -131,7 +131,7 @@ class StageLine(_Line):
 
 
 class NoteLine(_Line):
-    """Facts that are no time: texts, identities, the clock offset."""
+    """Facts other than times: texts, identities, the clock offset."""
 
     type: Literal["note"] = "note"
     trial: int
@@ -150,7 +150,7 @@ class OutcomeLine(_Line):
 
 
 class EndLine(_Line):
-    """The run ended in order; a file without it is one of a run that crashed."""
+    """End of the run; missing if the run crashed."""
 
     type: Literal["end"] = "end"
 

@@ -1,4 +1,4 @@
-"""Reads a run file into columns: blocks are parsed at once, a bad line is named in words."""
+"""Reads a run file into columns, block by block; an error names the bad line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _DISTINCT: Final = ("room", "unit")
 
 
 class Columns(NamedTuple):
-    """What a run file says, a table for each type of line; rows are in the order of the file.
+    """Contents of a run file: a table for each type of line, in the order of the file.
 
     Attributes:
         trials: trial, room, arm, warmup, unit, round.
@@ -103,7 +103,7 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     number = 1
     try:
         with path.open("rb") as file:
-            # A run may still go on: what is written from now on is not looked at.
+            # A run may still be running: lines written from now on are ignored.
             left = os.fstat(file.fileno()).st_size
             first = file.readline()
             header = _header(path, first)
@@ -129,7 +129,7 @@ def read(path: Path) -> tuple[RunLine, Columns]:
         raise RunFileError(f"{path} cannot be read: {error.strerror}", _MADE_BY) from None
     ended = bool(parts["end"]) and sum(map(len, parts["end"])) > 0
     if not ended:
-        warnings.append("The run did not end in order; what it had recorded is shown.")
+        warnings.append("The run did not end in order; its partial data is shown.")
     tables = {kind: _table(kind, parts.pop(kind)) for kind in _SCHEMAS}
     _check_order(path, tables)
     trials, marks, stages, notes, outcomes = (
@@ -143,11 +143,11 @@ def _header(path: Path, text: bytes) -> RunLine:
         raise RunFileError(f"{path} is empty", _MADE_BY)
     (content,) = _contents(path, [text], 1)
     if not isinstance(content, dict) or content.get("type") != "run":
-        raise RunFileError(f"{path} does not begin with the first line of a run", _MADE_BY)
+        raise RunFileError(f"{path} does not start with the header line of a run", _MADE_BY)
     if content.get("format") != FORMAT:
         raise RunFileError(
             f"{path} has format {content.get('format')!r}; this labvoice reads format {FORMAT}",
-            "read it with the labvoice that wrote it",
+            "read it with the labvoice version that wrote it",
         )
     header = _validated(path, content, 1)
     assert isinstance(header, RunLine)
@@ -212,7 +212,7 @@ def _parse_by_line(path: Path, lines: list[bytes], first: int) -> dict[str, Any]
     for number, content in enumerate(_contents(path, lines, first), start=first):
         line = _validated(path, content, number)
         if isinstance(line, RunLine):
-            raise RunFileError(f"line {number} of {path} begins a second run", _MADE_BY)
+            raise RunFileError(f"line {number} of {path} starts a second run", _MADE_BY)
         numbers[line.type].append(number)
         if isinstance(line, NoteLine):
             notes.append(line)
@@ -310,7 +310,7 @@ def _table(kind: str, parts: list[Any]) -> pd.DataFrame:
 
 
 def _check_order(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Checks that no line speaks of a trial before it has begun."""
+    """Checks that no line refers to a trial before its start."""
     trials = tables["trial"].drop_duplicates("trial").set_index("trial")["line"]
     early = []
     for kind in ("mark", "stage", "note", "outcome"):
@@ -324,5 +324,5 @@ def _check_order(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     if early:
         number, trial = min(early)
         raise RunFileError(
-            f"line {number} of {path} speaks of trial {trial}, which has not begun", _MADE_BY
+            f"line {number} of {path} refers to trial {trial}, which has not started", _MADE_BY
         )

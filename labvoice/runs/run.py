@@ -1,4 +1,4 @@
-"""A recorded run: loaded from its file as frames, figures, a table and the JSON of a bench."""
+"""A recorded run: frames, statistics, summary table and JSON of a run file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Run", "RunWriter"]
 
 _SUMMARY_COLUMNS = ["n", "failed", "mean", "p50", "p95", "p99", "ci95_lo", "ci95_hi"]
 _COMPARED = ("voice_to_voice", "recovery", "connection", "join")
-"""The first of these that a run has is what its arms are compared by."""
+"""Stages by which arms are compared; the first one in a run is used."""
 _ANSWERED = ("ok", "interrupted")
 
 
 class Run:
-    """A run that was recorded; made by :meth:`load`.
+    """A recorded run; created by :meth:`load`.
 
     Attributes:
         header: The first line: run_id, kind, started_at, loop, config, arms, host.
@@ -42,7 +42,7 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Reads a run file; one that a crash cut short is read as far as it goes.
+        """Reads a run file; one that a crash truncated is read up to that point.
 
         Beside a file of 16 MB or more, the first load leaves a copy from which later ones are
         fast (`.NAME.columns`; it may be deleted).
@@ -77,12 +77,12 @@ class Run:
 
     @property
     def notes(self) -> pd.DataFrame:
-        """Facts that are no time, one row for each connection or turn that has any."""
+        """Facts other than times, one row for each connection or turn that has any."""
         return self._frames.notes.copy()
 
     @property
     def recordings(self) -> pd.DataFrame:
-        """The recordings that are there: trial, path, start_s (first sample, since the click)."""
+        """The existing recordings: trial, path, start_s (first sample, since the click)."""
         notes = self._frames.notes.reindex(
             columns=["trial", "recording", "recording_start_s"]
         ).dropna(subset="recording")

@@ -318,7 +318,7 @@ async def test_a_worker_by_command_serves_and_drains(lab: Lab, tmp_path: Path) -
         process.send_signal(signal.SIGTERM)
         seen = ""
         async with asyncio.timeout(30):
-            while "no more jobs are taken" not in seen:
+            while "draining: no new jobs" not in seen:
                 seen += (await process.stdout.readline()).decode()
         with pytest.raises(TimeoutError):  # its call goes on, and so does it
             async with asyncio.timeout(1):

@@ -110,7 +110,7 @@ def test_different_arms_and_empty_bases_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(RunFileError, match="measured nothing"):
         compare(empty, plain)
-    with pytest.raises(UsageError, match="not a share"):
+    with pytest.raises(UsageError, match="is negative"):
         compare(plain, plain, max_regression=-0.1)
 
 

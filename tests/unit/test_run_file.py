@@ -259,7 +259,7 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"hello\n", "line 1 of .* is not JSON"),
-        (b"[1]\n", "does not begin with the first line of a run"),
+        (b"[1]\n", "does not start with the header line of a run"),
         (b'{"type":"run","format":2}\n', "has format 2; this labvoice reads format 1"),
         (b'{"type":"run","format":1}\n', "line 1 of .* is not a line of a run"),
         (b"\xff\xfe\x00\n", "is not a text file"),
@@ -285,7 +285,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         ("{broken", "line 3 of .* is not JSON"),
         ('{"type":"outcome","trial":1,"outcome":"fine"}', "unknown outcome 'fine'"),
-        ('{"type":"mark","trial":9,"mark":"click","t_s":1}', "trial 9, which has not begun"),
+        ('{"type":"mark","trial":9,"mark":"click","t_s":1}', "trial 9, which has not started"),
         ('{"type":"party"}', "line 3 of .* is not a line of a run"),
     ],
 )
@@ -318,7 +318,7 @@ def test_a_run_file_is_read_alike_in_blocks_and_by_line(
     bad = path.read_text(encoding="utf-8").splitlines()
     bad[80] = bad[80].replace('"trial":', '"trial":9')
     path.write_text("\n".join(bad), encoding="utf-8")
-    with pytest.raises(RunFileError, match=r"line 81 of .* speaks of trial 9"):
+    with pytest.raises(RunFileError, match=r"line 81 of .* refers to trial 9"):
         Run.load(path)
 
 
