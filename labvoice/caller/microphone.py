@@ -1,4 +1,4 @@
-"""The caller's microphone: sends frames in real time and knows when each sample left."""
+"""The caller's microphone: sends frames in real time and records when each sample was sent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Microphone:
         on_frame: Told every frame with the instant at which it left, in monotonic seconds.
 
     Attributes:
-        late_frames: How many frames left more than 10 ms after their time.
+        late_frames: Number of frames sent more than 10 ms late.
         gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
 
@@ -57,9 +57,9 @@ class Microphone:
         self.gaps = 0
 
     async def publish(self, room: rtc.Room) -> None:
-        """Publishes the track and begins to send silence."""
+        """Publishes the track and starts to send silence."""
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
-        # DTX would leave out silence, and with it the pauses that end a turn.
+        # DTX would drop silence, and with it the pauses that end a turn.
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
         await room.local_participant.publish_track(track, options)
         self._task = asyncio.create_task(self._send(), name="labvoice-microphone")
@@ -144,7 +144,7 @@ class Microphone:
                 await asyncio.sleep(delay)
             elif delay < -_MAX_LATE_S:
                 self.gaps += 1
-                due = time.monotonic()  # after a stall, sending a burst would help nobody
+                due = time.monotonic()  # after a stall, do not send a burst
 
     async def aclose(self) -> None:
         """Stops sending."""
