@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -135,6 +136,17 @@ class Settings(BaseSettings):
     tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
     """Speech synthesis: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 
+    upstream_stt: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_STT")
+    """OpenAI-compatible address, ending in `/v1`, of the recogniser behind the gateway, for agents
+    that are not labvoice's; `#MODEL` after it names the model. Unset: the lab's own."""
+    upstream_stt_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_STT_KEY")
+    upstream_llm: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_LLM")
+    """The same of the language model; without `#MODEL` it gets the name that the agent asks for."""
+    upstream_llm_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_LLM_KEY")
+    upstream_tts: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS")
+    """The same of the voice."""
+    upstream_tts_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS_KEY")
+
     recording: Literal["ogg", "wav", "none"] = Field("ogg", validation_alias="LABVOICE_RECORDING")
     """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a
     minute), or not at all."""
@@ -152,6 +164,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
         "INFO", validation_alias="LABVOICE_LOG_LEVEL"
     )
+
+    @field_validator("upstream_stt", "upstream_llm", "upstream_tts")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/@]+(/|#|$)", value):
+            raise ValueError("must begin with http:// or https:// and hold no key")
+        return value
 
     @field_validator("livekit_url")
     @classmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from labvoice.bench.base import columns, record_sound, run_path
 from labvoice.bench.memory import record_memory
@@ -21,6 +23,7 @@ def record_call(
     *,
     command: str = "",
     target: Target | None = None,
+    served: Mapping[str, Any] | None = None,
 ) -> Run:
     """Writes a call that is over, or under way, as a run; see `lab.bench.record`.
 
@@ -30,11 +33,20 @@ def record_call(
         out: The run file; one in `runs/` named by the time when not given.
         command: The command line to show as the way to reproduce the run.
         target: The agent where it is not labvoice's: its engines are then its own.
+        served: What the gateway reports: which models answered the agent, and what was refused.
     """
     path = out or run_path("call")
     about = columns(settings) if target is None else {"agent": target.text}
     arms = {"default": {**about, "strategy": call.strategy}}
-    with RunWriter(path, kind="call", arms=arms, config={"command": command}) as run:
+    config: dict[str, Any] = {"command": command}
+    if served is not None:
+        config["models"] = {
+            f"{service} {asked}": answering
+            for service, models in served["models"].items()
+            for asked, answering in models.items()
+        }
+        config["refused"] = dict.fromkeys(served["refused"], "refused: not served offline")
+    with RunWriter(path, kind="call", arms=arms, config=config) as run:
         run.trial(0, call.room_name, "default")
         for mark in call.connection_marks.values():
             run.mark(0, mark)

@@ -39,6 +39,14 @@ def try_agent(
         float, typer.Option(min=0.1, help="Seconds to wait for a greeting.")
     ] = 5.0,
     llm: LlmOption = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--upstream",
+            help="stt=URL, llm=URL or tts=URL: an OpenAI-compatible model behind the lab's gateway "
+            "(LABVOICE_UPSTREAM_LLM, …); its key is LABVOICE_UPSTREAM_LLM_KEY, ….",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/try"),
     json_path: JsonOption = None,
 ) -> None:
@@ -51,7 +59,8 @@ def try_agent(
     target = Target.parse(
         agent, python=python, env=_environment(env or []), metadata=_metadata(metadata)
     )
-    run_command(_try(target, say or [], greeting_timeout, llm, out, json_path))
+    upstreams = _upstreams(upstream or [])
+    run_command(_try(target, say or [], greeting_timeout, llm, upstreams, out, json_path))
 
 
 def _environment(pairs: Sequence[str]) -> dict[str, str]:
@@ -61,6 +70,20 @@ def _environment(pairs: Sequence[str]) -> dict[str, str]:
         if not equals or not name.isidentifier():
             raise UsageError(f"{pair.split('=')[0]!r} is not NAME=VALUE", "such as --env STT=base")
         found[name] = value
+    return found
+
+
+def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
+    """Returns settings by field name."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        service, _, url = pair.partition("=")
+        if service not in ("stt", "llm", "tts") or not url:
+            raise UsageError(
+                f"--upstream {service!r} is none of stt=URL, llm=URL, tts=URL",
+                "such as --upstream llm=https://api.openai.com/v1#gpt-4.1-mini",
+            )
+        found[f"upstream_{service}"] = url
     return found
 
 
@@ -78,6 +101,7 @@ async def _try(
     say: list[str],
     greeting_timeout_s: float,
     llm: Llm | None,
+    upstreams: dict[str, Any],
     out: Path,
     json_path: Path | None,
 ) -> int:
@@ -89,7 +113,9 @@ async def _try(
     from labvoice.report.html import write_report
     from labvoice.speech.utterances import DEFAULT_UTTERANCES
 
-    async with Lab(progress=tell, llm=llm, letta=False, workers=0, supervise=False) as lab:
+    async with Lab(
+        progress=tell, llm=llm, letta=False, workers=0, supervise=False, **upstreams
+    ) as lab:
         utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
         agent = await lab.add_target(target)
         tell(f"agent: {agent}")
@@ -99,23 +125,27 @@ async def _try(
             await _talk(call, utterances, greeting_timeout_s)
         except LabvoiceError as error:
             failure = str(error)
+        served = None
+        if lab.gateway is not None:
+            try:
+                served = await lab.gateway.report()
+            except httpx.HTTPError as error:
+                tell(f"warning: the gateway does not answer any more: {error}")
         path = out / run_path("try").name
         for notice in call.notices:
             tell(f"notice: {notice}")
-        run = record_call(lab.settings, call, path, command=command_line(), target=target)
+        run = record_call(
+            lab.settings, call, path, command=command_line(), target=target, served=served
+        )
         tell(repr(run))
         for recording in run.recordings["path"]:
             tell(f"recording: {recording}")
         await lab.end_call(call)
         report = write_report([run], out / "report.html").resolve()
         result: dict[str, Any] = {**run.to_json(), "agent_name": agent.name, "report": str(report)}
-        if lab.gateway is not None:
-            try:
-                result["gateway"] = await lab.gateway.report()
-            except httpx.HTTPError as error:
-                tell(f"warning: the gateway does not answer any more: {error}")
-            else:
-                _tell_models(result["gateway"])
+        if served is not None:
+            result["gateway"] = served
+            _tell_models(served)
     tell(f"report: {report}")
     write_json(json_path, result)
     if failure:

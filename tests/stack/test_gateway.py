@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import openai
 import pytest
+import soundfile
 from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError, inference, llm, stt, tts
 from livekit.plugins import deepgram
@@ -171,11 +174,25 @@ async def test_livekit_inference_answers(gateway: GatewayServer) -> None:
     assert report["models"]["llm"]["openai/gpt-4.1-mini"] == "paced"
 
 
-@pytest.mark.parametrize("form", ["mp3", "wav", "flac", "pcm", "opus"])
+@pytest.mark.parametrize("form", ["mp3", "wav", "pcm", "opus"])
 async def test_openai_speaks_in_every_format(client: openai.AsyncClient, form: Any) -> None:
     """livekit-plugins-openai's voice decodes what comes."""
     voice = openai_plugin.TTS(client=client, response_format=form)
     samples, rate = await spoken(voice)
+    assert "fine today" in await transcribed(client, samples, rate)
+
+
+async def test_openai_speaks_in_flac(client: openai.AsyncClient) -> None:
+    """A FLAC file is whole.
+
+    livekit-agents 1.8.9 cannot tell: its decoder (`utils/codecs/decoder.py`) drops the first block
+    of any FLAC stream, 171 ms of libsndfile's and 96 ms of FFmpeg's at 24 kHz, and what is left of
+    a short clause is sometimes misrecognised.
+    """
+    answer = await client.audio.speech.create(
+        model="tts-1", voice="alloy", input=TEXT, response_format="flac"
+    )
+    samples, rate = soundfile.read(io.BytesIO(answer.content), dtype="int16")
     assert "fine today" in await transcribed(client, samples, rate)
 
 
@@ -228,3 +245,47 @@ async def test_nobody_without_a_credential_is_served(
     )
     with pytest.raises(APIError):
         await answered(model)
+
+
+async def test_an_upstream_recognises_and_speaks_behind_the_gateway(
+    gateway: GatewayServer,
+    http: aiohttp.ClientSession,
+    question: Utterance,
+    tmp_path: Path,
+) -> None:
+    """Its model is named as what answered, sockets are served too, and its key is in no log."""
+    key = gateway.key
+    settings = load_settings(
+        data_dir=tmp_path,
+        livekit_url="ws://127.0.0.1:9",
+        livekit_api_key=KEY,
+        livekit_api_secret=SECRET,
+        openai_base_url="http://127.0.0.1:9/v1",
+        upstream_stt=f"{gateway.base_url}#whisper-of-mine",
+        upstream_stt_key=key,
+        upstream_tts=f"{gateway.base_url}#voice-of-mine",
+        upstream_tts_key=key,
+        upstream_llm=gateway.base_url,
+        upstream_llm_key=key,
+    )
+    async with await GatewayServer.start(settings, state_dir=tmp_path) as front:
+        recogniser: Any = inference.STT("deepgram/nova-3", **access(front, http))
+        _, text = await heard(recogniser, question)
+        assert text.lower().split()[:1] == question.text.lower().split()[:1]
+        voice: Any = inference.TTS("cartesia/sonic-3", **access(front, http))
+        samples, rate = await spoken(voice)
+        await voice.aclose()
+        own_key = front.key.get_secret_value()
+        async with openai.AsyncClient(base_url=front.base_url, api_key=own_key) as client:
+            assert "fine today" in await transcribed(client, samples, rate)
+            assert await answered(openai_plugin.LLM(client=client, model="mine")) == REPLY
+            await front.disturb("llm", status=503)
+            with pytest.raises(APIError, match="on purpose"):
+                await answered(openai_plugin.LLM(client=client, model="mine"))
+            await front.disturb("llm")
+            assert await answered(openai_plugin.LLM(client=client, model="mine")) == REPLY
+        models = (await front.report())["models"]
+        assert models["stt"]["deepgram/nova-3"] == "whisper-of-mine"
+        assert models["tts"]["cartesia/sonic-3"] == "voice-of-mine"
+        assert models["llm"] == {"mine": "mine"}
+    assert key.get_secret_value() not in (tmp_path / "gateway.log").read_text(encoding="utf-8")

@@ -49,7 +49,9 @@ def test_an_agent_in_the_starters_shape_talks_offline_with_no_key(tmp_path: Path
     assert result["gateway"]["models"]["llm"] == {"openai/gpt-4.1-mini": "paced"}
     assert "the agent does not greet" in done.stdout
     assert REPLY in done.stdout
-    assert Path(result["report"]).is_file()
+    report = Path(result["report"]).read_text(encoding="utf-8")
+    assert "deepgram/nova-3" in report
+    assert "moonshine-base-en" in report
     assert len(list((tmp_path / "runs" / "try").glob("*.wav"))) == 1
     assert list((tmp_path / "data" / "labs").iterdir()) == []
 

@@ -8,10 +8,9 @@ import os
 from aiohttp import web
 
 from labvoice.settings import load_settings
-from labvoice.speech.engines import load_stt, load_tts
 from labvoice.stack.gateway.app import Gateway
-from labvoice.stack.gateway.engines import Engines
 from labvoice.stack.gateway.server import GATEWAY_KEY
+from labvoice.stack.gateway.upstream import load_engines
 
 
 def main() -> None:
@@ -22,17 +21,8 @@ def main() -> None:
     settings = load_settings()
     assert settings.livekit_api_key is not None
     assert settings.livekit_api_secret is not None
-    assert settings.openai_base_url is not None
-    key = settings.openai_api_key
-    engines = Engines(
-        load_stt(settings),
-        load_tts(settings),
-        llm_url=settings.openai_base_url.rstrip("/"),
-        llm_model=settings.llm_model,
-        llm_key=key.get_secret_value() if key else None,
-    )
     gateway = Gateway(
-        engines,
+        load_engines(settings),
         api_key=settings.livekit_api_key,
         api_secret=settings.livekit_api_secret.get_secret_value(),
         gateway_key=os.environ[GATEWAY_KEY],

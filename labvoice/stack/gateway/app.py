@@ -7,7 +7,8 @@ lab's models unmodified:
 - OpenAI's HTTP API (`/v1/chat/completions`, `/v1/audio/transcriptions`, `/v1/audio/speech`,
   `/v1/models`), see :mod:`labvoice.stack.gateway.openai`;
 - Deepgram's (`/v1/listen`, `/v1/speak`), see :mod:`labvoice.stack.gateway.deepgram`;
-- `/labvoice/report`, the requests and the models that answered.
+- `/labvoice/report`, the requests and the models that answered; `/labvoice/disturb`, which makes a
+  model late or refuse.
 
 Every other path is refused with 404 at the handshake: livekit-agents then takes its local fallback
 within 5 ms, whereas it would hang on an accepted but silent socket.
@@ -24,7 +25,7 @@ from livekit import api
 from livekit.agents.utils import http_context
 
 from labvoice.stack.gateway.deepgram import Deepgram
-from labvoice.stack.gateway.engines import Engines
+from labvoice.stack.gateway.engines import Disturbance, Engines, Service
 from labvoice.stack.gateway.inference import Inference
 from labvoice.stack.gateway.openai import OpenAI, failure
 
@@ -32,7 +33,17 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_BODY_BYTES: Final = 32 * 2**20
 REPORT_PATH: Final = "/labvoice/report"
+DISTURB_PATH: Final = "/labvoice/disturb"
 HEALTH_PATH: Final = "/health"
+_SERVICES: Final[dict[str, Service]] = {
+    "/v1/stt": "stt",
+    "/v1/listen": "stt",
+    "/v1/audio/transcriptions": "stt",
+    "/v1/chat/completions": "llm",
+    "/v1/tts": "tts",
+    "/v1/speak": "tts",
+    "/v1/audio/speech": "tts",
+}
 
 
 class Gateway:
@@ -59,6 +70,7 @@ class Gateway:
         openai = OpenAI(self._engines)
         app.router.add_get(HEALTH_PATH, _health)
         app.router.add_get(REPORT_PATH, self._report)
+        app.router.add_post(DISTURB_PATH, self._disturb)
         app.router.add_get("/v1/stt", inference.stt)
         app.router.add_get("/v1/tts", inference.tts)
         app.router.add_get("/v1/eot", inference.eot)
@@ -81,6 +93,10 @@ class Gateway:
         kind, _, credential = request.headers.get("Authorization", "").partition(" ")
         if kind not in ("Bearer", "Token") or not self._accepts(credential.strip()):
             return failure(401, "no valid credential: an inference token or the gateway's key")
+        service = _SERVICES.get(request.path)
+        disturbance = self._engines.disturbances.get(service) if service else None
+        if disturbance is not None and disturbance.status is not None:
+            return failure(disturbance.status, f"{service} refuses on purpose")
         return await handler(request)
 
     def _accepts(self, credential: str) -> bool:
@@ -95,6 +111,13 @@ class Gateway:
     async def _refuse(self, request: web.Request) -> web.Response:
         self._engines.note_refusal(request.path)
         return failure(404, f"{request.path} is not served offline")
+
+    async def _disturb(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self._engines.disturbances[asked["service"]] = Disturbance(
+            asked["delay_s"], asked["status"]
+        )
+        return web.json_response({})
 
     async def _report(self, _: web.Request) -> web.Response:
         return web.json_response(self._engines.report())

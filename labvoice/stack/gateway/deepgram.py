@@ -40,7 +40,7 @@ class Deepgram:
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         rate = int(request.query.get("sample_rate", 16000))
-        recognition = Recognition(self._engines.recogniser, rate)
+        recognition = Recognition(self._engines, rate)
         telling = asyncio.create_task(self._tell(socket, recognition, request.query))
         try:
             async for message in socket:

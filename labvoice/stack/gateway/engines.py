@@ -20,6 +20,19 @@ Service = Literal["stt", "tts", "llm", "eot"]
 _KEPT_REQUESTS: Final = 2000
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """What a model does wrong on purpose.
+
+    Attributes:
+        delay_s: How much later it begins to answer, in seconds.
+        status: HTTP status with which it refuses every request; None if it answers.
+    """
+
+    delay_s: float = 0.0
+    status: int | None = None
+
+
 @dataclass
 class Engines:
     """The engines and the record of their requests.
@@ -30,6 +43,7 @@ class Engines:
         llm_url: Address of the language model, OpenAI-compatible, ending in `/v1`.
         llm_model: Model name to send there; None: the requested name.
         llm_key: Key for that address; None if it needs none.
+        disturbances: Delays and refusals on purpose, by service.
     """
 
     recogniser: stt.STT[Any]
@@ -37,6 +51,7 @@ class Engines:
     llm_url: str
     llm_model: str | None
     llm_key: str | None = None
+    disturbances: dict[Service, Disturbance] = field(default_factory=dict)
     _stands_for: dict[str, dict[str, str]] = field(default_factory=dict)
     _refused: dict[str, int] = field(default_factory=dict)
     _requests: list[dict[str, Any]] = field(default_factory=list)
@@ -68,8 +83,14 @@ class Engines:
             "requests": self._requests,
         }
 
+    async def delay(self, service: Service) -> None:
+        """Waits as long as a model is to be late."""
+        if disturbance := self.disturbances.get(service):
+            await asyncio.sleep(disturbance.delay_s)
+
     async def transcribe(self, samples: Pcm, rate: int) -> str:
         """Recognises a whole recording, shape (n,)."""
+        await self.delay("stt")
         frame = rtc.AudioFrame(samples.tobytes(), rate, 1, len(samples))
         event = await self.recogniser.recognize(frame)
         return event.alternatives[0].text if event.alternatives else ""
@@ -81,6 +102,7 @@ class Engines:
             if rate != self.voice.sample_rate
             else None
         )
+        await self.delay("tts")
         async with self.voice.stream() as stream:
 
             async def feed() -> None:
@@ -147,13 +169,14 @@ class Recognition:
     """One stream of audio being recognised.
 
     Args:
-        recogniser: The engine.
+        engines: What recognises.
         rate: Sample rate of the audio, in Hz.
     """
 
-    def __init__(self, recogniser: stt.STT[Any], rate: int) -> None:
+    def __init__(self, engines: Engines, rate: int) -> None:
+        self._engines = engines
         self._rate = rate
-        self._stream = recogniser.stream()
+        self._stream = engines.recogniser.stream()
         self._pushed = 0
 
     @property
@@ -189,6 +212,8 @@ class Recognition:
                 text = event.alternatives[0].text
                 until_s = end_s if kind == "final" and end_s is not None else now_s
                 until_s = max(start_s + 0.05, until_s)
+                if kind == "final":
+                    await self._engines.delay("stt")
                 yield Transcript(kind, text, start_s, until_s)
                 if kind == "final":
                     end_s, last_end_s = None, until_s

@@ -52,7 +52,7 @@ class Inference:
         session = _session_id(request)
         rate = int(create.get("settings", {}).get("sample_rate", 16000))
         await socket.send_json({"type": "session.created", "session_id": session})
-        recognition = Recognition(self._engines.recogniser, rate)
+        recognition = Recognition(self._engines, rate)
         telling = asyncio.create_task(self._tell(socket, recognition, session))
         try:
             async for message in _messages(socket):

@@ -63,6 +63,7 @@ class OpenAI:
         if self._engines.llm_key is not None:
             headers["Authorization"] = f"Bearer {self._engines.llm_key}"
         began_s, first_s = time.monotonic(), None
+        await self._engines.delay("llm")
         try:
             async with self._http.post(
                 f"{self._engines.llm_url}/chat/completions",

@@ -6,7 +6,7 @@ import secrets
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 from pydantic import SecretStr
@@ -14,6 +14,9 @@ from pydantic import SecretStr
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 from labvoice.stack.workers.worker import worker_environment
+
+if TYPE_CHECKING:
+    from labvoice.stack.gateway.engines import Service
 
 GATEWAY_KEY: Final = "LABVOICE_GATEWAY_KEY"
 """Name of the variable with the key that OpenAI's and Deepgram's clients send."""
@@ -77,13 +80,33 @@ class GatewayServer:
         Raises:
             httpx.HTTPError: The gateway does not answer.
         """
+        report: dict[str, Any] = await self._ask("GET", "/labvoice/report")
+        return report
+
+    async def disturb(
+        self, service: Service, *, delay_s: float = 0.0, status: int | None = None
+    ) -> None:
+        """Makes a model late, or refuse; without either, it answers as before.
+
+        Args:
+            service: `stt`, `llm` or `tts`.
+            delay_s: How much later the model begins to answer, in seconds; of a recogniser, the
+                final transcript.
+            status: HTTP status with which every new request or socket is refused.
+
+        Raises:
+            httpx.HTTPError: The gateway does not answer.
+        """
+        asked = {"service": service, "delay_s": delay_s, "status": status}
+        await self._ask("POST", "/labvoice/disturb", json=asked)
+
+    async def _ask(self, method: str, path: str, **options: Any) -> Any:
         root = self.base_url.removesuffix("/v1")
         headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"}
         async with httpx.AsyncClient(trust_env=False, timeout=5, headers=headers) as client:
-            answer = await client.get(f"{root}/labvoice/report")
+            answer = await client.request(method, f"{root}{path}", **options)
         answer.raise_for_status()
-        report: dict[str, Any] = answer.json()
-        return report
+        return answer.json()
 
     async def stop(self) -> None:
         """Stops the gateway; safe to call twice."""
