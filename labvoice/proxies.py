@@ -13,6 +13,7 @@ from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the
     proxy_bypass_environment,
 )
 
+import aiohttp
 import httpx
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -58,6 +59,18 @@ def http_client(url: str, **options: Any) -> httpx.AsyncClient:
         options: Further arguments of `httpx.AsyncClient`.
     """
     return httpx.AsyncClient(trust_env=not is_loopback(url), proxy=proxy_for(url), **options)
+
+
+def http_session(url: str, **options: Any) -> aiohttp.ClientSession:
+    """Returns an aiohttp session for one server, through the proxy that is meant for it, if any.
+
+    Args:
+        url: The server's address.
+        options: Others of `aiohttp.ClientSession`.
+    """
+    proxy = proxy_for(url) or ""
+    # It speaks HTTP proxies only.
+    return aiohttp.ClientSession(proxy=proxy if proxy.startswith("http") else None, **options)
 
 
 def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> None:

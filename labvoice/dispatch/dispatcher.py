@@ -44,6 +44,7 @@ from labvoice.protocol.metadata import (
     metadata_text,
 )
 from labvoice.protocol.vocabulary import Mark
+from labvoice.proxies import http_session
 from labvoice.show import Facts
 from labvoice.stack.livekit.log import LiveKitLog
 
@@ -142,21 +143,20 @@ class Dispatcher:
         self._secret = api_secret
         self._evidence = evidence
         self._api: api.LiveKitAPI | None = None
+        self._http: aiohttp.ClientSession | None = None
         self.history = new_history()
 
     async def __aenter__(self) -> Dispatcher:
+        self._http = http_session(self._url, timeout=aiohttp.ClientTimeout(total=10))
         self._api = api.LiveKitAPI(
-            self._url,
-            self._key,
-            self._secret.get_secret_value(),
-            timeout=aiohttp.ClientTimeout(total=10),
+            self._url, self._key, self._secret.get_secret_value(), session=self._http
         )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._api is not None:
-            await self._api.aclose()
-            self._api = None
+        if self._http is not None:
+            await self._http.close()
+            self._api = self._http = None
 
     @property
     def api(self) -> api.LiveKitAPI:

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 from livekit.protocol.rtc import SignalResponse
 
-from labvoice.proxies import proxy_for
+from labvoice.proxies import http_session
 
 _TIMEOUT_S: Final = 3.0
 _CANDIDATE: Final = re.compile(r"candidate:\S+ \d+ (udp|tcp) \d+ (\S+) (\d+) typ", re.IGNORECASE)
@@ -29,15 +29,13 @@ async def announced_addresses(url: str, token: str) -> list[str] | None:
         server names none within 3 s; None where its signalling does not answer.
     """
     addresses: list[str] | None = None
-    proxy = proxy_for(url) or ""
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
         async with (
             asyncio.timeout(_TIMEOUT_S),
-            aiohttp.ClientSession() as client,
+            http_session(url) as client,
             client.ws_connect(
                 f"{url.rstrip('/')}/rtc?protocol=16",  # the first offer is then the server's
                 headers={"Authorization": f"Bearer {token}"},
-                proxy=proxy if proxy.startswith("http") else None,
             ) as signalling,
         ):
             async for message in signalling:
