@@ -7,10 +7,15 @@ import contextlib
 
 
 class Link:
-    """The network between a worker and the server: TCP on loopback, until it is cut."""
+    """The network between a worker and the server: TCP on loopback, until it is cut.
+
+    Attributes:
+        broken: How many open connections were broken, each counted at both of its ends.
+    """
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
+        self.broken = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def open(self) -> None:
@@ -34,6 +39,7 @@ class Link:
     def interrupt(self) -> None:
         """Breaks all connections; new ones can be made."""
         for writer in self._writers:
+            self.broken += not writer.is_closing()
             writer.transport.abort()
         self._writers.clear()
 

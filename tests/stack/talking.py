@@ -13,12 +13,13 @@ PATIENCE_S = 90.0
 async def answered_turn(call: Call, utterance: Utterance) -> Turn:
     """Says it and hears the answer.
 
-    On a busy machine samples leave late, the agent takes the gap for the end of the turn and
-    answers twice; then the turn's outcome is `interrupted` and its reply ends with the whole one.
+    On a busy machine samples arrive late, the agent takes the gap for the end of the turn and
+    answers its parts; only such a turn may be `interrupted`. An agent that cuts off its reply to
+    one undivided message fails the test.
     """
     await call.say(utterance)
     turn = await call.hear(PATIENCE_S)
-    assert turn.outcome in ("ok", "interrupted")
+    assert turn.outcome == "ok" or (turn.outcome == "interrupted" and turn.user_messages > 1), turn
     return turn
 
 
