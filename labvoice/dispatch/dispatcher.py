@@ -276,16 +276,18 @@ class Dispatcher:
         """
         agents: list[ParticipantInfo] = []
         ours: Sequence[AgentDispatch] | None = None
-        answered = looked = False
+        answered = looked = room_asked = False
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                if not answered:
+                if not room_asked:
                     names = api.ListRoomsRequest(names=[request.room])
-                    request.room_existed = bool((await self.api.room.list_rooms(names)).rooms)
-                    answered = True
-                    if not request.room_existed:
-                        # Asking for the dispatches of such a room takes the server 3 s.
+                    exists = bool((await self.api.room.list_rooms(names)).rooms)
+                    if not answered:
+                        request.room_existed = exists
+                    answered = room_asked = True
+                    if not exists:
+                        # Asking for the dispatches of such a room takes the server 3 s, and fails.
                         ours, looked = [], True
                 if not looked:
                     agents, ours = await self._first_look(request.room, request.agent_name)
@@ -308,7 +310,8 @@ class Dispatcher:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                ours = None
+                # What broke off may have been what would have created the room.
+                ours, room_asked = None, False
         return agents
 
     async def _first_look(

@@ -52,3 +52,30 @@ async def test_a_port_where_nobody_listens_is_told_at_once() -> None:
     async with Dispatcher(url, "key", SecretStr("s" * 32)) as dispatcher, asyncio.timeout(60):
         with pytest.raises(ServerUnreachableError, match=url):
             await dispatcher.dispatch("room", "agent", timeout_s=3600)
+
+
+async def test_a_room_that_was_not_made_is_not_asked_for_its_dispatches() -> None:
+    """Where the request that makes the room breaks off, the next one is made, not only waited for.
+
+    A server answers questions about the dispatches of a room that is not there as unavailable.
+    """
+    asked: list[str] = []
+    empty = b"HTTP/1.1 200 OK\r\nContent-Type: application/protobuf\r\nContent-Length: 0\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.split()[1].decode().rpartition("/")[2])
+        if asked[-1] == "ListRooms":
+            writer.write(empty + b"Connection: close\r\n\r\n")
+        elif asked[-1] != "CreateDispatch":
+            writer.write(twirp(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"))
+        elif asked.count("CreateDispatch") > 1:
+            writer.write(twirp(HTTPStatus.UNAUTHORIZED, "unauthenticated"))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Dispatcher(f"ws://127.0.0.1:{port}", "key", SecretStr("s" * 32)) as dispatcher:
+            with pytest.raises(CredentialsError):
+                await dispatcher.dispatch("room", "agent", timeout_s=20)
+    assert asked[:4] == ["ListRooms", "CreateDispatch", "ListRooms", "CreateDispatch"]
