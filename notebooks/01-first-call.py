@@ -15,8 +15,8 @@
 # # First call
 #
 # A voice agent on LiveKit is four programs that must find each other: a **server** (the SFU),
-# a **worker** that waits for jobs, a **model server** that thinks, and a **caller**. When the
-# agent "never joins", one of the steps between them did not happen, and nothing says which.
+# a **worker** that waits for jobs, a **model server** with the language model, and a **caller**.
+# When the agent "never joins", one of the steps between them failed, and no message says which.
 #
 # This notebook goes through one call step by step, and measures every step on the caller's own
 # clock. Run the cells from the top; everything runs on this machine, with no key.
@@ -29,10 +29,9 @@ calls = 1
 # %% [markdown]
 # ## 1. The stack
 #
-# `Lab` starts what is missing and waits until each part answers *as itself*: the server must
-# accept our own key, the model must complete a token, the worker must be registered with the
-# server under its name. The first start on a machine fetches models and compiles the server;
-# later ones take seconds.
+# `Lab` starts the missing parts and waits until each is ready: the server must accept the lab's
+# key, the model must complete a token, the worker must be registered under its name. The first
+# start on a machine downloads models and compiles the server; later ones take seconds.
 
 # %%
 from IPython.display import Audio, display
@@ -48,7 +47,7 @@ lab
 #
 # The caller makes a token, connects to a fresh room, publishes its microphone, and asks the
 # server to **dispatch** the agent by name. LiveKit answers that request with an id even when no
-# worker will ever take the job, so labvoice goes on to look for the agent itself in the room.
+# worker will ever take the job, so labvoice also checks that the agent is in the room.
 #
 # What goes wrong here: a worker under another name, a worker that is full, a worker that was not
 # yet registered. Each ends in an error that names the cause; try `agent_name="nobody"`.
@@ -71,9 +70,9 @@ display(plots.connection_waterfall(connection))
 # %% [markdown]
 # ## 3. Speak, and listen
 #
-# The caller speaks in real time, as a person does, and hears the reply as audio. The number that
-# counts is **voice to voice**: from the last voiced sample that left the caller to the first
-# voiced sample of the reply that reached it.
+# The caller sends speech in real time, like a person, and receives the reply as audio. The key
+# figure is **voice to voice**: from the last voiced sample that left the caller to the first voiced
+# sample of the reply that reached it.
 
 # %%
 question = await lab.utterance("What is the weather like in London today?")
@@ -89,8 +88,8 @@ samples, rate = call.heard_audio(turn)
 Audio(samples, rate=rate)
 
 # %% [markdown]
-# Where does the time go? LiveKit's own figures explain most of it. What they do not explain, the
-# way of the sound from the caller to the agent and back, is shown as `transport`.
+# Where does the time go? LiveKit's own figures explain most of it. The rest, the path of the audio
+# from the caller to the agent and back, is shown as `transport`.
 
 # %%
 await lab.end_call(call)
@@ -99,8 +98,8 @@ display(plots.turn_waterfall(lab.bench.record(call)))
 # %% [markdown]
 # ## 4. Again, and count
 #
-# One call is an anecdote. A run repeats it, each time in a fresh room, keeps every raw mark in a
-# file, and keeps its failures.
+# One call is not a measurement. A run repeats it, each time in a new room, and keeps every raw mark
+# and every failure in a file.
 
 # %%
 connections = await lab.bench.connect(trials, progress=print)
@@ -117,7 +116,7 @@ turns
 display(plots.distributions(turns))
 
 # %% [markdown]
-# The frame is long and tidy: one row for each stage of each trial.
+# The frame is tidy: one row for each stage of each trial.
 
 # %%
 turns.frame.head(12)
@@ -125,8 +124,8 @@ turns.frame.head(12)
 # %% [markdown]
 # ## 5. A report, and the end
 #
-# The report is one HTML file that two engineers can argue over. Stopping the lab ends every
-# process that it started; so does restarting the kernel.
+# The report is one HTML file. Stopping the lab ends every process that it started; so does
+# restarting the kernel.
 
 # %%
 from pathlib import Path

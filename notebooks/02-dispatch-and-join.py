@@ -12,17 +12,18 @@
 # ---
 
 # %% [markdown]
-# # Dispatch and join: why an agent does not come
+# # Dispatch and join: why an agent never joins
 #
 # "I dispatched the agent and it never joined." LiveKit answers `CreateDispatch` with an id even
 # when no worker will ever take the job. What happens after that answer is a chain, and this
 # notebook breaks it link by link, to show what each break looks like:
 #
 # 1. a **worker** registers with the server under a *name*, and reports its load;
-# 2. somebody **dispatches** that name into a room; the server makes the room if there is none;
+# 2. a client **dispatches** that name into a room; the server creates the room if necessary;
 # 3. the server polls the workers of that name, waits 200 ms for bids, and offers one the job;
 # 4. the worker accepts, hands the job to a warm process, and its **agent** connects to the room;
-# 5. the others are told of the agent, at once if it publishes a track, else up to 3 s later.
+# 5. the other participants see the agent, at once if it publishes a track, otherwise up to 3 s
+# later.
 
 # %% tags=["parameters"]
 trials = 3
@@ -46,9 +47,9 @@ lab
 # %% [markdown]
 # ## 1. No worker
 #
-# The server runs, and no worker is registered yet. The server's own answer to the dispatch is a
-# cheerful id; its log has one line at level Info, and the caller is told nothing. labvoice looks
-# for the agent in the room, asks again where a request was lost, and in the end names the cause.
+# The server runs, and no worker is registered yet. The server answers the dispatch with an id; its
+# log has one line at level Info, and the caller gets no error. labvoice looks for the agent in the
+# room, retries a lost request, and finally names the cause.
 
 
 # %%
@@ -65,8 +66,8 @@ await attempt("letta-voice-agent")
 # %% [markdown]
 # ## 2. Another name
 #
-# The most frequent cause in the field: the worker says `agent_name="voice-agent"`, the caller
-# asks for `letta-voice-agent`. To the server these have nothing to do with each other.
+# The most frequent cause: the worker says `agent_name="voice-agent"`, the caller
+# asks for `letta-voice-agent`. For the server these are two different agents.
 
 # %%
 await lab.add_workers()
@@ -75,7 +76,7 @@ await attempt("letta-voice-agnet")
 # %% [markdown]
 # ## 3. The right name
 #
-# Asked twice for the same room, labvoice keeps the agent that is there. LiveKit's own
+# A second dispatch to the same room keeps the existing agent. LiveKit's own
 # `CreateDispatch` is not idempotent: a second call would put a second agent into the room.
 
 # %%
@@ -89,9 +90,9 @@ await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="twice"))
 # ## 4. The 200 ms poll
 #
 # The server chooses a worker through a poll that it closes after a fixed 200 ms (psrpc's
-# affinity short-circuit). Look at `job_request`, from the request to the worker's being offered
-# the job: no trial is faster, however idle the machine is. It cannot be removed, but it can be
-# overlapped with the caller's own connecting.
+# affinity short-circuit). Look at `job_request`, from the request until the worker receives the
+# job: no trial is faster, even on an idle machine. It cannot be removed, but it can be overlapped
+# with the caller's own connection.
 
 # %%
 run = await lab.bench.connect(trials, progress=print)

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Connect with your own voice
 #
-# Up to here a program has played the caller. Now it is you: the browser joins the room with your
-# microphone, the agent is dispatched and confirmed, and you talk. What the browser measures ends
-# in the same frame as every simulated call, so that your own call can be laid beside a benchmark.
+# So far the caller was simulated. Now you are the caller: the browser joins the room with your
+# microphone, the agent is dispatched and confirmed, and you talk. The browser's measurements are in
+# the same frame as those of simulated calls, so you can compare your call with a benchmark.
 #
 # You need a microphone, and a browser on the machine on which this kernel runs: the LiveKit
 # server of the lab listens on this machine only. Headphones help; through loudspeakers the agent
@@ -39,8 +39,8 @@ lab
 # %% [markdown]
 # ## 1. Press Connect
 #
-# Five lights stand for the five links of the chain; when a call does not come about, one of them
-# turns red and the words below it say what was observed and what to do.
+# Five status lights show the five links of the chain; if a call fails, one of them turns red, with
+# the cause and a hint below it.
 #
 # - **Server**: the browser has a token and is in the room. The kernel makes the token, for this
 #   room and ten minutes; no secret reaches the page.
@@ -49,14 +49,14 @@ lab
 # - **Agent**: the browser itself sees the agent.
 # - **Sound**: the agent's track arrives and may be played.
 #
-# With `letta = True` there is a choice of **Memory** too: press *New agent* once Letta is up (its
+# With `letta = True` you can also choose a **Memory**: press *New agent* when Letta is up (its
 # first start on a machine takes minutes), connect, and tell it something about you, such as the
-# name of your dog. Hang up and connect again: it still knows, for the next call reads the same
+# name of your dog. Hang up and connect again: it remembers, because the next call reads the same
 # memory.
 #
 # Look at the waterfall as it grows: the 200 ms in `job_request` are the server's wait for
-# workers to bid. Under *Dispatch* choose *While the browser connects*, and those 200 ms
-# disappear behind the connecting.
+# workers to bid. Under *Dispatch* choose *While the browser connects*, and those 200 ms overlap
+# with the connection.
 
 # %%
 button = lab.connect_button()
@@ -87,11 +87,11 @@ if button.calls:
         display(own.frame.head(12))
 
 # %% [markdown]
-# ## 3. Beside a benchmark
+# ## 3. Compared with a benchmark
 #
-# The same stages, taken by the simulated caller. Your own `mic_published` comes later, for the
-# browser has to open a real device, and your `voice_to_voice` holds the jitter buffer and the
-# audio stack of the browser, which a simulated caller does not have.
+# The same stages, measured by the simulated caller. Your `mic_published` is later, because the
+# browser opens a real device, and your `voice_to_voice` includes the browser's jitter buffer and
+# audio stack, which a simulated caller does not have.
 
 # %%
 simulated = await lab.bench.connect(trials, warmup=0, progress=print)

@@ -12,12 +12,11 @@
 # ---
 
 # %% [markdown]
-# # Two configurations side by side
+# # Compare two configurations
 #
-# "It feels faster" is not a measurement, and neither is one number from this morning beside one
-# from now: the machine was busier, the sentence was longer, the turn detector had a bad day. This
-# notebook changes **one** thing at a time, keeps everything else, and says how sure the
-# difference is.
+# "It feels faster" is not a measurement, and neither is one number from this morning against one
+# from now: machine load, sentence and turn detection differ. This notebook changes **one** setting
+# at a time, keeps everything else, and shows the uncertainty of the difference.
 
 # %% tags=["parameters"]
 trials = 2
@@ -34,9 +33,9 @@ lab = await Lab(llm="paced", letta=False, progress=print).start()
 # %% [markdown]
 # ## 1. In one run: when to dispatch
 #
-# Configurations that can live side by side are **arms** of one run, interleaved in an order drawn
-# anew for each round, so that a busy moment hits both alike. Here: the agent is dispatched after
-# the caller has connected (`sequential`), or while it connects (`concurrent`).
+# Configurations that can run at the same time are **arms** of one run, interleaved in a random
+# order in each round, so that a busy moment affects both equally. Here: the agent is dispatched
+# after the caller has connected (`sequential`), or while it connects (`concurrent`).
 
 # %%
 run = await lab.bench.connect(trials, warmup=0, arms="sequential,concurrent", progress=print)
@@ -48,8 +47,8 @@ plots.distributions(run)
 # %% [markdown]
 # Look at two rows: `ready` runs from the request, `connection` from the click: the request goes
 # out earlier, takes as long as before, and ends earlier for the user. The line under the table
-# compares the arms **round by round**: what a round did to both, a slow second of the machine or
-# a long sentence, does not count for one of them. All stages, with their intervals:
+# compares the arms **round by round**: effects on the whole round, such as a slow second of the
+# machine or a long sentence, cancel out. All stages, with their intervals:
 
 # %%
 for pair, stages in run.ratios().items():
@@ -62,9 +61,9 @@ await lab.stop()
 # %% [markdown]
 # ## 2. In two runs: when a turn ends
 #
-# A setting of the worker can be compared across two runs as well, this morning's and now's. What
-# we change is the silence after which a turn may end. It is the first knob that everybody turns,
-# and it has a price: a pause inside a sentence is taken for its end.
+# A setting of the worker can also be compared across two runs. This one changes the silence after
+# which a turn may end. A short silence answers sooner, but takes a pause inside a sentence for its
+# end.
 
 
 # %%
@@ -81,8 +80,8 @@ new = await measure(0.3)
 
 # %% [markdown]
 # The ratio of the medians with a bootstrap interval over calls, and the Mann–Whitney test. With as
-# few calls as here it will often say that it is not sure; that is the right answer. Runs that were
-# taken on different machines are refused unless you insist.
+# few calls as here it is often inconclusive; that is the right answer. Runs from different machines
+# are refused unless you allow them.
 
 # %%
 comparison = compare(base, new)
@@ -93,7 +92,7 @@ display(plots.distributions(base))
 display(plots.distributions(new))
 
 # %% [markdown]
-# The price:
+# The cost, split turns:
 
 # %%
 for name, each in (("0.8 s", base), ("0.3 s", new)):
@@ -102,8 +101,7 @@ for name, each in (("0.8 s", base), ("0.3 s", new)):
 # %% [markdown]
 # ## 3. As a gate
 #
-# The same comparison guards a repository: it exits with 1 when a headline stage became slower
-# than allowed.
+# The same comparison is a gate for CI: it exits with 1 if a headline stage regressed.
 #
 #     labvoice compare base.jsonl new.jsonl --max-regression 0.10
 

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Memory with Letta: hybrid against Letta streaming
 #
-# Letta gives an agent memory that outlives the call: blocks of text which it edits itself. Asking
-# Letta for every reply puts its agent loop between the user's last word and the agent's first.
+# Letta gives an agent memory across calls: blocks of text which it edits itself. Letting Letta
+# write every reply puts its agent loop between the user's last word and the agent's first.
 # labvoice's **hybrid** mode keeps it off that path: the fast model answers, with Letta's blocks in
 # its instructions, and each finished turn is written back to Letta in the background, durably.
 #
@@ -25,9 +25,8 @@
 # | `letta` | Letta, streaming | Letta's own |
 # | `direct` | the fast model | none |
 #
-# Behind the embedded Letta works a *scripted LLM*, which is no language model: it moves
-# facts that you state into memory through Letta's genuine tools. With `LETTA_BASE_URL` set, your
-# own Letta is used instead.
+# The embedded Letta's model is a *scripted LLM*, not a language model: it writes facts that you
+# state to memory with Letta's own tools. With `LETTA_BASE_URL` set, your own Letta is used instead.
 
 # %% tags=["parameters"]
 llm = "paced"
@@ -48,7 +47,7 @@ lab
 # ## 1. Tell it something
 #
 # The first start of Letta on a machine installs it (minutes); later ones take seconds, and a call
-# never waits for it: an agent whose memory is not there yet answers without.
+# never waits for it: an agent answers without memory until it is loaded.
 
 # %%
 agent = await lab.letta.create("notebook", human="The user's name is Ada.")
@@ -63,15 +62,15 @@ await lab.end_call(call)
 print("Letta now knows:", (await lab.letta.blocks(agent))["human"])
 
 # %% [markdown]
-# Look at `memory_sync`: it is the time from the end of the turn to the fact's being in Letta. It
-# passes while the conversation goes on; `voice_to_voice` does not wait for it.
+# Look at `memory_sync`: it is the time from the end of the turn until the fact is stored in Letta.
+# It runs in the background; `voice_to_voice` does not include it.
 
 # %%
 told = lab.bench.record(call)
 told
 
 # %% [markdown]
-# ## 2. The next call knows it
+# ## 2. The next call remembers it
 #
 # Another call, a new room, perhaps another worker: the blocks are read as the session starts.
 
@@ -109,8 +108,8 @@ display(table.reindex(stages).dropna(how="all").round())
 plots.turn_waterfall(told)
 
 # %% [markdown]
-# `hybrid` takes as long as `direct`: memory costs nothing where the user waits. What `letta` adds
-# is the time of Letta's agent loop, and of the model behind it, which here answers at once.
+# `hybrid` takes as long as `direct`: memory adds no latency. `letta` adds the time of Letta's agent
+# loop and of its model, which here answers at once.
 #
 # ## 4. The agents
 

@@ -15,9 +15,10 @@
 # # Pool, failover and faults
 #
 # When the process of an agent dies in the middle of a call, LiveKit's open-source server notices
-# after some 21 s and does nothing about it, although another worker stands idle; the dispatch says
-# *running* for good. labvoice's **supervisor** watches the agents' own heartbeats, removes the
-# dead one, dispatches another and hands the conversation on. Here you kill things and look.
+# after some 21 s and does nothing about it, even if another worker is idle; the dispatch stays
+# *running*. labvoice's **supervisor** watches the agents' heartbeats, removes the dead one,
+# dispatches another and passes on the conversation. This notebook injects faults and shows the
+# result.
 
 # %% tags=["parameters"]
 trials = 1
@@ -33,7 +34,7 @@ lab = await Lab(workers=2, llm="paced", letta=False, progress=print).start()
 lab.pool
 
 # %% [markdown]
-# The monitor shows the same live; leave it open while you go on.
+# The monitor shows the same live; leave it open while you continue.
 
 # %%
 lab.monitor()
@@ -41,8 +42,8 @@ lab.monitor()
 # %% [markdown]
 # ## 1. Kill the agent in mid-call
 #
-# `lab.faults` breaks parts of the lab on purpose. `kill_job` sends `SIGKILL` to the job's process:
-# it cannot say good-bye, as with an out-of-memory kill.
+# `lab.faults` injects faults. `kill_job` sends `SIGKILL` to the job's process, which cannot clean
+# up, as in an out-of-memory kill.
 
 # %%
 call = await lab.call()
@@ -53,7 +54,7 @@ print(f"another agent listens after {call.marks['replacement_listening'] - kille
 await lab.end_call(call)
 
 # %% [markdown]
-# What the supervisor and the pool did, in order. Look at when each thing was noticed:
+# The events of supervisor and pool, in order, with the time of each detection:
 
 # %%
 lab.pool.events
@@ -61,9 +62,9 @@ lab.pool.events
 # %% [markdown]
 # ## 2. Measure it
 #
-# `recovery` runs from the death to the new agent's listening. Three kinds of death: the job's
-# process killed (`job`), the whole worker killed (`worker`), the job's process stopped (`hang`):
-# it is there, its connection is open, and it says nothing.
+# `recovery` runs from the fault until the new agent listens. Three kinds of fault: the job's
+# process is killed (`job`), the whole worker is killed (`worker`), the job's process is stopped
+# (`hang`): it exists and its connection is open, but it does not respond.
 
 # %%
 run = await lab.bench.failover(trials, kills="job", progress=print)
@@ -73,8 +74,8 @@ display(plots.distributions(run))
 # %% [markdown]
 # ## 3. A pool that is full
 #
-# A worker takes `LABVOICE_MAX_JOBS` jobs at once. When all of them are full, the server finds
-# nobody and says so in its log only. labvoice names it, so that you scale and do not debug.
+# A worker takes `LABVOICE_MAX_JOBS` jobs at once. If all workers are full, the server finds none
+# and reports it only in its log. labvoice raises an error with the cause.
 
 # %%
 await lab.wait_idle()

@@ -14,10 +14,9 @@
 # %% [markdown]
 # # From the lab to the cloud
 #
-# Everything up to here ran on this machine, with no key. The same notebooks, benchmarks and
-# widgets measure the services of your production when their keys stand in `.env`. This notebook
-# shows what each key changes and how you can tell that it does. **Without keys it runs as well**,
-# says what is missing, and measures the embedded parts.
+# Everything so far ran on this machine, without a key. The same notebooks, benchmarks and widgets
+# measure your production services when their keys are in `.env`. This notebook shows the effect of
+# each key. **It also runs without keys**, reports what is missing, and measures the embedded parts.
 
 # %% tags=["parameters"]
 trials = 2
@@ -64,7 +63,7 @@ services = pd.DataFrame(
 services.style.hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]
-# A secret is never shown: it prints as asterisks, stands in no run file and on no command line.
+# A secret is never shown: it prints as asterisks, and is in no run file and on no command line.
 #
 # ```
 # # .env
@@ -74,15 +73,15 @@ services.style.hide(axis="index").set_properties(**{"text-align": "left"})
 # DEEPGRAM_API_KEY=…
 # ```
 #
-# ## 1. The lab with what is set
+# ## 1. The lab with your settings
 #
-# A part that is yours shows the state `external`: the lab neither starts nor stops it. The worker
-# still runs here and registers with your server, so mind the name: in a project where a worker of
-# the same name is deployed, the server may give the job to either. Take another name for the lab:
+# An external part shows the state `external`: the lab neither starts nor stops it. The worker
+# still runs here and registers with your server, so choose its name: if a worker of the same name
+# is deployed in the project, the server may give the job to either. Use another name for the lab:
 # `LABVOICE_AGENT_NAME=lab-agent`.
 
 # %%
-# Without an endpoint of yours the paced model answers, always alike and without a download.
+# Without your own endpoint the paced model answers: fixed replies, no download.
 llm = None if settings.resolved_llm == "openai" else "paced"
 lab = await Lab(llm=llm, letta=bool(settings.letta_base_url), progress=print).start()
 lab
@@ -109,23 +108,23 @@ turns.frame[["llm", "llm_model", "stt"]].drop_duplicates()
 # %% [markdown]
 # With a server across the internet, look at two things. `room_connected` moves by several round
 # trips (websocket, ICE, DTLS), for the browser as for this caller. And `transport` in a turn grows
-# by the way there and back plus a deeper jitter buffer. The stages between do not change with the
-# distance to the user, for the agent stands beside the server or where you run it.
+# by the round trip plus a deeper jitter buffer. The stages between do not change with the distance
+# to the user, because the agent runs near the server or where you start it.
 #
 # ## 2. The browser and the cloud
 #
 # The Connect button of notebook 03 works from anywhere once `LIVEKIT_URL` is a server that both
 # the browser and this kernel reach. That is also the way out in VS Code, on JupyterHub and behind
-# `ssh`: a browser on another machine cannot reach the lab's own server, for the voice travels by
-# UDP, which a forwarded port does not carry.
+# `ssh`: a browser on another machine cannot reach the lab's own server, because audio uses UDP,
+# which a forwarded port does not carry.
 #
 # ## 3. Automatic dispatch
 #
 # LiveKit dispatches a worker **without a name** into every new room by itself. It is convenient in
 # a demo and a trap in production: each room of the project gets an agent, test rooms included; two
-# such deployments compete for every room; and nobody learns when no agent comes, since nobody has
-# asked. Give the agent a name, dispatch it explicitly, and confirm. In an access token the name
-# may travel along, and the server dispatches as it makes the room:
+# such deployments compete for every room; and nobody notices a missing agent, because nobody
+# requested it. Give the agent a name, dispatch it explicitly, and confirm. The name can be part of
+# the access token; the server then dispatches when it creates the room:
 
 # %%
 from livekit import api
@@ -146,10 +145,10 @@ token.claims.room_config
 # %% [markdown]
 # (It is ignored for a room that exists already.)
 #
-# Here is a call that nobody dispatches. The lab starts a second worker, without a name, and the
-# caller only connects. Look at `job_received`: the 200 ms in which the server chooses are there all
-# the same. The dispatch says that the agent was *found there*. On a server of yours this cell does
-# nothing, for such a worker would be given the rooms of other people too.
+# Here is a call without an explicit dispatch. The lab starts a second worker, without a name, and
+# the caller only connects. Look at `job_received`: the 200 ms in which the server chooses are there
+# all the same. The dispatch says that the agent was *found there*. On an external server this cell
+# does nothing, because such a worker would also get other users' rooms.
 
 # %%
 if settings.livekit_url:
