@@ -49,7 +49,7 @@ from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.bot import Bot
 from labvoice.targets.target import BUILT_IN, STOCK_PROGRAMS, Target
-from labvoice.targets.worker import TargetWorker, target_environment
+from labvoice.targets.worker import REGISTRATION_TIMEOUT_S, TargetWorker, target_environment
 
 if TYPE_CHECKING:
     from labvoice.bench.menu import Bench
@@ -110,6 +110,8 @@ class Lab:
         settings: All settings; None: read from the environment and `.env`.
         progress: Called with each step's progress message.
         webhook_url: Where the lab's own LiveKit server sends its webhooks.
+        model: Whether to start the language model that the settings name; no agent that runs
+            elsewhere needs it.
         overrides: Single settings by field name, such as `llm="paced"`.
 
     Attributes:
@@ -134,6 +136,7 @@ class Lab:
         settings: Settings | None = None,
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
+        model: bool = True,
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
@@ -154,6 +157,7 @@ class Lab:
         self._supervise = supervise
         self._progress = progress
         self._webhook_url = webhook_url
+        self._wants_model = model
         self._stack = AsyncExitStack()
         self.gateway: GatewayServer | None = None
         self._server: LiveKitServer | None = None
@@ -231,7 +235,7 @@ class Lab:
             "livekit_api_secret": server.api_secret,
         }
         kind = self.settings.resolved_llm
-        if kind != "openai":
+        if kind != "openai" and self._wants_model:
             async with self._timed("model server"):
                 self._model = await ModelServer.start(
                     kind, self.settings, state_dir=state_dir, progress=self._progress
@@ -342,7 +346,13 @@ class Lab:
             await self._fetch_speech(settings)
         await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
 
-    async def add_target(self, target: Target, *, apart: bool = False) -> TargetAgent:
+    async def add_target(
+        self,
+        target: Target,
+        *,
+        apart: bool = False,
+        timeout_s: float = REGISTRATION_TIMEOUT_S,
+    ) -> TargetAgent:
         """Makes an agent ready to be called, and returns what `call(agent_name=…)` takes.
 
         Somebody else's worker is started as it is, and the lab's gateway serves it the models of
@@ -352,6 +362,7 @@ class Lab:
             target: The agent.
             apart: Give somebody else's worker a LiveKit server of its own, so that it gets no
                 room of another agent's: two revisions of one script register under one name.
+            timeout_s: How long to wait for the registration of a worker, in seconds.
 
         Raises:
             LabvoiceError: The lab is not running.
@@ -383,7 +394,9 @@ class Lab:
             bot = Bot(target, server, dispatcher, environment, place)
             return TargetAgent(target, "", server, dispatcher, bot=bot)
         async with self._timed(f"agent {target}"):
-            worker = await TargetWorker.start(target, server, environment, state_dir=place)
+            worker = await TargetWorker.start(
+                target, server, environment, state_dir=place, timeout_s=timeout_s
+            )
             self._stack.push_async_callback(worker.stop)
         return TargetAgent(target, worker.agent_name, server, dispatcher, worker)
 

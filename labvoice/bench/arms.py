@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +13,12 @@ from labvoice.dispatch import StrategyName
 from labvoice.errors import UsageError
 from labvoice.settings import Mode
 from labvoice.stack.workers.worker import AGENT_PROGRAM
+from labvoice.targets.agent import TargetAgent
+from labvoice.targets.target import Target
+
+Arms = str | Sequence["str | Arm"] | Mapping[str, Target | str]
+"""The arms of a run: names of built-in ones, as a list or with commas; or agents by the names that
+their arms shall have, each a :class:`labvoice.Target` or AGENT as the command line takes it."""
 
 SEED: Final = 20261
 _LONGEST_DELAY_S: Final = 5.0  # as labvoice.settings.Settings.min_endpointing_delay_s has it
@@ -31,15 +38,17 @@ class Arm:
         mode: How the agent uses Letta; it gets an agent there with nothing in its memory. None: no
             memory.
         columns: Further columns in the frame, such as what sets the arm apart.
+        target: The agent that the arm measures, in place of `agent_name`, `program`, `settings`.
     """
 
     name: str
     strategy: StrategyName = "sequential"
-    agent_name: str | None = None
+    agent_name: str | TargetAgent | None = None
     program: str = AGENT_PROGRAM
     settings: Mapping[str, Any] = field(default_factory=dict)
     mode: Mode | None = None
     columns: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    target: Target | None = None
 
 
 DEFAULT: Final = Arm("default")
@@ -121,25 +130,73 @@ def endpointing_arms(delays: str | Sequence[str], longest_s: float = 0.0) -> lis
     return list(arms.values())
 
 
-def choose(names: str | Sequence[str], known: Sequence[Arm]) -> list[Arm]:
-    """Returns the arms of these names, in the order given.
+def choose_endpointing(given: Arms, longest_s: float = 0.0) -> list[Arm]:
+    """Returns the arms of the endpointing benchmark: silences, agents, or both.
 
     Args:
-        names: A list, or one text with commas; empty for the only arm of a plain run.
-        known: What there is to choose from.
+        given: Silences in seconds by their texts, as a list or with commas, and agents' arms.
+        longest_s: As for :func:`endpointing_arms`.
 
     Raises:
-        UsageError: A name is unknown or given twice.
+        UsageError: As :func:`endpointing_arms` and :func:`target_arms`.
     """
-    wanted = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    wanted = [name for name in wanted if name]
+    if isinstance(given, Mapping):
+        return target_arms(given)
+    if isinstance(given, str):
+        return endpointing_arms(given, longest_s)
+    agents = [each for each in given if isinstance(each, Arm)]
+    silences = [each for each in given if isinstance(each, str)]
+    return [*(endpointing_arms(silences, longest_s) if silences or not agents else []), *agents]
+
+
+def target_arms(targets: Mapping[str, Target | str]) -> list[Arm]:
+    """Returns an arm for each agent.
+
+    Args:
+        targets: Agents by the arms' names.
+
+    Raises:
+        UsageError: An agent or an arm's name cannot be used.
+    """
+    arms = []
+    for name, given in targets.items():
+        target = Target.parse(given) if isinstance(given, str) else given
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise UsageError(
+                f"{name!r} cannot be the name of an arm", "use letters, digits and . _ + -"
+            )
+        arms.append(Arm(name, columns={"agent": str(target)}, target=target))
+    return arms
+
+
+def choose(given: Arms, known: Sequence[Arm]) -> list[Arm]:
+    """Returns the arms that are meant, in the order given.
+
+    Args:
+        given: Names or agents; empty for the only arm of a plain run.
+        known: The built-in arms.
+
+    Raises:
+        UsageError: A name is unknown or given twice, or an agent cannot be meant.
+    """
+    if isinstance(given, Mapping):
+        return target_arms(given) or [DEFAULT]
+    wanted = given.split(",") if isinstance(given, str) else given
     by_name = {arm.name: arm for arm in known}
-    for name in wanted:
-        if name not in by_name:
-            raise UsageError(f"there is no arm {name!r}", f"choose from {', '.join(by_name)}")
-    if len(set(wanted)) < len(wanted):
-        raise UsageError(f"an arm is named twice: {', '.join(wanted)}", "name each arm once")
-    return [by_name[name] for name in wanted] or [DEFAULT]
+    arms: dict[str, Arm] = {}
+    for each in wanted:
+        name = each.name if isinstance(each, Arm) else each.strip()
+        if not name:
+            continue
+        if not isinstance(each, Arm) and name not in by_name:
+            raise UsageError(
+                f"there is no arm {name!r}",
+                f"choose from {', '.join(by_name)}; an agent of yours is `--arm {name}=AGENT`",
+            )
+        if name in arms:
+            raise UsageError(f"the arm {name} is named twice", "name each arm once")
+        arms[name] = each if isinstance(each, Arm) else by_name[name]
+    return list(arms.values()) or [DEFAULT]
 
 
 def interleave(arms: Sequence[Arm], rounds: int, seed: int = SEED) -> Iterator[tuple[int, Arm]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
 from labvoice.speech import engines
+from labvoice.targets.target import BUILT_IN
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -304,7 +306,7 @@ async def measure_calls(
         "agent_name": settings.agent_name,
         **(config or {}),
     }
-    await start_workers(lab, arms, progress)
+    arms = await start_workers(lab, arms, progress)
     facts = await host_facts(lab)
     table = {arm.name: arm_columns(settings, arm) for arm in arms}
     async with memories_of(lab, arms, progress) as memories:
@@ -339,15 +341,36 @@ async def wait_idle(
 
 async def start_workers(
     lab: Lab, arms: Sequence[Arm], progress: Callable[[str], None], count: int = 1
-) -> None:
-    """Starts the workers of those arms that need one of their own and have none yet."""
+) -> list[Arm]:
+    """Starts the workers of those arms that need one of their own and have none yet.
+
+    Args:
+        lab: A running lab.
+        arms: The arms; where there are several, each foreign worker has a server of its own.
+        progress: Told what is started.
+        count: How many workers of each; of a foreign agent always one.
+
+    Returns:
+        The arms, with what their calls name.
+    """
+    started = []
     for arm in arms:
+        if arm.target is not None:
+            progress(f"agent of {arm.name}: starting")
+            agent = await lab.add_target(arm.target, apart=len(arms) > 1)
+            progress(f"agent of {arm.name}: {agent}")
+            every_room = agent.bot is None and not agent.name
+            strategy = "automatic" if every_room else arm.strategy
+            started.append(dataclasses.replace(arm, agent_name=agent, strategy=strategy))
+            continue
+        started.append(arm)
         running = {worker.agent_name for worker in lab.pool.workers}
-        if arm.agent_name is not None and arm.agent_name not in running:
+        if isinstance(arm.agent_name, str) and arm.agent_name not in running:
             progress(f"worker of {arm.name}: starting")
             await lab.add_workers(
                 count, agent_name=arm.agent_name, program=arm.program, **arm.settings
             )
+    return started
 
 
 async def host_facts(lab: Lab) -> dict[str, Any]:
@@ -379,8 +402,12 @@ def columns(settings: Settings) -> dict[str, Any]:
 
 
 def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
-    """Returns an arm's columns in the frame."""
-    own = settings.model_copy(update=dict(arm.settings))
+    """Returns an arm's columns in the frame; a foreign agent's engines are its own."""
+    target = arm.target
+    if target is not None and target.kind not in BUILT_IN:
+        return {"strategy": arm.strategy, **arm.columns}
+    changed = dict(arm.settings if target is None else target.settings)
+    own = settings.model_copy(update=changed)
     return {**columns(own), "strategy": arm.strategy, **arm.columns}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from labvoice.errors import (
 )
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
+from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -63,6 +65,7 @@ async def burst(
     workers: int,
     arms: str | Sequence[str],
     options: RunOptions,
+    agent: Target | None = None,
 ) -> Run:
     """Measures bursts, the arms taking turns; see :meth:`labvoice.bench.menu.Bench.burst`."""
     rounds = options.rounds(trials)
@@ -70,7 +73,15 @@ async def burst(
         raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
     chosen = choose(arms, BURST_ARMS)
     path = options.path("burst")
-    await start_workers(lab, chosen, options.progress, workers)
+    if agent is not None:
+        if agent.kind == "bot":
+            raise UsageError("a bot is not dispatched", "name an agent with a worker")
+        called = await lab.add_target(agent)
+        if not called.name:
+            raise UsageError(f"{called}, so none is asked for", "name an agent with a name")
+        chosen = [dataclasses.replace(arm, agent_name=called.name) for arm in chosen]
+    else:
+        await start_workers(lab, chosen, options.progress, workers)
     facts = await host_facts(lab)
     config = {
         "command": options.command,
@@ -78,7 +89,8 @@ async def burst(
         "trials": trials,
         "warmup": options.warmup,
         "seed": options.seed,
-        "workers": workers,
+        "workers": workers if agent is None else 1,
+        "agent": str(agent) if agent is not None else _AGENT_NAME,
     }
     table = {arm.name: dict(arm.columns) for arm in chosen}
     with RunWriter(
@@ -100,6 +112,7 @@ class _Event:
     ) -> None:
         self._run, self._dispatcher, self._arm = run, dispatcher, arm
         self._round, self._warmup = round_number, warmup
+        self._name = str(arm.agent_name)
         self._settled = asyncio.Event()
         self._left = 0
         self._agents: dict[str, int | None] = {}
@@ -166,13 +179,13 @@ class _Event:
     async def _plain(self, this: Trial, room: str) -> None:
         this.mark(Mark("dispatch_requested", time.monotonic()))
         await self._dispatcher.api.agent_dispatch.create_dispatch(
-            api.CreateAgentDispatchRequest(agent_name=_AGENT_NAME, room=room)
+            api.CreateAgentDispatchRequest(agent_name=self._name, room=room)
         )
         this.mark(Mark("dispatch_acknowledged", time.monotonic()))
 
     async def _confirmed(self, this: Trial, room: str) -> None:
         done = await self._dispatcher.dispatch(
-            room, _AGENT_NAME, timeout_s=_WAIT_S, on_mark=this.mark
+            room, self._name, timeout_s=_WAIT_S, on_mark=this.mark
         )
         this.note(attempts=done.attempts, dispatch_id=done.dispatch_id)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labvoice.bench.arms import CONNECT_ARMS, choose
+from labvoice.bench.arms import CONNECT_ARMS, Arms, choose
 from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
 from labvoice.caller.call import Call
 from labvoice.runs.run import Run
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from labvoice.lab import Lab
 
 
-async def connect(lab: Lab, trials: int, arms: str | Sequence[str], options: RunOptions) -> Run:
+async def connect(lab: Lab, trials: int, arms: Arms, options: RunOptions) -> Run:
     """Measures connections; see :meth:`labvoice.bench.menu.Bench.connect`."""
     return await measure_calls(
         lab, "connect", trials, choose(arms, CONNECT_ARMS), options, _connect

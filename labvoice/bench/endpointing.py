@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from labvoice.bench.arms import endpointing_arms
+from labvoice.bench.arms import Arms, choose_endpointing
 from labvoice.bench.base import RunOptions
 from labvoice.bench.turns import measure_turns
 from labvoice.runs.run import Run
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from labvoice.lab import Lab
 
 
-async def endpointing(lab: Lab, trials: int, arms: str | Sequence[str], options: RunOptions) -> Run:
+async def endpointing(lab: Lab, trials: int, arms: Arms, options: RunOptions) -> Run:
     """Measures silences; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
-    chosen = endpointing_arms(arms, lab.settings.max_endpointing_delay_s)
+    chosen = choose_endpointing(arms, lab.settings.max_endpointing_delay_s)
     return await measure_turns(lab, "endpointing", trials, 1, chosen, None, options)

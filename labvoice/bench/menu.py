@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labvoice.bench.arms import Arms
 from labvoice.bench.base import RunOptions
 from labvoice.bench.burst import burst
 from labvoice.bench.calibrate import calibrate
@@ -17,6 +18,7 @@ from labvoice.bench.turns import turns as measure_turns
 from labvoice.caller.call import Call
 from labvoice.runs.run import Run
 from labvoice.speech.utterances import Utterance
+from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -32,7 +34,7 @@ class Bench:
         self,
         trials: int = 10,
         *,
-        arms: str | Sequence[str] = "",
+        arms: Arms = "",
         warmup: int = 1,
         out: Path | None = None,
         command: str = "",
@@ -43,7 +45,9 @@ class Bench:
         Args:
             trials: How many count, of each arm.
             arms: Names of :data:`labvoice.bench.arms.CONNECT_ARMS` to measure side by side, as
-                a list or with commas; the lab as it is when not given.
+                a list or with commas; or agents by the names of their arms, such as
+                `{"mine": Target.program("agent.py"), "before": "agent.py@main"}`; the lab as it
+                is when not given.
             warmup: How many go before, of each arm; they are recorded and flagged.
             out: The run file; one in `runs/` named by the time when not given.
             command: The command line to show as the way to reproduce the run.
@@ -60,7 +64,7 @@ class Bench:
         trials: int = 5,
         *,
         turns: int = 1,
-        arms: str | Sequence[str] = "",
+        arms: Arms = "",
         utterances: Sequence[Utterance] | None = None,
         warmup: int = 1,
         out: Path | None = None,
@@ -92,7 +96,7 @@ class Bench:
         self,
         trials: int = 16,
         *,
-        arms: str | Sequence[str] = "0.2,0.3,0.4,0.6",
+        arms: Arms = "0.2,0.3,0.4,0.6",
         warmup: int = 1,
         out: Path | None = None,
         command: str = "",
@@ -105,7 +109,8 @@ class Bench:
 
         Args:
             trials: How many calls of one turn count, of each arm.
-            arms: The silences, in seconds, as a list or with commas.
+            arms: The silences, in seconds, as a list or with commas; or agents, as for
+                :meth:`connect`.
             warmup: As for :meth:`connect`.
             out: As for :meth:`connect`.
             command: As for :meth:`connect`.
@@ -137,6 +142,7 @@ class Bench:
         *,
         workers: int = 2,
         arms: str | Sequence[str] = "plain,confirmed",
+        agent: Target | None = None,
         warmup: int = 1,
         out: Path | None = None,
         command: str = "",
@@ -152,6 +158,8 @@ class Bench:
                 resampling.
             workers: How many workers share them.
             arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
+            agent: The agent that is dispatched, by its one worker; one of `workers` that joins
+                and does nothing when not given.
             warmup: How many bursts go before, of each arm.
             out: As for :meth:`connect`.
             command: As for :meth:`connect`.
@@ -162,7 +170,7 @@ class Bench:
             RunFileError: The run file exists already.
         """
         options = RunOptions(out, command, progress, warmup)
-        return await burst(self._lab, rooms, trials, workers, arms, options)
+        return await burst(self._lab, rooms, trials, workers, arms, options, agent)
 
     async def failover(
         self,

@@ -36,7 +36,7 @@ def record_call(
         served: What the gateway reports: which models answered the agent, and what was refused.
     """
     path = out or run_path("call")
-    about = columns(settings) if target is None else {"agent": target.text}
+    about = columns(settings) if target is None else {"agent": str(target)}
     arms = {"default": {**about, "strategy": call.strategy}}
     config: dict[str, Any] = {"command": command}
     if served is not None:

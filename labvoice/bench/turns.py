@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labvoice.bench.arms import TURN_ARMS, Arm, choose
+from labvoice.bench.arms import TURN_ARMS, Arm, Arms, choose
 from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
 from labvoice.bench.memory import record_memory, wait_for_memory
 from labvoice.caller.call import Call
@@ -30,7 +30,7 @@ async def turns(
     lab: Lab,
     trials: int,
     count: int,
-    arms: str | Sequence[str],
+    arms: Arms,
     utterances: Sequence[Utterance] | None,
     options: RunOptions,
 ) -> Run:

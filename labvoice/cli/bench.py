@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from labvoice.cli.agents import (
+    AgentOption,
+    ArmOption,
+    ConfigOption,
+    EnvOption,
+    MetadataOption,
+    PythonOption,
+    read_agent,
+    read_arms,
+)
 from labvoice.cli.common import (
     ArmsOption,
     JsonOption,
@@ -20,7 +31,21 @@ from labvoice.cli.common import (
 )
 from labvoice.settings import Llm, Mode, load_settings
 
+if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
+    from labvoice.bench.arms import Arm
+    from labvoice.targets.target import Target
+
 bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_help=True)
+
+
+DEFAULT_SILENCES: Final = "0.2,0.3,0.4,0.6"
+
+
+def _all_arms(arms: str, targets: Mapping[str, Target]) -> list[str | Arm]:
+    """Returns built-in arms by name, and those of the user's agents after them."""
+    from labvoice.bench.arms import target_arms
+
+    return [*(each for each in arms.split(",") if each.strip()), *target_arms(targets)]
 
 
 @bench_app.command("connect")
@@ -28,6 +53,12 @@ def bench_connect(
     trials: TrialsOption = 30,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up trials first.")] = 1,
     arms: ArmsOption = "",
+    agent: AgentOption = None,
+    arm: ArmOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
@@ -39,12 +70,17 @@ def bench_connect(
     models are loaded before a job arrives, and stock-naive, which loads them in the job. With both,
     ratios are stated against the better one.
 
+    Example: labvoice bench connect --agent my_agent/agent.py
+
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
     from labvoice.bench.arms import CONNECT_ARMS, choose
 
-    choose(arms, CONNECT_ARMS)  # an unknown name raises before anything is started
-    run_command(_bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=arms, out=out))
+    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    chosen = choose(_all_arms(arms, targets), CONNECT_ARMS)  # an unknown name raises early
+    run_command(
+        _bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=chosen, out=out)
+    )
 
 
 @bench_app.command("turns")
@@ -53,6 +89,12 @@ def bench_turns(
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: ArmsOption = "",
+    agent: AgentOption = None,
+    arm: ArmOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
@@ -65,13 +107,19 @@ def bench_turns(
 
     Example: labvoice bench turns --arms stock,stock-naive,labvoice --llm paced --trials 20
 
+    Agents of yours stand beside them, each as an arm, or in labvoice.toml.
+
+    Example: labvoice bench turns --arm mine=agent.py --arm before=agent.py@main --arm own=own
+
     Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
     """
     from labvoice.bench.arms import TURN_ARMS, choose
 
-    modes = frozenset(arm.mode for arm in choose(arms, TURN_ARMS) if arm.mode)
+    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    chosen = choose(_all_arms(arms, targets), TURN_ARMS)
+    modes = frozenset(each.mode for each in chosen if each.mode)
     options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
-    options |= {"arms": arms, "out": out}
+    options |= {"arms": chosen, "out": out}
     run_command(_bench("turns", llm, json_path, modes=modes, **options))
 
 
@@ -80,8 +128,19 @@ def bench_endpointing(
     trials: TrialsOption = 16,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: Annotated[
-        str, typer.Option("--arms", help="Endpointing delays to compare, in seconds: a,b,…")
-    ] = "0.2,0.3,0.4,0.6",
+        str,
+        typer.Option(
+            "--arms",
+            help="Endpointing delays to compare, in seconds: a,b,…; 0.2,0.3,0.4,0.6 where "
+            "no agent is named.",
+        ),
+    ] = "",
+    agent: AgentOption = None,
+    arm: ArmOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
@@ -90,10 +149,12 @@ def bench_endpointing(
 
     Example: labvoice bench endpointing --arms 0.2,0.3,0.4,0.6 --llm paced
     """
-    from labvoice.bench.arms import endpointing_arms
+    from labvoice.bench.arms import choose_endpointing
 
-    endpointing_arms(arms)
-    options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": arms}
+    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    asked = _all_arms(arms, targets) or DEFAULT_SILENCES.split(",")
+    choose_endpointing(asked)
+    options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": asked}
     options |= {"out": out}
     run_command(_bench("endpointing", llm, json_path, workers=0, **options))
 
@@ -115,6 +176,11 @@ def bench_burst(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up bursts first.")] = 1,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
     arms: ArmsOption = "plain,confirmed",
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -128,7 +194,9 @@ def bench_burst(
     from labvoice.bench.burst import BURST_ARMS
 
     choose(arms, BURST_ARMS)
+    target = read_agent(agent, env, python, metadata, config)
     options: dict[str, Any] = {"rooms": rooms, "trials": trials, "warmup": warmup}
+    options |= {"agent": target}
     run_command(_burst(json_path, workers=workers, arms=arms, out=out, **options))
 
 
@@ -262,6 +330,10 @@ async def _bench(
 ) -> int:
     from labvoice.lab import Lab
 
+    targets = [arm.target for arm in options.get("arms", ()) if getattr(arm, "target", None)]
+    if targets and len(targets) == len(options["arms"]):
+        workers = 0  # each arm has its own
+    named = [target for target in targets if target.kind == "named"]
     # If Letta itself is measured, it does not have to wait for the others.
     settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
     fresh = settings.letta_base_url is None  # an external server is used as it is
@@ -272,6 +344,7 @@ async def _bench(
         letta=bool(modes),
         fresh=fresh,
         supervise=False,
+        model=workers > 0 or not targets or len(named) < len(targets),
     ) as lab:
         run = await getattr(lab.bench, kind)(command=command_line(), progress=tell, **options)
     tell(repr(run))

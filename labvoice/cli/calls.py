@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from labvoice.cli.agents import (
+    AgentOption,
+    ConfigOption,
+    EnvOption,
+    MetadataOption,
+    PythonOption,
+    read_agent,
+)
 from labvoice.cli.common import (
     AgentNameOption,
     JsonOption,
@@ -26,11 +34,7 @@ from labvoice.web.settings import WebSettings
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
     from labvoice.dispatch import StrategyName
-
-MetadataOption = Annotated[
-    str | None,
-    typer.Option(help="Metadata for your own agent, sent unchanged; not with --letta-agent."),
-]
+    from labvoice.targets.target import Target
 
 
 def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
@@ -52,18 +56,36 @@ def call(
         typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
     ] = "sequential",
     llm: LlmOption = None,
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
     metadata: MetadataOption = None,
+    config: ConfigOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Makes one simulated call and prints every mark; texts are spoken before files.
 
     Example: labvoice call --say "What is the capital of France?"
+
+    Example: labvoice call --agent my_agent/agent.py --say "Are you open on Sunday?"
     """
     from labvoice.dispatch import check_strategy
+    from labvoice.targets.config import read_text
 
     _check_metadata(metadata, letta_agent)
+    # A name alone is an agent too, and metadata may be for it.
+    foreign = agent is not None or not (agent_name or metadata)
+    target = read_agent(agent, env, python, metadata, config) if foreign else None
+    if target is not None and (agent_name or letta_agent):
+        raise UsageError(
+            "another agent is named by --agent or labvoice.toml",
+            "leave out --agent-name and --letta-agent",
+        )
+    if target is None and metadata is not None:
+        metadata = read_text(metadata)
     run_command(
         _call(
+            target,
             say or [],
             wav or [],
             channel,
@@ -79,6 +101,7 @@ def call(
 
 
 async def _call(
+    target: Target | None,
     say: list[str],
     wav: list[Path],
     channel: str | None,
@@ -99,21 +122,33 @@ async def _call(
     from labvoice.dispatch import STRATEGIES
     from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
-    async with Lab(progress=tell, llm=llm, letta=letta_agent is not None, supervise=False) as lab:
+    async with Lab(
+        progress=tell,
+        llm=llm,
+        letta=letta_agent is not None,
+        supervise=False,
+        workers=1 if target is None else 0,
+        model=target is None or target.kind != "named",
+    ) as lab:
         spoken = [await lab.utterance(text) for text in say] + recordings
         if letta_agent is not None:
             try:
                 await lab.letta_server.until_up()
             except LabvoiceError as error:
                 tell(f"notice: the call begins without memory: {error.observed}")
-        if STRATEGIES[strategy].every_room:
-            await lab.add_workers(agent_name="")
-        call = lab.new_call(
-            room,
-            agent_name=agent_name,
-            metadata=metadata or await lab.metadata(letta_agent),
-            strategy=strategy,
-        )
+        if target is not None:
+            agent = await lab.add_target(target)
+            tell(f"agent: {agent}")
+            call = lab.new_call(room, agent_name=agent, strategy=strategy)
+        else:
+            if STRATEGIES[strategy].every_room:
+                await lab.add_workers(agent_name="")
+            call = lab.new_call(
+                room,
+                agent_name=agent_name,
+                metadata=metadata or await lab.metadata(letta_agent),
+                strategy=strategy,
+            )
         try:
             await call.connect()
             if call.notice:

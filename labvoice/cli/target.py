@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labvoice.cli.agents import (
+    ConfigOption,
+    EnvOption,
+    MetadataOption,
+    PythonOption,
+    read_agent,
+)
 from labvoice.cli.common import (
     AGENT_HELP,
     JsonOption,
@@ -28,13 +35,10 @@ if TYPE_CHECKING:
 def try_agent(
     agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
-    python: Annotated[
-        Path | None, typer.Option("--python", help="Interpreter of the agent's environment.")
-    ] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", help="NAME=VALUE, set for the agent.")
-    ] = None,
-    metadata: Annotated[str, typer.Option(help="Job metadata: text, or @FILE.")] = "",
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
     greeting_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for a greeting.")
     ] = 5.0,
@@ -54,23 +58,10 @@ def try_agent(
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
-    from labvoice.targets.target import Target
-
-    target = Target.parse(
-        agent, python=python, env=_environment(env or []), metadata=_metadata(metadata)
-    )
+    target = read_agent(agent, env, python, metadata, config)
+    assert target is not None
     upstreams = _upstreams(upstream or [])
     run_command(_try(target, say or [], greeting_timeout, llm, upstreams, out, json_path))
-
-
-def _environment(pairs: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"{pair.split('=')[0]!r} is not NAME=VALUE", "such as --env STT=base")
-        found[name] = value
-    return found
 
 
 def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
@@ -85,15 +76,6 @@ def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
             )
         found[f"upstream_{service}"] = url
     return found
-
-
-def _metadata(text: str) -> str:
-    if not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{text[1:]} cannot be read: {error}", "name a text file") from None
 
 
 async def _try(
@@ -113,8 +95,9 @@ async def _try(
     from labvoice.report.html import write_report
     from labvoice.speech.utterances import DEFAULT_UTTERANCES
 
+    model = target.kind != "named"
     async with Lab(
-        progress=tell, llm=llm, letta=False, workers=0, supervise=False, **upstreams
+        progress=tell, llm=llm, letta=False, workers=0, supervise=False, model=model, **upstreams
     ) as lab:
         utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
         agent = await lab.add_target(target)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,9 @@ from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_TAIL_LINES = 12
+_MASK = "***"
+_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
+"""A JSON web token, such as a participant's."""
 _GUARD_TIMEOUT_S = 10.0
 _NICE = 10  # gets about a tenth of a contended processor
 
@@ -57,7 +61,13 @@ class ManagedProcess:
     """
 
     def __init__(
-        self, name: str, guard: subprocess.Popen[bytes], pipe: socket.socket, pid: int, log: Path
+        self,
+        name: str,
+        guard: subprocess.Popen[bytes],
+        pipe: socket.socket,
+        pid: int,
+        log: Path,
+        secrets: Collection[str] = (),
     ) -> None:
         self.name = name
         self.pid = pid
@@ -66,6 +76,7 @@ class ManagedProcess:
         self._guard = guard
         self._pipe = pipe
         self._ended = asyncio.create_task(_until_ended(guard, pipe), name=f"labvoice-{name}-ended")
+        self._secrets = sorted(secrets, key=len, reverse=True)
 
     @classmethod
     async def start(
@@ -77,6 +88,7 @@ class ManagedProcess:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stop_step_s: float = 5.0,
+        secrets: Collection[str] = (),
     ) -> ManagedProcess:
         """Starts a command in a process group of its own.
 
@@ -87,6 +99,7 @@ class ManagedProcess:
             env: Its whole environment; None: the parent's.
             cwd: Its working directory; None: the parent's.
             stop_step_s: Seconds between the signals of a stop (TERM, TERM, KILL).
+            secrets: Texts that :meth:`log_tail` masks.
 
         Raises:
             ProcessError: The program cannot be started.
@@ -118,7 +131,7 @@ class ManagedProcess:
         if word != "pid":
             await _until_ended(guard, ours)
             raise ProcessError(f"{name} cannot be started: {rest}", "check that it is installed")
-        return cls(name, guard, ours, int(rest), log_path)
+        return cls(name, guard, ours, int(rest), log_path, secrets)
 
     @property
     def returncode(self) -> int | None:
@@ -160,7 +173,9 @@ class ManagedProcess:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.splitlines()[-lines:])
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        return "\n".join(_TOKEN.sub(_MASK, text).splitlines()[-lines:])
 
     async def wait(self) -> int:
         """Waits until the command has ended; returns its exit status."""

@@ -21,6 +21,7 @@ from labvoice.protocol.vocabulary import Mark
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.targets.target import Target
+from labvoice.targets.worker import secrets_of
 
 JOIN_TIMEOUT_S: Final = 60.0
 """A bot of Python loads its models after it was started, on two busy cores."""
@@ -84,6 +85,7 @@ class Bot:
                 },
                 cwd=self.target.folder,
                 stop_step_s=2.0,
+                secrets={token, *secrets_of(self.environment, self.target.folder)},
             )
         except ProcessError as error:
             raise UsageError(error.observed, "check the command and its interpreter") from None

@@ -228,6 +228,20 @@ class Target:
             return cls.program(at["path"], python=python, revision=at["revision"], env=env)
         return cls.command(text, env=env)
 
+    def changed(self, *, python: Path | None, env: Mapping[str, str]) -> Target:
+        """Returns it with another interpreter, where one is given, and these variables too.
+
+        Raises:
+            UsageError: As :meth:`parse`.
+        """
+        more = Target.parse(str(self), python=python, env=env)
+        return dataclasses.replace(
+            self,
+            python=more.python or self.python,
+            env={**self.env, **more.env},
+            settings={**self.settings, **more.settings},
+        )
+
     def __str__(self) -> str:
         match self.kind:
             case "named":

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from dotenv import dotenv_values
+
 from labvoice.errors import ProcessError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.gateway.server import GatewayServer
+from labvoice.stack.livekit.log import LiveKitLog
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import ManagedProcess
+from labvoice.targets.revision import checked_out
 from labvoice.targets.target import Target
 
-_REGISTRATION_TIMEOUT_S: Final = 120.0
+REGISTRATION_TIMEOUT_S: Final = 120.0
 """Its models may be loaded cold, in several processes, on two busy cores."""
 
 _SIMULATION: Final = "--simulation"
@@ -31,6 +37,9 @@ files = pathlib.Path(found.origin).parent.glob("cli/*.py") if found else []
 print(any("simulation: bool" in file.read_text(encoding="utf-8") for file in files))
 """
 _ASK_TIMEOUT_S: Final = 20.0
+
+_SECRET_NAME: Final = re.compile("KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+_SHORTEST_SECRET: Final = 6
 
 _NOT_ITS_OWN: Final = (
     "HTTP_PROXY",
@@ -55,9 +64,10 @@ class TargetWorker:
         process: Its process.
     """
 
-    def __init__(self, agent_name: str, process: ManagedProcess) -> None:
+    def __init__(self, agent_name: str, process: ManagedProcess, stack: AsyncExitStack) -> None:
         self.agent_name = agent_name
         self.process = process
+        self._stack = stack
 
     @classmethod
     async def start(
@@ -67,6 +77,7 @@ class TargetWorker:
         environment: Mapping[str, str],
         *,
         state_dir: Path,
+        timeout_s: float = REGISTRATION_TIMEOUT_S,
     ) -> TargetWorker:
         """Starts the target and waits until the lab's server has registered it.
 
@@ -75,47 +86,29 @@ class TargetWorker:
             server: One of ours: its log alone tells under which name somebody registers.
             environment: The whole environment of the worker.
             state_dir: Takes the worker's log.
+            timeout_s: How long to wait for the registration, in seconds.
 
         Raises:
             UsageError: The program cannot be started at all.
             ProcessError: It ended or did not register in time; with its last log lines.
         """
-        assert server.log is not None
-        log = server.log
-        before = set(log.workers())
-        try:
-            argv = target.argv()
-            if target.kind == "program" and await asyncio.to_thread(_has_simulation, argv[0]):
-                argv.append(_SIMULATION)
-            process = await ManagedProcess.start(
-                f"the agent {target}",
-                argv,
-                log_path=state_dir / "target.log",
-                env=environment,
-                cwd=target.folder,
-            )
-        except ProcessError as error:
-            raise UsageError(error.observed, "check the command and its interpreter") from None
-
-        async def registered() -> bool:
-            return bool(set(log.workers()) - before)
-
-        try:
-            await process.until_ready(
-                registered,
-                timeout_s=_REGISTRATION_TIMEOUT_S,
-                hint="`start` makes a worker register; its log tells what failed",
-                interval_s=0.1,
-            )
-        except BaseException:
-            await process.stop()
-            raise
-        (worker_id, *_) = set(log.workers()) - before
-        return cls(log.workers()[worker_id], process)
+        async with AsyncExitStack() as stack:
+            script = None
+            if target.revision:
+                source = target.folder / Path(target.text).name
+                checkout = checked_out(source, target.revision, state_dir / "revision")
+                script = await stack.enter_async_context(checkout)
+            assert server.log is not None
+            before = server.log.workers()
+            process = await _start_process(target, script, environment, state_dir)
+            stack.push_async_callback(process.stop)
+            name = await _registered_name(process, server.log, before, timeout_s)
+            return cls(name, process, stack.pop_all())
+        raise AssertionError  # nothing above is suppressed
 
     async def stop(self) -> None:
         """Stops the worker and all that it started; safe to call twice."""
-        await self.process.stop()
+        await self._stack.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,6 +120,55 @@ class TargetWorker:
         trace: TracebackType | None,
     ) -> None:
         await asyncio.shield(self.stop())
+
+
+async def _start_process(
+    target: Target, script: Path | None, environment: Mapping[str, str], state_dir: Path
+) -> ManagedProcess:
+    argv = target.argv(script)
+    if target.kind == "program" and await asyncio.to_thread(_has_simulation, argv[0]):
+        argv.append(_SIMULATION)
+    try:
+        return await ManagedProcess.start(
+            f"the agent {target}",
+            argv,
+            log_path=state_dir / "target.log",
+            env=environment,
+            cwd=script.parent if script is not None else target.folder,
+            secrets=secrets_of(environment, target.folder),
+        )
+    except ProcessError as error:
+        raise UsageError(error.observed, "check the command and its interpreter") from None
+
+
+async def _registered_name(
+    process: ManagedProcess, log: LiveKitLog, before: Mapping[str, str], timeout_s: float
+) -> str:
+    """Returns the name under which the process's worker has registered, when it has."""
+    found: list[str] = []
+
+    async def registered() -> bool:
+        found.extend(name for worker, name in log.workers().items() if worker not in before)
+        return bool(found)
+
+    await process.until_ready(
+        registered,
+        timeout_s=timeout_s,
+        hint="a worker of livekit-agents registers when its script is run with `start`; its log "
+        "says what failed",
+        interval_s=0.1,
+    )
+    name = found[0]
+    if name in before.values():
+        raise UsageError(
+            f"two agents are registered as {name!r}: {process.name} and one that was there "
+            "before, and the server gives a room to either",
+            "measure them side by side by `--arm`, which gives each a server of its own, or "
+            "give one another name"
+            if name
+            else "stop the other one: both serve every room",
+        )
+    return name
 
 
 def _has_simulation(python: str) -> bool:
@@ -142,6 +184,23 @@ def _has_simulation(python: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return asked.stdout.strip() == "True"
+
+
+def secrets_of(environment: Mapping[str, str], folder: Path) -> set[str]:
+    """Returns what a log must not show: values of variables that are named like a secret.
+
+    Args:
+        environment: The process's.
+        folder: Its working directory, whose `.env` and `.env.local` it may read by itself.
+    """
+    known = dict(environment)
+    for name in (".env", ".env.local"):
+        known |= {key: value or "" for key, value in dotenv_values(folder / name).items()}
+    return {
+        value
+        for name, value in known.items()
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name)
+    }
 
 
 def target_environment(
