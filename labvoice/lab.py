@@ -120,6 +120,7 @@ class Lab:
         pool: The workers.
         gateway: Model gateway for agents that are not labvoice's; None until one is started.
         supervisor: Replaces lost agents; None before :meth:`supervise`.
+        targets: The foreign workers that :meth:`add_target` has started.
         setup_s: How long each part took to start, in seconds.
         load_before: The host's 1-minute load average before the lab started.
         recent_calls: The last 50 calls, the browser's included, oldest first; only the last few
@@ -166,6 +167,7 @@ class Lab:
         self._turns: TurnStore | None = None
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
+        self.targets: list[TargetAgent] = []
         self._target_numbers = itertools.count(1)
 
     # -- lifecycle ---------------------------------------------------------------------------
@@ -398,7 +400,9 @@ class Lab:
                 target, server, environment, state_dir=place, timeout_s=timeout_s
             )
             self._stack.push_async_callback(worker.stop)
-        return TargetAgent(target, worker.agent_name, server, dispatcher, worker)
+        agent = TargetAgent(target, worker.agent_name, server, dispatcher, worker)
+        self.targets.append(agent)
+        return agent
 
     async def _add_built_in(self, target: Target) -> str:
         """Starts a worker of an agent that comes with labvoice, and returns its name."""
@@ -444,6 +448,7 @@ class Lab:
                 raise
             finally:
                 self._calls.clear()
+                self.targets.clear()
                 self._server = self._model = self._letta = self._dispatcher = self.gateway = None
                 self._turns = None
                 self.supervisor = None
@@ -655,6 +660,11 @@ class Lab:
         elif agent_name is None:
             agent_name = self.settings.agent_name
         assert not isinstance(agent_name, TargetAgent)
+        if agent is not None and not agent_name and agent.bot is None and target.metadata:
+            raise UsageError(
+                f"{agent}, and the server dispatches it with no metadata",
+                "give it `room_metadata` or `attributes` in labvoice.toml",
+            )
         agent_name = strategy_of(strategy).dispatched_as(agent_name)
         named = [each.settings for each in self.pool.workers if each.agent_name == agent_name]
         if not named and agent_name == self.settings.agent_name:
@@ -676,6 +686,8 @@ class Lab:
             apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
             on_end=self._calls.discard,
+            attributes=target.attributes,
+            room_metadata=target.room_metadata,
             bring=agent.bot.in_room if agent is not None and agent.bot is not None else None,
         )
         self._calls.add(call)

@@ -169,6 +169,8 @@ class Call:
         on_mark: Called with each connection mark as it is set.
         on_end: Called when the call has ended.
         bring: Brings a bot that joins by itself; the agent is dispatched by name when not given.
+        attributes: The caller's attributes as a participant.
+        room_metadata: Metadata of the room, where the caller makes it.
 
     Attributes:
         strategy: As given.
@@ -206,6 +208,8 @@ class Call:
         on_mark: Callable[[Mark], None] | None = None,
         on_end: Callable[[Call], None] = lambda _: None,
         bring: BringBot | None = None,
+        attributes: Mapping[str, str] | None = None,
+        room_metadata: str = "",
     ) -> None:
         self.strategy = strategy
         self.room_name = check_name(room)
@@ -226,6 +230,7 @@ class Call:
         self._on_mark = on_mark
         self._on_end = on_end
         self._bring = bring
+        self._attributes, self._room_metadata = attributes, room_metadata
         self._bot = AsyncExitStack()
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self._room = rtc.Room()
@@ -315,6 +320,8 @@ class Call:
             strategy=self.strategy,
             agent_name=self.agent_name,
             metadata=self._metadata,
+            attributes=self._attributes,
+            room_metadata=self._room_metadata,
         )
         self._mark("token_issued")
         if strategy.by_server:

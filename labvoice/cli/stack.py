@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labvoice.cli.agents import (
+    AgentOption,
+    ConfigOption,
+    EnvOption,
+    PythonOption,
+    read_agent,
+)
 from labvoice.cli.common import (
     AgentNameOption,
     FreshOption,
@@ -32,6 +39,7 @@ from labvoice.web.settings import WebSettings
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.lab import Lab
     from labvoice.runs.run import Run
+    from labvoice.targets.target import Target
 
 _DEMO_AGENT = "labvoice demo"
 
@@ -121,15 +129,30 @@ def up(
     llm: LlmOption = None,
     letta: LettaOption = True,
     fresh: FreshOption = False,
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Runs the stack and the HTTP service in the foreground; Ctrl-C stops all of it.
 
+    With --agent, that agent is dispatched in place of labvoice's own.
+
     Example: labvoice up --workers 2 --port 9000
+
+    Example: labvoice up --agent my_agent/agent.py
     """
-    run_command(_up(workers, port, host, allow_remote, llm, letta, fresh))
+    target = read_agent(agent, env, python, None, config)
+    if target is not None and target.kind == "bot":
+        raise UsageError(
+            "the HTTP service dispatches agents, and nobody dispatches a bot",
+            "`labvoice try` and `labvoice bench` start a bot for each call",
+        )
+    run_command(_up(target, workers, port, host, allow_remote, llm, letta, fresh))
 
 
 async def _up(
+    target: Target | None,
     workers: int,
     port: int,
     host: str,
@@ -144,13 +167,18 @@ async def _up(
     service = prepare(host, port, allow_remote=allow_remote)
     with service.sock:  # held while the stack starts, and closed if it fails
         async with Lab(
-            workers=workers,
-            letta=letta,
+            workers=workers if target is None else 0,
+            letta=letta and target is None,
             fresh=fresh,
             progress=tell,
             webhook_url=service.webhook_url,
             llm=llm,
+            model=target is None or target.kind != "named",
         ) as lab:
+            if target is not None:
+                agent = await lab.add_target(target)
+                tell(f"agent: {agent}")
+                lab.settings = lab.settings.model_copy(update={"agent_name": agent.name})
             await service.serve(lab, tell)
     return 1
 
@@ -159,6 +187,10 @@ def doctor(
     agent_name: AgentNameOption = None,
     llm: LlmOption = None,
     port: PortOption = 9000,
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    config: ConfigOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Checks every part and dispatches an agent. Prints ✓ or ✗ with a hint for each check.
@@ -166,13 +198,22 @@ def doctor(
     With LIVEKIT_URL set it checks that server and its registered workers; otherwise it starts its
     own stack. Exits 1 if a check fails.
 
+    With --agent, that agent is started and has to join.
+
     Example: labvoice doctor --json doctor.json
+
+    Example: labvoice doctor --agent my_agent/agent.py
     """
-    run_command(_doctor(agent_name, llm, port, json_path))
+    target = read_agent(agent, env, python, None, config)
+    run_command(_doctor(target, agent_name, llm, port, json_path))
 
 
 async def _doctor(
-    agent_name: str | None, llm: Llm | None, port: int, json_path: Path | None
+    target: Target | None,
+    agent_name: str | None,
+    llm: Llm | None,
+    port: int,
+    json_path: Path | None,
 ) -> int:
     from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.health.doctor import examine, to_json
@@ -189,6 +230,7 @@ async def _doctor(
         evidence=service_evidence(settings.livekit_url, api_key, port)
         if settings.livekit_url
         else None,
+        target=target,
     )
     result = to_json(checks)
     write_json(json_path, result)

@@ -27,6 +27,7 @@ def caller_token(
     name: str = "",
     participant_metadata: str = "",
     attributes: Mapping[str, str] | None = None,
+    room_metadata: str = "",
 ) -> str:
     """Returns a token for one room and identity: microphone, data, subscribing; valid 10 minutes.
 
@@ -43,6 +44,7 @@ def caller_token(
         name: Display name of the participant.
         participant_metadata: The participant's own metadata.
         attributes: The participant's attributes.
+        room_metadata: Metadata of the room, where the token's bearer makes it.
     """
     grants = api.VideoGrants(
         room_join=True,
@@ -68,6 +70,7 @@ def caller_token(
     if strategy is not None and strategy_of(strategy).in_token:
         text = metadata_text(metadata)
         named.append(api.RoomAgentDispatch(agent_name=agent_name, metadata=text))
-    if named:
-        token = token.with_room_config(api.RoomConfiguration(agents=named))
+    if named or room_metadata:
+        config = api.RoomConfiguration(agents=named, metadata=room_metadata)
+        token = token.with_room_config(config)
     return token.to_jwt()

@@ -77,6 +77,13 @@ async def _livekit(lab: Lab) -> str:
 
 async def _workers(lab: Lab) -> str:
     name = lab.settings.agent_name
+    if any(each.name == name and each.worker for each in lab.targets):
+        running = any(
+            each.worker.process.running for each in lab.targets if each.worker and each.name == name
+        )
+        if not running:
+            raise LabvoiceError(f"the worker of {name!r} has ended", "restart `labvoice up`")
+        return f"the worker of {name!r} is registered"
     own = [worker for worker in lab.pool.workers if worker.agent_name == name]
     if not own and lab.server_version is None:
         # They may run anywhere, and the server tells nobody which ones it has.

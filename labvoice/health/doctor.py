@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -30,16 +30,22 @@ from labvoice.errors import (
     ModelError,
     PortInUseError,
     ServerUnreachableError,
+    UsageError,
 )
 from labvoice.memory.api import LettaApi
 from labvoice.protocol.model_errors import refusal_hint, sentence_of
 from labvoice.proxies import http_client
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.speech import engines
+from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.server import ModelServer
 from labvoice.stack.processes import require_free_port
 from labvoice.stack.workers.pool import Pool
+from labvoice.stack.workers.worker import AGENT_PROGRAM
+from labvoice.targets.bot import JOIN_TIMEOUT_S, Bot
+from labvoice.targets.target import BUILT_IN, STOCK_PROGRAMS, Target
+from labvoice.targets.worker import TargetWorker, target_environment
 
 _PACKAGES: Final = ("labvoice", "livekit", "livekit-agents", "livekit-api", "onnxruntime")
 _PINNED_AGENTS: Final = "1.8.9"
@@ -92,6 +98,7 @@ async def examine(
     port: int = HTTP_PORT,
     dispatcher: Dispatcher | None = None,
     evidence: Evidence | None = None,
+    target: Target | None = None,
 ) -> list[Check]:
     """Looks at everything; a part that the settings do not name is started for the while.
 
@@ -104,11 +111,21 @@ async def examine(
         port: Of the HTTP service.
         dispatcher: Dispatches into the scratch room; one of its own when not given.
         evidence: Asks the workers that serve `livekit_url`, where they can be asked.
+        target: The agent that has to join; labvoice's own when not given.
     """
     state_dir = settings.data_dir / "doctor" / secrets.token_hex(4)
     try:
         async with AsyncExitStack() as stack:
-            doctor = _Doctor(settings, state_dir, stack, on_check, port, dispatcher, evidence)
+            doctor = _Doctor(
+                settings,
+                state_dir,
+                stack,
+                on_check,
+                port,
+                dispatcher,
+                evidence,
+                target or Target("own"),
+            )
             await doctor.run()
     finally:
         await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
@@ -124,9 +141,11 @@ class _Doctor:
     port: int
     dispatcher: Dispatcher | None
     evidence: Evidence | None
+    target: Target
     checks: list[Check] = field(default_factory=list)
     pool: Pool = field(default_factory=Pool)
     server: LiveKitServer | None = None
+    bot_environment: Mapping[str, str] | None = None
 
     async def run(self) -> None:
         self.stack.push_async_callback(self.pool.stop)
@@ -139,7 +158,8 @@ class _Doctor:
         await self._look("speech", self._speech)
         await self._look("model", self._model)
         await self._look("letta", self._letta)
-        if self.settings.livekit_url is None:
+        self.settings = _named(self.settings, self.target)
+        if self.settings.livekit_url is None or self.target.kind == "bot":
             await self._look("worker", self._worker, needs=("key", "speech", "model"))
             await self._look("dispatch", self._dispatch, needs=("media", "worker"))
         else:
@@ -279,9 +299,33 @@ class _Doctor:
                 "livekit_api_secret": self.server.api_secret,
             }
         )
-        await self.pool.add(settings, state_dir=self.state_dir)
+        if self.target.kind == "named":
+            raise UsageError(
+                "an agent that is registered already is looked for at LIVEKIT_URL",
+                "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
+            )
+        if self.target.kind not in BUILT_IN:
+            return await self._foreign(self.server, settings)
+        settings = settings.model_copy(update=dict(self.target.settings))
+        program = STOCK_PROGRAMS.get(self.target.kind, AGENT_PROGRAM)
+        await self.pool.add(settings, state_dir=self.state_dir, program=program)
         worker = self.pool.workers[-1]
         return f"worker {worker.worker_id} is registered as {worker.agent_name!r}"
+
+    async def _foreign(self, server: LiveKitServer, settings: Settings) -> str:
+        """Starts somebody else's worker, or makes a bot ready."""
+        gateway = await GatewayServer.start(settings, state_dir=self.state_dir)
+        self.stack.push_async_callback(gateway.stop)
+        environment = target_environment(self.target, server, settings, gateway)
+        if self.target.kind == "bot":
+            self.bot_environment = environment
+            return f"{self.target} is started when it is called"
+        worker = await TargetWorker.start(
+            self.target, server, environment, state_dir=self.state_dir
+        )
+        self.stack.push_async_callback(worker.stop)
+        self.settings = self.settings.model_copy(update={"agent_name": worker.agent_name})
+        return f"{self.target} is registered as {worker.agent_name!r}"
 
     async def _their_workers(self) -> str:
         name = self.settings.agent_name
@@ -301,6 +345,15 @@ class _Doctor:
         jobs = sum(worker.active_jobs for worker in same)
         return f"{len(same)} registered as {name!r}, with {jobs} jobs"
 
+    async def _join(
+        self, server: LiveKitServer, dispatcher: Dispatcher, room: str, stack: AsyncExitStack
+    ) -> Dispatch:
+        if self.bot_environment is None:
+            return await dispatcher.dispatch(room, self.settings.agent_name)
+        bot = Bot(self.target, server, dispatcher, self.bot_environment, self.state_dir)
+        joining = bot.in_room(room, "labvoice-doctor", JOIN_TIMEOUT_S, lambda _: None)
+        return await stack.enter_async_context(joining)
+
     async def _dispatch(self) -> str:
         assert self.server is not None
         room = f"doctor-{secrets.token_hex(4)}"
@@ -315,15 +368,23 @@ class _Doctor:
                 dispatcher = await stack.enter_async_context(own)
             started_s = time.monotonic()
             try:
-                done: Dispatch = await dispatcher.dispatch(room, self.settings.agent_name)
+                done = await self._join(server, dispatcher, room, stack)
                 took_s = time.monotonic() - started_s
             finally:
                 with contextlib.suppress(api.TwirpError):
                     await dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+        name = done.agent_name or done.agent_identity
         return (
-            f"{done.agent_name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
+            f"{name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
             f"brought by {done.worker_id or 'a worker that is not labvoice’s'}"
         )
+
+
+def _named(settings: Settings, target: Target) -> Settings:
+    """Returns the settings with the name of an agent that is registered already."""
+    if target.kind != "named":
+        return settings
+    return settings.model_copy(update={"agent_name": target.text})
 
 
 async def _versions() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from labvoice.cli.agents import read_arms
 from labvoice.errors import UsageError
 from labvoice.settings import load_settings
+from labvoice.targets.config import read_config
+from labvoice.targets.revision import checked_out
 from labvoice.targets.target import Target
-from labvoice.targets.worker import target_environment
+from labvoice.targets.worker import secrets_of, target_environment
 
 
 @pytest.fixture
@@ -142,3 +146,128 @@ def test_the_worker_gets_the_labs_server_and_the_users_environment(
     theirs = target_environment(target, server, settings, gateway)
     assert theirs["OPENAI_API_KEY"] == "sk-of-the-users"
     assert "OPENAI_BASE_URL" not in theirs
+
+
+def git(folder: Path, *words: str) -> None:
+    """Runs git in a repository of the test's own."""
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(script: Path) -> Path:
+    """A repository whose script was committed as it is, and has changed since."""
+    git(script.parent, "init", "--quiet")
+    git(script.parent, "add", "agent.py")
+    git(script.parent, "commit", "--quiet", "--message", "before")
+    script.write_text("after = 1", encoding="utf-8")
+    (script.parent / ".env").write_text("MY_API_KEY=of-the-users\n", encoding="utf-8")
+    return script
+
+
+async def test_a_revision_is_checked_out_and_removed(repository: Path, tmp_path: Path) -> None:
+    """The script is there as it was, with the user's `.env`, and git knows no worktree after."""
+    folder = tmp_path / "state" / "revision"
+    async with checked_out(repository, "HEAD", folder) as old:
+        assert old.read_text(encoding="utf-8") == ""
+        assert (old.parent / ".env").read_text(encoding="utf-8").startswith("MY_API_KEY")
+    assert not folder.exists()
+    assert repository.read_text(encoding="utf-8") == "after = 1"
+    assert not list((repository.parent / ".git").glob("worktrees/*"))
+
+
+@pytest.mark.parametrize(
+    ("revision", "name", "words"),
+    [("no-such", "agent.py", "no revision 'no-such'"), ("HEAD", "other.py", "no other.py at")],
+)
+async def test_a_revision_that_does_not_exist_is_told(
+    repository: Path, tmp_path: Path, revision: str, name: str, words: str
+) -> None:
+    """And one that has no such script; nothing stays checked out."""
+    folder = tmp_path / "state" / "revision"
+    with pytest.raises(UsageError, match=words):
+        async with checked_out(repository.with_name(name), revision, folder):
+            pass
+    assert not folder.exists()
+
+
+def test_a_log_does_not_show_what_is_named_like_a_secret(repository: Path) -> None:
+    """From the environment, and from the `.env` that the agent reads by itself."""
+    environment = {"DEEPGRAM_API_KEY": "dg-secret", "KEY": "1", "PATH": "/usr/bin"}
+    assert secrets_of(environment, repository.parent) == {"dg-secret", "of-the-users"}
+
+
+CONFIG = """
+agent = "agent.py"
+metadata = { customer = "Ann" }
+room = "support-{id}"
+
+[arms.before]
+agent = "agent.py@HEAD"
+env = { STT = "base" }
+
+[arms.fast]
+settings = { min_endpointing_delay_s = 0.2 }
+metadata = ""
+"""
+
+
+def test_the_file_names_agents_and_arms(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys at the top count for every arm that says nothing else; paths begin at the file."""
+    (script.parent / "labvoice.toml").write_text(CONFIG, encoding="utf-8")
+    config = read_config(script.parent / "labvoice.toml")
+    assert config.agent is not None
+    assert (config.agent.text, config.agent.metadata) == (str(script), '{"customer": "Ann"}')
+    before = config.arms["before"]
+    assert (before.revision, before.env, before.room) == ("HEAD", {"STT": "base"}, "support-{id}")
+    assert config.arms["fast"].settings == {"min_endpointing_delay_s": 0.2}
+    monkeypatch.chdir(tmp_path)
+    assert set(read_arms(None, ["before:STT=tiny"], None, None, None)) == {"before", "fast"}
+    named = read_arms(["before", "new=node agent.js"], ["before:STT=tiny"], None, "x", None)
+    assert named["before"].env == {"STT": "tiny"}
+    assert (named["new"].kind, named["new"].metadata) == ("command", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[arms.a]\npyton = 'x'", r"labvoice\.toml: there is no key 'arms\.a\.pyton'"),
+        ("agents = 'x'", r"there is no key 'agents'"),
+        ("[env]\nA = 1", r"labvoice\.toml: env\.A: "),
+        ("agent = ", "is no TOML"),
+        ("[arms.a]\nagent = 'missing.py'", r"labvoice\.toml: arms\.a: there is no file"),
+        ("agent = 'node a.js'\nsettings = {stt = 'tiny'}", "labvoice's own agent"),
+        ("metadata = '@missing.json'\nagent = 'node a.js'", "missing.json cannot be read"),
+    ],
+)
+def test_the_file_is_refused_by_name_and_key(tmp_path: Path, text: str, words: str) -> None:
+    """The message names file, key and what is allowed."""
+    path = tmp_path / "labvoice.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=words) as refused:
+        read_config(path)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"arms": ["a=node a.js"], "agent": "node a.js"}, "both --agent and --arm"),
+        ({"arms": ["a=node a.js", "a=node b.js"]}, "named twice"),
+        ({"arms": ["mine"]}, "names no agent"),
+        ({"arms": ["a=node a.js"], "env": ["b:STT=base"]}, "no arm 'b'"),
+        ({"arms": ["a=node a.js"], "env": ["STT"]}, "no KEY=VALUE"),
+        ({"env": ["STT=base"]}, "no agent"),
+        ({"agent": "own", "metadata": "x"}, "no agent of your own"),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    given: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is started."""
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"arms": None, "env": None, "python": None, "metadata": None}
+    with pytest.raises(UsageError, match=words):
+        read_arms(**{**options, "config": None, **given})
