@@ -827,8 +827,8 @@ class Call:
     async def end(self) -> None:
         """Hangs up, and removes agent and room unless another human is in the room.
 
-        Then the agent stays with the other one: it is theirs as much as the caller's, and it ends
-        when the last human has left.
+        Then the call leaves the agent to the other one. Whether it stays is the agent's choice:
+        labvoice's own ends with the participant that it listens to, as livekit-agents' sessions do.
 
         Safe to call twice, and at once: whoever calls waits until the call has ended. The agent
         goes first: of a room that its user leaves before the others, the SDK frees nothing, half
