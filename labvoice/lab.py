@@ -168,6 +168,7 @@ class Lab:
         self._dispatcher: Dispatcher | None = None
         self._state_dir: Path | None = None
         self.targets: list[TargetAgent] = []
+        self._greets: dict[tuple[str, str, str], bool] = {}
         self._target_numbers = itertools.count(1)
 
     # -- lifecycle ---------------------------------------------------------------------------
@@ -670,6 +671,14 @@ class Lab:
         if not named and agent_name == self.settings.agent_name:
             named = [self.settings]
         pattern = target.room or "lab-{id}"
+        metadata = target.metadata or None if metadata is None else metadata
+        key = (agent_name, target.text, repr(metadata))
+
+        def ended(call: Call) -> None:
+            self._calls.discard(call)
+            if not named and call.greets is not None:
+                self._greets[key] = call.greets
+
         call = Call(
             url=server.url,
             api_key=server.api_key,
@@ -678,16 +687,16 @@ class Lab:
             room=room or pattern.replace("{id}", secrets.token_hex(4)),
             identity=f"caller-{secrets.token_hex(4)}",
             agent_name=agent_name,
-            metadata=target.metadata or None if metadata is None else metadata,
+            metadata=metadata,
             strategy=strategy,
             timeout_s=timeout_s,
             # Another program's agent may greet or not.
-            greets=not named or any(each.greeting for each in named),
+            greets=any(each.greeting for each in named) if named else self._greets.get(key),
             apologises=not named or any(each.apology for each in named),
             on_mark=on_mark,
-            on_end=self._calls.discard,
             attributes=target.attributes,
             room_metadata=target.room_metadata,
+            on_end=ended,
             bring=agent.bot.in_room if agent is not None and agent.bot is not None else None,
         )
         self._calls.add(call)

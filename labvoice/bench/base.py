@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ async def call_trial(
             yield this, call
         finally:
             await lab.end_call(call)
-            run.note(number, notice="; ".join(call.notices))
+            run.note(number, **ending_facts(call))
             await asyncio.to_thread(record_sound, run, number, call, lab.settings.recording)
 
 
@@ -411,6 +412,12 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     return {**columns(own), "strategy": arm.strategy, **arm.columns}
 
 
+def ending_facts(call: Call) -> dict[str, Any]:
+    """Returns what is known at the end of a call: its notices, and its session events as JSON."""
+    events = json.dumps(call.session_events)
+    return {"notice": "; ".join(call.notices), "session_events": events}
+
+
 def connection_facts(call: Call) -> dict[str, Any]:
     """Returns what is known of a connection that is no time."""
     assert call.dispatch is not None
@@ -427,6 +434,7 @@ def connection_facts(call: Call) -> dict[str, Any]:
         "room_existed": call.dispatch.room_existed,
         "attempts": call.dispatch.attempts,
         "greeting": call.greeting,
+        "ready_by": call.ready_by,
         **clock,
         **call.worker,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labvoice.bench.base import columns, record_sound, run_path
+from labvoice.bench.base import columns, ending_facts, record_sound, run_path
 from labvoice.bench.memory import record_memory
 from labvoice.bench.turns import record_turn
 from labvoice.caller.call import Call
@@ -57,6 +57,6 @@ def record_call(
                 run.mark(0, Mark(name, at_s), turn=turn.number)
             record_turn(run, 0, turn)
             run.outcome(0, turn.outcome, turn=turn.number)
-        run.note(0, notice="; ".join(call.notices))
+        run.note(0, **ending_facts(call))
         record_sound(run, 0, call, settings.recording)
     return Run.load(path)

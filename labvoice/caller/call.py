@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import numpy as np
 import numpy.typing as npt
+from google.protobuf import json_format
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
@@ -26,6 +27,7 @@ from labvoice.caller.connection import connect_room
 from labvoice.caller.ear import SAMPLE_RATE_HZ
 from labvoice.caller.recorder import Recorder
 from labvoice.caller.tracks import Ear
+from labvoice.caller.transcription import Transcription
 from labvoice.caller.turns import Item, Turn, Turns, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -55,6 +57,20 @@ SESSION_MODULE = "livekit.agents.voice.remote_session"
 """Imported by the lab while its worker starts, because it takes 2.4 s."""
 
 _JOIN_TIMEOUT_S = 10.0
+SESSION_EVENTS = tuple(
+    name
+    for name in session_pb.AgentSessionEvent.DESCRIPTOR.fields_by_name
+    if name not in ("created_at", "debug_message")
+)
+"""All events of `AgentSessionEvent` but the SDK's own debugging."""
+_FOREIGN_READY_TIMEOUT_S = 30.0
+"""Agents that are not labvoice's often load their models after they have joined."""
+_OTHER_SIGN_S = 3.0
+"""Once an agent is audible, how long it may take to tell its state, and the other way round."""
+_GREETING_TIMEOUT_S = 8.0
+"""How long an agent that may or may not greet is waited for, the first time."""
+_TEXT_TIMEOUT_S = 3.0
+"""How long the words of a reply that was heard to its end may take without session events."""
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; its reply started in time
@@ -164,7 +180,8 @@ class Call:
         metadata: Metadata of the dispatch.
         strategy: When the agent is dispatched.
         timeout_s: How long to wait for the agent, in seconds.
-        greets: Whether the agent greets; otherwise its greeting is not awaited.
+        greets: Whether the agent speaks first: nobody waits for the greeting of one that does
+            not, and of one that may or may not, nobody waits long. None where it is not known.
         apologises: Whether a replacement agent speaks first.
         on_mark: Called with each connection mark as it is set.
         on_end: Called when the call has ended.
@@ -186,6 +203,12 @@ class Call:
             waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
         on_turn_mark: Called with each mark of a turn as it is set.
         recorder: Keeps the sound of both sides.
+        session_events: What the agent's session told, oldest first: `event`, `heard_s` (monotonic),
+            `agent_wall_s` (the agent's clock) and the fields of LiveKit's `AgentSessionEvent`; none
+            of an agent that hosts no session events.
+        greets: As given; of an agent that was not known, what was found out.
+        ready_by: The mark that shows the agent to be ready: `agent_listening`, its state, or for
+            one that tells no state `agent_audio_subscribed`; `agent_listening` is then its instant.
         notice: What did not work as the strategy expects; empty if all did.
         failure: Why the last connection or reply failed; empty if none failed.
     """
@@ -203,7 +226,7 @@ class Call:
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
-        greets: bool = True,
+        greets: bool | None = True,
         apologises: bool = True,
         on_mark: Callable[[Mark], None] | None = None,
         on_end: Callable[[Call], None] = lambda _: None,
@@ -225,7 +248,8 @@ class Call:
         self._dispatcher = dispatcher
         self.identity = identity
         self._timeout_s = timeout_s
-        self._greets, self._apologises = greets, apologises
+        self.greets, self._apologises = greets, apologises
+        self.ready_by = "agent_listening"
         self._metadata = metadata
         self._on_mark = on_mark
         self._on_end = on_end
@@ -237,10 +261,13 @@ class Call:
         self.recorder = Recorder(microphone.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._microphone = microphone.Microphone(self.recorder.sent)
         self._listener = Ear(self._on_sound, self.recorder.heard)
+        self._transcription = Transcription(self._room, self.identity, self._on_text)
+        self.session_events: list[dict[str, Any]] = []
         self._turns = Turns()
         self._voices_heard = 0
         self._agent_identity = ""
         self._agent_state = ""
+        self._hosts_session = self._foreign = False
         self._agent_gone = ""
         self._agent_dispatch = ""
         self._model_error = ""
@@ -265,7 +292,17 @@ class Call:
     @property
     def notices(self) -> list[str]:
         """What is worth knowing of the connection and of the agent's tracks, a sentence each."""
-        return [*filter(None, [self.notice]), *self._listener.notices]
+        return [*filter(None, [self.notice, self._not_told]), *self._listener.notices]
+
+    @property
+    def _not_told(self) -> str:
+        """Why figures are missing that an agent of labvoice's has; empty for one of those."""
+        if not self._foreign:
+            return ""
+        words = "the agent is not labvoice's: its worker's marks are not known"
+        if not self._hosts_session:
+            words += ", nor LiveKit's figures of its turns, for it hosts no session events"
+        return words
 
     @property
     def greeting(self) -> str:
@@ -334,10 +371,37 @@ class Call:
             await self._dispatch()
         if strategy.by_server and not self._was_dispatched():
             self.notice = strategy.missed.format(room=self.room_name)
-        for mark in ("agent_visible", "agent_audio_subscribed", "agent_listening"):
+        await self._until_mark("agent_visible", _JOIN_TIMEOUT_S)
+        if self._is_ours:
+            for mark in ("agent_audio_subscribed", "agent_listening"):
+                await self._until_mark(mark, _JOIN_TIMEOUT_S)
+        else:
+            self._foreign = True
+            await self._until_ready()
+
+    async def _until_mark(self, mark: str, timeout_s: float) -> None:
+        present = functools.partial(self.connection_marks.__contains__, mark)
+        await self._until(present, mark, timeout_s)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the agent is labvoice's own, which tells its state and answers questions."""
+        agent = self._room.remote_participants.get(self._agent_identity)
+        return agent is not None and ATTRIBUTE_DISPATCH_ID in agent.attributes
+
+    async def _until_ready(self) -> None:
+        """Waits for another's agent: it may load its models, tell no state, or publish late."""
+        signs = ("agent_listening", "agent_audio_subscribed")
+        await self._until(
+            lambda: any(sign in self.marks for sign in signs), signs[0], _FOREIGN_READY_TIMEOUT_S
+        )
+        with contextlib.suppress(StageTimeoutError):
             await self._until(
-                functools.partial(self.connection_marks.__contains__, mark), mark, _JOIN_TIMEOUT_S
+                lambda: all(sign in self.marks for sign in signs), signs[0], _OTHER_SIGN_S
             )
+        if "agent_listening" not in self.marks:
+            self.ready_by = "agent_audio_subscribed"
+            self._mark("agent_listening", self.marks["agent_audio_subscribed"])
 
     async def _dispatch(self) -> None:
         if self._bring is not None:
@@ -438,6 +502,9 @@ class Call:
         room.on("disconnected", on_disconnected)
         self._session.on("agent_state_changed", self._on_state_event)
         self._session.on("conversation_item_added", self._on_item)
+        for name in SESSION_EVENTS:
+            # its type names the events of version 1.8 only
+            self._session.on(name, functools.partial(self._on_session_event, name))  # type: ignore[arg-type]
 
     def _counts(self, participant: rtc.RemoteParticipant) -> bool:
         """Whether it may be the agent: a bot with a token of its own joins as anybody does."""
@@ -475,6 +542,19 @@ class Call:
             replaced = "replacement_visible" in self.marks
             self._mark("replacement_listening" if replaced else "agent_listening")
         self._changed.set()
+
+    def _on_text(self, item: Item) -> None:
+        if not self._hosts_session:  # else the same words come with LiveKit's figures
+            self._turns.item(item)
+            self._changed.set()
+
+    def _on_session_event(self, name: str, event: session_pb.AgentSessionEvent) -> None:
+        self._hosts_session = True
+        told = json_format.MessageToDict(getattr(event, name), preserving_proto_field_name=True)
+        at_s = event.created_at.ToNanoseconds() / 1e9
+        self.session_events.append(
+            {"event": name, "heard_s": time.monotonic(), "agent_wall_s": at_s, **told}
+        )
 
     def _on_state_event(self, event: session_pb.AgentSessionEvent) -> None:
         number = event.agent_state_changed.new_state
@@ -565,15 +645,28 @@ class Call:
     async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
         """Waits for the end of the agent's greeting; returns its text.
 
-        For an agent that does not greet, returns an empty text at once.
+        An agent that is known to wait for the user is not waited for: the text is empty. One
+        that is not known is waited for once, not longer than 8 s, and :attr:`greets` then tells.
 
         Raises:
             StageTimeoutError: No voice was heard in time.
             AgentLostError: The agent left.
         """
-        if self._greets:
-            self._mark("greeting_heard", await self._onset_since(0.0, "greeting_heard", timeout_s))
-            await self.hear_end()
+        unknown = self.greets is None
+        if self.greets is not False:
+            wait_s = min(timeout_s, _GREETING_TIMEOUT_S) if unknown else timeout_s
+            try:
+                onset_s = await self._onset_since(0.0, "greeting_heard", wait_s)
+            except StageTimeoutError:
+                if not unknown:
+                    raise
+                self.greets = False
+                waited = f"the agent does not greet (waited {wait_s:g} s)"
+                self.notice = "; ".join(filter(None, (self.notice, waited)))
+            else:
+                self.greets = True
+                self._mark("greeting_heard", onset_s)
+                await self.hear_end()
         await self._fetch_worker()
         return self.greeting
 
@@ -645,11 +738,7 @@ class Call:
             voice = self._listener.voice_since(turn.marks["reply_heard"])
             if voice is not None and voice.doubt:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
-            await self._until(
-                lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
-                "the reply's text",
-                timeout_s,
-            )
+            await self._until_text(turn, timeout_s)
             await self._fetch_worker()
         except NoReplyError as error:
             turn.finish("no_reply")
@@ -674,6 +763,20 @@ class Call:
                     refusal_hint(self._model_error, _MODEL_HINT),
                 )
         return error
+
+    async def _until_text(self, turn: Turn, timeout_s: float) -> None:
+        """Waits for the reply's words; of an agent that tells none, the turn is whole without."""
+        told = self._hosts_session
+        try:
+            await self._until(
+                lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
+                "the reply's text",
+                timeout_s if told else _TEXT_TIMEOUT_S,
+            )
+        except StageTimeoutError:
+            if told:
+                raise
+            turn.add_notice("the agent published no text of its reply")
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller that interrupts it.
@@ -707,7 +810,7 @@ class Call:
             AgentLostError: The agent left.
         """
         await self._until(
-            lambda: self._agent_state == "listening" and self._listener.silent,
+            lambda: self._agent_state in ("listening", "") and self._listener.silent,
             "the end of the agent's speech",
             _LONGEST_SPEECH_S,
         )
@@ -737,6 +840,8 @@ class Call:
                 self._set_mark(self.offset.to_caller(name, marks[name]))
         figures = self.worker.pop("figures")
         self.memory = self.worker.pop("memory")
+        self._refusal = self.worker.pop("refusal", "")
+        self._refusal = self.worker.pop("refusal", "")
         self._model_error = self.worker.pop("model_error", "")
         self._turns.figures(figures)
 
@@ -815,6 +920,7 @@ class Call:
         self._ended = True
         for close in (
             self._session.aclose,
+            self._transcription.aclose,
             self._microphone.aclose,
             self._listener.aclose,
             self._room.disconnect,

@@ -75,8 +75,12 @@ class Turn:
 
     @property
     def word_error_rate(self) -> float | None:
-        """Word error rate of the transcript; None if the utterance is unknown or has no reply."""
-        if not self.said.strip() or "reply_heard" not in self.marks:
+        """Word error rate of the transcript.
+
+        None if the utterance or the transcript is unknown, or has no reply.
+        """
+        known = self.said.strip() and self.user_messages
+        if not known or "reply_heard" not in self.marks:
             return None
         return word_error_rate(self.said, self.transcript)
 

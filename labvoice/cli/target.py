@@ -24,7 +24,7 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.errors import LabvoiceError, StageTimeoutError, UsageError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.settings import Llm
 
 if TYPE_CHECKING:
@@ -138,9 +138,10 @@ async def _try(
 
 async def _talk(call: Call, utterances: Sequence[Any], greeting_timeout_s: float) -> None:
     await call.connect()
-    try:
-        tell(f"agent: {await call.hear_greeting(greeting_timeout_s)}")
-    except StageTimeoutError:
+    greeting = await call.hear_greeting(greeting_timeout_s)
+    if call.greets:
+        tell(f"agent: {greeting}")
+    else:
         tell(f"the agent does not greet (waited {greeting_timeout_s:g} s)")
     for utterance in utterances:
         await call.say(utterance)

@@ -20,6 +20,7 @@ from livekit.agents import (
     JobContext,
     JobRequest,
     cli,
+    inference,
 )
 from livekit.agents.llm import ChatContext, ChatMessage
 from livekit.agents.voice.room_io import RoomOptions
@@ -43,7 +44,7 @@ class Clerk(Agent):
         super().__init__(instructions="You answer the phone of a small shop.")
         self._filler = filler
 
-    async def on_user_turn_completed(self, _: ChatContext, __: ChatMessage) -> None:
+    async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
         """Says the filler, and is then busy for a moment."""
         if self._filler:
             await self.session.say(self._filler, add_to_chat_ctx=True)
@@ -63,7 +64,10 @@ async def entrypoint(ctx: JobContext) -> None:
 
         ctx.room.local_participant.set_attributes = nothing  # type: ignore[method-assign, assignment]
     session: AgentSession[None] = AgentSession(
-        stt="deepgram/nova-3", llm="openai/gpt-4.1-mini", tts="cartesia/sonic-3"
+        stt="deepgram/nova-3",
+        llm="openai/gpt-4.1-mini",
+        tts="cartesia/sonic-3",
+        turn_detection=inference.TurnDetector(),
     )
     await session.start(
         agent=Clerk(asked.get("filler", "")),

@@ -52,7 +52,50 @@ async def test_a_voice_is_heard_beside_the_background_players_track(
         turn = await call.hear()
         assert turn.outcome == "ok"
         assert turn.reply == REPLY
+        told = {event["event"] for event in call.session_events}
+        assert {"agent_state_changed", "user_input_transcribed", "conversation_item_added"} <= told
         assert any("'background_audio'" in notice for notice in call.notices)
+
+
+@pytest.mark.parametrize(
+    ("untold", "transcript", "ready_by"),
+    [
+        (["events"], True, "agent_listening"),
+        (["events", "text", "state"], False, "agent_audio_subscribed"),
+    ],
+)
+async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
+    lab: Lab,
+    foreign: TargetAgent,
+    recorded: list[Utterance],
+    untold: list[str],
+    transcript: bool,
+    ready_by: str,
+) -> None:
+    """Words come from text streams, else not at all; state from the attribute, else by ear.
+
+    The agent does not greet, which is found out once: no later call waits for it.
+    """
+    asked = {"untold": untold}
+    for greets in (None, False):
+        async with lab.call(agent_name=foreign, metadata=asked) as call:
+            assert call.greets is greets
+            assert await call.hear_greeting() == ""
+            assert call.greets is False
+            assert call.ready_by == ready_by
+            if greets is None:
+                assert any("does not greet" in notice for notice in call.notices)
+                continue
+            await call.say(recorded[0])
+            turn = await call.hear()
+            assert turn.outcome == "ok"
+            assert turn.voice_to_voice_s is not None
+            assert bool(turn.transcript) == transcript
+            assert (turn.reply == REPLY) == transcript
+            assert (turn.word_error_rate is not None) == transcript
+            assert turn.metrics == {}
+            assert call.session_events == []
+            assert any("hosts no session events" in notice for notice in call.notices)
 
 
 def _of(room: str) -> Any:
