@@ -55,6 +55,7 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
             "repair",
             "This is the workshop",
         ),
+        ("ambience_agent.py", "Far and Away", "I would like to see Norway.", "norway", REPLY),
         ("filler_agent.py", "", "I am looking for a book about birds.", "birds", REPLY),
     ],
 )
