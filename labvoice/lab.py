@@ -26,7 +26,7 @@ from labvoice.caller.call import SESSION_MODULE, Call, PastCall, PendingCall
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
-from labvoice.errors import LabvoiceError, SettingsError, UsageError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.failover.supervisor import Supervisor
 from labvoice.faults import Faults
 from labvoice.memory.api import LettaApi
@@ -34,7 +34,7 @@ from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.protocol.vocabulary import Mark
 from labvoice.proxies import loopback_spared
-from labvoice.settings import Mode, Settings, load_settings
+from labvoice.settings import Mode, Settings, load_settings, new_state_dir
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
 from labvoice.speech.weights import WeightName, require
@@ -185,15 +185,7 @@ class Lab:
         engines.both(self.settings)  # an unknown engine raises before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
-        self._state_dir = self.settings.data_dir / "labs" / secrets.token_hex(4)
-        try:
-            self._state_dir.mkdir(parents=True)
-        except OSError as error:
-            self._state_dir = None
-            raise SettingsError(
-                f"{self.settings.data_dir} cannot be written: {error.strerror}",
-                "set LABVOICE_DATA_DIR to a folder of your own",
-            ) from None
+        self._state_dir = new_state_dir(self.settings, "labs")
         loading = asyncio.create_task(asyncio.to_thread(_import_for_calls))
         try:
             await self._start_parts(self._state_dir)

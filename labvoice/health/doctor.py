@@ -34,8 +34,8 @@ from labvoice.errors import (
 )
 from labvoice.memory.api import LettaApi
 from labvoice.protocol.model_errors import refusal_hint, sentence_of
-from labvoice.proxies import http_client
-from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
+from labvoice.proxies import http_client, loopback_spared
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings, new_state_dir
 from labvoice.speech import engines
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.livekit.server import LiveKitServer
@@ -112,8 +112,11 @@ async def examine(
         dispatcher: Dispatches into the scratch room; one of its own when not given.
         evidence: Asks the workers that serve `livekit_url`, where they can be asked.
         target: The agent that has to join; labvoice's own when not given.
+
+    Raises:
+        SettingsError: `data_dir` cannot be written.
     """
-    state_dir = settings.data_dir / "doctor" / secrets.token_hex(4)
+    state_dir = new_state_dir(settings, "doctor")
     try:
         async with AsyncExitStack() as stack:
             doctor = _Doctor(
@@ -202,6 +205,7 @@ class _Doctor:
                 refusal = error
                 return f"a LiveKit server answers at {self.settings.livekit_url}"
             self.stack.push_async_callback(self.server.stop)
+            self.stack.enter_context(loopback_spared(self.server.url))
             version = f"{self.server.version}, started" if self.server.version else "answers"
             return f"LiveKit server {version} at {self.server.url}"
 
