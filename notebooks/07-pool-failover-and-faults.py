@@ -54,7 +54,7 @@ print(f"another agent listens after {call.marks['replacement_listening'] - kille
 await lab.end_call(call)
 
 # %% [markdown]
-# The events of supervisor and pool, in order, with the time of each detection:
+# The events of supervisor and pool, in order. Look at the time of each detection:
 
 # %%
 lab.pool.events

@@ -121,7 +121,7 @@ def test_files_named_like_packages(tmp_path: Path, module: str) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -112,6 +112,8 @@ def test_a_turn_that_nobody_answered_has_no_word_error_rate() -> None:
     """None, as where nobody knows what was said."""
     assert Turn(0, "three little words").word_error_rate is None
     answered = Turn(0, "three little words", {"user_speech_end": 1.0, "reply_heard": 2.0})
+    assert answered.word_error_rate is None  # no message says what was understood
+    answered.user_messages = 1
     assert answered.word_error_rate == 1.0
 
 
