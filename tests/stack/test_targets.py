@@ -52,7 +52,7 @@ def test_an_agent_in_the_starters_shape_talks_offline_with_no_key(tmp_path: Path
     report = Path(result["report"]).read_text(encoding="utf-8")
     assert "deepgram/nova-3" in report
     assert "moonshine-base-en" in report
-    assert len(list((tmp_path / "runs" / "try").glob("*.wav"))) == 1
+    assert len(list((tmp_path / "runs" / "try").glob("*/*.ogg"))) == 1
     assert list((tmp_path / "data" / "labs").iterdir()) == []
 
 
