@@ -883,12 +883,15 @@ class Call:
         Args:
             turn: Only from this turn's start to the next one's; None: the whole call.
         """
-        if turn is None:
-            return self._listener.audio(), SAMPLE_RATE_HZ
-        following = self.turns[turn.number + 1 : turn.number + 2]
-        end_s = following[0].marks.get("user_speech_start", float("inf")) if following else None
-        start_s = turn.marks.get("user_speech_start", 0.0)
-        return self._listener.audio(start_s, end_s or float("inf")), SAMPLE_RATE_HZ
+        recording = self.recorder.recording()
+        if recording is None:
+            return np.zeros(0, np.int16), SAMPLE_RATE_HZ
+        start_s, end_s = recording.start_s, recording.end_s
+        if turn is not None:
+            start_s = turn.marks.get("user_speech_start", start_s)
+            for following in self.turns[turn.number + 1 : turn.number + 2]:
+                end_s = following.marks.get("user_speech_start", end_s)
+        return recording.heard(start_s, end_s), SAMPLE_RATE_HZ
 
     # -- leaving ------------------------------------------------------------------------
 

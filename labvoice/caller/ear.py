@@ -8,7 +8,6 @@ where it begins and ends.
 from __future__ import annotations
 
 import asyncio
-import bisect
 import logging
 import time
 from collections import deque
@@ -112,7 +111,6 @@ class Listener:
 
     Attributes:
         voices: All stretches of voice, oldest first.
-        started_s: Arrival of the first frame, in monotonic seconds; 0 before.
     """
 
     def __init__(
@@ -123,9 +121,8 @@ class Listener:
         self._on_change = on_change
         self._on_frame = on_frame
         self.voices: list[Voice] = []
-        self.started_s = 0.0
-        self._frames: list[npt.NDArray[np.int16]] = []
-        self._arrived_s: list[float] = []
+        self._count = 0
+        self._arrived_s: deque[float] = deque(maxlen=_LOOK_BACK)
         self._high_pass = HighPass(SAMPLE_RATE_HZ)
         self._detector = VoiceProbability(SAMPLE_RATE_HZ)
         self._probability = 0.0
@@ -161,9 +158,7 @@ class Listener:
             samples: Mono, at :data:`SAMPLE_RATE_HZ`, 10 ms of them.
             at_s: Its arrival, in monotonic seconds.
         """
-        if not self._frames:
-            self.started_s = at_s
-        self._frames.append(samples)
+        self._count += 1
         self._arrived_s.append(at_s)
         level = float(frame_levels(samples, self._high_pass(samples), len(samples))[0])
         self._levels.append(level)
@@ -195,8 +190,8 @@ class Listener:
     @property
     def never_silent(self) -> bool:
         """Whether something is heard all the time, as no voice alone is."""
-        count = len(self._frames)
-        return count * _FRAME_S >= _LEAST_HEARD_S and self._digital_silence < _SILENT_SHARE * count
+        enough = self.heard_s >= _LEAST_HEARD_S
+        return enough and self._digital_silence < _SILENT_SHARE * self._count
 
     def _begins(self, level: float) -> bool:
         """Returns whether voice has begun; its onset may be some frames earlier."""
@@ -248,27 +243,15 @@ class Listener:
     @property
     def heard_s(self) -> float:
         """Audio received so far, in seconds."""
-        return len(self._frames) * _FRAME_S
+        return self._count * _FRAME_S
 
     @property
     def silent(self) -> bool:
         """Whether there is no voice now."""
         return not self.voices or self.voices[-1].ended
 
-    def audio(self, start_s: float = 0.0, end_s: float = float("inf")) -> npt.NDArray[np.int16]:
-        """Returns what was received between two instants: mono, at :data:`SAMPLE_RATE_HZ`."""
-        return self.piece(start_s, end_s)[1]
-
-    def piece(self, start_s: float, end_s: float) -> tuple[float, npt.NDArray[np.int16]]:
-        """Returns the same, and before it the arrival of its first frame; infinite without one."""
-        first = bisect.bisect_left(self._arrived_s, start_s)
-        last = bisect.bisect_right(self._arrived_s, end_s)
-        if first >= last:
-            return float("inf"), np.zeros(0, np.int16)
-        return self._arrived_s[first], np.concatenate(self._frames[first:last])
-
     async def aclose(self) -> None:
-        """Stops listening; the received audio is kept."""
+        """Stops listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -37,6 +37,19 @@ class Recording:
     samples: npt.NDArray[np.int16]
     start_s: float
 
+    def heard(self, start_s: float, end_s: float) -> npt.NDArray[np.int16]:
+        """Returns what the caller heard between two instants, in seconds on its clock: mono."""
+        first, last = (
+            round((min(max(at_s, self.start_s), self.end_s) - self.start_s) * SAMPLE_RATE_HZ)
+            for at_s in (start_s, end_s)
+        )
+        return self.samples[first:last, 1]
+
+    @property
+    def end_s(self) -> float:
+        """Instant after the last sample, in seconds on the caller's monotonic clock."""
+        return self.start_s + len(self.samples) / SAMPLE_RATE_HZ
+
     def write(self, path: Path) -> None:
         """Writes the recording in the format that the path's suffix names (`.ogg`, `.wav`).
 

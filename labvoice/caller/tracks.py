@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
-from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener, Voice
+from labvoice.caller.ear import Listener, Voice
 
 BACKGROUND_TRACK: Final = "background_audio"
 """Name of the track of LiveKit's `BackgroundAudioPlayer` (livekit/agents/voice/
@@ -27,7 +27,7 @@ class Track:
     Attributes:
         name: As it was published.
         publisher: Identity of the participant.
-        listener: Has its frames, when they arrived, and the voices in it.
+        listener: Has the voices in it.
         taken: How many of its voices were looked at.
     """
 
@@ -130,28 +130,6 @@ class Ear:
         """Whether no voice is being heard now."""
         return all(voice.ended for voice in self.voices)
 
-    def audio(self, start_s: float = 0.0, end_s: float = float("inf")) -> npt.NDArray[np.int16]:
-        """Returns what was received between two instants, all tracks mixed by their arrival.
-
-        Mono, at :data:`SAMPLE_RATE_HZ`; it begins with the first frame of that time.
-        """
-        pieces = [track.listener.piece(start_s, end_s) for track in self.tracks.values()]
-        return _mix(piece for piece in pieces if len(piece[1]))
-
     async def aclose(self) -> None:
-        """Stops listening; what was heard stays."""
+        """Stops listening."""
         await asyncio.gather(*(each.listener.aclose() for each in self.tracks.values()))
-
-
-def _mix(pieces: Iterable[tuple[float, npt.NDArray[np.int16]]]) -> npt.NDArray[np.int16]:
-    """Adds stretches of sound, each with its first frame's arrival in seconds."""
-    placed = list(pieces)
-    if not placed:
-        return np.zeros(0, np.int16)
-    first_s = min(at_s for at_s, _ in placed)
-    starts = [round((at_s - first_s) * SAMPLE_RATE_HZ) for at_s, _ in placed]
-    ends = [start + len(sound) for start, (_, sound) in zip(starts, placed, strict=True)]
-    mixed = np.zeros(max(ends), np.int32)
-    for start, end, (_, sound) in zip(starts, ends, placed, strict=True):
-        mixed[start:end] += sound
-    return np.clip(mixed, -32768, 32767).astype(np.int16)

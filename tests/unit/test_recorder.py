@@ -82,6 +82,8 @@ def test_tracks_are_mixed_and_gaps_kept() -> None:
     assert len(heard) == 3 * SAMPLE_RATE_HZ
     seconds = heard.reshape(3, SAMPLE_RATE_HZ)
     assert [set(second) for second in seconds.tolist()] == [{4500}, {0}, {3000}]
+    assert set(recording.heard(1.5, 2.5).tolist()) == {0, 3000}
+    assert len(recording.heard(2.0, float("inf"))) == SAMPLE_RATE_HZ
 
 
 def test_nothing_sent_or_heard_is_no_recording() -> None:
