@@ -108,12 +108,14 @@ class Ear:
     @property
     def notices(self) -> list[str]:
         """What is worth knowing of the tracks, a sentence each."""
-        return [
-            f"the track {each.name!r} of {each.publisher!r} is never silent: the voice is told "
-            "from it by the voice detector"
-            for each in self.tracks.values()
-            if each.listener.never_silent
-        ]
+        found = []
+        for each in self.tracks.values():
+            track = f"the track {each.name!r} of {each.publisher!r}"
+            if each.name == BACKGROUND_TRACK:
+                found.append(f"{track} is the background player's: no voice is looked for on it")
+            elif each.listener.never_silent:
+                found.append(f"{track} is never silent: the voice detector tells the voice from it")
+        return found
 
     def voice_since(self, since_s: float) -> Voice | None:
         """Returns the first voice that began at or after an instant; None if there is none."""
