@@ -151,10 +151,10 @@ async def _call(
             )
         try:
             await call.connect()
-            if call.notice:
-                tell(f"notice: {call.notice}")
             if greeting := await call.hear_greeting():
                 tell(f"agent: {greeting}")
+            for notice in call.notices:
+                tell(f"notice: {notice}")
             for utterance in spoken:
                 await call.say(utterance)
                 turn = await call.hear()
