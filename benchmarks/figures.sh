@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Takes the figures of README's "Measured" in one sitting, one bench after the other, into a folder:
+#   benchmarks/figures.sh [--busy] [FOLDER] [BENCH...]
+# A busy machine (load average of a minute over 0.5 per processor) is refused unless --busy is given.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+busy=
+if [ "${1:-}" = --busy ]; then
+  busy=yes
+  shift
+fi
+folder=${1:-figures-$(date -u +%Y-%m-%dT%H%M)}
+shift || true
+if [ -z "$busy" ] && ! python3 -c 'import os, sys; sys.exit(os.getloadavg()[0] > 0.5 * os.cpu_count())'; then
+  echo "the machine is busy (load $(cut -d' ' -f1 /proc/loadavg)); figures would be of the load" >&2
+  echo "hint: wait until it is idle, or give --busy and say so beside the figures" >&2
+  exit 1
+fi
+mkdir -p "$folder"
+
+status=0
+# bench NAME ARGUMENT...: one bench with its run file and its table; a failed one stops no other.
+bench() {
+  local name=$1
+  shift
+  if [ -n "$chosen" ] && [[ " $chosen " != *" $name "* ]]; then return; fi
+  {
+    echo "# $(date -u +%FT%TZ), $(nproc) processors, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1)"
+    echo "# labvoice bench $*"
+  } | tee "$folder/$name.txt"
+  .venv/bin/labvoice bench "$@" 2>&1 | tee -a "$folder/$name.txt" || status=1
+}
+
+chosen="$*"
+bench connect connect --arms stock,stock-naive,sequential,concurrent,token,ahead --llm paced \
+  --trials 20 --out "$folder/connect.jsonl"
+bench turns turns --arms stock,stock-naive,labvoice --llm paced --trials 20 --out "$folder/turns.jsonl"
+bench small turns --llm small --trials 20 --out "$folder/small.jsonl"
+bench burst burst --rooms 50 --trials 5 --out "$folder/burst.jsonl"
+bench failover failover --kill job,worker,hang --llm paced --trials 10 --out "$folder/failover.jsonl"
+bench leaks leaks --calls 500 --json "$folder/leaks.json"
+exit $status
