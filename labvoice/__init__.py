@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from labvoice.lab import Lab as Lab
     from labvoice.runs.compare import compare as compare
     from labvoice.runs.run import Run as Run
+    from labvoice.scenarios.model import Expect as Expect
+    from labvoice.scenarios.model import Say as Say
+    from labvoice.scenarios.model import Scenario as Scenario
+    from labvoice.scenarios.suite import run_scenarios as run_scenarios
     from labvoice.settings import Settings as Settings
     from labvoice.speech.utterances import Utterance as Utterance
     from labvoice.targets.target import Target as Target
@@ -34,13 +38,17 @@ _HOMES = {
     "Bench": "labvoice.bench.menu",
     "Call": "labvoice.caller.call",
     "ConnectButton": "labvoice.widgets.connect",
+    "Expect": "labvoice.scenarios.model",
     "Lab": "labvoice.lab",
     "Monitor": "labvoice.widgets.monitor",
     "Run": "labvoice.runs.run",
+    "Say": "labvoice.scenarios.model",
+    "Scenario": "labvoice.scenarios.model",
     "Settings": "labvoice.settings",
     "Target": "labvoice.targets.target",
     "Utterance": "labvoice.speech.utterances",
     "compare": "labvoice.runs.compare",
+    "run_scenarios": "labvoice.scenarios.suite",
 }
 
 __all__ = [
@@ -48,15 +56,19 @@ __all__ = [
     "Bench",
     "Call",
     "ConnectButton",
+    "Expect",
     "Lab",
     "Monitor",
     "Run",
+    "Say",
+    "Scenario",
     "Settings",
     "Target",
     "Utterance",
     "__version__",
     "compare",
     "errors",
+    "run_scenarios",
 ]
 
 

@@ -488,6 +488,20 @@ class Lab:
         return self._model is not None and not self._model.process.running
 
     @property
+    def model_server(self) -> ModelServer:
+        """The lab's own language model.
+
+        Raises:
+            LabvoiceError: The lab runs without one.
+        """
+        if self._model is None:
+            raise LabvoiceError(
+                "this lab has no language model of its own",
+                '`Lab(llm="script")`, or another of ours',
+            )
+        return self._model
+
+    @property
     def server_version(self) -> str | None:
         """Version of the LiveKit server; None if it is external."""
         return self._server.version if self._server is not None else None

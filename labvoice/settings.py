@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from labvoice.errors import SettingsError
 
-Llm = Literal["small", "paced", "openai"]
+Llm = Literal["small", "paced", "script", "openai"]
 Mode = Literal["hybrid", "letta", "direct"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     """Name under which workers register and by which agents are dispatched."""
 
     llm: Llm | None = Field(None, validation_alias="LABVOICE_LLM")
-    """`small` (embedded SmolLM2), `paced` (reference model with fixed timing) or `openai`;
+    """`small` (embedded SmolLM2), `paced` (reference model with fixed timing), `script`
+    (what a scenario's `model` says; see :mod:`labvoice.stack.models.script_model`) or `openai`;
     unset: `openai` if `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, otherwise `small`."""
     llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
     """Model name at an OpenAI-compatible endpoint; unset: :data:`DEFAULT_OPENAI_MODEL`."""
@@ -147,6 +148,13 @@ class Settings(BaseSettings):
     upstream_tts: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS")
     """The same of the voice."""
     upstream_tts_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS_KEY")
+
+    judge: str | None = Field(None, validation_alias="LABVOICE_JUDGE")
+    """The OpenAI-compatible model that judges scenarios, as `URL#MODEL`; unset: none."""
+    judge_key: SecretStr | None = Field(None, validation_alias="LABVOICE_JUDGE_KEY")
+    persona: str | None = Field(None, validation_alias="LABVOICE_PERSONA")
+    """The OpenAI-compatible model that plays the caller of a `persona` step, likewise."""
+    persona_key: SecretStr | None = Field(None, validation_alias="LABVOICE_PERSONA_KEY")
 
     recording: Literal["ogg", "wav", "none"] = Field("ogg", validation_alias="LABVOICE_RECORDING")
     """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a

@@ -642,6 +642,10 @@ class Call:
 
     # -- talking ------------------------------------------------------------------------
 
+    def surround(self, samples: npt.NDArray[np.int16]) -> None:
+        """Sends this sound, 48 kHz and mono, all the time, repeated from its end; empty: none."""
+        self._microphone.background = samples
+
     async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
         """Waits for the end of the agent's greeting; returns its text.
 

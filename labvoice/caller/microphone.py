@@ -42,6 +42,8 @@ class Microphone:
         on_frame: Told every frame with the instant at which it left, in monotonic seconds.
 
     Attributes:
+        background: Sound around the caller that goes on all the time, int16, shape (n,), at
+            :data:`SAMPLE_RATE_HZ`; repeated from its end.
         late_frames: Number of frames sent more than 10 ms late.
         gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
@@ -53,6 +55,8 @@ class Microphone:
         self._source = rtc.AudioSource(SAMPLE_RATE_HZ, 1, queue_size_ms=0)
         self._waiting: deque[_Playing] = deque()
         self._task: asyncio.Task[None] | None = None
+        self.background: npt.NDArray[np.int16] = np.zeros(0, np.int16)
+        self._around = 0
         self.late_frames = 0
         self.gaps = 0
 
@@ -101,6 +105,13 @@ class Microphone:
             playing = self._waiting[0]
             piece = playing.samples[playing.position : playing.position + _FRAME_SAMPLES]
             frame[: len(piece)] = piece
+        if len(self.background):
+            around = self.background.take(
+                range(self._around, self._around + _FRAME_SAMPLES), mode="wrap"
+            )
+            self._around = (self._around + _FRAME_SAMPLES) % len(self.background)
+            mixed = frame.astype(np.int32) + around
+            frame = np.clip(mixed, -32768, 32767).astype(np.int16)
         return frame
 
     def _frame_left(self, at_s: float) -> None:

@@ -11,6 +11,7 @@ from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
 from labvoice.cli.common import show_anywhere
 from labvoice.cli.runs import compare, report
+from labvoice.cli.scenarios import run_test
 from labvoice.cli.stack import demo, doctor, lab, up, worker
 from labvoice.cli.target import try_agent
 from labvoice.errors import LabvoiceError, UsageError
@@ -25,6 +26,7 @@ app = typer.Typer(
 for _command in (demo, lab, up, doctor, worker, dispatch, call, calibrate, report, compare):
     app.command()(_command)
 app.command("try")(try_agent)
+app.command("test")(run_test)
 app.add_typer(bench_app, name="bench")
 
 

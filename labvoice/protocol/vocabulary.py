@@ -147,6 +147,7 @@ OUTCOMES: Final = (
     "agent_lost",
     "no_reply",
     "interrupted",
+    "assertion_failed",
     "error",
 )
 """Outcomes of trials and turns; failures stay in the data."""

@@ -60,6 +60,7 @@ OUTCOMES: Final = {
     "agent_lost": "The agent joined and left, or its job ended.",
     "no_reply": "The agent did not answer the turn in time.",
     "interrupted": "The reply was cut off, or the turn was split in two.",
+    "assertion_failed": "What a scenario expects does not hold; its failures say what, and where.",
     "error": "Something else went wrong; its detail is in the run file.",
 }
 

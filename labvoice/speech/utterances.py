@@ -61,8 +61,9 @@ _KOKORO_RATE = 24000
 # A Japanese speaker, as are all five voices that come with the model: the one that the embedded
 # recogniser understood best in thirty sentences that are none of the default ones (word error
 # rates of the five 4 to 7 %).
-_KOKORO_VOICE = "jf_gongitsune"
-_KOKORO_SPEED = 1.0
+DEFAULT_SPEAKER: Final = "jf_gongitsune"
+SPEAKERS: Final = ("jf_alpha", DEFAULT_SPEAKER, "jf_nezumi", "jf_tebukuro", "jm_kumo")
+"""The caller's synthetic voices."""
 _KOKORO_MAX_TOKENS = 510
 _EDGE_S = 0.02
 _MIN_RATE, _MAX_RATE = 4000, 384000
@@ -179,33 +180,55 @@ def synthesize(text: str, settings: Settings, progress: Progress | None = None) 
 
 
 def synthesize_all(
-    texts: Sequence[str], settings: Settings, progress: Progress | None = None
+    texts: Sequence[str],
+    settings: Settings,
+    progress: Progress | None = None,
+    *,
+    speaker: str = DEFAULT_SPEAKER,
+    speed: float = 1.0,
 ) -> list[Utterance]:
     """Synthesises texts of up to some 30 words with Kokoro; results are cached on disk.
 
     Blocks for a fifth of the speech's duration, and at first use for the download: call it in a
     thread.
 
+    Args:
+        texts: What is said.
+        settings: For the cache folder.
+        progress: Told what is synthesised.
+        speaker: One of :data:`SPEAKERS`.
+        speed: Of the speech; 1 is the speaker's own.
+
     Raises:
         WeightsError: The model cannot be obtained.
         AudioFormatError: A text has nothing that can be spoken.
+        UsageError: There is no such speaker.
     """
+    check_speaker(speaker)
     folder = settings.cache_dir / "utterances"
-    speaker: _Kokoro | None = None
+    model: _Kokoro | None = None
     utterances = []
     for text in texts:
-        key = hashlib.sha256(
-            f"{_KOKORO_VOICE} {_KOKORO_SPEED} 1.0-int8\n{text}".encode()
-        ).hexdigest()[:32]
+        key = hashlib.sha256(f"{speaker} {float(speed)} 1.0-int8\n{text}".encode()).hexdigest()[:32]
         path = folder / f"{key}.wav"
         if not path.exists():
-            if speaker is None:
-                speaker = _Kokoro(require("kokoro", settings, progress))
+            if model is None:
+                model = _Kokoro(require("kokoro", settings, progress), speaker, speed)
             if progress:
                 progress(f"synthesising: {text}")
-            _write_wav(path, speaker.say(text))
+            _write_wav(path, model.say(text))
         utterances.append(Utterance(text, load_wav(path).samples, SAMPLE_RATE, "kokoro"))
     return utterances
+
+
+def check_speaker(name: str) -> None:
+    """Checks the name of a voice.
+
+    Raises:
+        UsageError: There is no such voice.
+    """
+    if name not in SPEAKERS:
+        raise UsageError(f"there is no speaker {name!r}", f"one of {', '.join(SPEAKERS)}")
 
 
 def check_channel(name: str | None) -> Channel | None:
@@ -376,9 +399,9 @@ def _peak_dbfs(samples: Pcm) -> str:
 
 
 class _Kokoro:
-    """Kokoro-82M, loaded."""
+    """Kokoro-82M, loaded, with one of its voices."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, speaker: str, speed: float) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -390,7 +413,8 @@ class _Kokoro:
         self._ids: dict[str, int] = json.loads((folder / "vocab.json").read_text())["vocab"]
         with np.load(folder / "voices_ja.npz") as voices:
             # Shape (510, 1, 256): one style for every length of input in tokens.
-            self._styles: npt.NDArray[np.float32] = voices[_KOKORO_VOICE]
+            self._styles: npt.NDArray[np.float32] = voices[speaker]
+        self._speed = speed
 
     def say(self, text: str) -> Pcm:
         """Returns samples, shape (n,), at :data:`SAMPLE_RATE`, with little silence around."""
@@ -403,7 +427,7 @@ class _Kokoro:
         feed: dict[str, npt.NDArray[Any]] = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
             "style": self._styles[len(tokens) - 1],
-            "speed": np.full(1, _KOKORO_SPEED, np.float32),
+            "speed": np.full(1, self._speed, np.float32),
         }
         audio = self._session.run(None, feed)[0].reshape(-1)
         pcm = (np.clip(audio, -1, 1) * 32767).astype(np.int16)

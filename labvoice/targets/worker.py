@@ -219,8 +219,13 @@ def target_environment(
     """
     assert settings.livekit_api_key is not None
     assert settings.livekit_api_secret is not None
-    environment = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN}
-    if "OPENAI_API_KEY" not in environment and "OPENAI_BASE_URL" not in environment:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _NOT_ITS_OWN and not re.fullmatch(r"LABVOICE_\w+_KEY", name)
+    }
+    keyless = "OPENAI_API_KEY" not in environment and "OPENAI_BASE_URL" not in environment
+    if keyless or settings.llm == "script":  # no other model stands before a script
         environment["OPENAI_API_KEY"] = gateway.key.get_secret_value()
         environment["OPENAI_BASE_URL"] = gateway.base_url
     environment.setdefault("OMP_NUM_THREADS", "1")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -14,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 
 class StreamOptions(BaseModel):
@@ -23,10 +25,30 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of one of the agent's tools, as a model answers it.
+
+    Attributes:
+        name: Name of the tool.
+        arguments: What it is given.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def delta(self) -> dict[str, Any]:
+        """Returns it as OpenAI's API writes it."""
+        function = {"name": self.name, "arguments": json.dumps(dict(self.arguments))}
+        identity = f"call_{uuid.uuid4().hex[:16]}"
+        return {"index": 0, "id": identity, "type": "function", "function": function}
+
+
 class ChatRequest(BaseModel):
     """The part of a chat completion request that labvoice's models read; the rest is ignored."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -38,8 +60,8 @@ class ChatRequest(BaseModel):
         return self.max_completion_tokens or self.max_tokens
 
 
-Answer = Callable[[ChatRequest, float], AsyncIterator[str]]
-"""A model: yields the tokens of its answer, each at its own time.
+Answer = Callable[[ChatRequest, float], AsyncIterator[str | ToolCall]]
+"""A model: yields the tokens of its answer, each at its own time, or one call of a tool.
 
 Called with the request and the instant it arrived (`time.monotonic()`, seconds). Closed
 early if the client has disconnected or the token limit is reached.
@@ -52,12 +74,13 @@ class ChatServer:
     Args:
         model: The model's name; requests for any other name get this model too.
         answer: Yields the model's answer.
+        routes: Further routes.
 
     Attributes:
         app: The ASGI application.
     """
 
-    def __init__(self, model: str, answer: Answer) -> None:
+    def __init__(self, model: str, answer: Answer, routes: Sequence[BaseRoute] = ()) -> None:
         self._model = model
         self._answer = answer
         self._counts = {"active": 0, "completed": 0, "cancelled": 0}
@@ -66,6 +89,7 @@ class ChatServer:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                *routes,
             ]
         )
 
@@ -98,14 +122,19 @@ class ChatServer:
                 headers={"Cache-Control": "no-cache"},
             )
         tokens = [token async for token in self._tokens(chat, arrived_s)]
+        text = "".join(token for token in tokens if isinstance(token, str))
+        calls = [token.delta() for token in tokens if isinstance(token, ToolCall)]
+        answer: dict[str, Any] = {"role": "assistant", "content": None if calls else text}
         return JSONResponse(
             {
                 **self._envelope("chat.completion"),
                 "choices": [
                     {
                         "index": 0,
-                        "message": {"role": "assistant", "content": "".join(tokens)},
-                        "finish_reason": _finish_reason(chat, len(tokens)),
+                        "message": {**answer, "tool_calls": calls} if calls else answer,
+                        "finish_reason": "tool_calls"
+                        if calls
+                        else _finish_reason(chat, len(tokens)),
                     }
                 ],
                 "usage": _usage(len(tokens)),
@@ -115,24 +144,29 @@ class ChatServer:
     async def _stream(self, chat: ChatRequest, arrived_s: float) -> AsyncIterator[str]:
         envelope = self._envelope("chat.completion.chunk")
 
-        def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
+        def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
             choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
             return f"data: {json.dumps({**envelope, 'choices': [choice]})}\n\n"
 
-        count = 0
+        count, called = 0, False
         async with aclosing(self._tokens(chat, arrived_s)) as tokens:
             async for token in tokens:
                 # The role comes with the first token: a chunk without text would look to some
                 # clients like the model's first word.
-                role = {} if count else {"role": "assistant"}
-                yield chunk({**role, "content": token})
+                delta: dict[str, Any] = {} if count else {"role": "assistant"}
+                if isinstance(token, ToolCall):
+                    called = True
+                    delta |= {"content": None, "tool_calls": [token.delta()]}
+                else:
+                    delta |= {"content": token}
+                yield chunk(delta)
                 count += 1
-        yield chunk({}, _finish_reason(chat, count))
+        yield chunk({}, "tool_calls" if called else _finish_reason(chat, count))
         if chat.stream_options and chat.stream_options.include_usage:
             yield f"data: {json.dumps({**envelope, 'choices': [], 'usage': _usage(count)})}\n\n"
         yield "data: [DONE]\n\n"
 
-    async def _tokens(self, chat: ChatRequest, arrived_s: float) -> AsyncGenerator[str]:
+    async def _tokens(self, chat: ChatRequest, arrived_s: float) -> AsyncGenerator[str | ToolCall]:
         """The answer's tokens up to the request's limit; counts how the answer ended."""
         self._counts["active"] += 1
         ended = "cancelled"

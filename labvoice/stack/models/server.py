@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import httpx
 
+from labvoice.errors import ServerAnswerError, UsageError
 from labvoice.settings import Settings
 from labvoice.speech.weights import Progress, require
+from labvoice.stack.models.script_model import SCRIPT_PATH
 from labvoice.stack.processes import ManagedProcess, free_port
 
-Kind = Literal["small", "paced"]
+Kind = Literal["small", "paced", "script"]
 _READY_TIMEOUT_S: Final = 60.0
 
 
@@ -22,7 +25,8 @@ class ModelServer:
     """A running model server; created by :meth:`start`.
 
     Attributes:
-        kind: `small` (SmolLM2 in llama.cpp) or `paced` (reference model with fixed timing).
+        kind: `small` (SmolLM2 in llama.cpp), `paced` (reference model with fixed timing) or
+            `script` (answers by rules).
         model: Model name for requests.
         base_url: Base URL for an OpenAI client, such as `http://127.0.0.1:8080/v1`.
         process: The child process.
@@ -98,6 +102,44 @@ class ModelServer:
             await process.stop()
             raise
         return cls(kind, base_url, process)
+
+    async def give_script(self, rules: Sequence[Mapping[str, Any]]) -> None:
+        """Gives the model `script` its rules, in place of those before.
+
+        Args:
+            rules: See :class:`labvoice.stack.models.script_model.Rule`.
+
+        Raises:
+            UsageError: This is another model.
+            ServerAnswerError: It does not take them.
+        """
+        await self._script("PUT", {"rules": list(rules)})
+
+    async def unanswered(self) -> list[str]:
+        """Returns why requests since the last script had no answer of it, a sentence each.
+
+        Raises:
+            UsageError: This is another model.
+            ServerAnswerError: It does not tell.
+        """
+        told: list[str] = (await self._script("GET", None))["unanswered"]
+        return told
+
+    async def _script(self, method: str, content: Any) -> Any:
+        if self.kind != "script":
+            raise UsageError(
+                f"the language model {self.kind!r} takes no script", '`Lab(llm="script")`'
+            )
+        address = self.base_url.removesuffix("/v1") + SCRIPT_PATH
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            try:
+                answer = await client.request(method, address, json=content)
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                raise ServerAnswerError(
+                    f"the scripted model does not take its script: {error}", "see its log"
+                ) from None
+        return answer.json()
 
     async def stop(self) -> None:
         """Stops the server; safe to call twice."""

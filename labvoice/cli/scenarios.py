@@ -1,0 +1,128 @@
+"""`labvoice test`: scenarios, played over and over, pass or fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from labvoice.cli.agents import (
+    AgentOption,
+    ConfigOption,
+    EnvOption,
+    MetadataOption,
+    PythonOption,
+    read_agent,
+)
+from labvoice.cli.common import (
+    JsonOption,
+    LlmOption,
+    OutOption,
+    command_line,
+    console,
+    run_command,
+    tell,
+    write_json,
+)
+from labvoice.settings import Llm, load_settings
+
+if TYPE_CHECKING:
+    from labvoice.scenarios.suite import ScenarioResult, Suite, SuiteResult
+
+
+def run_test(
+    scenarios: Annotated[
+        list[Path], typer.Argument(help="Scenario files, or LiveKit's scenarios.yaml.")
+    ],
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, help="Calls of each scenario; all must pass.")
+    ] = 1,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Make every call, though one has failed.")
+    ] = False,
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
+    llm: LlmOption = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", dir_okay=False, help="Also write JUnit's XML there.")
+    ] = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Plays scenarios over calls to an agent; exits 1 when one fails.
+
+    The agent is the one of `--agent`, else the scenario's, else that of labvoice.toml, else
+    labvoice's own. A scenario passes when all its calls do; once one has failed, the rest is not
+    made.
+
+    Example: labvoice test appointments/change.scenario.yaml --repeat 5 --junit junit.xml
+    """
+    from labvoice.bench.base import RunOptions
+    from labvoice.scenarios.livekit_file import load_all
+    from labvoice.scenarios.suite import Suite
+
+    target = read_agent(agent, env, python, metadata, config)
+    suite = Suite(
+        [file for path in scenarios for file in load_all(path)],
+        load_settings(llm=llm),
+        RunOptions(out, command_line(), tell),
+        repeat=repeat,
+        agent=target if agent is not None else None,
+        default=target,
+        keep_going=keep_going,
+    )
+    run_command(_test(suite, llm, junit, json_path))
+
+
+async def _test(suite: Suite, llm: Llm | None, junit: Path | None, json_path: Path | None) -> int:
+    from labvoice.scenarios.junit import write_junit
+
+    with suite:
+        try:
+            await suite.play_in_labs(llm, tell)
+        finally:
+            if junit is not None:
+                write_junit(junit, suite.results)
+        result = suite.result()
+    _tell(result)
+    if junit is not None:
+        tell(f"wrote {junit}")
+    write_json(json_path, result.to_json())
+    return 0 if result.passed else 1
+
+
+def _tell(result: SuiteResult) -> None:
+    table = Table("scenario", "passed", "pass^1 (95 %)", "pass^k (95 %)", "outcome")
+    for each in result.scenarios:
+        rate = each.rate
+        low, high = rate.interval
+        low_k, high_k = rate.pass_k_interval
+        table.add_row(
+            each.file.scenario.name,
+            f"{rate.passed} of {each.repeat}",
+            f"{rate.share:.2f} ({low:.2f} to {high:.2f})",
+            f"k={each.repeat}: {rate.pass_k:.2f} ({low_k:.2f} to {high_k:.2f})",
+            _outcome(each),
+        )
+    console.print(table)
+    for each in result.scenarios:
+        for attempt in each.attempts:
+            for line in attempt.words():
+                tell(line)
+            for notice in attempt.notices:
+                tell(f"notice: {each.file.scenario.name}: {notice}")
+    tell(f"run: {result.run_path}")
+
+
+def _outcome(result: ScenarioResult) -> str:
+    outcomes = [each.outcome for each in result.attempts if not each.passed]
+    if not outcomes:
+        return "passed"
+    words = ", ".join(dict.fromkeys(outcomes))
+    made = len(result.attempts)
+    return words if made == result.repeat else f"{words}; stopped after call {made}"

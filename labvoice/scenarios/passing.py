@@ -1,0 +1,60 @@
+"""How often a scenario passes: pass^k and its interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+_CONFIDENCE: Final = 0.95
+
+
+@dataclass(frozen=True)
+class PassRate:
+    """How many calls of a scenario passed.
+
+    Attributes:
+        passed: How many passed.
+        calls: How many were made.
+        k: How many shall pass in a row.
+    """
+
+    passed: int
+    calls: int
+    k: int
+
+    @property
+    def share(self) -> float:
+        """Share of the calls that passed: pass^1; NaN of no calls."""
+        return self.passed / self.calls if self.calls else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share, Clopper and Pearson's: exact, and never too narrow."""
+        if not self.calls:
+            return 0.0, 1.0
+        from scipy.stats import beta  # it takes a second to import
+
+        tail, failed = (1 - _CONFIDENCE) / 2, self.calls - self.passed
+        low = beta.ppf(tail, self.passed, failed + 1) if self.passed else 0.0
+        high = beta.ppf(1 - tail, self.passed + 1, failed) if failed else 1.0
+        return float(low), float(high)
+
+    @property
+    def pass_k(self) -> float:
+        """Pass^k: the chance that k calls drawn of these all passed.
+
+        0 where one has failed and fewer than k were made: then k can no longer pass. NaN of no
+        calls (tau-bench, https://arxiv.org/abs/2406.12045, section 3).
+        """
+        if not self.calls:
+            return math.nan
+        if self.calls < self.k:
+            return 0.0 if self.passed < self.calls else math.nan
+        return math.comb(self.passed, self.k) / math.comb(self.calls, self.k)
+
+    @property
+    def pass_k_interval(self) -> tuple[float, float]:
+        """The 95 % interval of pass^k: that of the share, to the power of k."""
+        low, high = self.interval
+        return low**self.k, high**self.k

@@ -1,0 +1,458 @@
+"""Scenarios played over and over, recorded as one run."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakKeyDictionary
+
+from labvoice.bench.arms import Arm
+from labvoice.bench.base import (
+    RunOptions,
+    arm_columns,
+    call_trial,
+    connection_facts,
+    host_facts,
+    wait_idle,
+)
+from labvoice.bench.turns import record_turn
+from labvoice.dispatch import Dispatcher
+from labvoice.errors import UsageError
+from labvoice.runs.run import Run, RunWriter
+from labvoice.scenarios.livekit_file import load_all
+from labvoice.scenarios.model import Scenario, ScenarioFile
+from labvoice.scenarios.passing import PassRate
+from labvoice.scenarios.runner import CallResult, Failure, Player, Prepared, prepare
+from labvoice.settings import Llm, Settings, load_settings
+from labvoice.targets.agent import TargetAgent
+from labvoice.targets.target import BUILT_IN, Target
+
+if TYPE_CHECKING:
+    from labvoice.lab import Lab
+
+KIND: Final = "test"
+SCRIPTED: Final = "script"
+"""The language model, by `LABVOICE_LLM`, that answers by a scenario's script."""
+_agents: WeakKeyDictionary[Dispatcher, dict[str, TargetAgent]] = WeakKeyDictionary()
+"""Agents that were started, by the lab's dispatcher: a lab has a new one each time it starts."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One call of a scenario.
+
+    Attributes:
+        trial: Its number in the run.
+        outcome: `ok`, or what went wrong.
+        failures: What did not hold.
+        recording: The recording of both sides; None if there is none.
+        listen_s: For each failure, the second of the recording where it begins; None if unknown.
+        notices: What is worth knowing, a sentence each.
+        took_s: How long the call took, in seconds.
+        judged_by: Name of the language model that has judged it; empty if none has.
+    """
+
+    trial: int
+    outcome: str
+    failures: Sequence[Failure] = ()
+    recording: Path | None = None
+    listen_s: Sequence[float | None] = ()
+    notices: Sequence[str] = ()
+    took_s: float = 0.0
+    judged_by: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all held."""
+        return self.outcome == "ok"
+
+    def words(self) -> list[str]:
+        """What failed, in lines: step, expectation, what was heard, where to listen."""
+        lines = []
+        for failure, listen_s in zip(self.failures, self.listen_s, strict=True):
+            lines.append(
+                f"{failure.where}: {failure.expectation}: {failure.observed}"
+                + (f" (judged by {failure.judged_by})" if failure.judged_by else "")
+            )
+            if failure.heard:
+                lines.append(f"  heard: {failure.heard}")
+            if self.recording is not None and listen_s is not None:
+                lines.append(f"  listen: {self.recording} at {listen_s:.1f} s")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result."""
+        return {
+            "trial": self.trial,
+            "outcome": self.outcome,
+            "failures": [
+                {
+                    **{k: v for k, v in dataclasses.asdict(failure).items() if k != "at_s"},
+                    "listen_s": listen_s,
+                }
+                for failure, listen_s in zip(self.failures, self.listen_s, strict=True)
+            ],
+            "recording": None if self.recording is None else str(self.recording),
+            "notices": list(self.notices),
+            "took_s": self.took_s,
+            "judged_by": self.judged_by or None,
+        }
+
+
+@dataclass
+class ScenarioResult:
+    """All calls of one scenario.
+
+    Attributes:
+        file: The scenario and its place.
+        repeat: How many calls were asked for.
+        attempts: Those that were made.
+    """
+
+    file: ScenarioFile
+    repeat: int
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def rate(self) -> PassRate:
+        """How many passed; calls in which the instrument failed are among those that did not."""
+        return PassRate(sum(each.passed for each in self.attempts), len(self.attempts), self.repeat)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every call that was asked for was made, and passed."""
+        return self.rate.passed == self.repeat
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result."""
+        rate = self.rate
+        return {
+            "name": self.file.scenario.name,
+            "path": None if self.file.path is None else str(self.file.path),
+            "passed": self.passed,
+            "k": self.repeat,
+            "calls": rate.calls,
+            "calls_passed": rate.passed,
+            "pass_1": _finite(rate.share),
+            "pass_1_ci95": list(rate.interval),
+            "pass_k": _finite(rate.pass_k),
+            "pass_k_ci95": list(rate.pass_k_interval),
+            "stopped_early": rate.calls < self.repeat,
+            "attempts": [each.to_json() for each in self.attempts],
+        }
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What came of a suite.
+
+    Attributes:
+        scenarios: Each scenario's calls, in the order given.
+        run: The recorded run.
+        run_path: Its file.
+    """
+
+    scenarios: Sequence[ScenarioResult]
+    run: Run
+    run_path: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether every scenario passed."""
+        return all(each.passed for each in self.scenarios)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result: that of the run, and the scenarios' own."""
+        return {
+            **self.run.to_json(),
+            "passed": self.passed,
+            "scenarios": [each.to_json() for each in self.scenarios],
+        }
+
+
+class Suite:
+    """Scenarios, prepared, whose calls become one run; `with Suite(…) as suite:`.
+
+    Args:
+        files: The scenarios; their names differ.
+        settings: For the callers' voices.
+        options: Of the run; `warmup` is not used.
+        repeat: How many calls of each.
+        agent: The agent to call in place of the scenarios' own; None: theirs.
+        default: The agent of scenarios that name none; None: labvoice's own.
+        keep_going: Make every call, though one has failed.
+
+    Attributes:
+        results: What came of each scenario so far.
+
+    Raises:
+        UsageError: A number makes no sense, two scenarios have one name, or an agent cannot be
+            meant.
+        ScenarioError: A file, a speaker or a hook that a scenario names is not there.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[ScenarioFile],
+        settings: Settings,
+        options: RunOptions,
+        *,
+        repeat: int = 1,
+        agent: Target | None = None,
+        default: Target | None = None,
+        keep_going: bool = False,
+    ) -> None:
+        if repeat < 1:
+            raise UsageError("a scenario needs at least one call", "pass `--repeat 1` or more")
+        if not files:
+            raise UsageError("there is no scenario", "name a file, such as `a.scenario.yaml`")
+        names = [file.scenario.name for file in files]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"two scenarios are called {name!r}", "give each its own name")
+        self.results = [ScenarioResult(file, repeat) for file in files]
+        self._repeat, self._keep_going, self._options = repeat, keep_going, options
+        self._arms = {
+            file.scenario.name: Arm(file.scenario.name, target=_target(file, agent, default))
+            for file in files
+        }
+        self._prepared: dict[str, Prepared] = {
+            file.scenario.name: prepare(file, settings, options.progress) for file in files
+        }
+        self._run: RunWriter | None = None
+        self._trials = 0
+
+    async def play_in_labs(self, llm: Llm | None, progress: Callable[[str], None]) -> None:
+        """Plays all scenarios, in a lab that it starts; in one more those that bring a model.
+
+        Args:
+            llm: The language model of the others, as of :class:`labvoice.settings.Settings`.
+            progress: Told what is started.
+        """
+        from labvoice.lab import Lab
+
+        for scripted in (False, True):
+            chosen = [each for each in self.results if bool(each.file.scenario.model) is scripted]
+            if not chosen:
+                continue
+            settings = load_settings(llm=SCRIPTED if scripted else llm)
+            if scripted:  # no configured model stands before the script
+                settings = settings.model_copy(update={"upstream_llm": None})
+            targets = [self._arms[each.file.scenario.name].target for each in chosen]
+            named = all(target is not None and target.kind == "named" for target in targets)
+            async with Lab(
+                settings=settings,
+                progress=progress,
+                workers=0,
+                letta=False,
+                supervise=False,
+                model=not named,
+            ) as lab:
+                await self.play(lab, chosen)
+
+    async def play(self, lab: Lab, results: Sequence[ScenarioResult] | None = None) -> None:
+        """Plays scenarios in a lab, in turn, until each has its calls or can no longer pass.
+
+        Args:
+            lab: A running lab; for scenarios with a `model` its language model is
+                :data:`SCRIPTED`.
+            results: Which of :attr:`results`; all if not given.
+        """
+        chosen = self.results if results is None else results
+        arms = {}
+        for each in chosen:
+            arm = self._arms[each.file.scenario.name]
+            assert arm.target is not None
+            agent = await _agent_of(lab, arm.target, self._options)
+            arms[arm.name] = dataclasses.replace(arm, agent_name=agent)
+        if self._run is None:
+            self._run = await self._open(lab)
+        for _ in range(self._repeat):
+            for result in chosen:
+                name = result.file.scenario.name
+                if self._keep_going or all(each.passed for each in result.attempts):
+                    await self._attempt(lab, result, arms[name])
+
+    async def _open(self, lab: Lab) -> RunWriter:
+        options = self._options
+        table = {}
+        for name, arm in self._arms.items():
+            table[name] = {**arm_columns(lab.settings, arm), "agent": str(arm.target)}
+        config: dict[str, Any] = {"command": options.command, "repeat": self._repeat}
+        config["scenarios"] = {
+            each.file.scenario.name: str(each.file.path or "") for each in self.results
+        }
+        facts = await host_facts(lab)
+        return RunWriter(options.path(KIND), kind=KIND, config=config, arms=table, host_facts=facts)
+
+    async def _attempt(self, lab: Lab, result: ScenarioResult, arm: Arm) -> None:
+        assert self._run is not None
+        scenario = result.file.scenario
+        run, number, made = self._run, self._trials, len(result.attempts)
+        self._trials += 1
+        await wait_idle(lab, self._options.progress)
+        if scenario.model:
+            await lab.model_server.give_script([dataclasses.asdict(r) for r in scenario.model])
+        began_s = time.monotonic()
+        async with call_trial(lab, run, number, arm, round_number=made) as (this, call):
+            player = Player(self._prepared[scenario.name], call)
+            await player.converse()
+            if call.dispatch is not None:
+                this.note(**connection_facts(call))
+            await lab.end_call(call)
+            await player.conclude()
+            if scenario.model:
+                player.result.notices += await lab.model_server.unanswered()
+            took_s = time.monotonic() - began_s
+            outcome = player.result.outcome
+            _record(run, number, player.result)
+            first = next(iter(player.result.failures), None)
+            this.outcome(outcome, detail=first.observed if first else "")
+        result.attempts.append(_attempt(run.path, number, player.result, took_s))
+        last = result.attempts[-1]
+        place = f"{scenario.name} {made + 1}/{self._repeat}"
+        self._options.progress(f"{place}: {'passed' if last.passed else last.outcome}")
+        for line in last.words():
+            self._options.progress(f"  {line}")
+
+    def result(self) -> SuiteResult:
+        """Returns what came of it; the run is closed.
+
+        Raises:
+            UsageError: Nothing was played.
+        """
+        if self._run is None:
+            raise UsageError("nothing was played", "`await suite.play(lab)` first")
+        self._run.close()
+        return SuiteResult(self.results, Run.load(self._run.path), self._run.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._run is not None:
+            self._run.__exit__(kind, error, trace)
+
+
+def _target(file: ScenarioFile, agent: Target | None, default: Target | None) -> Target:
+    """Returns the agent of a scenario; its script is looked for from the scenario's folder too."""
+    text = file.scenario.agent
+    if agent is not None or text is None:
+        return agent or default or Target.own()
+    if file.path is not None and text.endswith(".py") and (file.path.parent / text).is_file():
+        text = str(file.path.parent / text)
+    return Target.parse(text)
+
+
+async def _agent_of(lab: Lab, target: Target, options: RunOptions) -> TargetAgent:
+    """Returns a target's agent in a lab, where it is started once; each call has its metadata."""
+    agents = _agents.setdefault(lab.dispatcher, {})
+    program = dataclasses.replace(target, metadata="", attributes={}, room="", room_metadata="")
+    key = repr(program)
+    if key not in agents:
+        foreign = any(each.target.kind not in BUILT_IN for each in agents.values())
+        agents[key] = await lab.add_target(program, apart=foreign)
+        options.progress(f"agent: {agents[key]}")
+    return dataclasses.replace(agents[key], target=target)
+
+
+def _record(run: RunWriter, number: int, result: CallResult) -> None:
+    """Records a call's turns and failures."""
+    failed = {failure.turn: failure for failure in reversed(result.failures)}
+    for turn in result.turns:
+        record_turn(run, number, turn)
+        failure = failed.get(turn.number)
+        outcome = failure.outcome if failure else turn.outcome
+        if not failure and outcome in ("interrupted", "no_reply"):
+            outcome = "ok"  # as the scenario has it
+        detail = f"{failure.expectation}: {failure.observed}" if failure else ""
+        run.outcome(number, outcome, turn=turn.number, detail=detail)
+    words = [
+        {k: v for k, v in dataclasses.asdict(failure).items() if k != "at_s"}
+        for failure in result.failures
+    ]
+    run.note(number, scenario=result.scenario.name, failures=json.dumps(words))
+
+
+def _attempt(path: Path, number: int, result: CallResult, took_s: float) -> Attempt:
+    call = result.call
+    recording = call.recorder.recording()
+    found = sorted(path.with_suffix("").glob(f"{number:04}.*"))
+    place = found[0] if found else None
+    start_s = None if recording is None else recording.start_s
+    listen_s = [
+        None if start_s is None or each.at_s is None else max(0.0, each.at_s - start_s)
+        for each in result.failures
+    ]
+    notices = [*call.notices, *result.notices]
+    return Attempt(
+        number,
+        result.outcome,
+        result.failures,
+        place,
+        listen_s,
+        notices,
+        took_s,
+        result.judged_by,
+    )
+
+
+async def run_scenarios(
+    lab: Lab,
+    scenarios: Sequence[Scenario | ScenarioFile | Path | str],
+    *,
+    repeat: int = 1,
+    agent: Target | None = None,
+    keep_going: bool = False,
+    options: RunOptions | None = None,
+) -> SuiteResult:
+    """Plays scenarios in a running lab, and records them as a run.
+
+    Args:
+        lab: A running lab; for scenarios with a `model` it is made with `llm="script"`.
+        scenarios: Scenarios, or paths of their files.
+        repeat: How many calls of each; the next one of a scenario is not made once it has failed.
+        agent: As of :class:`Suite`.
+        keep_going: Make every call, though one has failed.
+        options: Of the run.
+
+    Raises:
+        UsageError: As :class:`Suite`.
+        ScenarioError: As :func:`labvoice.scenarios.model.load`.
+    """
+    files = [file for each in scenarios for file in _files(each)]
+    suite = await asyncio.to_thread(
+        Suite,
+        files,
+        lab.settings,
+        options or RunOptions(),
+        repeat=repeat,
+        agent=agent,
+        keep_going=keep_going,
+    )
+    with suite:
+        await suite.play(lab)
+        return suite.result()
+
+
+def _files(given: Scenario | ScenarioFile | Path | str) -> list[ScenarioFile]:
+    if isinstance(given, Scenario):
+        return [ScenarioFile(given)]
+    return [given] if isinstance(given, ScenarioFile) else load_all(given)

@@ -1,0 +1,111 @@
+"""The caller of a scenario: how its texts and recordings sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+from labvoice.errors import LabvoiceError
+from labvoice.scenarios.lines import ScenarioError
+from labvoice.scenarios.model import PAUSE_S, PAUSE_SIGN, Play, Say, ScenarioFile
+from labvoice.settings import Settings
+from labvoice.speech.conditions import at_snr, noise, telephone
+from labvoice.speech.utterances import (
+    DEFAULT_SPEAKER,
+    SAMPLE_RATE,
+    Pcm,
+    Utterance,
+    check_speaker,
+    load_wav,
+    synthesize_all,
+)
+
+_T = TypeVar("_T")
+_KOKORO: Final = "kokoro/"
+_SAMPLE_TEXT: Final = "Hello, this is a test of my voice."
+"""Sets the level of the noise where a language model chooses the caller's words."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What a scenario's caller says, ready to be played.
+
+    Attributes:
+        sounds: By the number of the step, from 0.
+        background: Sound around the caller, shape (n,); empty for none.
+        speak: Makes an utterance of a text that was not known before; blocks.
+    """
+
+    sounds: dict[int, Utterance]
+    background: Pcm
+    speak: Callable[[str], Utterance]
+
+
+def prepare_caller(
+    file: ScenarioFile, settings: Settings, progress: Callable[[str], None] = lambda _: None
+) -> Caller:
+    """Synthesises and reads all that the caller says; blocks.
+
+    Raises:
+        ScenarioError: A file is missing or cannot be used, there is no such speaker, or a text
+            has nothing that can be spoken; with file and line.
+        WeightsError: The voice's weights could not be obtained.
+    """
+    voice = file.scenario.voice
+    speaker = (voice.speaker or DEFAULT_SPEAKER).removeprefix(_KOKORO)
+    _checked(file, None, lambda: check_speaker(speaker))
+
+    def speak(text: str) -> Utterance:
+        parts = [part.strip() for part in text.split(PAUSE_SIGN)]
+        spoken = iter(
+            synthesize_all(
+                [part for part in parts if part],
+                settings,
+                progress,
+                speaker=speaker,
+                speed=voice.speed,
+            )
+        )
+        pause = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.int16)
+        pieces: list[Pcm] = []
+        for number, part in enumerate(parts):
+            pieces += [pause] if number else []
+            pieces += [next(spoken).samples] if part else []
+        words = " ".join(part for part in parts if part)
+        return Utterance(words, on_line(np.concatenate(pieces)), SAMPLE_RATE, "kokoro")
+
+    def on_line(samples: Pcm) -> Pcm:
+        return telephone(samples) if voice.line == "telephone" else samples
+
+    def read(step: Play) -> Utterance:
+        recorded = load_wav(file.find(step.play))
+        return Utterance(step.text, on_line(recorded.samples), SAMPLE_RATE, "file", recorded.notice)
+
+    sounds: dict[int, Utterance] = {}
+    for number, step in enumerate(file.scenario.steps):
+        if isinstance(step, Say):
+            sounds[number] = _checked(file, number, lambda text=step.say: speak(text))  # type: ignore[misc]
+        elif isinstance(step, Play):
+            sounds[number] = _checked(file, number, lambda step=step: read(step))  # type: ignore[misc]
+    background = np.zeros(0, np.int16)
+    if voice.noise is not None:
+        kind, snr_db = voice.noise.kind, voice.noise.snr_db
+        folder = None if file.path is None else file.path.parent
+        around = _checked(file, None, lambda: noise(kind, folder))
+        speech = next(iter(sounds.values()), None) or speak(_SAMPLE_TEXT)
+        background = at_snr(on_line(around), speech, snr_db)
+    return Caller(sounds, background, speak)
+
+
+def _checked(file: ScenarioFile, step: int | None, make: Callable[[], _T]) -> _T:
+    """Makes something; a user's error gets the scenario's file and line."""
+    try:
+        return make()
+    except ScenarioError:
+        raise
+    except LabvoiceError as error:
+        line = None if step is None or step >= len(file.lines) else file.lines[step]
+        raise ScenarioError(error.observed, error.hint, path=file.path, line=line) from None

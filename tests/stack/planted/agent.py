@@ -1,0 +1,110 @@
+"""An agent with the fault that its job's metadata names; without one it does all as it should."""
+
+import asyncio
+
+from livekit.agents import (
+    Agent,
+    AgentServer,
+    AgentSession,
+    JobContext,
+    StopResponse,
+    cli,
+    function_tool,
+    inference,
+)
+from livekit.agents.llm import ChatContext, ChatMessage
+
+server = AgentServer(load_fnc=lambda _: 0.0)  # tests beside it make the host busy
+NAME = "planted-agent"
+LATE_S = 1.0
+GREETING = "Good morning, this is the surgery."
+WRONG = "We sell bicycles and nothing else."
+
+
+class Clerk(Agent):
+    """Moves appointments."""
+
+    def __init__(self, fault: str, ctx: JobContext) -> None:
+        super().__init__(instructions="You move appointments.")
+        self._fault, self._ctx = fault, ctx
+        self._turns = 0
+
+    async def on_enter(self) -> None:
+        """Greets, or forgets to."""
+        if self._fault != "forgets to greet":
+            self.session.say(GREETING)
+
+    async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
+        """Lets the model answer, but for the fault."""
+        self._turns += 1
+        if self._fault == "late":
+            await asyncio.sleep(LATE_S)
+        if self._fault == "hangs after an interruption" and self._turns > 1:
+            raise StopResponse
+        if self._fault == "leaves early" and self._turns == 1:
+            self._ctx.shutdown("it leaves early")
+            await self._ctx.room.disconnect()
+        if self._fault == "says the wrong thing" and "hours" in (new_message.text_content or ""):
+            self.session.say(WRONG)
+            raise StopResponse
+
+    @function_tool
+    async def find_appointment(self, user: str) -> str:
+        """Finds an appointment.
+
+        Args:
+            user: Whose.
+        """
+        return "Monday"
+
+    @function_tool
+    async def cancel_appointment(self, user: str) -> str:
+        """Cancels an appointment.
+
+        Args:
+            user: Whose.
+        """
+        return "Monday"
+
+
+class WrongToolClerk(Clerk):
+    """Calls another tool than the one that is asked for."""
+
+    def __init__(self, fault: str, ctx: JobContext) -> None:
+        super().__init__(fault, ctx)
+
+    async def llm_node(self, chat_ctx, tools, model_settings):  # type: ignore[no-untyped-def]
+        """Swaps the tools that the model calls."""
+        async for chunk in Agent.default.llm_node(self, chat_ctx, tools, model_settings):
+            for call in getattr(getattr(chunk, "delta", None), "tool_calls", None) or ():
+                call.name = "cancel_appointment"
+            yield chunk
+
+
+@server.rtc_session(agent_name=NAME)
+async def entrypoint(ctx: JobContext) -> None:
+    """Runs one call."""
+    fault = ctx.job.metadata
+    await ctx.connect()
+    coughing = fault == "yields to a cough"
+    session: AgentSession[None] = AgentSession(
+        stt="deepgram/nova-3",
+        llm="openai/gpt-4.1-mini",
+        tts="cartesia/sonic-3",
+        turn_handling={
+            "turn_detection": inference.TurnDetector(),
+            "interruption": {
+                "mode": "vad",
+                "enabled": fault != "never yields",
+                "min_duration": 0.05 if coughing else 0.5,
+                "min_words": 0 if coughing else 1,
+                "resume_false_interruption": False,
+            },
+        },
+    )
+    clerk = WrongToolClerk if fault == "calls the wrong tool" else Clerk
+    await session.start(agent=clerk(fault, ctx), room=ctx.room)
+
+
+if __name__ == "__main__":
+    cli.run_app(server)
