@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import dataclasses
 import functools
 import importlib
-import itertools
 import os
 import secrets
-import shutil
-import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import aiohttp
 from livekit import api
 
-from labvoice.caller.call import SESSION_MODULE, Call, PastCall, PendingCall
+from labvoice.caller.call import Call, PastCall, PendingCall
+from labvoice.caller.reports import SESSION_MODULE
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -30,34 +28,30 @@ from labvoice.errors import LabvoiceError, UsageError
 from labvoice.failover.supervisor import Supervisor
 from labvoice.faults import Faults
 from labvoice.memory.api import LettaApi
-from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
+from labvoice.memory.turn_store import DISK_ERRORS
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.protocol.vocabulary import Mark
-from labvoice.proxies import loopback_spared
-from labvoice.settings import Mode, Settings, load_settings, new_state_dir
+from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
-from labvoice.speech.weights import WeightName, require
+from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
-from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.check import ModelCheck
-from labvoice.stack.models.server import ModelServer
-from labvoice.stack.parts import Part, as_html, as_text, part_of
+from labvoice.stack.parts import Part, as_html, as_text
+from labvoice.stack.stack import Stack
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
-from labvoice.targets.bot import Bot
-from labvoice.targets.target import BUILT_IN, STOCK_PROGRAMS, Target
-from labvoice.targets.worker import REGISTRATION_TIMEOUT_S, TargetWorker, target_environment
+from labvoice.targets.start import start_target
+from labvoice.targets.target import Target
+from labvoice.targets.worker import REGISTRATION_TIMEOUT_S
 
 if TYPE_CHECKING:
     from labvoice.bench.menu import Bench
     from labvoice.widgets.call import BrowserCall
     from labvoice.widgets.connect import ConnectButton
     from labvoice.widgets.monitor import Monitor
-
-Progress = Callable[[str], None]
 
 _CALLS_WITH_AUDIO = 4
 """Number of recent calls that keep their audio: a minute of it takes 2.9 MB."""
@@ -67,28 +61,6 @@ def _import_for_calls() -> None:
     """Imports what the first call would otherwise import on the event loop, for 1 to 2 s."""
     for name in (SESSION_MODULE, "scipy.signal"):
         importlib.import_module(name)
-
-
-def _strategy_for(agent: TargetAgent, strategy: StrategyName) -> StrategyName:
-    """Returns when an agent of a target is dispatched.
-
-    Raises:
-        UsageError: It cannot be dispatched so.
-    """
-    chosen = strategy_of(strategy)
-    if agent.bot is not None:
-        if chosen.by_server:
-            raise UsageError(
-                f"the server dispatches no bot, and the strategy {strategy!r} leaves it to it",
-                "one of sequential, concurrent, ahead",
-            )
-    elif not agent.name and not chosen.every_room:
-        if strategy != "sequential":
-            raise UsageError(
-                f"{agent}, and the server alone dispatches it", "leave the strategy out"
-            )
-        return "automatic"
-    return strategy
 
 
 _running: list[Lab] = []
@@ -117,10 +89,9 @@ class Lab:
     Attributes:
         settings: The settings in effect, with the addresses of started parts.
         model_check: Whether the language model answers.
-        pool: The workers.
-        gateway: Model gateway for agents that are not labvoice's; None until one is started.
         supervisor: Replaces lost agents; None before :meth:`supervise`.
         targets: The foreign workers that :meth:`add_target` has started.
+        pool: The workers.
         setup_s: How long each part took to start, in seconds.
         load_before: The host's 1-minute load average before the lab started.
         recent_calls: The last 50 calls, the browser's included, oldest first; only the last few
@@ -146,30 +117,21 @@ class Lab:
             )
         self.settings = self._asked_for = settings or load_settings(**overrides)
         self.model_check = ModelCheck(self.settings)
-        self.pool = Pool()
         self.supervisor: Supervisor | None = None
         self.load_before: float | None = None
-        self.setup_s: dict[str, float] = {}
+        self.targets: list[TargetAgent] = []
         self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
         self._calls: set[Call] = set()
+        self._greets: dict[tuple[str, str, str], bool] = {}
+        self._stack = Stack(progress)
+        self.pool, self.setup_s = self._stack.pool, self._stack.setup_s
         self._worker_count = workers
-        self._speech_fetched: set[WeightName] = set()
         self._wants_letta, self._fresh = letta, fresh
         self._supervise = supervise
         self._progress = progress
         self._webhook_url = webhook_url
         self._wants_model = model
-        self._stack = AsyncExitStack()
-        self.gateway: GatewayServer | None = None
-        self._server: LiveKitServer | None = None
-        self._model: ModelServer | None = None
-        self._letta: LettaServer | None = None
-        self._turns: TurnStore | None = None
         self._dispatcher: Dispatcher | None = None
-        self._state_dir: Path | None = None
-        self.targets: list[TargetAgent] = []
-        self._greets: dict[tuple[str, str, str], bool] = {}
-        self._target_numbers = itertools.count(1)
 
     # -- lifecycle ---------------------------------------------------------------------------
 
@@ -185,14 +147,14 @@ class Lab:
         engines.both(self.settings)  # an unknown engine raises before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
-        self._state_dir = new_state_dir(self.settings, "labs")
+        self._stack.make_state_dir(self.settings, "labs")
         loading = asyncio.create_task(asyncio.to_thread(_import_for_calls))
         try:
-            await self._start_parts(self._state_dir)
+            await self._start_parts()
             await loading
         except BaseException as error:
             if isinstance(error, Exception):
-                self._keep_logs()
+                self._stack.keep_logs()
             await self.stop()
             raise
         _running.append(self)
@@ -213,79 +175,29 @@ class Lab:
         for lab in list(_running):
             await lab.stop()
 
-    async def _start_parts(self, state_dir: Path) -> None:
-        async with self._timed("LiveKit server"):
-            self._server = await LiveKitServer.start(
-                self.settings,
-                state_dir=state_dir,
-                progress=self._progress,
-                webhook_url=self._webhook_url,
-            )
-            self._stack.push_async_callback(self._server.stop)
-        server = self._server
-        self._stack.enter_context(loopback_spared(server.url))
-        update: dict[str, Any] = {
-            "livekit_url": server.url,
-            "livekit_api_key": server.api_key,
-            "livekit_api_secret": server.api_secret,
-        }
-        kind = self.settings.resolved_llm
-        if kind != "openai" and self._wants_model:
-            async with self._timed("model server"):
-                self._model = await ModelServer.start(
-                    kind, self.settings, state_dir=state_dir, progress=self._progress
-                )
-                self._stack.push_async_callback(self._model.stop)
-            update |= {
-                "llm": kind,
-                "openai_base_url": self._model.base_url,
-                "llm_temperature": self.settings.resolved_temperature,
-                "openai_api_key": None,
-                "llm_model": self._model.model,
-            }
+    async def _start_parts(self) -> None:
+        stack = self._stack
+        self.settings = await stack.start_server(self.settings, self._webhook_url)
+        if self._wants_model:
+            self.settings = await stack.start_model(self.settings)
         if self._wants_letta:
-            self._letta = await LettaServer.start(
-                self.settings, state_dir, fresh=self._fresh, progress=self._progress
-            )
-            self._stack.push_async_callback(self._letta.stop)
-            self._turns = TurnStore(self._letta.turns_path)
-            self._stack.push_async_callback(self._turns.close)
-            update |= {
-                "letta_base_url": self._letta.base_url,
-                "letta_api_key": self._letta.api_key,
-                "letta_turns_path": self._letta.turns_path,
-                "letta_embedded": self._letta.embedded,
-            }
-        self.settings = self.settings.model_copy(update=update)
+            self.settings = await stack.start_letta(self.settings, fresh=self._fresh)
         self.model_check = ModelCheck(self.settings)
-        self._dispatcher = await self._stack.enter_async_context(
+        server = stack.server
+        assert server is not None
+        self._dispatcher = await stack.exits.enter_async_context(
             Dispatcher(
                 server.url, server.api_key, server.api_secret, self.pool.statuses, server.log
             )
         )
-        self._stack.push_async_callback(self.pool.stop)
-        self._stack.push_async_callback(self._stop_supervisor)
+        stack.exits.push_async_callback(self.pool.stop)
+        stack.exits.push_async_callback(self._stop_supervisor)
         if self._supervise:
             self.supervise()
         if self._worker_count:
-            await self._fetch_speech(self.settings)  # not part of the worker's start timeout
-            async with self._timed("worker"):
+            await stack.fetch_speech(self.settings)  # not part of the worker's start timeout
+            async with stack.timed("worker"):
                 await self.add_workers(self._worker_count)
-
-    async def _fetch_speech(self, settings: Settings) -> None:
-        """Downloads the weights that workers with these settings load.
-
-        Not left to the worker, so that a download shows its progress and damaged weights fail at
-        once.
-        """
-        needed = {name for engine in engines.both(settings) for name in engine.weights}
-        missing = sorted(needed - self._speech_fetched)
-        if not missing:
-            return
-        async with self._timed("speech models"):
-            for name in missing:
-                await asyncio.to_thread(require, name, settings, self._progress)
-        self._speech_fetched |= needed
 
     def supervise(self) -> None:
         """Starts the supervisor, which replaces lost agents, also those of calls that run already.
@@ -306,14 +218,6 @@ class Lab:
         if self.supervisor is not None:
             await self.supervisor.stop()
 
-    @asynccontextmanager
-    async def _timed(self, part: str) -> AsyncIterator[None]:
-        self._progress(f"{part}: starting")
-        started_s = time.monotonic()
-        yield
-        self.setup_s[part] = time.monotonic() - started_s
-        self._progress(f"{part}: up after {self.setup_s[part]:.1f} s")
-
     async def add_workers(
         self,
         count: int = 1,
@@ -333,13 +237,10 @@ class Lab:
         Raises:
             ProcessError: A worker ended or did not register in time.
         """
-        assert self._state_dir is not None
         if agent_name is not None:
             overrides["agent_name"] = agent_name
         settings = self.settings.model_copy(update=overrides)
-        if program == AGENT_PROGRAM:
-            await self._fetch_speech(settings)
-        await self.pool.add(settings, state_dir=self._state_dir, count=count, program=program)
+        await self._stack.start_workers(settings, count, program)
 
     async def add_target(
         self,
@@ -364,65 +265,12 @@ class Lab:
             UsageError: It cannot be started, or needs this lab's own LiveKit server.
             ProcessError: It ended or did not register in time; with its last log lines.
         """
-        dispatcher, server, state_dir = self.dispatcher, self._server, self._state_dir
-        assert server is not None
-        assert state_dir is not None
-        if target.kind in BUILT_IN:
-            return TargetAgent(target, await self._add_built_in(target), server, dispatcher)
-        if target.kind == "named":
-            return TargetAgent(target, target.text, server, dispatcher)
-        if target.starts_worker and server.log is None:
-            raise UsageError(
-                "only this lab's own LiveKit server reports when a worker has registered",
-                "unset LIVEKIT_URL, or start the worker yourself and name it: `name:NAME`",
-            )
-        if self.gateway is None:
-            await self._fetch_speech(self.settings)
-            async with self._timed("gateway"):
-                self.gateway = await GatewayServer.start(self.settings, state_dir=state_dir)
-                self._stack.push_async_callback(self.gateway.stop)
-        place = state_dir / f"target-{next(self._target_numbers)}"
-        if target.starts_worker and apart:
-            server, dispatcher = await self._server_apart(place)
-        environment = target_environment(target, server, self.settings, self.gateway)
-        if target.kind == "bot":
-            bot = Bot(target, server, dispatcher, environment, place)
-            return TargetAgent(target, "", server, dispatcher, bot=bot)
-        async with self._timed(f"agent {target}"):
-            worker = await TargetWorker.start(
-                target, server, environment, state_dir=place, timeout_s=timeout_s
-            )
-            self._stack.push_async_callback(worker.stop)
-        agent = TargetAgent(target, worker.agent_name, server, dispatcher, worker)
-        self.targets.append(agent)
-        return agent
-
-    async def _add_built_in(self, target: Target) -> str:
-        """Starts a worker of an agent that comes with labvoice, and returns its name."""
-        own = self.settings.agent_name
-        if target.kind == "own" and not target.settings:
-            if own not in self.pool.names:
-                await self.add_workers()
-            return own
-        name = f"{own if target.kind == 'own' else target.kind}-{next(self._target_numbers)}"
-        program = AGENT_PROGRAM if target.kind == "own" else STOCK_PROGRAMS[target.kind]
-        await self.add_workers(program=program, **{"agent_name": name, **target.settings})
-        return str(target.settings.get("agent_name", name))
-
-    async def _server_apart(self, state_dir: Path) -> tuple[LiveKitServer, Dispatcher]:
-        """Starts one more LiveKit server of ours."""
-        async with self._timed("LiveKit server of its own"):
-            server = await LiveKitServer.start(
-                self.settings.model_copy(update={"livekit_url": None}),
-                state_dir=state_dir,
-                progress=self._progress,
-            )
-            self._stack.push_async_callback(server.stop)
-        self._stack.enter_context(loopback_spared(server.url))
-        dispatcher = await self._stack.enter_async_context(
-            Dispatcher(server.url, server.api_key, server.api_secret, log=server.log)
+        agent = await start_target(
+            target, self._stack, self.settings, self.dispatcher, apart=apart, timeout_s=timeout_s
         )
-        return server, dispatcher
+        if agent.worker is not None:
+            self.targets.append(agent)
+        return agent
 
     async def stop(self) -> None:
         """Ends open calls, stops everything that was started, and removes its logs.
@@ -436,32 +284,18 @@ class Lab:
         finally:
             try:
                 await self._stack.aclose()
-            except Exception:
-                self._keep_logs()
-                raise
             finally:
                 self._calls.clear()
                 self.targets.clear()
-                self._server = self._model = self._letta = self._dispatcher = self.gateway = None
-                self._turns = None
-                self.supervisor = None
+                self._dispatcher = self.supervisor = None
                 self.settings = self._asked_for  # another start uses the user's settings
-                state_dir, self._state_dir = self._state_dir, None
-                if state_dir is not None:
-                    await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
-
-    def _keep_logs(self) -> None:
-        """Keeps the logs for diagnosis."""
-        if self._state_dir is not None:
-            self._progress(f"the logs are kept in {self._state_dir}")
-            self._state_dir = None
 
     async def __aenter__(self) -> Lab:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception):  # not on Ctrl-C
-            self._keep_logs()
+            self._stack.keep_logs()
         await self.stop()
 
     def __enter__(self) -> NoReturn:
@@ -485,7 +319,8 @@ class Lab:
     @property
     def model_ended(self) -> bool:
         """Whether this lab's model server has ended unexpectedly."""
-        return self._model is not None and not self._model.process.running
+        model = self._stack.model
+        return model is not None and not model.process.running
 
     @property
     def model_server(self) -> ModelServer:
@@ -504,7 +339,12 @@ class Lab:
     @property
     def server_version(self) -> str | None:
         """Version of the LiveKit server; None if it is external."""
-        return self._server.version if self._server is not None else None
+        return self._stack.server.version if self._stack.server is not None else None
+
+    @property
+    def gateway(self) -> GatewayServer | None:
+        """Model gateway for agents that are not labvoice's; None until one is started."""
+        return self._stack.gateway
 
     # -- use ----------------------------------------------------------------------------
 
@@ -531,7 +371,7 @@ class Lab:
     @property
     def has_letta(self) -> bool:
         """Whether the lab runs with a Letta server, which may still be starting."""
-        return self._letta is not None
+        return self._stack.letta is not None
 
     @property
     def letta(self) -> LettaApi:
@@ -555,14 +395,14 @@ class Lab:
         Raises:
             LabvoiceError: The lab runs without Letta.
         """
-        if self._letta is None:
+        if self._stack.letta is None:
             raise LabvoiceError("this lab runs without Letta", "`Lab(letta=True)`")
-        return self._letta
+        return self._stack.letta
 
     @property
     def faults(self) -> Faults:
         """Fault injection: `lab.faults.kill_job(call)`, …."""
-        return Faults(self.pool, self._server, self._model)
+        return Faults(self.pool, self._stack.server, self._stack.model)
 
     async def memory_backlog(self) -> int | None:
         """Returns how many turns are not yet written to Letta; None without Letta.
@@ -570,10 +410,10 @@ class Lab:
         Raises:
             LabvoiceError: The file of these turns cannot be read.
         """
-        if self._turns is None:
+        if self._stack.turns is None:
             return None
         try:
-            return (await self._turns.counts()).waiting
+            return (await self._stack.turns.counts()).waiting
         except DISK_ERRORS as error:
             raise LabvoiceError(
                 f"the turns not yet written to Letta cannot be read: {error}",
@@ -657,53 +497,45 @@ class Lab:
             RoomNameError: The room's name cannot be used.
             UsageError: The target cannot be dispatched so.
         """
-        dispatcher, server = self.dispatcher, self._server
+        dispatcher, server = self.dispatcher, self._stack.server
         assert server is not None
-        agent = agent_name if isinstance(agent_name, TargetAgent) else None
-        target = agent.target if agent is not None else Target("own")
-        if agent is not None:
-            dispatcher, server, agent_name = agent.dispatcher, agent.server, agent.name
-            strategy = _strategy_for(agent, strategy)
-        elif agent_name is None:
-            agent_name = self.settings.agent_name
-        assert not isinstance(agent_name, TargetAgent)
-        if agent is not None and not agent_name and agent.bot is None and target.metadata:
-            raise UsageError(
-                f"{agent}, and the server dispatches it with no metadata",
-                "give it `room_metadata` or `attributes` in labvoice.toml",
-            )
-        agent_name = strategy_of(strategy).dispatched_as(agent_name)
-        named = [each.settings for each in self.pool.workers if each.agent_name == agent_name]
-        if not named and agent_name == self.settings.agent_name:
-            named = [self.settings]
-        pattern = target.room or "lab-{id}"
+        if isinstance(agent_name, TargetAgent):
+            strategy, agent = agent_name.strategy(strategy), agent_name
+        else:
+            name = self.settings.agent_name if agent_name is None else agent_name
+            agent = TargetAgent(Target("own"), name, server, dispatcher)
+        agent = dataclasses.replace(agent, name=strategy_of(strategy).dispatched_as(agent.name))
+        known = [each.settings for each in self.pool.workers if each.agent_name == agent.name]
+        if not known and agent.name == self.settings.agent_name:
+            known = [self.settings]
+        target = agent.target
         metadata = target.metadata or None if metadata is None else metadata
-        key = (agent_name, target.text, repr(metadata))
+        key = (agent.name, target.text, repr(metadata))
 
         def ended(call: Call) -> None:
             self._calls.discard(call)
-            if not named and call.greets is not None:
+            if not known and call.greets is not None:
                 self._greets[key] = call.greets
 
         call = Call(
-            url=server.url,
-            api_key=server.api_key,
-            api_secret=server.api_secret,
-            dispatcher=dispatcher,
-            room=room or pattern.replace("{id}", secrets.token_hex(4)),
+            url=agent.server.url,
+            api_key=agent.server.api_key,
+            api_secret=agent.server.api_secret,
+            dispatcher=agent.dispatcher,
+            room=room or (target.room or "lab-{id}").replace("{id}", secrets.token_hex(4)),
             identity=f"caller-{secrets.token_hex(4)}",
-            agent_name=agent_name,
+            agent_name=agent.name,
             metadata=metadata,
             strategy=strategy,
             timeout_s=timeout_s,
             # Another program's agent may greet or not.
-            greets=any(each.greeting for each in named) if named else self._greets.get(key),
-            apologises=not named or any(each.apology for each in named),
+            greets=any(each.greeting for each in known) if known else self._greets.get(key),
+            apologises=not known or any(each.apology for each in known),
             on_mark=on_mark,
             attributes=target.attributes,
             room_metadata=target.room_metadata,
             on_end=ended,
-            bring=agent.bot.in_room if agent is not None and agent.bot is not None else None,
+            bring=agent.bot.in_room if agent.bot is not None else None,
         )
         self._calls.add(call)
         self.remember(call)
@@ -831,23 +663,7 @@ class Lab:
 
     def parts(self) -> list[Part]:
         """State, address, process id and memory of every part."""
-        found = []
-        if self._server is not None:
-            found.append(part_of("LiveKit server", self._server.url, self._server.process))
-        if self._model is not None:
-            name = f"model server ({self._model.kind})"
-            found.append(part_of(name, self._model.base_url, self._model.process))
-        elif self.running:
-            address = self.settings.openai_base_url or "OpenAI"
-            found.append(part_of(f"model ({self.settings.llm_model})", address, None))
-        if self._letta is not None:
-            found.append(Part("Letta", self._letta.state, self._letta.base_url, None, None))
-            found += [part_of(p.name, "", p) for p in self._letta.processes]
-        found += [
-            part_of(f"{worker.process.name} ({worker.agent_name})", worker.url, worker.process)
-            for worker in self.pool.workers
-        ]
-        return found
+        return self._stack.parts(self.settings)
 
     def __repr__(self) -> str:
         return as_text("running" if self.running else "stopped", self.parts())

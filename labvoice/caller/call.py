@@ -5,68 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
-import json
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import json_format
 from livekit import api, rtc
-from livekit.protocol.agent_pb import agent_session as session_pb
 from pydantic import SecretStr
 
-from labvoice.caller import microphone
-from labvoice.caller.clock import ClockOffset, measure_offset
+from labvoice.caller.agent import NO_VOICE_HINT, RoomAgent
+from labvoice.caller.clock import ClockOffset
 from labvoice.caller.connection import connect_room
 from labvoice.caller.ear import SAMPLE_RATE_HZ
+from labvoice.caller.marks import ConnectionMarks, instants
+from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
+from labvoice.caller.microphone import Microphone
 from labvoice.caller.recorder import Recorder
-from labvoice.caller.tracks import Ear
-from labvoice.caller.transcription import Transcription
-from labvoice.caller.turns import Item, Turn, Turns, turn_notices
+from labvoice.caller.reports import AgentReports
+from labvoice.caller.turns import Turn, Turns, turn_notices
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.dispatch.tokens import caller_token
-from labvoice.errors import (
-    AgentLostError,
-    LabvoiceError,
-    NoReplyError,
-    StageTimeoutError,
-)
-from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, Metadata, check_name
+from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
+from labvoice.protocol.metadata import Metadata, check_name
 from labvoice.protocol.model_errors import refusal_hint
-from labvoice.protocol.vocabulary import (
-    AGENT_TURN_STAGES,
-    RPC_MARKS,
-    WORKER_CONNECTION_MARKS,
-    Mark,
-)
+from labvoice.protocol.vocabulary import Mark
 from labvoice.show import Facts, call_facts
 from labvoice.speech.utterances import Utterance
 
-if TYPE_CHECKING:
-    from livekit.agents.voice.remote_session import RemoteSession
-
-SESSION_MODULE = "livekit.agents.voice.remote_session"
-"""Imported by the lab while its worker starts, because it takes 2.4 s."""
-
 _JOIN_TIMEOUT_S = 10.0
-SESSION_EVENTS = tuple(
-    name
-    for name in session_pb.AgentSessionEvent.DESCRIPTOR.fields_by_name
-    if name not in ("created_at", "debug_message")
-)
-"""All events of `AgentSessionEvent` but the SDK's own debugging."""
 _FOREIGN_READY_TIMEOUT_S = 30.0
 """Agents that are not labvoice's often load their models after they have joined."""
 _OTHER_SIGN_S = 3.0
-"""Once an agent is audible, how long it may take to tell its state, and the other way round."""
+"""Once an agent is audible, how long it may take to report its state, and the other way round."""
 _GREETING_TIMEOUT_S = 8.0
 """How long an agent that may or may not greet is waited for, the first time."""
 _TEXT_TIMEOUT_S = 3.0
@@ -74,12 +50,10 @@ _TEXT_TIMEOUT_S = 3.0
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; its reply started in time
-_POLL_S = 0.1
-_ENDING_TIMEOUT_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
 _FAREWELL_S = 0.3  # below the time after which a supervisor counts an agent as lost
-_STATE_ATTRIBUTE = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
-_LISTENING_STATES = ("listening", "thinking", "speaking")  # an early greeting may skip the first
+_MODEL_HINT = "`labvoice doctor` asks the model what a call asks it"
+_SERVER_ERRORS = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
 
 
 async def _both(*work: Coroutine[Any, Any, None]) -> None:
@@ -91,26 +65,6 @@ async def _both(*work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-_DISCONNECT_REASONS = {
-    rtc.DisconnectReason.DUPLICATE_IDENTITY: (
-        "another participant joined the room under the same identity, {identity!r}, and the "
-        "server removed this one"
-    ),
-    rtc.DisconnectReason.PARTICIPANT_REMOVED: "the server was asked to remove the caller",
-    rtc.DisconnectReason.ROOM_DELETED: "the room was deleted",
-    rtc.DisconnectReason.ROOM_CLOSED: "the room was closed",
-    rtc.DisconnectReason.SERVER_SHUTDOWN: "the server shut down",
-}
-_NO_VOICE_HINT = "the worker's log tells whether it recognised speech and what its model said"
-_MODEL_HINT = "`labvoice doctor` asks the model what a call asks it"
-_REPLACEMENT_MARKS = ("replacement_visible", "replacement_listening", "apology_heard")
-
-
-def _is_agent(participant: rtc.Participant) -> bool:
-    kind = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-    return participant.kind == kind and not participant.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
 
 
 BringBot = Callable[
@@ -159,11 +113,7 @@ class PastCall:
     @property
     def marks(self) -> dict[str, float]:
         """As :attr:`Call.marks`."""
-        return _instants(self.connection_marks)
-
-
-def _instants(marks: Mapping[str, Mark]) -> dict[str, float]:
-    return {name: mark.at_s for name, mark in marks.items()}
+        return instants(self.connection_marks)
 
 
 class Call:
@@ -197,18 +147,17 @@ class Call:
         connection_marks: Marks of the connection by name; failover marks are those of the last
             failover.
         dispatch: The confirmed dispatch; None before.
-        offset: Offset of the agent's clock; None before it was measured.
-        worker: The agent's job: job_id, worker_id, pid.
-        memory: Status of the agent's memory: state, error, updates, memory_load_s,
-            waiting_turns, oldest_turn_age_s, lost_turns, lost_error.
+        agent: The agent in the room, and its voice.
+        reports: What the agent reports.
+        session_events: What the agent's session reports, oldest first: `event`, `heard_s`
+            (monotonic), `agent_wall_s` (the agent's clock) and the fields of LiveKit's
+            `AgentSessionEvent`; none of an agent that hosts no session events.
         on_turn_mark: Called with each mark of a turn as it is set.
         recorder: Keeps the sound of both sides.
-        session_events: What the agent's session told, oldest first: `event`, `heard_s` (monotonic),
-            `agent_wall_s` (the agent's clock) and the fields of LiveKit's `AgentSessionEvent`; none
-            of an agent that hosts no session events.
         greets: As given; of an agent that was not known, what was found out.
         ready_by: The mark that shows the agent to be ready: `agent_listening`, its state, or for
-            one that tells no state `agent_audio_subscribed`; `agent_listening` is then its instant.
+            one that reports no state `agent_audio_subscribed`; `agent_listening` is then its
+            instant.
         notice: What did not work as the strategy expects; empty if all did.
         failure: Why the last connection or reply failed; empty if none failed.
     """
@@ -237,52 +186,63 @@ class Call:
         self.strategy = strategy
         self.room_name = check_name(room)
         self.agent_name = agent_name
-        self.connection_marks: dict[str, Mark] = {}
-        self.dispatch: Dispatch | None = None
-        self.offset: ClockOffset | None = None
-        self.worker: dict[str, Any] = {}
-        self.memory: dict[str, Any] = {}
-        self.notice = ""
-        self.failure = ""
-        self._url, self._key, self._secret = url, api_key, api_secret
-        self._dispatcher = dispatcher
         self.identity = identity
-        self._timeout_s = timeout_s
+        self.dispatch: Dispatch | None = None
         self.greets, self._apologises = greets, apologises
         self.ready_by = "agent_listening"
+        self.notice = self.failure = ""
+        self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
+        self.recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
+        self._url, self._key, self._secret = url, api_key, api_secret
+        self._dispatcher = dispatcher
         self._metadata = metadata
-        self._on_mark = on_mark
+        self._timeout_s = timeout_s
         self._on_end = on_end
         self._bring = bring
         self._attributes, self._room_metadata = attributes, room_metadata
         self._bot = AsyncExitStack()
-        self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self._room = rtc.Room()
-        self.recorder = Recorder(microphone.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
-        self._microphone = microphone.Microphone(self.recorder.sent)
-        self._listener = Ear(self._on_sound, self.recorder.heard)
-        self._transcription = Transcription(self._room, self.identity, self._on_text)
-        self.session_events: list[dict[str, Any]] = []
+        self._microphone = Microphone(self.recorder.sent)
+        self._marks = ConnectionMarks(on_mark)
+        self.connection_marks = self._marks.by_name
         self._turns = Turns()
-        self._voices_heard = 0
-        self._agent_identity = ""
-        self._agent_state = ""
-        self._hosts_session = self._foreign = False
-        self._agent_gone = ""
-        self._agent_dispatch = ""
-        self._model_error = ""
-        self._ended = False
-        self._ending: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-        remote_session = importlib.import_module(SESSION_MODULE)
-        self._session: RemoteSession = remote_session.RemoteSession(
-            remote_session.RoomSessionTransport(self._room)
+        self.agent = RoomAgent(
+            self._room,
+            identity,
+            self._marks,
+            self._turns,
+            self.recorder.heard,
+            dispatcher.why_ended,
+            is_bot=bring is not None,
         )
+        self.reports = AgentReports(self._room, identity, self.agent, self._marks, self._turns)
+        self.session_events = self.reports.session_events
+        self._foreign = False
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def marks(self) -> dict[str, float]:
         """Instants of the connection by name, in seconds on the caller's monotonic clock."""
-        return _instants(self.connection_marks)
+        return instants(self.connection_marks)
+
+    @property
+    def offset(self) -> ClockOffset | None:
+        """Offset of the agent's clock; None before it was measured."""
+        return self.reports.offset
+
+    @property
+    def worker(self) -> dict[str, Any]:
+        """The agent's job: job_id, worker_id, pid."""
+        return self.reports.worker
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Status of the agent's memory.
+
+        Its keys are state, error, updates, memory_load_s, waiting_turns, oldest_turn_age_s,
+        lost_turns, lost_error.
+        """
+        return self.reports.memory
 
     @property
     def turns(self) -> list[Turn]:
@@ -292,17 +252,8 @@ class Call:
     @property
     def notices(self) -> list[str]:
         """What is worth knowing of the connection and of the agent's tracks, a sentence each."""
-        return [*filter(None, [self.notice, self._not_told]), *self._listener.notices]
-
-    @property
-    def _not_told(self) -> str:
-        """Why figures are missing that an agent of labvoice's has; empty for one of those."""
-        if not self._foreign:
-            return ""
-        words = "the agent is not labvoice's: its worker's marks are not known"
-        if not self._hosts_session:
-            words += ", nor LiveKit's figures of its turns, for it hosts no session events"
-        return words
+        missing = self.reports.missing if self._foreign else ""
+        return [*filter(None, [self.notice, missing]), *self.agent.ear.notices]
 
     @property
     def greeting(self) -> str:
@@ -317,7 +268,18 @@ class Call:
         Raises:
             DispatchError: The agent did not join; the class names the cause.
         """
-        await self._dispatch()
+        if self._bring is not None:
+            self.dispatch = await self._bot.enter_async_context(
+                self._bring(self.room_name, self.identity, self._timeout_s, self._marks.add)
+            )
+            return
+        self.dispatch = await self._dispatcher.dispatch(
+            self.room_name,
+            self.agent_name,
+            metadata=self._metadata,
+            timeout_s=self._timeout_s,
+            on_mark=self._marks.add,
+        )
 
     async def connect(self, *, click_s: float | None = None) -> Call:
         """Joins, publishes the microphone, dispatches the agent and waits until it listens.
@@ -332,23 +294,18 @@ class Call:
             DispatchError: The agent did not join; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
         """
-        with self._failures():
-            await self._connect(click_s)
-        return self
-
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
         try:
-            yield
+            await self._connect(click_s)
         except LabvoiceError as error:
             self.failure = error.observed
             raise
+        return self
 
     async def _connect(self, click_s: float | None) -> None:
         strategy = strategy_of(self.strategy)
         if strategy.when == "ahead" and self.dispatch is None:
             await self.dispatch_ahead()
-        self._mark("click", click_s if click_s is not None else time.monotonic())
+        self._marks.set("click", click_s if click_s is not None else time.monotonic())
         token = caller_token(
             self._key,
             self._secret,
@@ -360,19 +317,19 @@ class Call:
             attributes=self._attributes,
             room_metadata=self._room_metadata,
         )
-        self._mark("token_issued")
+        self._marks.set("token_issued")
         if strategy.by_server:
-            self._mark("dispatch_requested")  # by connecting
+            self._marks.set("dispatch_requested")  # by connecting
         if strategy.when == "during":
-            await _both(self._join(token), self._dispatch())
+            await _both(self._join(token), self.dispatch_ahead())
         else:
             await self._join(token)
         if self.dispatch is None:
-            await self._dispatch()
-        if strategy.by_server and not self._was_dispatched():
+            await self.dispatch_ahead()
+        if strategy.by_server and not (self.dispatch and self.dispatch.found):
             self.notice = strategy.missed.format(room=self.room_name)
         await self._until_mark("agent_visible", _JOIN_TIMEOUT_S)
-        if self._is_ours:
+        if self.agent.is_labvoices:
             for mark in ("agent_audio_subscribed", "agent_listening"):
                 await self._until_mark(mark, _JOIN_TIMEOUT_S)
         else:
@@ -381,52 +338,29 @@ class Call:
 
     async def _until_mark(self, mark: str, timeout_s: float) -> None:
         present = functools.partial(self.connection_marks.__contains__, mark)
-        await self._until(present, mark, timeout_s)
-
-    @property
-    def _is_ours(self) -> bool:
-        """Whether the agent is labvoice's own, which tells its state and answers questions."""
-        agent = self._room.remote_participants.get(self._agent_identity)
-        return agent is not None and ATTRIBUTE_DISPATCH_ID in agent.attributes
+        await self.agent.until(present, mark, timeout_s)
 
     async def _until_ready(self) -> None:
         """Waits for another's agent: it may load its models, tell no state, or publish late."""
         signs = ("agent_listening", "agent_audio_subscribed")
-        await self._until(
+        await self.agent.until(
             lambda: any(sign in self.marks for sign in signs), signs[0], _FOREIGN_READY_TIMEOUT_S
         )
         with contextlib.suppress(StageTimeoutError):
-            await self._until(
+            await self.agent.until(
                 lambda: all(sign in self.marks for sign in signs), signs[0], _OTHER_SIGN_S
             )
         if "agent_listening" not in self.marks:
             self.ready_by = "agent_audio_subscribed"
-            self._mark("agent_listening", self.marks["agent_audio_subscribed"])
-
-    async def _dispatch(self) -> None:
-        if self._bring is not None:
-            self.dispatch = await self._bot.enter_async_context(
-                self._bring(self.room_name, self.identity, self._timeout_s, self._set_mark)
-            )
-            return
-        self.dispatch = await self._dispatcher.dispatch(
-            self.room_name,
-            self.agent_name,
-            metadata=self._metadata,
-            timeout_s=self._timeout_s,
-            on_mark=self._set_mark,
-        )
-
-    def _was_dispatched(self) -> bool:
-        return self.dispatch is not None and self.dispatch.found
+            self._marks.set("agent_listening", self.marks["agent_audio_subscribed"])
 
     async def _join(self, token: str) -> None:
-        self._watch_room()
-        await self._session.start()
+        self.agent.follow()
+        await self.reports.start()
         await connect_room(self._room, self._url, token)
-        self._mark("room_connected")
+        self._marks.set("room_connected")
         for participant in self._room.remote_participants.values():
-            self._on_participant(participant)
+            self.agent.on_participant(participant)
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
                 await self._microphone.publish(self._room)
@@ -434,211 +368,11 @@ class Call:
             raise StageTimeoutError(
                 "mic_published", _JOIN_TIMEOUT_S, "the server did not accept the caller's track"
             ) from None
-        self._mark("mic_published")
+        self._marks.set("mic_published")
 
-    def _mark(self, name: str, at_s: float | None = None) -> None:
-        self._set_mark(Mark(name, time.monotonic() if at_s is None else at_s))
-
-    def _set_mark(self, mark: Mark) -> None:
-        if mark.name in self.connection_marks:
-            return
-        self.connection_marks[mark.name] = mark
-        if self._on_mark is not None:
-            self._on_mark(mark)
-        self._changed.set()
-
-    def _tell_mark(self, turn: Turn, name: str) -> None:
+    def _report(self, turn: Turn, name: str) -> None:
         if self.on_turn_mark is not None:
             self.on_turn_mark(turn, Mark(name, turn.marks[name]))
-
-    def _on_sound(self) -> None:
-        for voice in self._listener.voices[self._voices_heard :]:
-            self._turns.agent_starts(voice.start_s)
-        self._voices_heard = len(self._listener.voices)
-        if self._listener.silent:
-            self._turns.agent_ends()
-        self._changed.set()
-
-    def _watch_room(self) -> None:
-        room = self._room
-
-        def on_left(participant: rtc.RemoteParticipant) -> None:
-            if participant.identity == self._agent_identity:
-                self._agent_gone = "the agent left the room"
-                if not self._ended:
-                    self._turns.agent_lost()
-                    for mark in _REPLACEMENT_MARKS:  # of the failover before
-                        self.connection_marks.pop(mark, None)
-                self._agent_dispatch = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
-                self._changed.set()
-
-        def on_attributes(changed: Mapping[str, str], participant: rtc.Participant) -> None:
-            # Heartbeats do not carry the agent's state, which the session's events report sooner.
-            if participant.identity == self._agent_identity and _STATE_ATTRIBUTE in changed:
-                self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
-
-        def on_track(
-            _: rtc.Track, __: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
-        ) -> None:
-            self._on_participant(participant)
-            self._listen_to(participant)
-
-        def on_track_gone(
-            track: rtc.Track, _: rtc.RemoteTrackPublication, __: rtc.RemoteParticipant
-        ) -> None:
-            self._listener.end(track.sid)
-
-        def on_disconnected(reason: Any) -> None:
-            words = _DISCONNECT_REASONS.get(reason, "").format(identity=self.identity)
-            ended = "the caller's connection to the server ended"
-            self._agent_gone = f"{ended}: {words}" if words else self._agent_gone or ended
-            self._changed.set()
-
-        room.on("participant_connected", self._on_participant)
-        room.on("participant_disconnected", on_left)
-        room.on("participant_attributes_changed", on_attributes)
-        room.on("track_subscribed", on_track)
-        room.on("track_unsubscribed", on_track_gone)
-        room.on("disconnected", on_disconnected)
-        self._session.on("agent_state_changed", self._on_state_event)
-        self._session.on("conversation_item_added", self._on_item)
-        for name in SESSION_EVENTS:
-            # its type names the events of version 1.8 only
-            self._session.on(name, functools.partial(self._on_session_event, name))  # type: ignore[arg-type]
-
-    def _counts(self, participant: rtc.RemoteParticipant) -> bool:
-        """Whether it may be the agent: a bot with a token of its own joins as anybody does."""
-        return _is_agent(participant) or self._bring is not None
-
-    def _on_participant(self, participant: rtc.RemoteParticipant) -> None:
-        if self._counts(participant) and (not self._agent_identity or self._agent_gone):
-            replaced = bool(self._agent_identity)
-            self._agent_identity = participant.identity
-            self._agent_gone = self._agent_state = ""
-            self.offset = None
-            self._mark("replacement_visible" if replaced else "agent_visible")
-            self._on_agent_state(participant.attributes.get(_STATE_ATTRIBUTE, ""))
-            for other in list(self._room.remote_participants.values()):
-                self._listen_to(other)  # what was subscribed before anybody knew whose it is
-
-    def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
-        """Listens to all audio of the agent, and of whoever publishes on its behalf."""
-        on_behalf_of = participant.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
-        if not self._agent_identity or self._agent_identity not in (
-            participant.identity,
-            on_behalf_of,
-        ):
-            return
-        for publication in participant.track_publications.values():
-            track = publication.track
-            if track is not None and track.kind == rtc.TrackKind.KIND_AUDIO:
-                self._mark("agent_audio_subscribed")
-                self._listener.listen(track, name=publication.name, publisher=participant.identity)
-
-    def _on_agent_state(self, state: str) -> None:
-        if state:
-            self._agent_state = state
-        if state in _LISTENING_STATES:
-            replaced = "replacement_visible" in self.marks
-            self._mark("replacement_listening" if replaced else "agent_listening")
-        self._changed.set()
-
-    def _on_text(self, item: Item) -> None:
-        if not self._hosts_session:  # else the same words come with LiveKit's figures
-            self._turns.item(item)
-            self._changed.set()
-
-    def _on_session_event(self, name: str, event: session_pb.AgentSessionEvent) -> None:
-        self._hosts_session = True
-        told = json_format.MessageToDict(getattr(event, name), preserving_proto_field_name=True)
-        at_s = event.created_at.ToNanoseconds() / 1e9
-        self.session_events.append(
-            {"event": name, "heard_s": time.monotonic(), "agent_wall_s": at_s, **told}
-        )
-
-    def _on_state_event(self, event: session_pb.AgentSessionEvent) -> None:
-        number = event.agent_state_changed.new_state
-        self._on_agent_state(session_pb.AgentState.Name(number).removeprefix("AS_").lower())
-
-    def _on_item(self, event: session_pb.AgentSessionEvent) -> None:
-        message = event.conversation_item_added.item.message
-        roles = {session_pb.ChatRole.USER: "user", session_pb.ChatRole.ASSISTANT: "assistant"}
-        known = message.metrics.DESCRIPTOR.fields_by_name
-        self._turns.item(
-            Item(
-                message.id,
-                roles.get(message.role, ""),
-                " ".join(part.text for part in message.content if part.text),
-                message.interrupted,
-                {
-                    name: getattr(message.metrics, name)
-                    for name in AGENT_TURN_STAGES
-                    if name in known and message.metrics.HasField(name)
-                },
-            )
-        )
-        self._changed.set()
-
-    async def _until(
-        self,
-        condition: Callable[[], bool],
-        stage: str,
-        timeout_s: float,
-        hint: str = "",
-        *,
-        agent_lost: bool = False,
-    ) -> None:
-        until = time.monotonic() + timeout_s
-        while not condition():
-            if self._agent_gone and not agent_lost:
-                why = await self._why_gone()
-                raise AgentLostError(
-                    f"{self._agent_gone} while the caller waited for {stage}{why and f': {why}'}",
-                    "the worker's log tells how the job ended",
-                )
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(until - time.monotonic()):
-                    await self._changed.wait()
-            except TimeoutError:
-                error = NoReplyError if stage == "reply_heard" else StageTimeoutError
-                last = f"the agent's last state is {self._agent_state!r}"
-                raise error(stage, timeout_s, last + self._whom_it_hears(), hint) from None
-
-    @property
-    def _other_callers(self) -> list[str]:
-        humans = (
-            rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
-            rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
-        )
-        return [
-            one.identity
-            for one in self._others.values()
-            if one.kind in humans
-            and one.identity != self._agent_identity
-            and not one.attributes.get(rooms.ATTRIBUTE_ON_BEHALF)
-        ]
-
-    def _whom_it_hears(self) -> str:
-        """Returns a note if others are in the room: an agent listens to one participant only."""
-        if not self._other_callers:
-            return ""
-        names = ", ".join(map(repr, self._other_callers))
-        return (
-            f"; {names} is in the room as well, and an agent listens to one participant only: "
-            f"it may be the other one, not {self.identity!r}"
-        )
-
-    async def _why_gone(self) -> str:
-        """Returns the worker's reason for the end of the lost agent's job; it may arrive late."""
-        if not self._agent_identity:
-            return ""
-        until = time.monotonic() + _ENDING_TIMEOUT_S
-        while True:
-            why = await self._dispatcher.why_ended(self._agent_dispatch, self._agent_identity)
-            if why or time.monotonic() > until:
-                return why
-            await asyncio.sleep(_POLL_S)
 
     # -- talking ------------------------------------------------------------------------
 
@@ -660,7 +394,7 @@ class Call:
         if self.greets is not False:
             wait_s = min(timeout_s, _GREETING_TIMEOUT_S) if unknown else timeout_s
             try:
-                onset_s = await self._onset_since(0.0, "greeting_heard", wait_s)
+                onset_s = await self.agent.until_onset(0.0, "greeting_heard", wait_s)
             except StageTimeoutError:
                 if not unknown:
                     raise
@@ -669,9 +403,9 @@ class Call:
                 self.notice = "; ".join(filter(None, (self.notice, waited)))
             else:
                 self.greets = True
-                self._mark("greeting_heard", onset_s)
+                self._marks.set("greeting_heard", onset_s)
                 await self.hear_end()
-        await self._fetch_worker()
+        await self.reports.fetch()
         return self.greeting
 
     async def wait_for_replacement(self, timeout_s: float = 30.0) -> None:
@@ -682,13 +416,13 @@ class Call:
             AgentLostError: It joined and left.
         """
         stage = "replacement_listening"
-        await self._until(lambda: stage in self.marks, stage, timeout_s, agent_lost=True)
+        await self.agent.until(lambda: stage in self.marks, stage, timeout_s, or_lost=True)
         since_s = self.marks["replacement_visible"]
         if self._apologises:
-            onset_s = await self._onset_since(since_s, "apology_heard", timeout_s)
-            self._mark("apology_heard", onset_s)
+            onset_s = await self.agent.until_onset(since_s, "apology_heard", timeout_s)
+            self._marks.set("apology_heard", onset_s)
             await self.hear_end()
-        await self._fetch_worker()
+        await self.reports.fetch()
 
     async def say(self, utterance: Utterance) -> Turn:
         """Sends an utterance in real time; returns when the last sample was sent, before the reply.
@@ -708,8 +442,8 @@ class Call:
                 "send it in time"
             )
         self._turns.spoken(turn, start_s, end_s)
-        self._tell_mark(turn, "user_speech_start")
-        self._tell_mark(turn, "user_speech_end")
+        self._report(turn, "user_speech_start")
+        self._report(turn, "user_speech_end")
         return turn
 
     async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
@@ -727,23 +461,22 @@ class Call:
             raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
         turn = self.turns[-1]
         try:
-            await self._until(
-                lambda: "reply_heard" in turn.marks, "reply_heard", timeout_s, _NO_VOICE_HINT
+            await self.agent.until(
+                lambda: "reply_heard" in turn.marks, "reply_heard", timeout_s, NO_VOICE_HINT
             )
-            if (
-                turn.voice_to_voice_s is None
-            ):  # it began during the utterance; the rest may have its own
+            # A reply that began during the utterance has none; one to the rest may follow.
+            if turn.voice_to_voice_s is None:
                 with contextlib.suppress(NoReplyError):
-                    await self._until(
+                    await self.agent.until(
                         lambda: turn.voice_to_voice_s is not None, "reply_heard", _REST_TIMEOUT_S
                     )
-            self._tell_mark(turn, "reply_heard")
+            self._report(turn, "reply_heard")
             await self.hear_end()
-            voice = self._listener.voice_since(turn.marks["reply_heard"])
+            voice = self.agent.ear.voice_since(turn.marks["reply_heard"])
             if voice is not None and voice.doubt:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
             await self._until_text(turn, timeout_s)
-            await self._fetch_worker()
+            await self.reports.fetch()
         except NoReplyError as error:
             turn.finish("no_reply")
             raise await self._why_no_reply(error) from None
@@ -758,21 +491,21 @@ class Call:
     async def _why_no_reply(self, error: NoReplyError) -> NoReplyError:
         """The same error, with the cause and its hint where the agent's model gave one."""
         with contextlib.suppress(LabvoiceError):
-            await self._fetch_worker()
-            if self._model_error:
+            await self.reports.fetch()
+            if self.reports.model_error:
                 return NoReplyError(
                     error.stage,
                     error.timeout_s,
-                    self._model_error,
-                    refusal_hint(self._model_error, _MODEL_HINT),
+                    self.reports.model_error,
+                    refusal_hint(self.reports.model_error, _MODEL_HINT),
                 )
         return error
 
     async def _until_text(self, turn: Turn, timeout_s: float) -> None:
         """Waits for the reply's words; of an agent that tells none, the turn is whole without."""
-        told = self._hosts_session
+        told = self.reports.hosts_session
         try:
-            await self._until(
+            await self.agent.until(
                 lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
                 "the reply's text",
                 timeout_s if told else _TEXT_TIMEOUT_S,
@@ -793,18 +526,7 @@ class Call:
             AgentLostError: The agent left.
         """
         since_s = self.turns[-1].marks["user_speech_end"]
-        return await self._onset_since(since_s, "reply_heard", timeout_s)
-
-    async def _onset_since(self, since_s: float, stage: str, timeout_s: float) -> float:
-        await self._until(
-            lambda: self._listener.onset_since(since_s) is not None,
-            stage,
-            timeout_s,
-            _NO_VOICE_HINT,
-        )
-        onset = self._listener.onset_since(since_s)
-        assert onset is not None
-        return onset
+        return await self.agent.until_onset(since_s, "reply_heard", timeout_s)
 
     async def hear_end(self) -> None:
         """Waits until the agent listens again and its voice has ended.
@@ -813,41 +535,11 @@ class Call:
             StageTimeoutError: It still speaks after a minute.
             AgentLostError: The agent left.
         """
-        await self._until(
-            lambda: self._agent_state in ("listening", "") and self._listener.silent,
+        await self.agent.until(
+            lambda: self.agent.state in ("listening", "") and self.agent.ear.silent,
             "the end of the agent's speech",
             _LONGEST_SPEECH_S,
         )
-
-    async def _fetch_worker(self) -> None:
-        """Fetches the worker's marks, and figures missing in the session's events."""
-        agent = self._room.remote_participants.get(self._agent_identity)
-        if agent is None or ATTRIBUTE_DISPATCH_ID not in agent.attributes:
-            return  # not labvoice's agent: it has no such RPC
-        try:
-            if self.offset is None:
-                self.offset = await measure_offset(self._room, self._agent_identity)
-            answer = await self._room.local_participant.perform_rpc(
-                destination_identity=self._agent_identity, method=RPC_MARKS, payload=""
-            )
-        except rtc.RpcError as error:
-            sentence = f"the agent did not answer when it was asked for its marks: {error.message}"
-            hint = "the worker's log tells whether its job ended"
-            if self._agent_gone:
-                raise AgentLostError(sentence, hint) from None
-            # The agent is in its room: the instrument's request failed.
-            raise LabvoiceError(sentence, hint) from None
-        self.worker = json.loads(answer)
-        marks = self.worker.pop("marks")
-        for name in WORKER_CONNECTION_MARKS:
-            if marks.get(name):
-                self._set_mark(self.offset.to_caller(name, marks[name]))
-        figures = self.worker.pop("figures")
-        self.memory = self.worker.pop("memory")
-        self._refusal = self.worker.pop("refusal", "")
-        self._refusal = self.worker.pop("refusal", "")
-        self._model_error = self.worker.pop("model_error", "")
-        self._turns.figures(figures)
 
     async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:
         """Waits until the agent's memory is in a state, such as `ready`.
@@ -856,7 +548,9 @@ class Call:
             StageTimeoutError: It is not in time.
             AgentLostError: The agent left.
         """
-        await self._poll(lambda: self.memory.get("state") == state, f"memory {state}", timeout_s)
+        await self.reports.until(
+            lambda: self.memory.get("state") == state, f"memory {state}", timeout_s
+        )
 
     async def until_synced(self, timeout_s: float = 30.0) -> None:
         """Waits until every turn of this call is in Letta; the turns then have `memory_sync`.
@@ -865,21 +559,11 @@ class Call:
             StageTimeoutError: It is not in time.
             AgentLostError: The agent left.
         """
-        await self._poll(
+        await self.reports.until(
             lambda: all("memory_sync" in turn.metrics for turn in self.turns),
             "memory_sync",
             timeout_s,
         )
-
-    async def _poll(self, condition: Callable[[], bool], stage: str, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
-        while True:
-            await self._fetch_worker()
-            if condition():
-                return
-            if time.monotonic() > until:
-                raise StageTimeoutError(stage, timeout_s, f"the agent says: {self.memory}")
-            await asyncio.sleep(_POLL_S)
 
     def heard_audio(self, turn: Turn | None = None) -> tuple[npt.NDArray[np.int16], int]:
         """Returns what the caller heard, and its sample rate in Hz.
@@ -902,34 +586,18 @@ class Call:
     @property
     def agent_identity(self) -> str:
         """Identity of the agent while it is in the room; otherwise empty."""
-        return self._agent_identity if self._agent_identity in self._others else ""
-
-    @property
-    def _others(self) -> Mapping[str, rtc.RemoteParticipant]:
-        return self._room.remote_participants if self._room.isconnected() else {}
-
-    async def _until_agent_left(self, timeout_s: float = _FAREWELL_S) -> None:
-        """Waits briefly until the agent has left.
-
-        Raises:
-            TimeoutError: It is still in the room.
-        """
-        async with asyncio.timeout(timeout_s):
-            while self.agent_identity:
-                self._changed.clear()
-                await self._changed.wait()
+        return self.agent.identity if self.agent.participant is not None else ""
 
     async def hang_up(self) -> None:
         """Leaves the room and stops sending; safe to call twice.
 
         The agent stays until the server notices; :meth:`end` ends it at once.
         """
-        self._ended = True
+        self.agent.caller_left = True
         for close in (
-            self._session.aclose,
-            self._transcription.aclose,
+            self.reports.aclose,
             self._microphone.aclose,
-            self._listener.aclose,
+            self.agent.ear.aclose,
             self._room.disconnect,
         ):
             # One that fails or hangs must not block the others.
@@ -952,25 +620,24 @@ class Call:
         await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
-        self._ended = True
-        gone = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
+        self.agent.caller_left = True
         alone = await self._is_alone()
         try:
             await self._bot.aclose()
             if alone and self.agent_identity:
-                with contextlib.suppress(*gone):
+                with contextlib.suppress(*_SERVER_ERRORS):
                     server = self._dispatcher.api
                     await rooms.remove_agent(server, self.room_name, self.agent_identity)
-                    await self._until_agent_left()
+                    await self.agent.until_left(_FAREWELL_S)
             await self.hang_up()
             if not alone:
                 return
-            with contextlib.suppress(*gone):
+            with contextlib.suppress(*_SERVER_ERRORS):
                 await rooms.clear(
                     self._dispatcher.api,
                     self.room_name,
                     agent_name=self.agent_name,
-                    gone={self.identity, self._agent_identity},
+                    gone={self.identity, self.agent.identity},
                 )
         finally:
             self._on_end(self)
@@ -979,9 +646,9 @@ class Call:
         """Whether no other human is in the room; the server also lists those not announced yet."""
         try:
             there = await rooms.participants(self._dispatcher.api, self.room_name)
-        except (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError):
-            return not self._other_callers
-        ours = (self.identity, self._agent_identity)
+        except _SERVER_ERRORS:
+            return not self.agent.other_callers
+        ours = (self.identity, self.agent.identity)
         return not any(rooms.is_human(p) and p.identity not in ours for p in there)
 
     async def __aenter__(self) -> Call:
@@ -991,12 +658,12 @@ class Call:
         await self.end()
 
     def _facts(self) -> Facts:
-        if self._ended:
+        if self.agent.caller_left:
             state = "ended"
         elif "click" not in self.marks:
             state = "not connected yet"
         else:
-            state = f"the agent is {self._agent_state}" if self._agent_state else "connecting"
+            state = f"the agent is {self.agent.state}" if self.agent.state else "connecting"
         return call_facts(
             "Call",
             self.room_name,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -20,8 +18,8 @@ import psutil
 from livekit import api, rtc
 
 from labvoice.caller.connection import connect_room
-from labvoice.dispatch import Dispatch, Dispatcher
-from labvoice.dispatch.diagnosis import Evidence
+from labvoice.dispatch import Dispatcher
+from labvoice.dispatch.diagnosis import Evidence, WorkerEvidence
 from labvoice.dispatch.service_evidence import HTTP_PORT
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
@@ -34,18 +32,15 @@ from labvoice.errors import (
 )
 from labvoice.memory.api import LettaApi
 from labvoice.protocol.model_errors import refusal_hint, sentence_of
-from labvoice.proxies import http_client, loopback_spared
-from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings, new_state_dir
+from labvoice.proxies import http_client
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.speech import engines
-from labvoice.stack.gateway.server import GatewayServer
-from labvoice.stack.livekit.server import LiveKitServer
-from labvoice.stack.models.server import ModelServer
 from labvoice.stack.processes import require_free_port
-from labvoice.stack.workers.pool import Pool
-from labvoice.stack.workers.worker import AGENT_PROGRAM
-from labvoice.targets.bot import JOIN_TIMEOUT_S, Bot
-from labvoice.targets.target import BUILT_IN, STOCK_PROGRAMS, Target
-from labvoice.targets.worker import TargetWorker, target_environment
+from labvoice.stack.stack import Stack
+from labvoice.targets.agent import TargetAgent
+from labvoice.targets.bot import JOIN_TIMEOUT_S
+from labvoice.targets.start import start_target
+from labvoice.targets.target import BUILT_IN, Target
 
 _PACKAGES: Final = ("labvoice", "livekit", "livekit-agents", "livekit-api", "onnxruntime")
 _PINNED_AGENTS: Final = "1.8.9"
@@ -116,42 +111,33 @@ async def examine(
     Raises:
         SettingsError: `data_dir` cannot be written.
     """
-    state_dir = new_state_dir(settings, "doctor")
+    stack = Stack()
+    stack.make_state_dir(settings, "doctor")
+    doctor = _Doctor(
+        settings, stack, on_check, port, dispatcher, evidence, target or Target("own")
+    )
     try:
-        async with AsyncExitStack() as stack:
-            doctor = _Doctor(
-                settings,
-                state_dir,
-                stack,
-                on_check,
-                port,
-                dispatcher,
-                evidence,
-                target or Target("own"),
-            )
-            await doctor.run()
+        await doctor.run()
     finally:
-        await asyncio.to_thread(shutil.rmtree, state_dir, ignore_errors=True)
+        await stack.aclose()
     return doctor.checks
 
 
 @dataclass
 class _Doctor:
     settings: Settings
-    state_dir: Path
-    stack: AsyncExitStack
+    stack: Stack
     on_check: Callable[[Check], None]
     port: int
     dispatcher: Dispatcher | None
     evidence: Evidence | None
     target: Target
     checks: list[Check] = field(default_factory=list)
-    pool: Pool = field(default_factory=Pool)
-    server: LiveKitServer | None = None
-    bot_environment: Mapping[str, str] | None = None
+    agent: TargetAgent | None = None
 
     async def run(self) -> None:
-        self.stack.push_async_callback(self.pool.stop)
+        self.stack.exits.push_async_callback(self.stack.pool.stop)
+        external = self.settings.livekit_url is not None
         await self._look("versions", _versions)
         await self._look("memory", _memory)
         await self._look("http", lambda: _http_service(self.port))
@@ -162,7 +148,7 @@ class _Doctor:
         await self._look("model", self._model)
         await self._look("letta", self._letta)
         self.settings = _named(self.settings, self.target)
-        if self.settings.livekit_url is None or self.target.kind == "bot":
+        if not external or self.target.kind == "bot":
             await self._look("worker", self._worker, needs=("key", "speech", "model"))
             await self._look("dispatch", self._dispatch, needs=("media", "worker"))
         else:
@@ -200,32 +186,38 @@ class _Doctor:
         async def reach() -> str:
             nonlocal refusal
             try:
-                self.server = await LiveKitServer.start(self.settings, state_dir=self.state_dir)
+                self.settings = await self.stack.start_server(self.settings)
             except CredentialsError as error:
                 refusal = error
                 return f"a LiveKit server answers at {self.settings.livekit_url}"
-            self.stack.push_async_callback(self.server.stop)
-            self.stack.enter_context(loopback_spared(self.server.url))
-            version = f"{self.server.version}, started" if self.server.version else "answers"
-            return f"LiveKit server {version} at {self.server.url}"
+            server = self.stack.server
+            assert server is not None
+            if self.dispatcher is None:
+                self.dispatcher = await self.stack.exits.enter_async_context(
+                    Dispatcher(
+                        server.url, server.api_key, server.api_secret, self._workers, server.log
+                    )
+                )
+            version = f"{server.version}, started" if server.version else "answers"
+            return f"LiveKit server {version} at {server.url}"
 
         async def accept() -> str:
             if refusal is not None:
                 raise refusal
-            assert self.server is not None
-            return f"key {self.server.api_key} is accepted"
+            return f"key {self.settings.livekit_api_key} is accepted"
 
         await self._look("livekit", reach)
         await self._look("key", accept, needs=("livekit",))
 
     async def _media(self) -> str:
-        assert self.server is not None
+        server = self.stack.server
+        assert server is not None
         name = f"doctor-{secrets.token_hex(4)}"
-        token = caller_token(self.server.api_key, self.server.api_secret, name, "doctor")
+        token = caller_token(server.api_key, server.api_secret, name, "doctor")
         room = rtc.Room()
         started_s = time.monotonic()
         try:
-            await connect_room(room, self.server.url, token)
+            await connect_room(room, server.url, token)
             took_s = time.monotonic() - started_s
         finally:
             await room.disconnect()
@@ -235,21 +227,10 @@ class _Doctor:
         return await engines.look(self.settings)
 
     async def _model(self) -> str:
-        kind = self.settings.resolved_llm
-        if kind == "openai":
+        if self.settings.resolved_llm == "openai":
             return await self._remote_model()
-        model = await ModelServer.start(kind, self.settings, state_dir=self.state_dir)
-        self.stack.push_async_callback(model.stop)
-        self.settings = self.settings.model_copy(
-            update={
-                "llm": kind,
-                "openai_base_url": model.base_url,
-                "llm_temperature": self.settings.resolved_temperature,
-                "openai_api_key": None,
-                "llm_model": model.model,
-            }
-        )
-        return f"the model `{kind}` answers at {model.base_url}"
+        self.settings = await self.stack.start_model(self.settings)
+        return f"the model `{self.settings.llm}` answers at {self.settings.openai_base_url}"
 
     async def _remote_model(self) -> str:
         base_url = (self.settings.openai_base_url or "https://api.openai.com/v1").rstrip("/")
@@ -294,42 +275,26 @@ class _Doctor:
             await letta.check()
         return f"Letta answers at {self.settings.letta_base_url}"
 
+    async def _workers(self) -> Sequence[WorkerEvidence] | None:
+        """The workers that can be asked: the doctor's own, or those of the given evidence."""
+        if self.stack.pool.workers:
+            return await self.stack.pool.statuses()
+        return await self.evidence() if self.evidence is not None else None
+
     async def _worker(self) -> str:
-        assert self.server is not None
-        settings = self.settings.model_copy(
-            update={
-                "livekit_url": self.server.url,
-                "livekit_api_key": self.server.api_key,
-                "livekit_api_secret": self.server.api_secret,
-            }
-        )
         if self.target.kind == "named":
             raise UsageError(
                 "an agent that is registered already is looked for at LIVEKIT_URL",
                 "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
             )
-        if self.target.kind not in BUILT_IN:
-            return await self._foreign(self.server, settings)
-        settings = settings.model_copy(update=dict(self.target.settings))
-        program = STOCK_PROGRAMS.get(self.target.kind, AGENT_PROGRAM)
-        await self.pool.add(settings, state_dir=self.state_dir, program=program)
-        worker = self.pool.workers[-1]
-        return f"worker {worker.worker_id} is registered as {worker.agent_name!r}"
-
-    async def _foreign(self, server: LiveKitServer, settings: Settings) -> str:
-        """Starts somebody else's worker, or makes a bot ready."""
-        gateway = await GatewayServer.start(settings, state_dir=self.state_dir)
-        self.stack.push_async_callback(gateway.stop)
-        environment = target_environment(self.target, server, settings, gateway)
-        if self.target.kind == "bot":
-            self.bot_environment = environment
+        assert self.dispatcher is not None
+        self.agent = await start_target(self.target, self.stack, self.settings, self.dispatcher)
+        if self.agent.bot is not None:
             return f"{self.target} is started when it is called"
-        worker = await TargetWorker.start(
-            self.target, server, environment, state_dir=self.state_dir
-        )
-        self.stack.push_async_callback(worker.stop)
-        self.settings = self.settings.model_copy(update={"agent_name": worker.agent_name})
-        return f"{self.target} is registered as {worker.agent_name!r}"
+        if self.target.kind not in BUILT_IN:
+            return str(self.agent)
+        worker = self.stack.pool.workers[-1]
+        return f"worker {worker.worker_id} is registered as {worker.agent_name!r}"
 
     async def _their_workers(self) -> str:
         name = self.settings.agent_name
@@ -349,34 +314,26 @@ class _Doctor:
         jobs = sum(worker.active_jobs for worker in same)
         return f"{len(same)} registered as {name!r}, with {jobs} jobs"
 
-    async def _join(
-        self, server: LiveKitServer, dispatcher: Dispatcher, room: str, stack: AsyncExitStack
-    ) -> Dispatch:
-        if self.bot_environment is None:
-            return await dispatcher.dispatch(room, self.settings.agent_name)
-        bot = Bot(self.target, server, dispatcher, self.bot_environment, self.state_dir)
-        joining = bot.in_room(room, "labvoice-doctor", JOIN_TIMEOUT_S, lambda _: None)
-        return await stack.enter_async_context(joining)
-
     async def _dispatch(self) -> str:
-        assert self.server is not None
+        assert self.dispatcher is not None
         room = f"doctor-{secrets.token_hex(4)}"
-        server = self.server
-        evidence = self.pool.statuses if self.pool.workers else self.evidence
+        agent = self.agent
         async with AsyncExitStack() as stack:
-            dispatcher = self.dispatcher
-            if dispatcher is None:
-                own = Dispatcher(
-                    server.url, server.api_key, server.api_secret, evidence, server.log
-                )
-                dispatcher = await stack.enter_async_context(own)
             started_s = time.monotonic()
             try:
-                done = await self._join(server, dispatcher, room, stack)
+                if agent is not None and agent.bot is not None:
+                    joining = agent.bot.in_room(
+                        room, "labvoice-doctor", JOIN_TIMEOUT_S, lambda _: None
+                    )
+                    done = await stack.enter_async_context(joining)
+                else:
+                    name = self.settings.agent_name if agent is None else agent.name
+                    done = await self.dispatcher.dispatch(room, name)
                 took_s = time.monotonic() - started_s
             finally:
                 with contextlib.suppress(api.TwirpError):
-                    await dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
+                    request = api.DeleteRoomRequest(room=room)
+                    await self.dispatcher.api.room.delete_room(request)
         name = done.agent_name or done.agent_identity
         return (
             f"{name!r} joined a scratch room after {took_s * 1000:.0f} ms, "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 from livekit import rtc
 from pydantic import SecretStr
 
+from labvoice.caller.agent import RoomAgent
 from labvoice.caller.call import Call, PendingCall
+from labvoice.caller.marks import ConnectionMarks
+from labvoice.caller.turns import Turns
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError
 from labvoice.lab import Lab
+from labvoice.stack.livekit.server import LiveKitServer
 
 
 def _call(ended: list[Call] | None = None) -> Call:
@@ -57,19 +60,28 @@ async def test_a_call_is_awaited_or_entered_and_leaving_it_ends_it() -> None:
 )
 async def test_a_caller_who_is_thrown_out_is_told_why(reason: int, words: str) -> None:
     """The SDK's reason of a disconnect stands in the error of whoever waits."""
-    call = _call()
-    call._watch_room()
-    call._room.emit("disconnected", reason)
+    room = rtc.Room()
+
+    async def why_ended(*_: str) -> str:
+        return ""
+
+    agent = RoomAgent(room, "me", ConnectionMarks(), Turns(), lambda *_: None, why_ended)
+    agent.follow()
+    room.emit("disconnected", reason)
     with pytest.raises(AgentLostError) as caught:
-        await call.hear_greeting(1.0)
+        await agent.until(lambda: False, "greeting_heard", 1.0)
     assert words in caught.value.observed
 
 
-async def test_a_lab_that_stops_ends_its_open_calls_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls end while the server is there to be told so."""
-    lab = Lab(llm="paced", letta=False, workers=0)
+def _lab(tmp_path: Path) -> Lab:
+    return Lab(llm="paced", letta=False, workers=0, model=False, data_dir=tmp_path)
+
+
+async def test_a_lab_that_stops_ends_its_open_calls_first(
+    dead_server: LiveKitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls end while the server still runs."""
     order: list[str] = []
-    call = _call()
 
     async def end() -> None:
         order.append("call")
@@ -77,52 +89,43 @@ async def test_a_lab_that_stops_ends_its_open_calls_first(monkeypatch: pytest.Mo
     async def server_stops() -> None:
         order.append("server")
 
-    monkeypatch.setattr(call, "end", end)
-    lab._calls.add(call)
-    lab._stack.push_async_callback(server_stops)
-    await lab.stop()
+    monkeypatch.setattr(dead_server, "stop", server_stops)
+    async with _lab(tmp_path) as lab:
+        monkeypatch.setattr(lab.new_call(), "end", end)
     assert order == ["call", "server"]
 
 
 async def test_an_error_while_a_lab_stops_does_not_leave_it_running(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dead_server: LiveKitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lab is stopped, what remains is stopped too, and the logs of the failure are kept."""
-    lab = Lab(llm="paced", letta=False, workers=0, data_dir=tmp_path)
-    lab._state_dir = tmp_path / "state"
-    lab._state_dir.mkdir()
     stopped: list[str] = []
 
     async def fails() -> None:
         raise RuntimeError("it does not end")
 
     async def ends() -> None:
-        stopped.append("the other part")
+        stopped.append("the server")
 
-    lab._dispatcher = Dispatcher("ws://127.0.0.1:9", "key", SecretStr("secret"))
-    lab._stack.push_async_callback(ends)
-    lab._stack.push_async_callback(fails)
+    monkeypatch.setattr(dead_server, "stop", ends)
+    lab = _lab(tmp_path)
+    monkeypatch.setattr(lab.pool, "stop", fails)
+    await lab.start()
     assert lab.running
     with pytest.raises(RuntimeError, match="it does not end"):
         await lab.stop()
     assert not lab.running
-    assert stopped == ["the other part"]
-    assert (tmp_path / "state").is_dir()
+    assert stopped == ["the server"]
+    assert len(list((tmp_path / "labs").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
     ("error", "kept"), [(KeyboardInterrupt, 0), (asyncio.CancelledError, 0), (ValueError, 1)]
 )
 async def test_logs_are_kept_after_an_error_and_not_after_ctrl_c(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[BaseException], kept: int
+    dead_server: LiveKitServer, tmp_path: Path, error: type[BaseException], kept: int
 ) -> None:
     """An ordinary end of `up` or `worker` leaves no folder behind."""
-
-    async def nothing(*_: Any) -> None:
-        pass
-
-    lab = Lab(llm="paced", letta=False, workers=0, data_dir=tmp_path)
-    monkeypatch.setattr(lab, "_start_parts", nothing)
-    await lab.__aenter__()
+    lab = await _lab(tmp_path).__aenter__()
     await lab.__aexit__(error, error(), None)
     assert len(list((tmp_path / "labs").iterdir())) == kept

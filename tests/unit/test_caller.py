@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from labvoice.caller.call import Call
 from labvoice.caller.clock import measure_offset
+from labvoice.caller.ear import SAMPLE_RATE_HZ
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Item, Turn
 from labvoice.dispatch import Dispatcher
@@ -68,79 +69,97 @@ async def test_a_microphone_that_is_off_says_so() -> None:
 
 
 def _call() -> Call:
-    dispatcher = Dispatcher("ws://127.0.0.1:9", "key", SecretStr("secret"))
-    call = Call(
+    return Call(
         url="ws://127.0.0.1:9",
         api_key="key",
         api_secret=SecretStr("secret"),
-        dispatcher=dispatcher,
+        dispatcher=Dispatcher("ws://127.0.0.1:9", "key", SecretStr("secret")),
         room="room",
         agent_name="agent",
     )
-    call._turns.spoken(call._turns.begin("Hello"), 1.0, 2.0)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A microphone that sends nothing, and puts sample 0 of an utterance at second 1."""
+
+    async def play(_: Microphone, __: object, first: int, last: int) -> tuple[float, float]:
+        return 1.0 + first / 48000, 1.0 + last / 48000
+
+    monkeypatch.setattr(Microphone, "play", play)
+
+
+async def _spoken() -> Call:
+    """A call in which the user has spoken from second 1 to second 2."""
+    call = _call()
+    samples = np.random.default_rng(1).normal(0, 0.1, 48000)
+    await call.say(Utterance("Hello", samples, 48000, "noise"))
     return call
+
+
+def _agent_sounds(call: Call, start_s: float, end_s: float) -> None:
+    """The caller hears a tone of the agent's, and silence before and after it."""
+    if "voice" not in call.agent.ear.tracks:
+        call.agent.ear.add("voice", name="voice", publisher="agent")
+    frame = SAMPLE_RATE_HZ // 100
+    tone = (8000 * np.sin(np.arange(frame) * 2 * np.pi * 500 / SAMPLE_RATE_HZ)).astype(np.int16)
+    for at_s in np.arange(start_s - 0.5, end_s + 0.6, 0.01):
+        sounds = start_s <= at_s < end_s
+        call.agent.ear.feed("voice", tone if sounds else np.zeros(frame, np.int16), float(at_s))
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (NoReplyError("reply_heard", 1, "silence"), "no_reply"),
-        (AgentLostError("the agent left the room"), "agent_lost"),
-        (StageTimeoutError("the end of the agent's speech", 60, "it still speaks"), "error"),
+        (NoReplyError, "no_reply"),
+        (AgentLostError, "agent_lost"),
+        (StageTimeoutError, "error"),
     ],
 )
+@pytest.mark.usefixtures("played")
 async def test_a_turn_that_was_not_heard_to_its_end_is_not_ok(
-    monkeypatch: pytest.MonkeyPatch, error: LabvoiceError, outcome: str
+    error: type[LabvoiceError], outcome: str
 ) -> None:
     """Whatever ends the hearing early, the turn does not count as answered."""
-    call = _call()
-
-    async def fail(*_: object, **__: object) -> float:
-        raise error
-
+    call = await _spoken()
+    if outcome == "agent_lost":
+        call.agent.gone = "the agent left the room"
     if outcome == "error":
-        call._turns.agent_starts(2.5)
-        monkeypatch.setattr(call, "hear_end", fail)
-    else:
-        monkeypatch.setattr(call, "_until", fail)
-    with pytest.raises(type(error)):
-        await call.hear()
+        _agent_sounds(call, 2.5, 3.0)
+        call.reports.hosts_session = True  # then the text of the reply is waited for
+    with pytest.raises(error):
+        await call.hear(timeout_s=0.01)
     assert call.turns[0].outcome == outcome
 
 
+@pytest.mark.usefixtures("played")
 async def test_marks_of_a_turn_are_told_as_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply's onset is told before anybody waits for the reply's end."""
-    call = _call()
+    call = await _spoken()
     told: list[str] = []
-    call.on_turn_mark = lambda turn, mark: told.append(f"{turn.number} {mark.name} {mark.at_s}")
+    call.on_turn_mark = lambda turn, mark: told.append(f"{turn.number} {mark.name}")
 
     async def never_ends() -> None:
         raise StageTimeoutError("the end of the agent's speech", 60, "it still speaks")
 
-    call._turns.agent_starts(2.5)
+    _agent_sounds(call, 2.5, 3.0)
     monkeypatch.setattr(call, "hear_end", never_ends)
     with pytest.raises(StageTimeoutError):
         await call.hear()
-    assert told == ["0 reply_heard 2.5"]
+    assert told == ["0 reply_heard"]
+    assert call.turns[0].marks["reply_heard"] == pytest.approx(2.5, abs=0.02)
 
 
-async def test_a_doubtful_end_of_speech_is_told_on_its_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("played")
+async def test_a_doubtful_end_of_speech_is_told_on_its_turn() -> None:
     """What was done to a recording, and that its end is uncertain, stand on the turn and call."""
     call = _call()
-    call.turns.clear()
-
-    async def play(_: object, first: int, last: int) -> tuple[float, float]:
-        return first / 48000, last / 48000
-
-    monkeypatch.setattr(call._microphone, "play", play)
     tone = 0.5 * np.sin(np.arange(4800) / 20)
     turn = await call.say(Utterance("", np.column_stack([tone, tone]), 48000, "mine"))
     assert turn.notice.startswith("its two channels hold the same audio")
     assert "the end of speech is uncertain: no speech is detected" in turn.notice
     assert f"turn 1: {turn.notice}" in repr(call)
-    assert turn.marks["user_speech_end"] == pytest.approx(0.1, abs=0.001)
+    assert turn.marks["user_speech_end"] == pytest.approx(1.1, abs=0.001)
 
 
 def test_a_reply_into_the_callers_turn_has_no_latency() -> None:
@@ -152,35 +171,24 @@ def test_a_reply_into_the_callers_turn_has_no_latency() -> None:
     assert Turn(0, "Hello").voice_to_voice_s is None
 
 
-async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("played")
+async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted() -> None:
     """The reply to the rest of a split utterance belongs to the same turn, and dates it."""
-    call = _call()
+    call = await _spoken()
     turn = call.turns[0]
     told: list[float] = []
     call.on_turn_mark = lambda _, mark: told.append(mark.at_s)
-    call._turns.item(Item("u", "user", "Oh"))
-    call._turns.agent_starts(1.5)
-    call._turns.item(Item("a", "assistant", "Well", interrupted=True))
-    call._turns.item(Item("b", "user", "Hello"))
-
-    async def until(condition: Callable[[], bool], *_: object) -> None:
-        if not condition():  # what happens while one waits
-            call._turns.agent_starts(2.8)
-            call._turns.item(Item("c", "assistant", "Sure."))
-        assert condition()
-
-    async def nothing() -> None:
-        return None
-
-    monkeypatch.setattr(call, "_until", until)
-    monkeypatch.setattr(call, "hear_end", nothing)
-    monkeypatch.setattr(call, "_fetch_worker", nothing)
-    assert await call.hear() is turn
+    call.reports.add(Item("u", "user", "Oh"))
+    _agent_sounds(call, 1.5, 1.8)
+    call.reports.add(Item("a", "assistant", "Well", interrupted=True))
+    call.reports.add(Item("b", "user", "Hello"))
+    hearing = asyncio.create_task(call.hear())
+    await asyncio.sleep(0)
+    _agent_sounds(call, 2.8, 3.3)
+    call.reports.add(Item("c", "assistant", "Sure."))
+    assert await hearing is turn
     assert turn.outcome == "interrupted"
-    assert turn.voice_to_voice_s == pytest.approx(0.8)
-    assert told == [2.8]
+    assert told == [turn.marks["reply_heard"]] == [pytest.approx(2.8, abs=0.02)]
     assert turn.reply == "Well Sure."
 
 
@@ -188,17 +196,24 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted(
 async def test_an_agent_that_does_not_answer_is_lost_if_it_left(
     monkeypatch: pytest.MonkeyPatch, gone: str, error: type[LabvoiceError]
 ) -> None:
-    """An RPC that fails is an outcome of the call, not a stranger's exception."""
-    call = _call()
-    agent = SimpleNamespace(attributes={"labvoice.dispatch_id": "AD_1"})
+    """An RPC that fails is an outcome of the call, not an exception of the SDK's."""
+    agent = SimpleNamespace(
+        identity="agent",
+        kind=rtc.ParticipantKind.PARTICIPANT_KIND_AGENT,
+        attributes={"labvoice.dispatch_id": "AD_1"},
+        track_publications={},
+    )
 
     class Refusing:
         async def perform_rpc(self, **_: Any) -> str:
             raise rtc.RpcError(1503, "Recipient disconnected")
 
-    room = SimpleNamespace(remote_participants={"": agent}, local_participant=Refusing())
-    monkeypatch.setattr(call, "_room", room)
-    monkeypatch.setattr(call, "_agent_gone", gone)
+    monkeypatch.setattr(rtc.Room, "isconnected", lambda _: True)
+    monkeypatch.setattr(rtc.Room, "remote_participants", {"agent": agent})
+    monkeypatch.setattr(rtc.Room, "local_participant", Refusing())
+    call = _call()
+    call.agent.on_participant(cast("rtc.RemoteParticipant", agent))
+    call.agent.gone = gone
     with pytest.raises(LabvoiceError, match="Recipient disconnected") as caught:
-        await call._fetch_worker()
+        await call.until_memory()
     assert type(caught.value) is error

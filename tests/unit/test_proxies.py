@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import labvoice
-from labvoice.errors import UsageError
+from labvoice.lab import Lab
 from labvoice.proxies import http_client, loopback_spared, proxy_for, spare_loopback
 from labvoice.settings import load_settings
 from labvoice.stack.workers.worker import worker_environment
@@ -154,25 +154,20 @@ def test_the_doctors_signs_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signs == ["+", "x", "-"]
 
 
+@pytest.mark.usefixtures("dead_server")
 async def test_a_second_lab_of_a_kernel_is_told_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A notebook's cell that is run again hears, before it waits, how to stop the lab before."""
-    from labvoice import lab as labs
-
-    def start_parts(*_: object) -> None:
-        raise UsageError("not in this test", "")
-
-    monkeypatch.setattr(labs.Lab, "_start_parts", start_parts)
-    monkeypatch.setattr(labs, "_import_for_calls", lambda: None)
-    settings = load_settings(data_dir=tmp_path)
-    second = labs.Lab(settings=settings)
-    with warnings.catch_warnings(record=True) as told, pytest.raises(UsageError):
-        await second.start()
-    assert not told
-    monkeypatch.setattr(labs, "_running", [labs.Lab(settings=settings)])
+    first, second = (
+        Lab(llm="paced", letta=False, workers=0, model=False, data_dir=tmp_path) for _ in range(2)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await first.start()
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
-    with pytest.warns(UserWarning, match="Lab.stop_all"), pytest.raises(UsageError):
+    with pytest.warns(UserWarning, match="Lab.stop_all"):
         await second.start()
-    await labs.Lab.stop_all()
-    assert labs._running == []
+    await Lab.stop_all()
+    assert not first.running
+    assert not second.running

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from labvoice.dispatch import STRATEGIES, Dispatcher
+from labvoice.dispatch import STRATEGIES
 from labvoice.errors import LabvoiceError, RunFileError, UsageError
 from labvoice.health import checks
 from labvoice.lab import Lab
-from labvoice.settings import Settings
+from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.widgets.bridge import Bridge
 from labvoice.widgets.connect import ConnectButton
 from labvoice.widgets.monitor import Monitor, Watcher
@@ -23,22 +22,11 @@ from tests.unit.test_browser_call import SENT
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+async def lab(dead_server: LiveKitServer, tmp_path: Path) -> AsyncIterator[Lab]:
     """A running lab whose LiveKit server does not answer: nothing listens there."""
-    secret = SecretStr("not-a-real-secret-but-long-enough")
-    lab = Lab(
-        settings=Settings(
-            cache_dir=tmp_path,
-            data_dir=tmp_path,
-            livekit_url="ws://127.0.0.1:9",
-            livekit_api_key="key",
-            livekit_api_secret=secret,
-        )
-    )
-    async with Dispatcher("ws://127.0.0.1:9", "key", secret) as dispatcher:
-        lab._dispatcher = dispatcher
+    lab = Lab(workers=0, letta=False, model=False, supervise=False, data_dir=tmp_path)
+    async with lab:
         yield lab
-        await lab.stop()
 
 
 class Page:

@@ -221,6 +221,16 @@ class LiveKitServer:
                 "check the address and the port in LIVEKIT_URL",
             )
 
+    def in_settings(self, settings: Settings) -> Settings:
+        """Returns the settings with its address, key and secret."""
+        return settings.model_copy(
+            update={
+                "livekit_url": self.url,
+                "livekit_api_key": self.api_key,
+                "livekit_api_secret": self.api_secret,
+            }
+        )
+
     async def stop(self) -> None:
         """Stops the lab's own server; safe to call twice."""
         if self.process is not None:
