@@ -23,7 +23,7 @@ import psutil
 
 from labvoice.bench.base import RunOptions, trial
 from labvoice.runs.run import Run, RunWriter
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess, Server, free_port, http_answers
 from labvoice.web.server import GRACE_S, raise_file_limit
 from labvoice.web.stub import DISPATCH_S
 
@@ -97,14 +97,13 @@ class ServiceFacts:
         )
 
 
-class _Service:
+class _Service(Server):
     """The stub service in a process of its own, on one port for all its lives."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.key = secrets.token_urlsafe(32)
         self.ledger = folder / "ledger"
-        self.process: ManagedProcess | None = None
         self._folder = folder
 
     @property
@@ -124,21 +123,7 @@ class _Service:
             },
             stop_step_s=GRACE_S + 5,
         )
-
-        async def answers() -> bool:
-            async with aiohttp.ClientSession() as http:
-                try:
-                    async with http.get(f"{self.url}/healthz") as answer:
-                        return answer.status == 200
-                except aiohttp.ClientError:
-                    return False
-
-        await self.process.until_ready(answers, timeout_s=60)
-
-    async def stop(self) -> None:
-        """Ends it in order: what was accepted is answered."""
-        if self.process is not None:
-            await self.process.stop()
+        await self.process.until_ready(lambda: http_answers(f"{self.url}/healthz"), timeout_s=60)
 
     def usage(self) -> tuple[int, float]:
         """Resident bytes, and processor time so far in seconds."""

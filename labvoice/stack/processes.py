@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
+import httpx
 import psutil
 
 from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
@@ -189,7 +191,7 @@ class ManagedProcess:
         hint: str = "",
         interval_s: float = 0.05,
     ) -> None:
-        """Probes the process until it is ready.
+        """Probes the process until it is ready; stops it if it does not become ready.
 
         Args:
             probe: Returns whether it is ready; an `OSError` or timeout counts as "not yet".
@@ -200,6 +202,19 @@ class ManagedProcess:
         Raises:
             ProcessError: The process ended, or was not ready in time; with its last log lines.
         """
+        try:
+            await self._until_ready(probe, timeout_s, hint, interval_s)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _until_ready(
+        self,
+        probe: Callable[[], Awaitable[bool]],
+        timeout_s: float,
+        hint: str,
+        interval_s: float,
+    ) -> None:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             if not self.running:
@@ -267,3 +282,33 @@ async def _until_ended(guard: subprocess.Popen[bytes], pipe: socket.socket) -> i
         while await loop.sock_recv(pipe, 4096):
             pass
     return await asyncio.to_thread(guard.wait)
+
+
+class Server:
+    """A server in a child process; an async context manager that stops it.
+
+    Attributes:
+        process: The process; None for an external server.
+    """
+
+    process: ManagedProcess | None = None
+
+    async def stop(self) -> None:
+        """Stops the process, if there is one; safe to call twice."""
+        if self.process is not None:
+            await self.process.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+async def http_answers(url: str) -> bool:
+    """Whether a local HTTP service answers a GET request with success."""
+    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+        try:
+            return (await client.get(url)).is_success
+        except httpx.TransportError:
+            return False

@@ -9,8 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from dotenv import dotenv_values
 
@@ -19,7 +18,7 @@ from labvoice.settings import Settings
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.livekit.log import LiveKitLog
 from labvoice.stack.livekit.server import LiveKitServer
-from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.processes import ManagedProcess, Server
 from labvoice.targets.revision import checked_out
 from labvoice.targets.target import Target
 
@@ -56,13 +55,15 @@ _NOT_ITS_OWN: Final = (
 websocket through a proxy, loopback included, and the others name services of LiveKit Cloud."""
 
 
-class TargetWorker:
+class TargetWorker(Server):
     """A worker of somebody else's that has registered; made by :meth:`start`.
 
     Attributes:
         agent_name: Name under which it registered; empty for one that serves every room.
         process: Its process.
     """
+
+    process: ManagedProcess
 
     def __init__(self, agent_name: str, process: ManagedProcess, stack: AsyncExitStack) -> None:
         self.agent_name = agent_name
@@ -109,17 +110,6 @@ class TargetWorker:
     async def stop(self) -> None:
         """Stops the worker and all that it started; safe to call twice."""
         await self._stack.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await asyncio.shield(self.stop())
 
 
 async def _start_process(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import secrets
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from pydantic import SecretStr
 
 from labvoice.settings import Settings
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess, Server, free_port, http_answers
 from labvoice.stack.workers.worker import worker_environment
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ GATEWAY_KEY: Final = "LABVOICE_GATEWAY_KEY"
 _READY_TIMEOUT_S: Final = 90.0  # the speech models load cold from disk on two busy cores
 
 
-class GatewayServer:
+class GatewayServer(Server):
     """A running gateway; created by :meth:`start`.
 
     Attributes:
@@ -31,6 +30,8 @@ class GatewayServer:
         key: API key for OpenAI's and Deepgram's clients.
         process: The child process.
     """
+
+    process: ManagedProcess
 
     def __init__(self, base_url: str, key: SecretStr, process: ManagedProcess) -> None:
         self.base_url = base_url
@@ -57,21 +58,11 @@ class GatewayServer:
             stop_step_s=2.0,
         )
         root = f"http://127.0.0.1:{port}"
-
-        async def answers() -> bool:
-            async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
-                try:
-                    return (await client.get(f"{root}/health")).is_success
-                except httpx.TransportError:
-                    return False
-
-        try:
-            await process.until_ready(
-                answers, timeout_s=_READY_TIMEOUT_S, hint="the log names the model that failed"
-            )
-        except BaseException:
-            await process.stop()
-            raise
+        await process.until_ready(
+            lambda: http_answers(f"{root}/health"),
+            timeout_s=_READY_TIMEOUT_S,
+            hint="the log names the model that failed",
+        )
         return cls(f"{root}/v1", key, process)
 
     async def report(self) -> dict[str, Any]:
@@ -107,18 +98,3 @@ class GatewayServer:
             answer = await client.request(method, f"{root}{path}", **options)
         answer.raise_for_status()
         return answer.json()
-
-    async def stop(self) -> None:
-        """Stops the gateway; safe to call twice."""
-        await self.process.stop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import httpx
 from pydantic import SecretStr
 
 from labvoice.errors import (
@@ -24,7 +23,7 @@ from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv, Progress
 from labvoice.stack.letta.postgres import Postgres
 from labvoice.stack.models import scripted_llm
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess, free_port, http_answers
 
 PROVIDER: Final = "lab"
 """Provider name of the lab's model in the embedded server. Handles are `lab/MODEL`, but
@@ -146,7 +145,9 @@ class LettaParts:
     async def _register_model(self) -> str:
         if self._llm is not None:
             url = f"http://127.0.0.1:{self._llm_port}"
-            await self._llm.until_ready(lambda: _healthy(url), timeout_s=_LLM_TIMEOUT_S)
+            await self._llm.until_ready(
+                lambda: http_answers(f"{url}/health"), timeout_s=_LLM_TIMEOUT_S
+            )
             return await self._api.register_model(PROVIDER, f"{url}/v1", None, scripted_llm.MODEL)
         address = (self._settings.openai_base_url or _OPENAI_URL).rstrip("/")
         named = self._settings.llm_model
@@ -222,14 +223,6 @@ class LettaParts:
             "LETTA_DISABLE_TRACING": "true",
             "LETTA_ENABLE_DB_POOL_MONITORING": "false",
         }
-
-
-async def _healthy(url: str) -> bool:
-    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-        try:
-            return (await client.get(f"{url}/health")).status_code == 200
-        except httpx.HTTPError:
-            return False
 
 
 def _write_whole(path: Path, text: str) -> None:

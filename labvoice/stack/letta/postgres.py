@@ -15,7 +15,7 @@ from typing import Final
 import psutil
 
 from labvoice.errors import ProcessError
-from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.processes import ManagedProcess, Server
 
 DATABASE: Final = "letta"
 USER: Final = DATABASE
@@ -26,13 +26,15 @@ _STOP_STEP_S: Final = 15.0
 _LEFT_BEHIND_TIMEOUT_S: Final = 2 * _STOP_STEP_S + 5.0
 
 
-class Postgres:
+class Postgres(Server):
     """A running PostgreSQL server; created by :meth:`start`.
 
     Attributes:
         port: Its TCP port on 127.0.0.1.
         process: Its process.
     """
+
+    process: ManagedProcess
 
     def __init__(self, binaries: Path, password: str, port: int, process: ManagedProcess) -> None:
         self.port = port
@@ -88,13 +90,13 @@ class Postgres:
             except ProcessError:
                 return False
 
+        await process.until_ready(
+            answers,
+            timeout_s=_READY_TIMEOUT_S,
+            hint=f"the data is in `{data}`; move it away to begin with an empty database",
+            interval_s=0.1,
+        )
         try:
-            await process.until_ready(
-                answers,
-                timeout_s=_READY_TIMEOUT_S,
-                hint=f"the data is in `{data}`; move it away to begin with an empty database",
-                interval_s=0.1,
-            )
             if not await server.sql(
                 "select 1 from pg_database where datname = current_user", database="postgres"
             ):
@@ -134,10 +136,6 @@ class Postgres:
             [self._binaries / program, *target, *quiet, *arguments],
             {**_plain_env(), "PGPASSWORD": self._password},
         )
-
-    async def stop(self) -> None:
-        """Stops the server in order; safe to call twice."""
-        await self.process.stop()
 
 
 def _plain_env() -> dict[str, str]:

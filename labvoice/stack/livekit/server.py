@@ -8,8 +8,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import httpx
 from livekit import api
@@ -20,7 +19,7 @@ from labvoice.proxies import http_client
 from labvoice.settings import Settings
 from labvoice.stack.livekit.binary import Progress, find_or_build
 from labvoice.stack.livekit.log import LiveKitLog
-from labvoice.stack.processes import ManagedProcess, free_port, require_free_port
+from labvoice.stack.processes import ManagedProcess, Server, free_port, require_free_port
 
 _LOOPBACK: Final = "127.0.0.1"
 _CHECK_TIMEOUT_S: Final = 5.0
@@ -30,7 +29,7 @@ _READY_TIMEOUT_S: Final = 30.0
 _ENV_KEPT: Final = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
 
-class LiveKitServer:
+class LiveKitServer(Server):
     """A LiveKit server that answers and accepts the key; created by :meth:`start`.
 
     Attributes:
@@ -137,11 +136,7 @@ class LiveKitServer:
                 },
                 stop_step_s=2.0,
             )
-            try:
-                await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
-            except BaseException:
-                await process.stop()
-                raise
+            await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
             return process
 
         async def answers() -> bool:
@@ -230,22 +225,6 @@ class LiveKitServer:
                 "livekit_api_secret": self.api_secret,
             }
         )
-
-    async def stop(self) -> None:
-        """Stops the lab's own server; safe to call twice."""
-        if self.process is not None:
-            await self.process.stop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
 
 def _config(

@@ -6,8 +6,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import httpx
 
@@ -15,13 +14,13 @@ from labvoice.errors import ServerAnswerError, UsageError
 from labvoice.settings import Settings
 from labvoice.speech.weights import Progress, require
 from labvoice.stack.models.script_model import SCRIPT_PATH
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess, Server, free_port
 
 Kind = Literal["small", "paced", "script"]
 _READY_TIMEOUT_S: Final = 60.0
 
 
-class ModelServer:
+class ModelServer(Server):
     """A running model server; created by :meth:`start`.
 
     Attributes:
@@ -31,6 +30,8 @@ class ModelServer:
         base_url: Base URL for an OpenAI client, such as `http://127.0.0.1:8080/v1`.
         process: The child process.
     """
+
+    process: ManagedProcess
 
     def __init__(self, kind: Kind, base_url: str, process: ManagedProcess) -> None:
         self.kind = kind
@@ -92,15 +93,11 @@ class ModelServer:
             # llama.cpp answers 503 while it loads.
             return answer.status_code == 200 and "choices" in answer.json()
 
-        try:
-            await process.until_ready(
-                completes,
-                timeout_s=_READY_TIMEOUT_S,
-                hint="see the last log lines; `--llm paced` needs no weights",
-            )
-        except BaseException:
-            await process.stop()
-            raise
+        await process.until_ready(
+            completes,
+            timeout_s=_READY_TIMEOUT_S,
+            hint="see the last log lines; `--llm paced` needs no weights",
+        )
         return cls(kind, base_url, process)
 
     async def give_script(self, rules: Sequence[Mapping[str, Any]]) -> None:
@@ -140,18 +137,3 @@ class ModelServer:
                     f"the scripted model does not take its script: {error}", "see its log"
                 ) from None
         return answer.json()
-
-    async def stop(self) -> None:
-        """Stops the server; safe to call twice."""
-        await self.process.stop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()

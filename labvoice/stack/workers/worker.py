@@ -200,15 +200,11 @@ class Worker:
         )
         worker = cls(process, f"http://127.0.0.1:{port}", settings)
         worker._log_position = before
-        try:
-            await process.until_ready(
-                worker._registered,
-                timeout_s=_START_TIMEOUT_S,
-                hint="the log names the model or server that failed",
-            )
-        except BaseException:
-            await process.stop()
-            raise
+        await process.until_ready(
+            worker._registered,
+            timeout_s=_START_TIMEOUT_S,
+            hint="the log names the model or server that failed",
+        )
         return worker
 
     async def _registered(self) -> bool:
