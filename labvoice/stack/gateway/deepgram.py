@@ -6,17 +6,23 @@ and Deepgram's own SDK read them.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import json
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from labvoice.stack.gateway.engines import Engines, Recognition, Transcript, words_of
+from labvoice.stack.gateway.engines import (
+    Engines,
+    Recognition,
+    Segments,
+    Transcript,
+    closing,
+    words_of,
+)
 from labvoice.stack.gateway.openai import failure
 
 
@@ -40,9 +46,8 @@ class Deepgram:
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         rate = int(request.query.get("sample_rate", 16000))
-        recognition = Recognition(self._engines, rate)
-        telling = asyncio.create_task(self._tell(socket, recognition, request.query))
-        try:
+        send = functools.partial(_send, socket, request.query, uuid.uuid4().hex)
+        async with closing(socket), Recognition(self._engines, rate, send) as recognition:
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:
                     recognition.push(message.data)
@@ -52,33 +57,7 @@ class Deepgram:
                         recognition.flush()
                     case "CloseStream" | None:
                         break
-        finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-            await recognition.aclose()
-            with suppress(ConnectionError):
-                await socket.close()
         return socket
-
-    async def _tell(
-        self, socket: web.WebSocketResponse, recognition: Recognition, query: Any
-    ) -> None:
-        request_id = uuid.uuid4().hex
-        interim = query.get("interim_results", "false") == "true"
-        async for transcript in recognition.transcripts():
-            match transcript.kind:
-                case "start":
-                    if query.get("vad_events", "false") == "true":
-                        stamp = {"timestamp": transcript.start_s, "channel": [0]}
-                        await socket.send_json({"type": "SpeechStarted", **stamp})
-                case "interim" | "preflight":
-                    if interim:
-                        await socket.send_json(_results(transcript, request_id, final=False))
-                case "final" | "empty":
-                    await socket.send_json(_results(transcript, request_id, final=True))
-                    if "utterance_end_ms" in query:
-                        end = {"channel": [0, 1], "last_word_end": transcript.end_s}
-                        await socket.send_json({"type": "UtteranceEnd", **end})
 
     async def speak_socket(self, request: web.Request) -> web.StreamResponse:
         """Speaks the texts of `Speak` messages; `Flush` ends a segment."""
@@ -86,55 +65,28 @@ class Deepgram:
         await socket.prepare(request)
         self._engines.note_model("tts", request.query.get("model"))
         rate = int(request.query.get("sample_rate", 24000))
-        texts: list[str] = []
-        speaking: asyncio.Task[None] | None = None
-        sequence = 0
-        try:
+
+        async def speak(number: int, texts: AsyncIterator[str]) -> None:
+            # Speaks from the flush on, as Deepgram does.
+            if text := "".join([text async for text in texts]):
+                async for chunk in self._engines.speak_text(text, rate):
+                    await socket.send_bytes(chunk.tobytes())
+            await socket.send_json({"type": "Flushed", "sequence_id": number})
+
+        async with closing(socket), Segments(speak) as segments:
             async for message in socket:
                 match _type_of(message):
                     case "Speak":
-                        texts.append(str(json.loads(message.data).get("text", "")))
+                        segments.add(str(json.loads(message.data).get("text", "")))
                     case "Flush":
-                        before, said, texts = speaking, texts, []
-                        speaking = asyncio.create_task(
-                            self._segment(socket, said, rate, sequence, before)
-                        )
-                        sequence += 1
+                        segments.add(None)
                     case "Clear":
-                        texts = []
-                        if speaking is not None:
-                            speaking.cancel()
-                        await socket.send_json({"type": "Cleared", "sequence_id": sequence})
+                        segments.clear()
+                        cleared = {"type": "Cleared", "sequence_id": segments.count}
+                        await socket.send_json(cleared)
                     case "Close" | None:
                         break
-        finally:
-            if speaking is not None:
-                speaking.cancel()
-                await asyncio.gather(speaking, return_exceptions=True)
-            with suppress(ConnectionError):
-                await socket.close()
         return socket
-
-    async def _segment(
-        self,
-        socket: web.WebSocketResponse,
-        texts: list[str],
-        rate: int,
-        sequence: int,
-        before: asyncio.Task[None] | None,
-    ) -> None:
-        if before is not None:
-            await asyncio.gather(before, return_exceptions=True)
-
-        async def all_of() -> AsyncIterator[str]:
-            for text in texts:
-                yield text
-
-        with suppress(ConnectionError):
-            if texts:
-                async for chunk in self._engines.speak(all_of(), rate):
-                    await socket.send_bytes(chunk.tobytes())
-            await socket.send_json({"type": "Flushed", "sequence_id": sequence})
 
     async def speak(self, request: web.Request) -> web.StreamResponse:
         """Speaks the text of a JSON body as raw linear16."""
@@ -159,6 +111,24 @@ def _type_of(message: aiohttp.WSMessage) -> str | None:
         return str(json.loads(message.data)["type"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+async def _send(
+    socket: web.WebSocketResponse, query: Any, request_id: str, transcript: Transcript
+) -> None:
+    match transcript.kind:
+        case "start":
+            if query.get("vad_events", "false") == "true":
+                stamp = {"timestamp": transcript.start_s, "channel": [0]}
+                await socket.send_json({"type": "SpeechStarted", **stamp})
+        case "interim" | "preflight":
+            if query.get("interim_results", "false") == "true":
+                await socket.send_json(_results(transcript, request_id, final=False))
+        case "final" | "empty":
+            await socket.send_json(_results(transcript, request_id, final=True))
+            if "utterance_end_ms" in query:
+                end = {"channel": [0, 1], "last_word_end": transcript.end_s}
+                await socket.send_json({"type": "UtteranceEnd", **end})
 
 
 def _results(transcript: Transcript, request_id: str, *, final: bool) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from aiohttp import web
 from livekit import rtc
 from livekit.agents import stt, tts
 
@@ -122,16 +123,19 @@ class Engines:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
 
-    async def speak_whole(self, text: str, rate: int) -> Pcm:
-        """Synthesises one whole text; returns samples, shape (n,)."""
+    async def speak_text(self, text: str, rate: int) -> AsyncIterator[Pcm]:
+        """Synthesises one text; yields samples, shape (n,)."""
 
         async def once() -> AsyncIterator[str]:
             yield text
 
-        chunks: list[Pcm] = []
         async with aclosing(self.speak(once(), rate)) as audio:  # type: ignore[type-var]
             async for chunk in audio:
-                chunks.append(chunk)
+                yield chunk
+
+    async def speak_whole(self, text: str, rate: int) -> Pcm:
+        """Synthesises one whole text; returns samples, shape (n,)."""
+        chunks = [chunk async for chunk in self.speak_text(text, rate)]
         return np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
 
 
@@ -166,15 +170,19 @@ report the time of the end."""
 
 
 class Recognition:
-    """One stream of audio being recognised.
+    """One stream of audio being recognised, until the `async with` block is left.
 
     Args:
         engines: What recognises.
         rate: Sample rate of the audio, in Hz.
+        send: Called with each event, in order.
     """
 
-    def __init__(self, engines: Engines, rate: int) -> None:
+    def __init__(
+        self, engines: Engines, rate: int, send: Callable[[Transcript], Awaitable[None]]
+    ) -> None:
         self._engines = engines
+        self._send = send
         self._rate = rate
         self._stream = engines.recogniser.stream()
         self._pushed = 0
@@ -221,9 +229,78 @@ class Recognition:
                 yield Transcript("empty", "", start_s, end_s)
                 end_s = None
 
-    async def aclose(self) -> None:
-        """Ends the recognition."""
+    async def _send_all(self) -> None:
+        async for transcript in self.transcripts():
+            await self._send(transcript)
+
+    async def __aenter__(self) -> Self:
+        self._sending = asyncio.create_task(self._send_all())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sending.cancel()
+        await asyncio.gather(self._sending, return_exceptions=True)
         await self._stream.aclose()
+
+
+class Segments:
+    """Segments of text that are spoken one after another, until the `async with` block is left.
+
+    Args:
+        speak: Speaks one segment: its number, from 0, and its texts as they arrive.
+    """
+
+    def __init__(self, speak: Callable[[int, AsyncIterator[str]], Awaitable[None]]) -> None:
+        self._speak = speak
+        self._texts: asyncio.Queue[str | None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def count(self) -> int:
+        """How many have begun."""
+        return len(self._tasks)
+
+    def add(self, text: str | None) -> None:
+        """Adds a text to the current segment; None ends it."""
+        if self._texts is None:
+            self._texts = asyncio.Queue()
+            self._tasks.append(asyncio.create_task(self._next(self.count, self._texts)))
+        self._texts.put_nowait(text)
+        if text is None:
+            self._texts = None
+
+    async def _next(self, number: int, queue: asyncio.Queue[str | None]) -> None:
+        async def texts() -> AsyncIterator[str]:
+            while (text := await queue.get()) is not None:
+                yield text
+
+        if number:
+            await asyncio.gather(self._tasks[number - 1], return_exceptions=True)
+        with suppress(ConnectionError):
+            await self._speak(number, texts())
+
+    def clear(self) -> None:
+        """Ends all segments unspoken."""
+        self._texts = None
+        for task in self._tasks:
+            task.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def closing(socket: web.WebSocketResponse) -> AsyncIterator[None]:
+    """Closes a socket at the end of the block, also one whose client has gone."""
+    try:
+        yield
+    finally:
+        with suppress(ConnectionError):
+            await socket.close()
 
 
 def words_of(transcript: Transcript) -> list[dict[str, Any]]:

@@ -22,7 +22,14 @@ from livekit.agents.inference.eot.languages import LOCAL_LANGUAGES
 from livekit.local_inference import EOT
 from livekit.protocol.agent_pb import agent_inference
 
-from labvoice.stack.gateway.engines import Engines, Recognition, words_of
+from labvoice.stack.gateway.engines import (
+    Engines,
+    Recognition,
+    Segments,
+    Transcript,
+    closing,
+    words_of,
+)
 
 _EOT_WINDOW_S: Final = 1.2  # what the local model looks at; livekit/agents/inference/eot
 _MESSAGE_TYPES: Final = {
@@ -52,51 +59,32 @@ class Inference:
         session = _session_id(request)
         rate = int(create.get("settings", {}).get("sample_rate", 16000))
         await socket.send_json({"type": "session.created", "session_id": session})
-        recognition = Recognition(self._engines, rate)
-        telling = asyncio.create_task(self._tell(socket, recognition, session))
-        try:
-            async for message in _messages(socket):
-                match message["type"]:
-                    case "input_audio":
-                        recognition.push(base64.b64decode(message["audio"]))
-                    case "session.finalize":  # also sent within a session: not its end
-                        recognition.flush()
-                        await socket.send_json({"type": "session.finalized", "session_id": session})
-                    case "session.close":
-                        break
-        finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-            await recognition.aclose()
-            with suppress(ConnectionError):
-                if not socket.closed:
-                    await socket.send_json({"type": "session.closed", "session_id": session})
-                await socket.close()
-        return socket
-
-    async def _tell(
-        self, socket: web.WebSocketResponse, recognition: Recognition, session: str
-    ) -> None:
         request_id = uuid.uuid4().hex
-        async for transcript in recognition.transcripts():
-            head = {"session_id": session, "request_id": request_id}
-            if transcript.kind == "start":
-                await socket.send_json({"type": "start_of_speech", **head})
-                continue
+
+        async def send(transcript: Transcript) -> None:
+            nonlocal request_id
             await socket.send_json(
-                {
-                    "type": _MESSAGE_TYPES[transcript.kind],
-                    **head,
-                    "transcript": transcript.text,
-                    "language": "en",
-                    "confidence": 1.0,
-                    "start": transcript.start_s,
-                    "duration": transcript.end_s - transcript.start_s,
-                    "words": words_of(transcript),
-                }
+                {"session_id": session, "request_id": request_id, **_content(transcript)}
             )
             if transcript.kind in ("final", "empty"):
                 request_id = uuid.uuid4().hex
+
+        async with closing(socket):
+            async with Recognition(self._engines, rate, send) as recognition:
+                async for message in _messages(socket):
+                    match message["type"]:
+                        case "input_audio":
+                            recognition.push(base64.b64decode(message["audio"]))
+                        case "session.finalize":  # also sent within a session: not its end
+                            recognition.flush()
+                            done = {"type": "session.finalized", "session_id": session}
+                            await socket.send_json(done)
+                        case "session.close":
+                            break
+            if not socket.closed:
+                with suppress(ConnectionError):
+                    await socket.send_json({"type": "session.closed", "session_id": session})
+        return socket
 
     async def tts(self, request: web.Request) -> web.StreamResponse:
         """Speaks the texts of `input_transcript` messages; `session.flush` ends a segment.
@@ -110,52 +98,31 @@ class Inference:
         rate = int(create.get("sample_rate", 24000))
         await socket.send_json({"type": "session.created", "session_id": _session_id(request)})
         room_id = request.headers.get("X-LiveKit-Room-ID", "")
-        texts: asyncio.Queue[str | None] | None = None
-        segments: list[asyncio.Task[None]] = []
 
-        def segment() -> asyncio.Queue[str | None]:
-            queue: asyncio.Queue[str | None] = asyncio.Queue()
-            before = segments[-1] if segments else None
-            speaking = self._segment(socket, queue, rate, room_id, before)
-            segments.append(asyncio.create_task(speaking))
-            return queue
+        async def speak(_: int, texts: AsyncIterator[str]) -> None:
+            await self._segment(socket, texts, rate, room_id)
 
-        try:
+        async with closing(socket), Segments(speak) as segments:
             async for message in _messages(socket):
                 match message["type"]:
                     case "input_transcript":
-                        texts = texts or segment()
-                        texts.put_nowait(message["transcript"])
+                        segments.add(message["transcript"])
                     case "session.flush":
-                        (texts or segment()).put_nowait(None)
-                        texts = None
+                        segments.add(None)
                     case "session.close":
                         break
-        finally:
-            for task in segments:
-                task.cancel()
-            await asyncio.gather(*segments, return_exceptions=True)
-            with suppress(ConnectionError):
-                await socket.close()
         return socket
 
     async def _segment(
-        self,
-        socket: web.WebSocketResponse,
-        texts: asyncio.Queue[str | None],
-        rate: int,
-        room_id: str,
-        before: asyncio.Task[None] | None,
+        self, socket: web.WebSocketResponse, texts: AsyncIterator[str], rate: int, room_id: str
     ) -> None:
-        """Synthesises one segment, after the previous one; each message names its session."""
-        if before is not None:
-            await asyncio.gather(before, return_exceptions=True)
+        """Synthesises one segment; each message names its session."""
         session = uuid.uuid4().hex
         asked_s: list[float] = []
         first_s: float | None = None
 
         async def incoming() -> AsyncIterator[str]:
-            while (text := await texts.get()) is not None:
+            async for text in texts:
                 asked_s.append(time.monotonic())
                 yield text
 
@@ -173,10 +140,8 @@ class Inference:
         except ConnectionError:
             return
         except Exception as error:
-            with suppress(ConnectionError):
-                await socket.send_json(
-                    {"type": "error", "session_id": session, "message": str(error), "code": 500}
-                )
+            message = {"type": "error", "session_id": session, "message": str(error), "code": 500}
+            await socket.send_json(message)
             return
         ttfb_s = first_s - asked_s[0] if first_s and asked_s else None
         self._engines.note_request("tts", room_id, ttfb_s=ttfb_s)
@@ -232,6 +197,20 @@ class Inference:
                     break
         await socket.close()
         return socket
+
+
+def _content(transcript: Transcript) -> dict[str, Any]:
+    if transcript.kind == "start":
+        return {"type": "start_of_speech"}
+    return {
+        "type": _MESSAGE_TYPES[transcript.kind],
+        "transcript": transcript.text,
+        "language": "en",
+        "confidence": 1.0,
+        "start": transcript.start_s,
+        "duration": transcript.end_s - transcript.start_s,
+        "words": words_of(transcript),
+    }
 
 
 async def _open(request: web.Request) -> tuple[web.WebSocketResponse, dict[str, Any] | None]:

@@ -144,11 +144,7 @@ class OpenAI:
     async def _stream_pcm(self, request: web.Request, text: str) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
         await answer.prepare(request)
-
-        async def once() -> AsyncIterator[str]:
-            yield text
-
-        async for chunk in self._engines.speak(once(), _SPEECH_RATE):
+        async for chunk in self._engines.speak_text(text, _SPEECH_RATE):
             await answer.write(chunk.tobytes())
         await answer.write_eof()
         return answer
