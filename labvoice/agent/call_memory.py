@@ -20,7 +20,7 @@ from labvoice.settings import Settings
 
 logger = logging.getLogger("labvoice.agent")
 
-_SILENCE_S: Final = 4.0
+SILENCE_S: Final = 4.0
 """Timeout without progress from Letta in letta mode, in seconds; then the fast model answers. Each
 round with a tool is progress; keep-alive pings are not."""
 _FIRST_WORD_S: Final = 15.0
@@ -41,6 +41,7 @@ class CallMemory:
         agent: Id or name of the Letta agent; None: no memory.
         room: Name of the room.
         on_state: Called whenever the state changes.
+        silence_s: Timeout without progress from Letta in letta mode, in seconds.
 
     Attributes:
         state: `off`, `loading`, `ready` or `unavailable`; `unavailable` is retried.
@@ -58,6 +59,8 @@ class CallMemory:
         agent: str | None,
         room: str,
         on_state: Callable[[MemoryState], None],
+        *,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.state: MemoryState = "off"
         self.memory_load_s: float | None = None
@@ -66,6 +69,7 @@ class CallMemory:
         self.error = self.disk_error = ""
         self.updates = 0
         self._agent, self._room, self._on_state = agent, room, on_state
+        self._silence_s = silence_s
         self._store: TurnStore | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._following: asyncio.Task[None] | None = None
@@ -237,7 +241,7 @@ class CallMemory:
         asked_s = time.monotonic()
         try:
             with translate_errors(client, f"the agent {agent_id}"):
-                async with asyncio.timeout(_SILENCE_S):
+                async with asyncio.timeout(self._silence_s):
                     answer = await client.agents.messages.create(
                         agent_id,
                         messages=[{"role": "user", "content": user_text, "otid": turn_id}],
@@ -248,7 +252,7 @@ class CallMemory:
                     )
                 pieces = _texts(answer, run, on_kept)
                 while True:
-                    rest_s = _SILENCE_S
+                    rest_s = self._silence_s
                     if not spoken:
                         rest_s = min(rest_s, asked_s + _FIRST_WORD_S - time.monotonic())
                     async with asyncio.timeout(rest_s):

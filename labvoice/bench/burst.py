@@ -50,11 +50,6 @@ BURST_ARMS: Final = tuple(
 )
 """`plain` is the server's CreateDispatch and nothing more; `confirmed` is labvoice's dispatch."""
 
-_WAIT_S: Final = 30.0
-"""So long either arm's agents are waited for."""
-_LATE_S: Final = 6.0
-"""So long a second agent is waited for at the end: a job reaches the list of its dispatch up to
-5 s after its assignment, and only then a withdrawn dispatch ends it."""
 _POLL_S: Final = 0.1
 
 
@@ -98,20 +93,41 @@ async def burst(
     ) as run:
         for number, (this_round, arm) in enumerate(interleave(chosen, rounds, options.seed)):
             await wait_idle(lab, options.progress)
-            event = _Event(run, lab.dispatcher, arm, this_round, this_round < options.warmup)
+            event = BurstEvent(run, lab.dispatcher, arm, this_round, this_round < options.warmup)
             words = await event.happen(number * rooms, rooms)
             options.progress(f"burst {arm.name} {this_round + 1}/{rounds}: {words}")
     return Run.load(path)
 
 
-class _Event:
-    """One burst: its rooms ask in one moment, are watched alike, and are counted together."""
+class BurstEvent:
+    """One burst: its rooms ask in one moment, are watched alike, and are counted together.
+
+    Args:
+        run: Gets the trials.
+        dispatcher: Dispatches.
+        arm: How.
+        round_number: From 0.
+        warmup: Whether it is a warm-up.
+        wait_s: How long either arm's agents are waited for, in seconds.
+        late_s: How long a second agent is waited for at the end, in seconds: a job reaches the
+            list of its dispatch up to 5 s after its assignment, and only then a withdrawn dispatch
+            ends it.
+    """
 
     def __init__(
-        self, run: RunWriter, dispatcher: Dispatcher, arm: Arm, round_number: int, warmup: bool
+        self,
+        run: RunWriter,
+        dispatcher: Dispatcher,
+        arm: Arm,
+        round_number: int,
+        warmup: bool,
+        *,
+        wait_s: float = 30.0,
+        late_s: float = 6.0,
     ) -> None:
         self._run, self._dispatcher, self._arm = run, dispatcher, arm
         self._round, self._warmup = round_number, warmup
+        self._wait_s, self._late_s = wait_s, late_s
         self._name = str(arm.agent_name)
         self._settled = asyncio.Event()
         self._left = 0
@@ -157,7 +173,7 @@ class _Event:
                 if not self._left:
                     self._settled.set()
             await self._settled.wait()
-            await asyncio.sleep(_LATE_S)
+            await asyncio.sleep(self._late_s)
             count = self._agents[room] = await self._count(room)
             if count > 1:
                 raise DuplicateAgentError(f"{count} agents are in the room")
@@ -185,7 +201,7 @@ class _Event:
 
     async def _confirmed(self, this: Trial, room: str) -> None:
         done = await self._dispatcher.dispatch(
-            room, self._name, timeout_s=_WAIT_S, on_mark=this.mark
+            room, self._name, timeout_s=self._wait_s, on_mark=this.mark
         )
         this.note(attempts=done.attempts, dispatch_id=done.dispatch_id)
 
@@ -195,7 +211,7 @@ class _Event:
         Raises:
             NoWorkerError: None is within the time that either arm has.
         """
-        until = time.monotonic() + _WAIT_S
+        until = time.monotonic() + self._wait_s
         while time.monotonic() < until:
             await asyncio.sleep(_POLL_S)
             with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next look may be answered
@@ -203,7 +219,7 @@ class _Event:
                     this.mark(Mark("agent_visible", time.monotonic()))
                     return
         raise NoWorkerError(
-            f"no agent came within {_WAIT_S:g} s, whatever the server answered",
+            f"no agent came within {self._wait_s:g} s, whatever the server answered",
             "the server's log tells whether a worker was asked",
         )
 

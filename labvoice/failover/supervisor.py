@@ -59,9 +59,6 @@ _CLOSING_S: Final = 12.0
 seconds: livekit-agents gives a process 10 s (worker.py, `shutdown_process_timeout`)."""
 _DOUBLE_S: Final = 2.0
 """Time for which two agents of one name are tolerated in a room, in seconds: one may be leaving."""
-_EMPTY_ROOM_S: Final = 30.0
-"""Time after which an empty room that had an agent is deleted, in seconds; LiveKit's default is
-300."""
 
 
 class JobProcessView(Protocol):
@@ -95,6 +92,13 @@ class Supervisor:
         local: The workers on this host; None if there are none.
         lost_after_s: Time without a heartbeat after which an agent counts as lost, in seconds.
             Agents send one every 0.4 s.
+
+    Attributes:
+        empty_room_s: Time after which an empty room that had an agent is deleted, in seconds;
+            LiveKit's default is 300.
+        cold_start_s: Time in which the agent of a running job must join, in seconds, for it may
+            load models first: the server calls a job running as soon as it asks a worker (LiveKit
+            `pkg/agent/worker.go`, AssignJob).
     """
 
     def __init__(
@@ -109,6 +113,8 @@ class Supervisor:
         self._log = log
         self._local = local
         self._lost_after_s = lost_after_s
+        self.empty_room_s = 30.0
+        self.cold_start_s = 60.0
         self._agents: dict[str, dict[str, Watched]] = {}
         self._buried: deque[str] = deque(maxlen=1000)
         self._empty_since: dict[str, float] = {}
@@ -336,6 +342,7 @@ class Supervisor:
                 now_s,
                 lambda job_id, gone=gone: gone or self._is_dead(job_id),  # type: ignore[misc]
                 wall_s=time.time(),
+                cold_start_s=self.cold_start_s,
             )
             if agent is None:
                 continue
@@ -357,7 +364,7 @@ class Supervisor:
             self._empty_since.pop(room, None)
             return
         empty_s = now_s - self._empty_since.setdefault(room, now_s)
-        if empty_s >= _EMPTY_ROOM_S and await delete_if_empty(self._dispatcher.api, room):
+        if empty_s >= self.empty_room_s and await delete_if_empty(self._dispatcher.api, room):
             self._log.add("room_removed", room=room, detail="it was empty")
 
     async def _remove(self, room: str, identity: str) -> None:

@@ -25,10 +25,6 @@ from labvoice.protocol.metadata import (
 
 _START_S: Final = 5.0
 """Time that a joined agent has until its first heartbeat, in seconds."""
-_COLD_S: Final = 60.0
-"""Time in which the agent of a running job must join, in seconds, for it may load models first: the
-server calls a job running as soon as it asks a worker (LiveKit `pkg/agent/worker.go`,
-AssignJob)."""
 _LOOK_S: Final = 0.6
 """Longest time that one interval between two rounds adds to an agent's silence, in seconds: silence
 needs several rounds."""
@@ -93,6 +89,7 @@ class Watched:
         is_dead: Callable[[str], bool],
         *,
         wall_s: float,
+        cold_start_s: float,
     ) -> Watched | None:
         """Returns the lost agent of a dispatch; None if its job succeeded or may be starting.
 
@@ -102,6 +99,7 @@ class Watched:
             now_s: Monotonic seconds.
             is_dead: Whether the process of a job, by its id, is known to have ended.
             wall_s: Wall-clock seconds at the same instant, as the server dates its jobs.
+            cold_start_s: Time in which the agent of a running job must join, in seconds.
         """
         job = dispatch.state.jobs[-1] if dispatch.state.jobs else None
         since_ns = dispatch.state.created_at
@@ -113,7 +111,7 @@ class Watched:
             since_ns = job.state.started_at or since_ns
             if job.state.status == JobStatus.JS_FAILED or is_dead(job.id):
                 since_ns = 0
-        if wall_s - since_ns / 1e9 < _COLD_S:
+        if wall_s - since_ns / 1e9 < cold_start_s:
             return None
         lost = ParticipantInfo(
             identity=f"agent-{job.id}" if job is not None else "",

@@ -34,7 +34,7 @@ from labvoice.memory.client import (
     translate_errors,
 )
 from labvoice.memory.text import turn_text
-from labvoice.memory.turn_store import DISK_ERRORS, Turn, TurnStore
+from labvoice.memory.turn_store import DISK_ERRORS, MAX_REFUSALS, Turn, TurnStore
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class MemoryQueue:
             seconds.
         send_timeout_s: Timeout of a request, in seconds.
         run_limit_s: Age at which an unfinished run in Letta counts as dead, in seconds.
+        max_refusals: How often a turn is refused before the turns behind it go first.
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class MemoryQueue:
         lease_s: float = _LEASE_S,
         send_timeout_s: float = _SEND_TIMEOUT_S,
         run_limit_s: float = _RUN_LIMIT_S,
+        max_refusals: int = MAX_REFUSALS,
     ) -> None:
-        self._store = TurnStore(path)
+        self._store = TurnStore(path, max_refusals)
         self._client = client
         self._own_server = own_server
         self._breaker = breaker or CircuitBreaker()

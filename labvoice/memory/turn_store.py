@@ -22,8 +22,8 @@ _WAL_PAUSE_S: Final = 0.02
 _REMEMBERED_S: Final = 7 * 24 * 3600.0
 # How long the turn of an agent that died while Letta answered is held.
 _HELD_S: Final = 120.0
-# A turn that was refused this often is retried after the turns behind it.
-_REFUSALS_IN_A_ROW: Final = 30
+MAX_REFUSALS: Final = 30
+"""A turn that was refused this often is retried after the turns behind it."""
 # Columns that files of earlier versions lack.
 _ADDED: Final = ("refused integer not null default 0", "held_until real not null default 0")
 _SCHEMA: Final = """
@@ -103,12 +103,14 @@ class TurnStore:
 
     Args:
         path: The file; created if missing, readable by the user only.
+        max_refusals: How often a turn is refused before the turns behind it go first.
 
     Every method runs in a thread of its own and may raise :data:`DISK_ERRORS`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_refusals: int = MAX_REFUSALS) -> None:
         self._path = path
+        self._max_refusals = max_refusals
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="labvoice-turns")
         self._connection: sqlite3.Connection | None = None
 
@@ -195,7 +197,7 @@ class TurnStore:
             "from turns where state = 'waiting' and agent_id = ? and held_until < ? "
             "order by refused / ?, seq limit 1"
         )
-        values = (agent_id, time.time(), _REFUSALS_IN_A_ROW)
+        values = (agent_id, time.time(), self._max_refusals)
         row = await self._do(lambda db: db.execute(query, values).fetchone())
         return Turn(*row) if row else None
 

@@ -67,7 +67,7 @@ def _moonshine(package: str, folder: str) -> dict[str, _File]:
     return {name: _File(package, f"{folder}/{name}") for name in names}
 
 
-_RECIPES: Final[Mapping[WeightName, _Recipe]] = {
+RECIPES: Final[Mapping[WeightName, _Recipe]] = {
     "moonshine-base": _Recipe(
         "0.1.4-int8", _moonshine("moonshine-cpp", "moonshine_cpp/models/base-en"), repacked=True
     ),
@@ -134,7 +134,7 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
         WeightsError: A package cannot be installed, or a file does not match its pinned hash.
     """
     root = settings.cache_dir / "weights"
-    folder = root / f"{name}-{_RECIPES[name].revision}"
+    folder = root / f"{name}-{RECIPES[name].revision}"
     if not folder.is_dir():
         tell = progress or (lambda _: None)
         try:
@@ -152,7 +152,7 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
 
 
 def _make(name: WeightName, folder: Path, tell: Progress) -> None:
-    recipe = _RECIPES[name]
+    recipe = RECIPES[name]
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
         taken, made = Path(scratch, "taken"), Path(scratch, "made")
         taken.mkdir()

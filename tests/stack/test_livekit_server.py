@@ -23,7 +23,6 @@ from labvoice.errors import (
     ServerUnreachableError,
 )
 from labvoice.settings import Settings, load_settings
-from labvoice.stack.livekit import binary as livekit_binary
 from labvoice.stack.livekit.binary import find_or_build, pinned_version
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import free_port
@@ -125,13 +124,12 @@ async def test_something_else_answers(server: LiveKitServer) -> None:
         await LiveKitServer.check(server.metrics_url, server.api_key, server.api_secret)
 
 
-async def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_server() -> None:
     """A server that accepts and says nothing ends in the time-out."""
-    monkeypatch.setattr("labvoice.stack.livekit.server._CHECK_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ServerUnreachableError, match="did not answer within"):
-            await LiveKitServer.check(url, "key", SecretStr("s" * 32))
+            await LiveKitServer.check(url, "key", SecretStr("s" * 32), timeout_s=0.2)
 
 
 async def test_taken_port(server: LiveKitServer, tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ if sys.argv[1] == "version":
 pathlib.Path({calls!r}).open("a").write("build\\n")
 print("go: downloading example.com/module v1.0.0", file=sys.stderr, flush=True)
 print("example.com/module", file=sys.stderr, flush=True)
-time.sleep(0.5)
+time.sleep({lasts_s})
 {end}
 """
 _MAKES_SERVER = """
@@ -241,9 +239,8 @@ async def test_two_at_once_build_once(tmp_path: Path, monkeypatch: pytest.Monkey
     """Two that need the server at the same time share one build; both hear how far it is."""
     end = _MAKES_SERVER.format(version=pinned_version())
     calls = tmp_path / "calls"
-    go = _program(tmp_path / "bin" / "go", _FAKE_GO.format(calls=str(calls), end=end))
+    go = _program(tmp_path / "bin" / "go", _FAKE_GO.format(calls=str(calls), end=end, lasts_s=4))
     monkeypatch.setenv("PATH", str(go.parent))
-    monkeypatch.setattr(livekit_binary, "_PROGRESS_EVERY_S", 0.1)
     settings = _settings(tmp_path / "cache")
     told: list[list[str]] = [[], []]
     first, second = await asyncio.gather(*(find_or_build(settings, t.append) for t in told))
@@ -260,7 +257,7 @@ async def test_failed_build_shows_why(tmp_path: Path, monkeypatch: pytest.Monkey
     """A build that fails ends in an error with the compiler's words and leaves no program."""
     end = "sys.exit('example.com/module: no space left on device')"
     calls = str(tmp_path / "calls")
-    go = _program(tmp_path / "bin" / "go", _FAKE_GO.format(calls=calls, end=end))
+    go = _program(tmp_path / "bin" / "go", _FAKE_GO.format(calls=calls, end=end, lasts_s=0))
     monkeypatch.setenv("PATH", str(go.parent))
     with pytest.raises(BuildError, match="no space left on device"):
         await find_or_build(_settings(tmp_path / "cache"), lambda _: None)

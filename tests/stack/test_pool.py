@@ -149,11 +149,10 @@ def brief_processes() -> list[psutil.Process]:
 
 
 async def test_only_a_worker_that_dies_without_a_job_is_given_up(
-    pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool_lab: Lab, tmp_path: Path
 ) -> None:
     """One that had served is started again however young it was; the next one, idle, is not."""
-    monkeypatch.setattr("labvoice.stack.workers.pool._GIVE_UP_AFTER", 1)
-    pool = Pool()
+    pool = Pool(give_up_after=1)
     try:
         settings = pool_lab.settings.model_copy(update={"agent_name": "young-agent"})
         await pool.add(settings, state_dir=tmp_path)
@@ -198,12 +197,9 @@ async def test_stopping_ends_a_worker_that_is_being_started(
     assert brief_processes() == []
 
 
-async def test_a_worker_that_hangs_is_started_again(
-    pool_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_that_hangs_is_started_again(pool_lab: Lab, tmp_path: Path) -> None:
     """A stopped worker does not answer, is killed, and is replaced."""
-    monkeypatch.setattr("labvoice.stack.workers.pool._HEALTH_EVERY_S", 0.5)
-    pool = Pool()
+    pool = Pool(health_every_s=0.5)
     try:
         await brief_worker(pool_lab, pool, tmp_path)
         (hung,) = pool.workers

@@ -230,7 +230,7 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
 
 async def test_an_empty_room_is_removed(pair: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A room that had an agent goes, although the server would keep it for five minutes."""
-    monkeypatch.setattr("labvoice.failover.supervisor._EMPTY_ROOM_S", 3.0)
+    monkeypatch.setattr(pair.supervisor, "empty_room_s", 3.0)
     service = pair.dispatcher.api
     await service.room.create_room(
         api.CreateRoomRequest(name="left-over", empty_timeout=300, departure_timeout=300)
@@ -274,7 +274,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
     pair: Lab, recorded: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody can take over, the next supervisor does once somebody can, with the history."""
-    monkeypatch.setattr("labvoice.failover.watched._COLD_S", 3.0)
+    monkeypatch.setattr(pair.supervisor, "cold_start_s", 3.0)
     await pair.add_workers(agent_name="only-agent")
     call = await pair.call(agent_name="only-agent")
     try:

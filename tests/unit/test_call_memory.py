@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from livekit.agents import Agent, ModelSettings, llm
 
-from labvoice.agent.call_memory import CallMemory
+from labvoice.agent.call_memory import SILENCE_S, CallMemory
 from labvoice.agent.hybrid import LabAgent
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.turn_store import Turn, TurnStore
@@ -31,14 +31,16 @@ async def letta() -> AsyncIterator[FakeLetta]:
         yield fake
 
 
-def memory_of(letta: FakeLetta, turns: Path) -> CallMemory:
+def memory_of(letta: FakeLetta, turns: Path, silence_s: float = SILENCE_S) -> CallMemory:
     settings = load_settings(letta_base_url=letta.base_url, letta_turns_path=turns)
-    return CallMemory(settings, A, ROOM, lambda _: None)
+    return CallMemory(settings, A, ROOM, lambda _: None, silence_s=silence_s)
 
 
 @asynccontextmanager
-async def calling(letta: FakeLetta, turns: Path) -> AsyncIterator[CallMemory]:
-    memory = memory_of(letta, turns)
+async def calling(
+    letta: FakeLetta, turns: Path, silence_s: float = SILENCE_S
+) -> AsyncIterator[CallMemory]:
+    memory = memory_of(letta, turns, silence_s)
     try:
         yield memory
     finally:
@@ -94,13 +96,10 @@ async def test_a_stream_that_dies_is_a_readable_error(letta: FakeLetta, tmp_path
     assert heard == ["I have "]
 
 
-async def test_pings_alone_are_no_answer(
-    letta: FakeLetta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pings_alone_are_no_answer(letta: FakeLetta, tmp_path: Path) -> None:
     """A run without progress is cancelled, also if the connection is pinged."""
-    monkeypatch.setattr("labvoice.agent.call_memory._SILENCE_S", 0.3)
     letta.faults = ["pings"]
-    async with calling(letta, tmp_path / "turns.sqlite") as memory:
+    async with calling(letta, tmp_path / "turns.sqlite", silence_s=0.3) as memory:
         with pytest.raises(StageTimeoutError, match="letta_ttft"):
             await anext(memory.stream("turn", "My dog is called Rex."))
     assert letta.cancelled == ["run-0"]
@@ -168,13 +167,12 @@ async def test_what_letta_has_stored_is_not_told_again(letta: FakeLetta, tmp_pat
 
 
 async def test_what_letta_has_not_stored_goes_into_the_next_turn(
-    letta: FakeLetta, tmp_path: Path, fast_model: str, monkeypatch: pytest.MonkeyPatch
+    letta: FakeLetta, tmp_path: Path, fast_model: str
 ) -> None:
     """Given up before Letta kept anything, a message is told again with the next, and once."""
-    monkeypatch.setattr("labvoice.agent.call_memory._SILENCE_S", 0.3)
     turns = tmp_path / "turns.sqlite"
     letta.faults = ["pings"]
-    async with calling(letta, turns) as memory:
+    async with calling(letta, turns, silence_s=0.3) as memory:
         agent = LabAgent("letta", memory)
         assert await answer(agent, "My dog is called Rex.") == fast_model
         assert await answer(agent, "My dog is called Rex.", "I live in Oslo.") == ANSWER

@@ -218,12 +218,11 @@ async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path)
 
 
 async def test_a_turn_that_is_refused_lets_others_pass(
-    letta: FakeLetta, client: AsyncLetta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    letta: FakeLetta, client: AsyncLetta, tmp_path: Path
 ) -> None:
     """Refused again and again it is not lost, and those behind it are written meanwhile."""
-    monkeypatch.setattr("labvoice.memory.turn_store._REFUSALS_IN_A_ROW", 2)
     letta.faults = ["422", "422"]
-    async with open_queue(tmp_path, client) as queue:
+    async with open_queue(tmp_path, client, max_refusals=2) as queue:
         queue.start()
         await put(queue, A, "poison", "two", "three")
         assert await queue.drain(TIMEOUT_S)

@@ -11,7 +11,7 @@ import pytest
 from livekit.protocol.models import ParticipantInfo
 from livekit.protocol.room import ListParticipantsResponse
 
-from labvoice.bench.burst import BURST_ARMS, _Event
+from labvoice.bench.burst import BURST_ARMS, BurstEvent
 from labvoice.bench.turns import said_in
 from labvoice.caller.turns import Turn
 from labvoice.protocol.vocabulary import Mark
@@ -147,16 +147,13 @@ class _Server:
         raise TimeoutError("the server is busy")
 
 
-async def test_a_burst_keeps_every_rooms_outcome(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_burst_keeps_every_rooms_outcome(tmp_path: Path) -> None:
     """An API error is one room's outcome, not the run's end, and the burst is one session."""
-    monkeypatch.setattr("labvoice.bench.burst._WAIT_S", 0.3)
-    monkeypatch.setattr("labvoice.bench.burst._LATE_S", 0.0)
     path = tmp_path / "run.jsonl"
     with RunWriter(path, kind="burst", loop="open", arms={"plain": {}}) as run:
         server: Any = _Server()
-        await _Event(run, server, BURST_ARMS[0], 0, False).happen(0, 4)
+        event = BurstEvent(run, server, BURST_ARMS[0], 0, False, wait_s=0.3, late_s=0.0)
+        await event.happen(0, 4)
     loaded = Run.load(path)
     assert list(loaded.outcomes["outcome"]) == ["ok", "error", "no_worker", "ok"]
     assert loaded.complete

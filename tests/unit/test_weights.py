@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import zipfile
 from importlib import resources
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def test_every_file_is_pinned_twice() -> None:
     """Every package is locked with hashes, and every file taken from one has its own."""
     lock = resources.files("labvoice.speech").joinpath("weights.lock").read_text()
     sums = resources.files("labvoice.speech").joinpath("weights.sha256").read_text()
-    for recipe in weights._RECIPES.values():
+    for recipe in weights.RECIPES.values():
         for file in recipe.files.values():
             assert re.search(rf"^{file.package}==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE)
             assert re.search(rf"^[0-9a-f]{{64}}  {re.escape(file.path)}$", sums, re.MULTILINE)
@@ -82,7 +84,18 @@ def test_wrong_file_in_a_package_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of a package that is not the pinned one is not kept."""
-    monkeypatch.setattr(weights, "_pinned_sha256", lambda _path: "0" * 64)
+    installer = tmp_path / "uv"
+    file = weights.RECIPES["human-speech"].files[RECORDING]
+    installer.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, sys\n"
+        "target = pathlib.Path(sys.argv[sys.argv.index('--target') + 1])\n"
+        f"file = target / {file.path!r}\n"
+        "file.parent.mkdir(parents=True)\n"
+        "file.write_text('another recording')\n"
+    )
+    installer.chmod(0o755)
+    monkeypatch.setattr("uv.find_uv_bin", lambda: str(installer))
     with pytest.raises(WeightsError, match="is pinned"):
         weights.require("human-speech", load_settings(cache_dir=tmp_path))
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["human-speech.lock"]
@@ -90,8 +103,19 @@ def test_wrong_file_in_a_package_is_refused(
 
 def test_wrong_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package whose hash is not the locked one is not installed, and the error says which."""
-    wrong = "moonshine-voice==0.0.59 --hash=sha256:" + "0" * 64
-    monkeypatch.setattr(weights, "_locked_requirement", lambda _package: wrong)
+    wheel = tmp_path / "index" / "moonshine_voice-0.0.59-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        about = "moonshine_voice-0.0.59.dist-info"
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: moonshine-voice\nVersion: 0.0.59\n"
+        )
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheel.parent))
     with pytest.raises(WeightsError, match=r"moonshine-voice==0\.0\.59 could not be installed"):
         weights.require("human-speech", load_settings(cache_dir=tmp_path))
 

@@ -58,9 +58,11 @@ def request(method: str, args: Any, number: int = 1) -> dict[str, Any]:
 async def ask(button: ConnectButton, method: str, args: Any) -> dict[str, Any]:
     """Asks a button as the page does; returns its answer."""
     page = Page()
-    button._bridge._send = page.send
-    button._handle_custom_msg(request(method, args), [])
-    return await page.answer()
+    data = {"method": "custom", "content": request(method, args)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(button.comm, "send", lambda data, **_: page.send(data["content"]))
+        button.comm.handle_msg({"content": {"data": data}})
+        return await page.answer()
 
 
 # -- the bridge
@@ -195,7 +197,6 @@ async def test_an_error_that_nobody_expected_is_shown_and_does_not_end_the_watch
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next look may succeed again."""
-    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.01)
     looks = iter([RuntimeError("Session is closed")])
 
     async def look(self: Watcher, *, with_parts: bool = True) -> dict[str, Any]:
@@ -212,23 +213,37 @@ async def test_an_error_that_nobody_expected_is_shown_and_does_not_end_the_watch
     monitor.close()
 
 
-async def test_monitors_of_a_lab_share_one_watcher_that_ends_with_the_last(lab: Lab) -> None:
+async def test_monitors_of_a_lab_share_one_watcher_that_ends_with_the_last(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A notebook full of monitors asks no more than one."""
+    looks: list[Watcher] = []
+
+    async def look(self: Watcher, *, with_parts: bool = True) -> dict[str, Any]:
+        looks.append(self)
+        return {"looks": len(looks)}
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(looks) < count:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Watcher, "look", look)
     first, second = lab.monitor(), lab.monitor()
-    assert first._watcher is second._watcher
-    assert first._watcher is not None
-    await seen(second, "trouble")
+    await until(1)
     first.close()
-    assert not first._watcher.task.cancelled()
+    await until(2)  # it goes on for the second
+    assert second.snapshot == {"looks": 2}
     second.close()
     third = lab.monitor()
-    assert third._watcher is not first._watcher
+    await until(3)
+    assert looks[0] is looks[1]
+    assert looks[2] is not looks[1]
     third.close()
 
 
-async def test_a_monitor_ends_with_its_lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_monitor_ends_with_its_lab(lab: Lab) -> None:
     """It says that the lab runs no more, and a new one is refused."""
-    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.01)
     monitor = lab.monitor()
     await seen(monitor, "trouble")
     await lab.stop()
@@ -244,7 +259,6 @@ async def test_what_has_not_changed_is_not_sent_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many looks at the same thing make one message."""
-    monkeypatch.setattr("labvoice.widgets.monitor._EVERY_S", 0.001)
     monitor = lab.monitor()
     sent: list[object] = []
     looks = 0
@@ -258,7 +272,7 @@ async def test_what_has_not_changed_is_not_sent_again(
     monkeypatch.setattr(Watcher, "look", counted)
     monitor.observe(sent.append, "snapshot")
     async with asyncio.timeout(10):
-        while looks < 5:
+        while looks < 3:
             await asyncio.sleep(0.01)
     assert len(sent) == 1
     monitor.close()

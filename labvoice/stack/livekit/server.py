@@ -22,7 +22,6 @@ from labvoice.stack.livekit.log import LiveKitLog
 from labvoice.stack.processes import ManagedProcess, Server, free_port, require_free_port
 
 _LOOPBACK: Final = "127.0.0.1"
-_CHECK_TIMEOUT_S: Final = 5.0
 _READY_TIMEOUT_S: Final = 30.0
 # The server gets no other environment variables: it would read REDIS_HOST, NODE_IP, UDP_PORT
 # and every LIVEKIT_… variable over its configuration (cmd/server/main.go, baseFlags).
@@ -167,22 +166,25 @@ class LiveKitServer(Server):
         self.process = await self._launch()
 
     @staticmethod
-    async def check(url: str, api_key: str, api_secret: SecretStr) -> None:
+    async def check(
+        url: str, api_key: str, api_secret: SecretStr, timeout_s: float = 5.0
+    ) -> None:
         """Checks that a LiveKit server answers and accepts a key.
 
         Args:
             url: Its address, `ws://…`, `wss://…`, `http://…` or `https://…`.
             api_key: Key to try.
             api_secret: Its secret.
+            timeout_s: How long to wait for the answer, in seconds.
 
         Raises:
-            ServerUnreachableError: Nothing answers within 5 s, or not as LiveKit does.
+            ServerUnreachableError: Nothing answers in time, or not as LiveKit does.
             CredentialsError: The server refuses the key or the secret.
         """
         grants = api.VideoGrants(room_list=True)
         token = api.AccessToken(api_key, api_secret.get_secret_value()).with_grants(grants)
         try:
-            async with http_client(_http(url), timeout=_CHECK_TIMEOUT_S) as client:
+            async with http_client(_http(url), timeout=timeout_s) as client:
                 answer = await client.post(
                     f"{_http(url)}/twirp/livekit.RoomService/ListRooms",
                     json={},
@@ -190,7 +192,7 @@ class LiveKitServer(Server):
                 )
         except httpx.TimeoutException:
             raise ServerUnreachableError(
-                f"the LiveKit server at {url} did not answer within {_CHECK_TIMEOUT_S:g} s",
+                f"the LiveKit server at {url} did not answer within {timeout_s:g} s",
                 "check the address and the network",
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -20,15 +20,12 @@ from labvoice.stack.workers.events import EventLog
 from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, WorkerStatus
 
 COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load", "memory")
-_HEALTH_EVERY_S: Final = 5.0
 _REST_S: Final = 15.0
 _HUNG_AFTER: Final = 3
-"""Consecutive unanswered health checks, 2 s each and 5 s apart, after which a worker counts as
+"""Consecutive unanswered health checks, 2 s each, after which a worker counts as
 hung."""
 _JOBS_KEPT: Final = 1000
 _SHORT_LIFE_S: Final = 30.0
-_GIVE_UP_AFTER: Final = 3
-"""Consecutive early exits without a job after which a worker is not restarted."""
 
 
 class Pool:
@@ -36,13 +33,18 @@ class Pool:
 
     A worker that ends unexpectedly, or hangs, is restarted.
 
+    Args:
+        health_every_s: Time between two health checks of a worker, in seconds.
+        give_up_after: Consecutive early exits without a job after which a worker is not restarted.
+
     Attributes:
         workers: In the order of their start.
         log: Events, also of the rooms (see the supervisor).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, health_every_s: float = 5.0, give_up_after: int = 3) -> None:
         self.workers: list[Worker] = []
+        self._health_every_s, self._give_up_after = health_every_s, give_up_after
         self.log = EventLog()
         self._numbers = itertools.count(1)
         self._state_dir: Path | None = None
@@ -202,7 +204,7 @@ class Pool:
         silent = 0
         while worker.process.running:
             try:
-                async with asyncio.timeout(_HEALTH_EVERY_S):
+                async with asyncio.timeout(self._health_every_s):
                     await worker.process.wait()
             except TimeoutError:
                 silent = 0 if await self._answers(worker) else silent + 1
@@ -222,7 +224,7 @@ class Pool:
         )
         self._restarting += 1
         try:
-            if self._short_lives[worker.agent_name] < _GIVE_UP_AFTER and self._state_dir:
+            if self._short_lives[worker.agent_name] < self._give_up_after and self._state_dir:
                 _, program = self._kinds[worker.agent_name]
                 await self.add(worker.settings, state_dir=self._state_dir, program=program)
             else:
