@@ -55,7 +55,7 @@ INFRASTRUCTURE_ERRORS: Final = (
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every bench is told about its run.
+    """Options of every bench.
 
     Attributes:
         out: The run file; one in `runs/` named by the time when None.
@@ -92,7 +92,7 @@ def run_path(kind: str) -> Path:
 
 
 def outcome_of(error: Exception) -> str:
-    """Returns the outcome that an error stands for; `error` where the instrument failed."""
+    """Returns the outcome of an error; `error` if the instrument failed."""
     if isinstance(error, DispatchError):
         return error.outcome
     if isinstance(error, NoReplyError):
@@ -266,7 +266,7 @@ def record_sound(
 
 
 Talk = Callable[[Trial, Call, int], Awaitable[str]]
-"""What a caller does in a trial of a round; returns the result in words."""
+"""What a caller does in a trial of a round; returns the result as text."""
 
 
 async def measure_calls(

@@ -135,7 +135,7 @@ class BurstEvent:
         self._click_s = 0.0
 
     async def happen(self, first_trial: int, rooms: int) -> str:
-        """Dispatches to so many fresh rooms; returns in words what they got."""
+        """Dispatches to a number of new rooms; returns the result as text."""
         names = [f"burst-{self._arm.name}-{secrets.token_hex(4)}" for _ in range(rooms)]
         self._left = rooms
         self._click_s = time.monotonic()
@@ -214,7 +214,7 @@ class BurstEvent:
         until = time.monotonic() + self._wait_s
         while time.monotonic() < until:
             await asyncio.sleep(_POLL_S)
-            with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next look may be answered
+            with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next request may be answered
                 if await self._present(room):
                     this.mark(Mark("agent_visible", time.monotonic()))
                     return

@@ -47,7 +47,7 @@ class _Reply(NamedTuple):
 
 
 def tone() -> Pcm:
-    """Returns a tone with hard edges: nobody can differ on where its voice begins and ends."""
+    """Returns a tone with hard edges, whose beginning and end are exact."""
     seconds = np.arange(int(_TONE_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     wave = _AMPLITUDE * np.sin(2 * np.pi * _TONE_HZ * seconds)
     return np.asarray(wave * np.iinfo(np.int16).max, np.int16)
@@ -109,7 +109,7 @@ class _ReferenceAgent:
         self.replies.append(_Reply(heard_s, left_s))
 
     async def hear_silence(self) -> None:
-        """Waits until the caller's silence was heard for a while: a tone stands out of it.
+        """Waits until the caller's silence was heard for a while, from which the tone stands out.
 
         Raises:
             StageTimeoutError: Nothing is heard of the caller.

@@ -70,7 +70,7 @@ async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOpt
     if not kills:
         raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
     if not lab.supervised:
-        raise UsageError("nobody replaces lost agents here", "use `Lab(supervise=True)`")
+        raise UsageError("this lab does not replace lost agents", "use `Lab(supervise=True)`")
     if len(lab.pool.workers) < 2:
         raise UsageError("a pool of one worker cannot take over", "use `Lab(workers=2)`")
     settings = lab.settings

@@ -1,4 +1,4 @@
-"""Looks for leaks: what worker, lab and server hold before and after many calls."""
+"""Finds leaks: resources of worker, lab and server before and after many calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 
 _WARMUP: Final = 3
-"""Calls before the first look: caches and pools have filled by then."""
+"""Calls before the first measurement: caches and pools have filled by then."""
 _IDLE_TIMEOUT_S: Final = 120.0
 _FAILED_SHARE: Final = 0.1
 TOLERANCES: Final = {

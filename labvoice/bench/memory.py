@@ -27,7 +27,7 @@ async def memories_of(
 ) -> AsyncIterator[dict[str, JobMetadata]]:
     """An agent for each arm that uses Letta, until the run ends; gives what its dispatches carry.
 
-    In the letta arm the agents' own fast model stands behind Letta, so that the arms differ in
+    In the letta arm Letta uses the agents' own fast model, so that the arms differ in
     the way to it and not in the model. The other arms never wait for Letta's model.
     """
     modes = {arm.name: arm.mode for arm in arms if arm.mode}
@@ -48,7 +48,7 @@ async def memories_of(
 
 
 async def _forget(lab: Lab, memories: dict[str, JobMetadata]) -> None:
-    """Deletes the agents that the run made; one that is left behind harms nobody."""
+    """Deletes the agents that the run made; one left behind does no harm."""
     for metadata in memories.values():
         assert metadata.letta_agent_id
         with contextlib.suppress(LabvoiceError):

@@ -49,7 +49,7 @@ async def measure_turns(
     utterances: Sequence[Utterance] | None,
     options: RunOptions,
 ) -> Run:
-    """Makes calls of so many turns; what is said follows from round and turn, for every arm.
+    """Makes calls with a number of turns; round and turn determine the utterance, for every arm.
 
     Raises:
         UsageError: A number makes no sense.
@@ -89,7 +89,7 @@ async def measure_turns(
 
 
 def said_in(utterances: Sequence[Utterance], round_number: int, count: int) -> list[Utterance]:
-    """Returns what is said in the turns of a round: it follows from round and turn alone.
+    """Returns the utterances of a round: round and turn alone determine them.
 
     So an arm whose call failed does not fall out of step with the others.
     """

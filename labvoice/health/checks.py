@@ -69,7 +69,7 @@ async def _check(
 
 
 async def _livekit(lab: Lab) -> str:
-    dispatcher = lab.dispatcher  # refuses a lab that was stopped, in words
+    dispatcher = lab.dispatcher  # raises if the lab was stopped
     async with dispatcher.server_errors():
         listed = await dispatcher.api.room.list_rooms(api.ListRoomsRequest())
     return f"answers and accepts the key; rooms: {len(listed.rooms)}"
@@ -86,7 +86,7 @@ async def _workers(lab: Lab) -> str:
         return f"the worker of {name!r} is registered"
     own = [worker for worker in lab.pool.workers if worker.agent_name == name]
     if not own and lab.server_version is None:
-        # They may run anywhere, and the server tells nobody which ones it has.
+        # They may run anywhere, and the server does not list them.
         return "none of this lab's own; those elsewhere cannot be asked"
     statuses = await asyncio.gather(*(each.status() for each in own if not each.draining))
     workers = [status for status in statuses if status is not None]
@@ -118,7 +118,7 @@ async def _letta(lab: Lab) -> str:
     if not server.answers:
         raise LabvoiceError(
             f"the Letta server's state is {server.state!r}; calls go on without memory",
-            "wait while it starts; its log tells why it failed",
+            "wait while it starts; if it failed, its log has the reason",
         )
     await server.api.check()
     return "answers"

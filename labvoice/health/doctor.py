@@ -1,4 +1,4 @@
-"""Doctor: is everything there, and does the agent really join? A list of checks with hints."""
+"""Doctor: checks every part and whether the agent really joins; each check has a hint."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _ASK_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: What.
-        ok: Whether it is as it should be; None where it could not be looked at.
-        observed: What was seen, one sentence.
-        hint: The next thing to do where it is not.
-        duration_s: How long the look took, in seconds.
+        name: Name of the check.
+        ok: Whether it passed; None if it was skipped.
+        observed: What was observed, one sentence.
+        hint: What to do if it failed.
+        duration_s: Duration of the check, in seconds.
     """
 
     name: str
@@ -82,8 +82,8 @@ def to_json(checks: list[Check]) -> dict[str, Any]:
     }
 
 
-class _NotLookedError(Exception):
-    """A thing could not be looked at, which is no fault."""
+class _SkippedError(Exception):
+    """A check cannot be made, which is no failure."""
 
 
 async def examine(
@@ -95,18 +95,18 @@ async def examine(
     evidence: Evidence | None = None,
     target: Target | None = None,
 ) -> list[Check]:
-    """Looks at everything; a part that the settings do not name is started for the while.
+    """Checks everything; starts the parts that the settings do not name, and stops them again.
 
-    With `livekit_url` set, nothing but the model is started, and the agent that is dispatched
-    must be served by a worker of the user's. Without it the doctor brings up a stack of its own.
+    With `livekit_url` set, only the model is started, and the dispatched agent must be served by a
+    worker of the user's. Without it the doctor starts a stack of its own.
 
     Args:
-        settings: What to look at.
-        on_check: Told every check as it is done.
-        port: Of the HTTP service.
-        dispatcher: Dispatches into the scratch room; one of its own when not given.
-        evidence: Asks the workers that serve `livekit_url`, where they can be asked.
-        target: The agent that has to join; labvoice's own when not given.
+        settings: The settings to check.
+        on_check: Called with each check as it is done.
+        port: Port of the HTTP service.
+        dispatcher: Dispatches into the scratch room; None: one of its own.
+        evidence: Returns the status of the workers that serve `livekit_url`, if known.
+        target: The agent that has to join; None: labvoice's own.
 
     Raises:
         SettingsError: `data_dir` cannot be written.
@@ -158,15 +158,15 @@ class _Doctor:
     async def _look(
         self, name: str, look: Callable[[], Awaitable[str]], needs: tuple[str, ...] = ()
     ) -> None:
-        """Takes one look and records what it saw; it needs these others to have gone well."""
+        """Makes one check and records its result; skips it if one that it needs has failed."""
         bad = [check.name for check in self.checks if check.name in needs and not check.ok]
         if bad:
-            self._record(Check(name, None, f"not looked at, for it needs {', '.join(bad)}"))
+            self._record(Check(name, None, f"skipped, because it needs {', '.join(bad)}"))
             return
         started_s = time.monotonic()
         try:
             result: tuple[bool | None, str, str] = True, await look(), ""
-        except _NotLookedError as reason:
+        except _SkippedError as reason:
             result = None, str(reason), ""
         except LabvoiceError as error:
             result = False, error.observed, error.hint
@@ -177,10 +177,10 @@ class _Doctor:
         self.checks.append(check)
         self.on_check(check)
 
-    # -- looks --------------------------------------------------------------------------
+    # -- checks -------------------------------------------------------------------------
 
     async def _look_at_server(self) -> None:
-        """Two checks of one answer: the server is there, and it accepts the key."""
+        """Two checks of one answer: the server answers, and it accepts the key."""
         refusal: CredentialsError | None = None
 
         async def reach() -> str:
@@ -236,7 +236,7 @@ class _Doctor:
         base_url = (self.settings.openai_base_url or "https://api.openai.com/v1").rstrip("/")
         key = self.settings.openai_api_key
         hint = "compare OPENAI_BASE_URL, OPENAI_API_KEY and LABVOICE_LLM_MODEL with the provider's"
-        # What a call asks for and nothing else: a model may refuse what no call sends.
+        # The fields of a call only: a model may refuse others.
         body: dict[str, Any] = {
             "model": self.settings.llm_model or DEFAULT_OPENAI_MODEL,
             "messages": [{"role": "user", "content": "Say yes."}],
@@ -270,7 +270,7 @@ class _Doctor:
 
     async def _letta(self) -> str:
         if not self.settings.letta_base_url:
-            raise _NotLookedError("LETTA_BASE_URL is not set: a lab starts a Letta of its own")
+            raise _SkippedError("LETTA_BASE_URL is not set: a lab starts a Letta of its own")
         async with LettaApi(self.settings.letta_base_url, self.settings.letta_api_key) as letta:
             await letta.check()
         return f"Letta answers at {self.settings.letta_base_url}"
@@ -284,7 +284,7 @@ class _Doctor:
     async def _worker(self) -> str:
         if self.target.kind == "named":
             raise UsageError(
-                "an agent that is registered already is looked for at LIVEKIT_URL",
+                "an agent that is registered already needs LIVEKIT_URL",
                 "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
             )
         assert self.dispatcher is not None
@@ -300,9 +300,9 @@ class _Doctor:
         name = self.settings.agent_name
         workers = await self.evidence() if self.evidence is not None else None
         if workers is None:
-            raise _NotLookedError(
-                "the LiveKit server does not tell of its workers; `dispatch` shows whether one is "
-                "there (with LABVOICE_API_KEY set, a running `labvoice up` is asked)"
+            raise _SkippedError(
+                "the LiveKit server does not list its workers; `dispatch` shows whether one "
+                "serves the name (with LABVOICE_API_KEY set, a running `labvoice up` is asked)"
             )
         same = [worker for worker in workers if worker.agent_name == name]
         if not same:
@@ -370,7 +370,7 @@ async def _memory() -> str:
 
 
 async def _http_service(port: int) -> str:
-    """The port of the HTTP service is served by it, or free for it."""
+    """The port of the HTTP service is its own, or free."""
     try:
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
             answer = await client.get(f"http://127.0.0.1:{port}/healthz")
@@ -388,13 +388,13 @@ async def _http_service(port: int) -> str:
 
 
 async def _microphone_page(port: int) -> str:
-    """The page with the microphone is served, where the HTTP service runs."""
+    """The microphone page is served, if the HTTP service runs."""
     url = f"http://127.0.0.1:{port}/debug"
     try:
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
             answer = await client.get(url)
     except httpx.ConnectError:
-        raise _NotLookedError("the HTTP service, which serves its page, does not run") from None
+        raise _SkippedError("the HTTP service, which serves its page, does not run") from None
     except httpx.HTTPError as error:
         raise ServerUnreachableError(
             f"the microphone page {url} does not answer: {error or type(error).__name__}",
@@ -403,6 +403,6 @@ async def _microphone_page(port: int) -> str:
     if answer.status_code != httpx.codes.OK or "text/html" not in answer.headers["content-type"]:
         raise ServerUnreachableError(
             f"the microphone page {url} answers with status {answer.status_code}",
-            "install labvoice anew: its page is not where it belongs",
+            "reinstall labvoice: the file of its page is missing",
         )
     return f"its page is served at {url}; the browser asks for the permission"

@@ -1,4 +1,4 @@
-"""The look that all pictures share: colours that colour-blind eyes tell apart, one grid."""
+"""Common style of all figures: colours for colour-blind readers, one grid."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Picture(Figure):
 
 @contextmanager
 def picture(width: float, height: float) -> Iterator[Picture]:
-    """Gives an empty figure in the shared look; sizes in inches."""
+    """Returns an empty figure in the common style; sizes in inches."""
     with mpl.rc_context(_RC):
         yield Picture(figsize=(width, height), dpi=100, layout="constrained")
 

@@ -26,7 +26,7 @@ _TEXTS: Final = ("said", "transcript", "reply", "wer")
 
 
 class Tile(NamedTuple):
-    """A key figure: its name, the figure with its unit, and what stands below it."""
+    """A key figure: its name, its value with unit, and the text below it."""
 
     name: str
     figure: str
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def headline(run: Run) -> str:
-    """Says in words what came of a run: successes, the main stage, the word error rate."""
+    """Returns a summary of a run as text: successes, the main stage, the word error rate."""
     attempts = run.attempts
     ok = int((attempts["outcome"] == "ok").sum())
     turns = attempts["turn"].notna().any()
@@ -174,7 +174,7 @@ def outcome_rows(run: Run) -> list[tuple[str, int]]:
 
 
 def turn_rows(run: Run) -> list[dict[str, Any]]:
-    """Returns what was said, understood and replied in each turn, with its time and outcome."""
+    """Returns utterance, transcript and reply of each turn, with its latency and outcome."""
     rows = _turn_notes(run)
     heard = run.frame.query("stage == 'voice_to_voice'").set_index(["trial", "turn"])["duration_s"]
     details = []

@@ -34,7 +34,7 @@ class TargetAgent:
     bot: Bot | None = None
 
     def __str__(self) -> str:
-        """How it is known, in words."""
+        """How it is dispatched, as text."""
         if self.bot is not None:
             return f"{self.target} joins by itself"
         name = f"as {self.name!r}" if self.name else "without a name: it serves every room"

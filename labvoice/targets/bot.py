@@ -36,7 +36,7 @@ class Bot:
     Attributes:
         target: The bot.
         server: The LiveKit server whose rooms it joins.
-        dispatcher: Of that server: tells who is in a room.
+        dispatcher: Dispatcher of that server; lists the participants of a room.
         environment: The whole environment of its processes.
         state_dir: Takes the log of each process.
     """
@@ -54,14 +54,14 @@ class Bot:
         """Starts the bot and waits until it is in the room; leaving the block stops it.
 
         Its participant is an agent by its token, so that a room it is alone in counts as empty.
-        One that makes a token of its own is whoever joins and is not the caller.
+        If it makes a token of its own, it is the first participant that is not the caller.
 
         Args:
             room: Name of the room.
             caller: Identity of the caller.
             timeout_s: How long to wait for it, in seconds; 60 at the least.
-            on_mark: Told `dispatch_requested` before the start and `dispatch_acknowledged` when
-                the process runs.
+            on_mark: Called with `dispatch_requested` before the start, and with
+                `dispatch_acknowledged` when the process runs.
 
         Raises:
             UsageError: The command cannot be started.

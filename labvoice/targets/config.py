@@ -20,7 +20,7 @@ CONFIG_NAME: Final = "labvoice.toml"
 
 
 class _Agent(BaseModel):
-    """What may be said of an agent."""
+    """Fields of an agent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -107,7 +107,7 @@ def _refusal(path: Path, error: ValidationError) -> UsageError:
 
 
 def _target(path: Path, where: str, given: _Agent) -> Target:
-    """Makes a target of what stands in the file."""
+    """Returns the target of an entry of the file."""
     folder = path.parent
     try:
         text = (given.agent or "").strip()
@@ -143,7 +143,7 @@ def _text(given: str | Mapping[str, Any], folder: Path) -> str:
 
 
 def read_text(text: str, folder: Path = Path()) -> str:
-    """Returns a text, or what stands in the file that `@FILE` names.
+    """Returns a text, or the content of the file that `@FILE` names.
 
     Args:
         text: The text.

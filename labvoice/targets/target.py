@@ -24,7 +24,7 @@ STOCK_PROGRAMS: Final = {
 }
 """Modules that the workers of livekit-agents' defaults run."""
 PLACEHOLDERS: Final = ("url", "token", "room")
-"""What stands in braces in a bot's command, and is put in for each call."""
+"""Placeholders in braces in a bot's command, replaced for each call."""
 _AT_REVISION: Final = re.compile(r"(?P<path>.+\.py)@(?P<revision>[^@\s]+)")
 
 
@@ -256,7 +256,7 @@ class Target:
 
     @property
     def starts_worker(self) -> bool:
-        """Whether it is somebody else's worker, which a lab starts."""
+        """Whether it is a worker of another program, which a lab starts."""
         return self.kind in ("program", "command")
 
     def argv(self, script: Path | None = None) -> list[str]:

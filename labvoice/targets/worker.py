@@ -56,7 +56,7 @@ websocket through a proxy, loopback included, and the others name services of Li
 
 
 class TargetWorker(Server):
-    """A worker of somebody else's that has registered; made by :meth:`start`.
+    """A registered worker of another program; created by :meth:`start`.
 
     Attributes:
         agent_name: Name under which it registered; empty for one that serves every room.
@@ -84,7 +84,7 @@ class TargetWorker(Server):
 
         Args:
             target: A program or a command.
-            server: One of ours: its log alone tells under which name somebody registers.
+            server: A LiveKit server of labvoice's: its log has the name of each worker.
             environment: The whole environment of the worker.
             state_dir: Takes the worker's log.
             timeout_s: How long to wait for the registration, in seconds.

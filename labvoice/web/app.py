@@ -1,4 +1,4 @@
-"""The HTTP application: routes, pages, limits, and errors that all look alike."""
+"""The HTTP application: routes, pages, limits, and uniform errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
     Args:
         backend: What it serves.
         settings: Allowed hosts and origins, limits.
-        keyring: The keys in force.
+        keyring: The valid keys.
     """
     app = FastAPI(
         title="labvoice",
@@ -36,7 +36,7 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
         docs_url=None,
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
-        # The guard makes the spans: FastAPI's own would double them, and tell what was sent.
+        # The guard makes the spans: FastAPI's own would double them and contain request bodies.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     counted = Metrics()
@@ -56,20 +56,20 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, error: HTTPException) -> JSONResponse:
         body = error_body(
-            code_of_status(error.status_code), str(error.detail), "`/docs` tells more"
+            code_of_status(error.status_code), str(error.detail), "see `/docs`"
         )
         return refuse(error.status_code, body, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        # What was sent is not repeated: it may be a key.
+        # The input is not repeated: it may be a key.
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
-        return refuse(422, error_body("invalid", "; ".join(problems), "`/docs` tells the form"))
+        return refuse(422, error_body("invalid", "; ".join(problems), "see `/docs` for the schema"))
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, _: Exception) -> JSONResponse:
         request_id = request.state.facts["request_id"]
         hint = f"the service's log has it under request id {request_id}"
-        return refuse(500, error_body("internal", "the service met a fault of its own", hint))
+        return refuse(500, error_body("internal", "the service failed unexpectedly", hint))
 
     return Guard(app, settings, gate, counted, MAX_BODY_BYTES)

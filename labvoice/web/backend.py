@@ -1,4 +1,4 @@
-"""What the HTTP service asks of what stands behind it."""
+"""The interface between the HTTP service and a lab."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from labvoice.web.models import (
 
 @dataclass
 class Counts:
-    """What other parts of a lab have counted since their start.
+    """Counters of other parts of a lab, since their start.
 
     Attributes:
         failovers: Agents that were lost and replaced.
-        memory_backlog: Turns that wait to be written to Letta; None when nobody counts them, NaN
-            when they cannot be counted.
+        memory_backlog: Turns not yet written to Letta; None without Letta, NaN when they cannot be
+            counted.
     """
 
     failovers: int = 0
@@ -41,11 +41,11 @@ class Counts:
 
 
 class Backend(Protocol):
-    """What the HTTP service asks; a lab's is :class:`labvoice.web.lab_backend.LabBackend`."""
+    """Interface to a lab; implemented by :class:`labvoice.web.lab_backend.LabBackend`."""
 
     @property
     def agent_name(self) -> str:
-        """Name that is dispatched when none is asked for."""
+        """Agent name that is dispatched by default."""
 
     @property
     def media_url(self) -> str:
@@ -53,22 +53,22 @@ class Backend(Protocol):
 
     @property
     def idle_timeout_s(self) -> float:
-        """After so long alone in a room, agents leave."""
+        """Time after which an agent alone in a room leaves, in seconds."""
 
     async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
-        """Puts exactly one agent into a room; the trace goes on in its job."""
+        """Puts exactly one agent into a room; its job continues the trace."""
 
     async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
-        """Returns a token for one room and one identity; names are made up where None."""
+        """Returns a token for one room and one identity; missing names are generated."""
 
     async def agents(self) -> AgentsAnswer:
         """Lists the Letta agents."""
 
     async def rooms(self) -> list[RoomFacts]:
-        """Lists the rooms, who is in them, and what is dispatched to them."""
+        """Lists the rooms with their participants and dispatches."""
 
     async def workers(self) -> list[WorkerStatus]:
-        """Asks the workers."""
+        """Returns the status of the workers."""
 
     async def clean(self, room: str) -> CleanAnswer:
         """Removes agents and dispatches from a room, and the room when no human is in it."""
@@ -83,10 +83,10 @@ class Backend(Protocol):
         """Checks every dependency, and whether an agent really joins."""
 
     async def counts(self) -> Counts:
-        """Returns what other parts have counted."""
+        """Returns the counters of other parts."""
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
-        """Returns the event when LiveKit's signature is good."""
+        """Returns the event if LiveKit's signature is valid."""
 
 
 def issue_token(
@@ -100,12 +100,12 @@ def issue_token(
     """Returns the token that a request asks for.
 
     Args:
-        body: The request; a room and an identity are made up where it has none.
+        body: The request; a missing room or identity is generated.
         api_key: LiveKit's key that it is signed for.
         api_secret: Its secret.
         url: Address of the LiveKit server.
         agent_name: Agent that a strategy may put into the token.
-        metadata: What that agent gets to know.
+        metadata: Metadata of that agent's job.
     """
     room = body.room or f"web-{secrets.token_hex(4)}"
     identity = body.identity or f"user-{secrets.token_hex(4)}"
@@ -138,12 +138,12 @@ def verified_event(body: str, token: str, key: str, secret: SecretStr) -> Webhoo
     """Returns the event of a webhook that was signed with a LiveKit key.
 
     Raises:
-        HttpError: 401 when it was not, or the body is not what was signed.
+        HttpError: 401 if it was not, or the body differs from the signed one.
     """
     receiver = api.WebhookReceiver(api.TokenVerifier(key, secret.get_secret_value()))
     try:
         return receiver.receive(body, token)
-    except Exception:  # whatever the library meets in what a stranger sent
+    except Exception:  # the library raises many types for malformed input
         raise HttpError(
             401,
             "bad_signature",

@@ -98,14 +98,14 @@ def code_of(error: LabvoiceError) -> str:
 def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, str]]:
     """Returns the body of an error's answer.
 
-    Only the first paragraph is told: what follows may be lines of a log.
+    Only the first paragraph is sent: the rest may be lines of a log.
     """
     fields = {"code": code, "message": message.partition("\n\n")[0], "hint": hint}
     return {"error": {name: _encodable(text) for name, text in fields.items()}}
 
 
 def body_of(error: LabvoiceError) -> dict[str, dict[str, str]]:
-    """Returns the body that tells of an error."""
+    """Returns the response body of an error."""
     return error_body(code_of(error), error.observed, error.hint)
 
 

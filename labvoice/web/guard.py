@@ -1,4 +1,4 @@
-"""Around every request: its host is checked, its answer hardened, its course logged and counted."""
+"""Middleware of every request: checks its host, hardens its response, logs and counts it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Guard:
-    """The outermost part of the application.
+    """The outermost layer of the application.
 
     Args:
-        app: What answers.
+        app: The application inside.
         settings: Allowed hosts and origins.
-        gate: What counts the requests of an address.
-        metrics: What counts requests.
-        max_body: Bytes that a body may announce.
+        gate: Counts the requests of an address.
+        metrics: Counts requests.
+        max_body: Maximum Content-Length, in bytes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Guard:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handles one request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,7 @@ class Guard:
         context = propagate.extract(carrier)
         with (
             trace.use_span(trace.get_current_span(context))
-            if scope["path"].startswith(_REPORTS)  # several a second; what they tell becomes spans
+            if scope["path"].startswith(_REPORTS)  # several a second; their content becomes spans
             else tracer.start_as_current_span(
                 f"{scope['method']} {scope['path']}", context=context, kind=trace.SpanKind.SERVER
             )
@@ -109,7 +109,7 @@ class Guard:
                 facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"
             try:
                 await self._answer(scope, receive, harden, headers)
-            except Exception:  # already answered; here it meets its request id
+            except Exception:  # already answered; logged with its request id
                 logger.exception("fault", extra={"facts": facts})
             route = getattr(scope.get("route"), "path", "unmatched")
             span.update_name(f"{scope['method']} {route}")
@@ -137,10 +137,10 @@ class Guard:
     ) -> None:
         host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
         if host is None or host[1].lower() not in self._hosts:
-            # A page that rebound its own name to this machine is told nothing.
+            # DNS rebinding: a page of another site gets nothing.
             body = error_body(
                 "wrong_host",
-                "this service is not asked under that host name",
+                "this service is not served under that host name",
                 "add the name to LABVOICE_ALLOWED_HOSTS",
             )
             await JSONResponse(body, 421)(scope, receive, send)

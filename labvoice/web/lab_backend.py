@@ -36,7 +36,7 @@ from labvoice.web.models import (
 
 _ROOMS_AT_ONCE: Final = 8
 _GONE: Final = frozenset({"not_found", "unavailable", "deadline_exceeded"})
-"""What LiveKit answers about a room that ended meanwhile: nobody is there any more to ask."""
+"""Error codes of LiveKit for a room that has ended meanwhile."""
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 
 
@@ -58,7 +58,7 @@ class LabBackend:
 
     @property
     def agent_name(self) -> str:
-        """Name that is dispatched when none is asked for."""
+        """Agent name that is dispatched by default."""
         return self._lab.settings.agent_name
 
     @property
@@ -68,7 +68,7 @@ class LabBackend:
 
     @property
     def idle_timeout_s(self) -> float:
-        """After so long alone in a room, agents leave."""
+        """Time after which an agent alone in a room leaves, in seconds."""
         return self._lab.settings.idle_timeout_s
 
     async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
@@ -125,7 +125,7 @@ class LabBackend:
         )
 
     async def rooms(self) -> list[RoomFacts]:
-        """Lists the rooms, who is in them, and what is dispatched to them."""
+        """Lists the rooms with their participants and dispatches."""
         slots = asyncio.Semaphore(_ROOMS_AT_ONCE)
 
         async def look(name: str, created_at_s: int) -> RoomFacts | None:
@@ -156,7 +156,7 @@ class LabBackend:
         return list(await self._lab.dispatcher.api.agent_dispatch.list_dispatch(room))
 
     async def workers(self) -> list[WorkerStatus]:
-        """Asks the workers."""
+        """Returns the status of the workers."""
         return await self._lab.pool.statuses()
 
     async def clean(self, room: str) -> CleanAnswer:
@@ -187,7 +187,7 @@ class LabBackend:
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
                 async with self._lab.dispatcher.server_errors():
-                    with _or_gone():  # somebody else was faster
+                    with _or_gone():  # another request was faster
                         await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
                             dispatch_id, room.name
                         )
@@ -203,19 +203,19 @@ class LabBackend:
         return [_web_check(check) for check in await checks.diagnose(self._lab)]
 
     async def counts(self) -> Counts:
-        """Returns what other parts have counted."""
+        """Returns the counters of other parts."""
         replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
         try:
             backlog: float | None = await self._lab.memory_backlog()
         except LabvoiceError:
-            backlog = nan  # the check of the memory store tells why
+            backlog = nan  # the check of the memory store has the reason
         return Counts(failovers=replaced, memory_backlog=backlog)
 
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
-        """Returns the event when LiveKit's signature is good.
+        """Returns the event if LiveKit's signature is valid.
 
         Raises:
-            HttpError: 401 when it is not, or the body is not what was signed.
+            HttpError: 401 if it is not, or the body differs from the signed one.
         """
         return verified_event(body, token, self._key, self._secret)
 
@@ -226,13 +226,13 @@ def _web_check(check: DoctorCheck) -> Check:
         ok=check.ok is not False,
         message=check.observed,
         hint=check.hint,
-        required=check.name not in ("letta", "memory store"),  # a call goes on without memory
+        required=check.name not in ("letta", "memory store"),  # a call works without memory
     )
 
 
 @contextlib.contextmanager
 def _or_gone() -> Iterator[None]:
-    """Asks about something that may have gone meanwhile, which is as good."""
+    """Ignores the error for an object that no longer exists."""
     try:
         yield
     except api.TwirpError as error:

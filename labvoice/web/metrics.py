@@ -1,4 +1,4 @@
-"""What the service tells Prometheus."""
+"""The service's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ _STAGE_BUCKETS_S: Final = (
 _HTTP_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 _LOOK_LIFETIME_S: Final = 2.0
 _ASK_TIMEOUT_S: Final = 2.0
-"""For what a check has found to work; with the checks' own 3 s less than a scrape has."""
+"""Timeout of a request to a part that answered its check; with the checks' own 3 s shorter than a
+scrape's."""
 
 _T = TypeVar("_T")
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # one unused series for each counter
 
 
 class Metrics:
     """The service's metrics, in a registry of its own.
 
     Attributes:
-        registry: Where they are.
+        registry: The registry.
         dispatches: Dispatches by outcome.
         stages: Durations by stage, from dispatches made here and calls reported by pages.
         requests: Requests by method, route and status.
@@ -60,7 +61,7 @@ class Metrics:
             "labvoice_dispatches", "Dispatches by outcome.", ["outcome"], registry=self.registry
         )
         for outcome in OUTCOMES:
-            self.dispatches.labels(outcome)  # a rate over a series that is not there is nothing
+            self.dispatches.labels(outcome)  # a missing series has no rate
         self.stages = Histogram(
             "labvoice_stage_seconds",
             "Durations by stage: of dispatches made here, and of calls that pages report.",
@@ -156,12 +157,12 @@ class Metrics:
             return self._checks
 
     async def scrape(self, backend: Backend) -> bytes:
-        """Returns the text of a scrape; what the backend tells is at most two seconds old."""
+        """Returns the text of a scrape; the backend's figures are at most two seconds old."""
         await self.checks(backend)
         return generate_latest(self.registry)
 
     async def _look(self, backend: Backend) -> None:
-        # What cannot be asked is unknown, not zero; `labvoice_dependency_up` tells why.
+        # Figures that cannot be read are unknown, not zero; see `labvoice_dependency_up`.
         checks, workers = await asyncio.gather(
             backend.checks(), _within(backend.workers(), _ASK_TIMEOUT_S)
         )
@@ -195,7 +196,7 @@ class Metrics:
 
 
 async def _within(asked: Awaitable[_T], timeout_s: float) -> _T | None:
-    """Returns the answer; None when there is none in time, or an error."""
+    """Returns the result; None on a timeout or an error."""
     try:
         async with asyncio.timeout(timeout_s):
             return await asked
@@ -204,4 +205,4 @@ async def _within(asked: Awaitable[_T], timeout_s: float) -> _T | None:
 
 
 async def _nothing() -> None:
-    """Answers nothing."""
+    """Returns nothing."""

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers, and so the OpenAPI document."""
+"""Bodies of requests and responses; the OpenAPI document is made from them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from labvoice.protocol.vocabulary import (
 )
 
 MAX_TURNS: Final = 500
-"""Turns of one call that are taken."""
+"""Maximum number of turns in a report."""
 _MAX_METADATA: Final = 8192
-"""Characters of somebody's metadata: it travels inside the token, in a request's header."""
+"""Maximum length of a participant's metadata: it is part of the token, in a request's header."""
 
 _NAME_WORDS: Final = "Letters, digits, inner spaces and . _ : @ + -, beginning with a letter."
 RoomName = Annotated[
@@ -100,16 +100,16 @@ class ErrorFacts(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every error looks so."""
+    """Body of every error."""
 
     error: ErrorFacts
 
 
 class DispatchRequest(Body):
-    """Which agent is wanted in which room."""
+    """Request for an agent in a room."""
 
     room: RoomName
-    agent_name: AgentName | None = Field(None, description="The lab's own when left out.")
+    agent_name: AgentName | None = Field(None, description="Default: the lab's agent.")
     letta_agent_id: LettaAgentId | None = Field(
         None, description="Id or name of the Letta agent whose memory the call uses."
     )
@@ -117,14 +117,14 @@ class DispatchRequest(Body):
 
 
 class Clock(BaseModel):
-    """When the service had the request and its answer, on the clock of the answer's marks."""
+    """When the service received the request and answered, on the clock of the marks."""
 
     received_s: float = 0.0
     answered_s: float
 
 
 class DispatchAnswer(BaseModel):
-    """Exactly one live agent of that name is in the room, or why not."""
+    """Result of a dispatch: exactly one live agent of that name in the room, or the reason."""
 
     success: bool
     room: str
@@ -142,7 +142,7 @@ class DispatchAnswer(BaseModel):
 
 
 class DispatchFailure(DispatchAnswer):
-    """A dispatch that failed: the same fields, and the error."""
+    """A failed dispatch: the same fields, and the error."""
 
     error: ErrorFacts
 
@@ -155,13 +155,13 @@ class AgentOfToken(Body):
 
 
 class RoomConfig(Body):
-    """Of LiveKit's `RoomConfiguration`, what this service takes."""
+    """The supported fields of LiveKit's `RoomConfiguration`."""
 
     agents: list[AgentOfToken] = Field([], max_length=8)
 
 
 class TokenRequest(Body):
-    """For whom a token is wanted; names are made up where none are given.
+    """Request for a token; missing names are generated.
 
     LiveKit's standard names (`room_name`, `participant_identity`, …), which its front-end SDKs
     send, are taken as well.
@@ -188,12 +188,12 @@ class TokenRequest(Body):
 
     @property
     def agents(self) -> list[AgentOfToken]:
-        """Agents that it names itself."""
+        """Agents named in the request."""
         return self.room_config.agents if self.room_config is not None else []
 
     @property
     def dispatches(self) -> bool:
-        """Whether the token would bring an agent."""
+        """Whether the token dispatches an agent."""
         by_strategy = self.strategy is not None and STRATEGIES[self.strategy].in_token
         return by_strategy or bool(self.agents)
 
@@ -226,11 +226,11 @@ class StrategyFacts(BaseModel):
     name: StrategyName
     title: str
     when: Literal["after", "during", "token", "ahead"]
-    lifetime_s: float = Field(description="So long an agent dispatched ahead waits for its caller.")
+    lifetime_s: float = Field(description="How long an agent dispatched ahead waits.")
 
 
 class LabAnswer(BaseModel):
-    """What the lab is set to, and the names that a call's report may hold."""
+    """Settings of the lab, and the names that a call's report may have."""
 
     agent_name: str = Field(description="Dispatched when none is asked for.")
     livekit_url: str
@@ -242,7 +242,7 @@ class LabAnswer(BaseModel):
 
 
 class LettaAgent(BaseModel):
-    """A Letta agent that a call may use the memory of."""
+    """A Letta agent whose memory a call may use."""
 
     id: str
     name: str
@@ -258,7 +258,7 @@ class AgentsAnswer(BaseModel):
 
 
 class RoomParticipant(BaseModel):
-    """Somebody in a room."""
+    """A participant of a room."""
 
     identity: str
     kind: str = Field(description="`standard`, `agent`, ….")
@@ -274,7 +274,7 @@ class RoomDispatch(BaseModel):
 
 
 class RoomFacts(BaseModel):
-    """A room, who is in it, and what is dispatched to it."""
+    """A room with its participants and dispatches."""
 
     name: str
     created_at_s: float = Field(description="Seconds since 1970.")
@@ -295,7 +295,7 @@ class WorkerFacts(BaseModel):
     agent_name: str
     active_jobs: int
     load: float = Field(description="0 to 1.")
-    load_threshold: float = Field(description="At this load it takes no more.")
+    load_threshold: float = Field(description="Load at which it takes no more jobs.")
 
 
 class WorkersAnswer(BaseModel):
@@ -306,7 +306,7 @@ class WorkersAnswer(BaseModel):
 
 
 class CleanAnswer(BaseModel):
-    """What was removed from a room; no human ever is."""
+    """What was removed from a room; humans are never removed."""
 
     room: str
     agents_removed: list[str]
@@ -331,7 +331,7 @@ class CallTurn(Body):
 
 
 class CallReport(Body):
-    """What a page measured of its call so far; no words that were said."""
+    """Measurements of a page's call so far, without any speech or text."""
 
     room: RoomName
     strategy: StrategyName | None = None
@@ -345,14 +345,14 @@ class CallReport(Body):
 
 
 class CallAnswer(CallReport):
-    """A call, all that was reported of it put together."""
+    """A call, from all its reports."""
 
     id: str
     stages: dict[str, float] = Field(description="Headline stages of the connection, in seconds.")
 
 
 class WebhookAnswer(BaseModel):
-    """A webhook was verified and taken."""
+    """A webhook was verified."""
 
     event: str
     seen_before: bool
@@ -365,7 +365,7 @@ class SessionRequest(Body):
 
 
 class SessionAnswer(BaseModel):
-    """Who is asking, and what it may do."""
+    """Owner of the key, with its permissions."""
 
     name: str
     permissions: list[Permission]
@@ -373,7 +373,7 @@ class SessionAnswer(BaseModel):
 
 
 class Check(BaseModel):
-    """One thing that was checked."""
+    """Result of one check."""
 
     name: str
     ok: bool
@@ -383,13 +383,13 @@ class Check(BaseModel):
 
 
 class ReadyAnswer(BaseModel):
-    """Whether a call could be made now, dependency by dependency."""
+    """Whether a call can be made now, by dependency."""
 
     ready: bool
     checks: list[Check]
 
 
 class HealthAnswer(BaseModel):
-    """The service itself lives."""
+    """The service is alive."""
 
     status: Literal["ok"] = "ok"

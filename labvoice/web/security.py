@@ -1,4 +1,4 @@
-"""Who may ask what: keys, cookies made from them, permissions, rate limits."""
+"""Authentication and authorisation: keys, session cookies, permissions, rate limits."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _ENTRY: Final = re.compile(r"([a-z0-9-]{1,32}):([a-z+]+):(\S+)")
 _WRONG_KEYS: Final = RateLimitItemPerSecond(10, 10)
 """Of one address: ten within ten seconds."""
 _ADDRESS_FACTOR: Final = 4
-"""An address may ask so many times as often as a key: several keys may come from it."""
+"""Ratio of the rate limits of an address and of a key: an address may use several keys."""
 _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking.
+    """The owner of a key.
 
     Attributes:
-        name: Of the key.
-        permissions: What it may do.
+        name: Name of the key.
+        permissions: Its permissions.
     """
 
     name: str
@@ -71,14 +71,14 @@ class _Key:
 
 
 class Keyring:
-    """The keys in force; of each only its SHA-256 is kept.
+    """The valid keys; only the SHA-256 of each is kept.
 
     Args:
         settings: `api_key` and `api_keys`.
-        remote: Whether the service listens on more than loopback, where keys must be longer.
+        remote: Whether the service listens on more than loopback; keys must then be longer.
 
     Attributes:
-        made_key: The key that was made because none was set; None otherwise.
+        made_key: The generated key, if none was set; None otherwise.
 
     Raises:
         SettingsError: A key is too short, or an entry of `api_keys` cannot be read.
@@ -125,7 +125,7 @@ class Keyring:
         self._keys[name] = _Key(Principal(name, permissions), hashlib.sha256(key.encode()).digest())
 
     def find(self, key: str) -> Principal | None:
-        """Returns whose key it is; every comparison takes the same time."""
+        """Returns the owner of a key; every comparison takes the same time."""
         digest = hashlib.sha256(key.encode("utf-8", "replace")).digest()
         found = None
         for entry in self._keys.values():
@@ -134,32 +134,32 @@ class Keyring:
         return found
 
     def make_session(self, principal: Principal) -> str:
-        """Returns a cookie's value that stands for the key and says nothing of it."""
+        """Returns a cookie's value that represents the key and does not reveal it."""
         return self._signer(principal.name).sign(principal.name).decode()
 
     def find_session(self, cookie: str) -> Principal | None:
-        """Returns whose cookie it is; None when it is forged, expired, or its key is gone."""
+        """Returns the owner of a cookie; None if it is forged, expired, or its key was removed."""
         name = cookie.partition(".")[0]
         if name not in self._keys:
             return None
         try:
             self._signer(name).unsign(cookie, max_age=SESSION_LIFETIME_S)
-        except BadSignature:  # an expired one is one, too
+        except BadSignature:  # the base class of expired signatures too
             return None
         return self._keys[name].principal
 
     def _signer(self, name: str) -> TimestampSigner:
-        # A changed key ends its sessions, since it is what signs them.
+        # The key signs its sessions: a changed key ends them.
         return TimestampSigner(
             self._keys[name].digest, salt="labvoice-session", digest_method=hashlib.sha256
         )
 
 
 class Gate:
-    """Tells who is asking, and refuses who may not.
+    """Authenticates requests, and refuses those without permission.
 
     Args:
-        keyring: The keys in force.
+        keyring: The valid keys.
         rate_hz: Requests per second for one key; an address may make four times as many.
         public_origin: Origin of the service's own pages behind a proxy; may be empty.
     """
@@ -172,19 +172,19 @@ class Gate:
         self._by_address = _limit_of(_ADDRESS_FACTOR * rate_hz)
 
     def admit_address(self, address: str) -> None:
-        """Counts a request of an address, whoever asks.
+        """Counts a request of an address, with any key.
 
         Raises:
-            HttpError: 429 when it asks too often.
+            HttpError: 429 if the address sends too many.
         """
         self._count(self._by_address, "address", address, "this address asks too often")
 
     def admit(self, request: Request, needed: Permission) -> Principal:
-        """Returns who is asking.
+        """Returns the owner of a request's key or cookie.
 
         Raises:
-            HttpError: 401 without a good key or cookie, 403 without the permission or from
-                another site's page, 429 when asked too often or after many wrong keys.
+            HttpError: 401 without a valid key or cookie, 403 without the permission or from
+                another site's page, 429 after too many requests or wrong keys.
         """
         principal = self._who(request)
         self._count(self._by_key, "key", principal.name, "this key asks too often")
@@ -192,10 +192,10 @@ class Gate:
         return principal
 
     def exchange(self, request: Request, key: str) -> Principal:
-        """Returns whose key it is, for a session.
+        """Returns the owner of a key, for a session.
 
         Raises:
-            HttpError: 401 when it is nobody's, 429 after many of those or when asked too often.
+            HttpError: 401 if the key is not valid, 429 after too many requests or wrong keys.
         """
         principal = self._find(request, key)
         self._count(self._by_key, "key", principal.name, "this key asks too often")
@@ -205,7 +205,7 @@ class Gate:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._find(request, key.strip())
-        # A cookie is signed with 256 bits: nobody guesses it, and an old one is no guess.
+        # A cookie is signed with 256 bits: it cannot be guessed, so a wrong one is not counted.
         principal = self.keyring.find_session(request.cookies.get(cookie_name(request), ""))
         if principal is None:
             raise _unauthorized()
@@ -219,7 +219,7 @@ class Gate:
         return principal
 
     def _find(self, request: Request, key: str) -> Principal:
-        """Looks a key up, unless its address has tried too many: then a right one waits too."""
+        """Looks up a key; an address with too many wrong keys has to wait, with a right one too."""
         guesses = ("wrong key", _address(request))
         if not self._limiter.test(_WRONG_KEYS, *guesses):
             observed = "too many wrong keys came from this address"
@@ -240,7 +240,7 @@ class Gate:
             429,
             "too_many_requests",
             observed,
-            f"wait {wait_s:.1f} s; LABVOICE_RATE_LIMIT says how often a key may ask",
+            f"wait {wait_s:.1f} s; LABVOICE_RATE_LIMIT is the limit of a key",
             {"Retry-After": str(int(wait_s) + 1)},
         )
 
@@ -257,20 +257,20 @@ def _unauthorized() -> HttpError:
     return HttpError(
         401,
         "unauthorized",
-        "the request has no key that is in force",
+        "the request has no valid key",
         "send `Authorization: Bearer KEY`, or open the page by the URL that `labvoice up` printed",
         {"WWW-Authenticate": "Bearer"},
     )
 
 
 def _limit_of(rate_hz: float) -> RateLimitItem:
-    """Returns a limit of so many a second, counted over two seconds or more: short bursts pass."""
+    """Returns a limit per second, counted over two seconds or more to allow short bursts."""
     window_s = max(2, math.ceil(1 / rate_hz))
     return RateLimitItemPerSecond(max(1, round(rate_hz * window_s)), window_s)
 
 
 def cookie_name(request: Request) -> str:
-    """Returns the session cookie's name; cookies do not tell ports apart, names must."""
+    """Returns the session cookie's name; it has the port, which cookies do not distinguish."""
     return f"labvoice-session-{request.url.port or 80}"
 
 

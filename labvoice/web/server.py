@@ -1,4 +1,4 @@
-"""The HTTP server around the application: its socket, its limits, its orderly end."""
+"""The HTTP server: its socket, its limits, its graceful shutdown."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from labvoice.errors import PortInUseError, StageTimeoutError
 
 KEEP_ALIVE_S: Final = 75
 MAX_CONNECTIONS: Final = 4096
-"""With more, requests are refused. Neither a slow client nor one that takes them all is told from
-others here: where that is to be expected, a proxy stands before the service (docs/http.md)."""
+"""With more, requests are refused. Slow clients, or one that takes all of them, are not
+distinguished here: where they are expected, put a proxy before the service (docs/http.md)."""
 GRACE_S: Final = 32
-"""So long the end waits for requests that are being answered: a dispatch waits 30 s at most for
-its agent, and asks the workers for the cause after that. What takes longer is cut off."""
+"""Time that the shutdown waits for open requests, in seconds: a dispatch waits 30 s at most for its
+agent, and then asks the workers for the cause. Longer requests are cut off."""
 _FILES: Final = 65_536
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _START_TIMEOUT_S: Final = 10.0
@@ -54,9 +54,9 @@ def bind_port(host: str, port: int) -> socket.socket:
 
 
 def raise_file_limit() -> None:
-    """Lets this process open as many files as it may: many systems begin with 1,024.
+    """Raises the limit of open files to the maximum allowed: many systems start with 1,024.
 
-    Not more than the service has a use for: programs that are started later may walk through all.
+    Not higher than the service needs: programs that are started later may iterate over all.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
@@ -67,7 +67,7 @@ def raise_file_limit() -> None:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to the command line, which stops the lab as well."""
+        """Leaves signals to the command line, which also stops the lab."""
         yield
 
 
@@ -75,7 +75,7 @@ class HttpServer:
     """A listening HTTP server; an async context manager.
 
     Args:
-        app: What it serves.
+        app: The application.
         sock: Bound to the address to listen on, as by :func:`bind_port`.
 
     Attributes:
@@ -95,7 +95,7 @@ class HttpServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,  # else anybody on this machine could claim any address
+                proxy_headers=False,  # otherwise any client on this machine could claim any address
                 limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
@@ -109,7 +109,7 @@ class HttpServer:
         self._task = asyncio.create_task(self._server.serve([self._socket]), name="http server")
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                # uvicorn tells its start by an attribute only.
+                # uvicorn reports its start by an attribute only.
                 while not self._server.started:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         except TimeoutError:
@@ -124,6 +124,6 @@ class HttpServer:
         await self._task
 
     async def wait(self) -> None:
-        """Waits until the server ends by itself, which it does only on a fault."""
+        """Waits until the server ends by itself, which happens only on a failure."""
         assert self._task is not None
         await asyncio.shield(self._task)

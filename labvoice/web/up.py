@@ -1,4 +1,4 @@
-"""`labvoice up`: the HTTP service over a lab, until somebody ends it."""
+"""`labvoice up`: the HTTP service over a lab, until it is ended."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _KEY_VARIABLES: Final = ("LABVOICE_API_KEY", "LABVOICE_API_KEYS")
 
 @dataclass
 class PreparedService:
-    """A service whose keys and port are good; made by :func:`prepare`.
+    """A service whose keys and port are checked; made by :func:`prepare`.
 
     Attributes:
-        settings: Of the service.
+        settings: Settings of the service.
         keyring: Its keys.
         sock: Bound to its port.
         url: Where its page is, without a slash at the end.
-        webhook_url: Where a LiveKit server on this machine reports to.
+        webhook_url: Address of the webhook for a LiveKit server on this machine.
     """
 
     settings: WebSettings
@@ -46,11 +46,11 @@ class PreparedService:
     webhook_url: str
 
     async def serve(self, lab: Lab, progress: Callable[[str], None]) -> Never:
-        """Serves a running lab until it is cancelled, and answers what was accepted.
+        """Serves a running lab until it is cancelled; accepted requests are still answered.
 
         Args:
             lab: The lab.
-            progress: Told the page's address with its key, once.
+            progress: Called with the page's address and key, once.
 
         Raises:
             ProcessError: The HTTP server ended by itself.
@@ -62,7 +62,7 @@ class PreparedService:
         try:
             async with HttpServer(app, self.sock) as server:
                 progress(repr(lab))
-                # In the fragment, which browsers send to nobody.
+                # In the fragment, which browsers do not send.
                 fragment = f"#key={made.get_secret_value()}" if made else ""
                 progress(f"page: {self.url}/debug{fragment}")
                 if made is None:
@@ -70,20 +70,20 @@ class PreparedService:
                 progress(f"API:  {self.url}/docs")
                 if not is_loopback(self._host):
                     progress(
-                        f"warning: the service listens on {self._host}: whoever reaches it may "
+                        f"warning: the service listens on {self._host}: anybody who reaches it may "
                         "try keys, and nothing is encrypted; put a proxy with TLS before it, and "
                         "its address into LABVOICE_PUBLIC_URL"
                     )
                 progress("Ctrl-C ends all of it")
                 await server.wait()
-                raise ProcessError("the HTTP server ended by itself", "its log above tells why")
+                raise ProcessError("the HTTP server ended by itself", "see its log above")
         finally:
             if traces is not None:
                 traces.shutdown()
 
 
 def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedService:
-    """Checks and takes what the service needs, before anything heavy is started.
+    """Checks keys and binds the port, before anything heavy is started.
 
     Args:
         host: Address to listen on.
@@ -92,7 +92,7 @@ def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedServ
 
     Raises:
         UsageError: `host` is not loopback and `allow_remote` is not given.
-        SettingsError: A key is malformed or too short for where the service listens.
+        SettingsError: A key is malformed or too short for the address.
         PortInUseError: The port is taken.
     """
     remote = not is_loopback(host)
@@ -105,7 +105,7 @@ def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedServ
     settings = read_settings(WebSettings)
     keyring = Keyring(settings, remote=remote)
     for name in _KEY_VARIABLES:
-        os.environ.pop(name, None)  # the stack's processes have no use for them
+        os.environ.pop(name, None)  # the stack's processes do not need them
     sock = bind_port(host, port)
     here, shown = _names(host)
     settings = settings.model_copy(
@@ -123,7 +123,7 @@ def prepare(host: str, port: int, *, allow_remote: bool = False) -> PreparedServ
 
 
 def _names(host: str) -> tuple[str, str]:
-    """Returns what this machine and what others call an address that is listened on."""
+    """Returns the host names of a bound address, for this machine and for others."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

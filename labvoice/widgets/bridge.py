@@ -1,4 +1,4 @@
-"""Requests of a widget's JavaScript, answered on the kernel's own event loop."""
+"""Handles requests of a widget's JavaScript on the lab's event loop."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class Bridge:
-    """Answers requests; made in a cell, so that it knows the loop in which the lab lives.
+    """Handles requests on the event loop of the lab; created in a notebook cell, on that loop.
 
     JupyterLab from 4.4 on delivers a widget's messages on another thread (ipykernel 7,
-    subshells), where nothing of the lab's may be awaited.
+    subshells), where no coroutine of the lab may be awaited.
 
     Args:
-        handlers: What to do, by the request's method.
+        handlers: Handlers by the request's method.
         send: Sends a message to the widget's JavaScript.
 
     Raises:
@@ -40,11 +40,11 @@ class Bridge:
         except RuntimeError:
             raise UsageError(
                 "a widget needs the notebook's event loop",
-                "make it in a cell of a notebook, where the lab was started",
+                "create it in a notebook cell, where the lab was started",
             ) from None
 
     def take(self, content: Any) -> None:
-        """Takes a message from whatever thread it comes on."""
+        """Takes a message on any thread."""
         if isinstance(content, dict) and content.get("kind") == "request":
             self._loop.call_soon_threadsafe(self._begin, content)
 
@@ -68,13 +68,13 @@ class Bridge:
                 "outcome": error.outcome if isinstance(error, DispatchError) else "error",
             }
         except ValidationError as error:
-            logger.warning("the widget sent what cannot be used: %s", error)
+            logger.warning("the widget sent an invalid request: %s", error)
             answer["error"] = {
-                "message": "the widget sent what this version of labvoice cannot use",
+                "message": "this version of labvoice does not accept the widget's request",
                 "hint": "reload the page: it may still run the JavaScript of another version",
             }
         except Exception as error:
-            # The widget must hear of it; the traceback goes to the log by the task.
+            # The widget gets the error; the task logs the traceback.
             answer["error"] = {"message": f"{type(error).__name__}: {error}", "hint": ""}
             raise
         finally:

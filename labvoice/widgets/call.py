@@ -1,4 +1,4 @@
-"""A call that somebody made in the browser, as the kernel knows it."""
+"""A call made in the browser, as recorded by the kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labvoice.widgets.record import BrowserTurn, CallRecord, write_run
 
 
 class BrowserCall:
-    """A call made in the browser; it grows while the call runs.
+    """A call made in the browser; updated while the call runs.
 
     Attributes:
         record: What the browser has sent so far.
@@ -34,12 +34,12 @@ class BrowserCall:
         """
         path = folder / f"browser-{self.record.call_id}.jsonl"
         write_run(self.record, path, self._settings)
-        self.path = path  # only now: a file that could not be written cannot be read either
+        self.path = path  # only now: the file exists
         return path
 
     @property
     def run(self) -> Run:
-        """The call as a run of one trial, to be laid beside a benchmark."""
+        """The call as a run of one trial, to compare with a benchmark."""
         if self.path is not None:
             return Run.load(self.path)
         with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ class BrowserCall:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The tidy frame of the call, with the columns of every other run."""
+        """The tidy frame of the call, with the same columns as every run."""
         return self.run.frame
 
     @property
@@ -66,7 +66,7 @@ class BrowserCall:
 
     @property
     def ended(self) -> bool:
-        """Whether the call is over."""
+        """Whether the call has ended."""
         return self.record.ended
 
     def _facts(self) -> Facts:

@@ -1,4 +1,4 @@
-"""The Connect button: one's own voice in a call with the agent, measured like any other."""
+"""The Connect button: a call with the agent by the user's microphone, measured as every call."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-"""Where the built JavaScript lies; its sources are in `js/`."""
+"""Folder of the built JavaScript; its sources are in `js/`."""
 
 _LOOKS_FOR_CALLER = 15
-"""One a second; a browser that is closed leaves its room at once, a page's request waits 20 s."""
+"""Checked once a second; a closed browser leaves its room at once, a page's request waits 20 s."""
 
 
 def strategies_for(lab: Lab) -> list[dict[str, str | float]]:
     """Returns the strategies that the widget offers, with the fields of `js/src/types.ts`.
 
-    Automatic dispatch is among them only where a worker serves every room.
+    Automatic dispatch is included only if a worker serves every room.
     """
     serves_all = any(not worker.agent_name for worker in lab.pool.workers)
     lifetime_s = ahead_lifetime_s(lab.settings.idle_timeout_s)
@@ -87,7 +87,7 @@ class ConnectButton(anywidget.AnyWidget):
     agent_name = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, lab: Lab) -> None:
-        _ = lab.dispatcher  # refuses a lab that is not running, in words
+        _ = lab.dispatcher  # raises if the lab is not running
         super().__init__(strategies=strategies_for(lab), agent_name=lab.settings.agent_name)
         self._lab = lab
         self.calls: list[BrowserCall] = []
@@ -107,10 +107,10 @@ class ConnectButton(anywidget.AnyWidget):
 
     @property
     def call(self) -> BrowserCall:
-        """The last call, under way or over.
+        """The last call, running or ended.
 
         Raises:
-            LabvoiceError: None was made yet.
+            LabvoiceError: There is none yet.
         """
         if not self.calls:
             raise LabvoiceError("no call was made with this button yet", "press Connect first")
@@ -118,7 +118,7 @@ class ConnectButton(anywidget.AnyWidget):
 
     async def _token(self, arguments: dict[str, Any]) -> dict[str, Any]:
         ask = _Ask.model_validate(arguments)
-        _ = self._lab.dispatcher  # refuses a lab that was stopped, in words
+        _ = self._lab.dispatcher  # raises if the lab was stopped
         settings = self._lab.settings
         assert settings.livekit_url
         assert settings.livekit_api_key
@@ -176,7 +176,7 @@ class ConnectButton(anywidget.AnyWidget):
         return {"id": await self._lab.letta.create(name), "name": name, "description": ""}
 
     async def _hello(self, _: dict[str, Any]) -> None:
-        """A page has begun: calls are over that a page before it has left, reloaded or closed."""
+        """A page was opened: ends the calls of an earlier page that was reloaded or closed."""
         for call in [call for call in self.calls if not call.ended]:
             for _look in range(_LOOKS_FOR_CALLER):
                 connecting = "room_connected" not in call.marks
@@ -184,7 +184,7 @@ class ConnectButton(anywidget.AnyWidget):
                     break
                 await asyncio.sleep(1.0)
             else:
-                continue  # it goes on in another window
+                continue  # it continues in another window
             if not call.ended:
                 detail = call.record.detail or "The page was reloaded or closed during the call."
                 call.record = call.record.model_copy(update={"ended": True, "detail": detail})
@@ -198,7 +198,7 @@ class ConnectButton(anywidget.AnyWidget):
                     api.ListParticipantsRequest(room=room)
                 )
         except LabvoiceError:
-            return False  # without a server there is no call either
+            return False  # without a server there is no call
         return any(one.kind != ParticipantInfo.Kind.AGENT for one in there.participants)
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
@@ -230,7 +230,7 @@ class ConnectButton(anywidget.AnyWidget):
             await asyncio.to_thread(call.save)
         finally:
             if room := call.record.room:
-                # Ends the agent's job at once; otherwise it waits for the room to die out.
+                # Ends the agent's job at once, not only when the room is closed.
                 name = self._lab.settings.agent_name
                 if known := STRATEGIES.get(call.record.strategy):
                     name = known.dispatched_as(name)

@@ -1,4 +1,4 @@
-"""The monitor: what servers, workers, rooms, dispatches and turns do at this moment."""
+"""The monitor: live state of servers, workers, rooms, dispatches and turns."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
-_PARTS_EVERY = 5  # rounds; memory of all processes costs some milliseconds each
+_PARTS_EVERY = 5  # rounds; reading the memory of a process takes some milliseconds
 _KEPT = 120
 """Points of a sparkline: two minutes."""
 _SHOWN = 20
-"""Dispatches and turns whose median is shown."""
+"""Number of dispatches and turns whose median is shown."""
 
 
 class Watcher:
-    """Looks at a lab once a second for all monitors that show it; ends with the last of them.
+    """Reads the state of a lab once a second for all its monitors; ends with the last of them.
 
     Args:
         lab: The running lab.
 
     Attributes:
         views: The monitors.
-        seen: What was seen last.
+        seen: The last state.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -51,7 +51,7 @@ class Watcher:
         except RuntimeError:
             raise UsageError(
                 "a widget needs the notebook's event loop",
-                "make it in a cell of a notebook, where the lab was started",
+                "create it in a notebook cell, where the lab was started",
             ) from None
         self.task = loop.create_task(self._watch(), name="labvoice-monitor")
 
@@ -65,8 +65,8 @@ class Watcher:
                     self._show({**self.seen, "trouble": str(error)})
                 except Exception as error:
                     if not self._lab.running:
-                        break  # it was stopped under our hands
-                    logger.exception("the monitor could not look")
+                        break  # it was stopped meanwhile
+                    logger.exception("the monitor could not read the state of the lab")
                     self._show({**self.seen, "trouble": f"{type(error).__name__}: {error}"})
                 number += 1
                 await asyncio.sleep(_EVERY_S)
@@ -79,10 +79,10 @@ class Watcher:
             del _WATCHERS[self._lab]
 
     def remove(self, view: Monitor) -> None:
-        """Shows it to one monitor less."""
+        """Removes a monitor."""
         self.views.discard(view)
         if not self.views:
-            self._forget()  # here too, for a task that has not begun never ends in order
+            self._forget()  # here too: a task cancelled before it starts runs no `finally`
             self.task.cancel()
 
     def _show(self, seen: dict[str, Any]) -> None:
@@ -91,10 +91,10 @@ class Watcher:
             view.snapshot = seen
 
     async def look(self, *, with_parts: bool = True) -> dict[str, Any]:
-        """Asks everything once; returns what the page shows, times in seconds.
+        """Returns the state of the lab as the page shows it, times in seconds.
 
         Args:
-            with_parts: Whether to ask the processes for their memory too.
+            with_parts: Whether to read the memory of the processes.
 
         Raises:
             LabvoiceError: The lab was stopped, or its LiveKit server does not answer.
@@ -174,20 +174,20 @@ class Watcher:
 
 
 _WATCHERS: dict[Lab, Watcher] = {}
-"""One for each lab that somebody watches."""
+"""By lab, while it has monitors."""
 
 
 class Monitor(anywidget.AnyWidget):
-    """Shows a running lab live; made by `lab.monitor()`.
+    """Shows the state of a running lab; created by `lab.monitor()`.
 
-    All monitors of a lab share one look at it a second, and the page is sent one message for it,
-    or none where nothing has changed. It ends with the lab, or with :meth:`close`.
+    All monitors of a lab share one reading a second; the page gets a message only if something has
+    changed. It ends with the lab, or with :meth:`close`.
 
     Args:
         lab: The running lab.
 
     Attributes:
-        snapshot: What was seen last.
+        snapshot: The last state.
 
     Raises:
         LabvoiceError: The lab is not running.
@@ -199,14 +199,14 @@ class Monitor(anywidget.AnyWidget):
     _watcher: Watcher | None = None
 
     def __init__(self, lab: Lab) -> None:
-        _ = lab.dispatcher  # refuses a lab that is not running, in words
+        _ = lab.dispatcher  # raises if the lab is not running
         watcher = _WATCHERS.get(lab) or _WATCHERS.setdefault(lab, Watcher(lab))
         super().__init__(snapshot=watcher.seen)
         self._watcher = watcher
         watcher.views.add(self)
 
     def close(self) -> None:
-        """Removes the widget; the last one of a lab ends the watching."""
+        """Removes the widget; the last one of a lab ends its watcher."""
         if self._watcher is not None:
             self._watcher.remove(self)
         super().close()

@@ -1,4 +1,4 @@
-"""What a browser measured of its own call: checked, and written as a run like any other."""
+"""A browser's measurements of its own call: validated, and written as a run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class _Part(BaseModel):
 
 
 class BrowserTurn(_Part):
-    """One turn as the browser saw it; times in seconds.
+    """One turn as the browser measured it; times in seconds.
 
-    Voice is found in the browser on 10 ms frames, as :mod:`labvoice.caller.ear` does.
+    The browser detects voice on 10 ms frames, as :mod:`labvoice.caller.ear` does.
     """
 
     number: int = Field(ge=0)
@@ -53,7 +53,7 @@ class BrowserTurn(_Part):
 
 
 class CallRecord(_Part):
-    """What a browser measured of one call; `js/src/types.ts` has the same fields.
+    """A browser's measurements of one call; `js/src/types.ts` has the same fields.
 
     Marks are on the browser's monotonic clock (`performance.now() / 1000`).
     """
@@ -76,9 +76,9 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
     Marks, figures and outcomes outside the vocabulary are left out.
 
     Args:
-        record: What the browser sent.
+        record: The browser's measurements.
         path: The run file.
-        settings: Of the lab, for the configuration's columns.
+        settings: Settings of the lab, for the configuration's columns.
 
     Raises:
         RunFileError: The run file exists already or cannot be written.
@@ -108,7 +108,7 @@ def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:
         if name in AGENT_TURN_STAGES + MEMORY_STAGES:
             run.stage(0, name, duration_s, turn=turn.number)
     facts: dict[str, Any] = {"said": turn.said, "transcript": turn.transcript, "reply": turn.reply}
-    # What was typed, nobody had to recognise; what nobody answered says nothing of it.
+    # Typed turns were not recognised; unanswered ones say nothing about recognition.
     recognised = turn.said.strip() and not turn.typed and "reply_heard" in turn.marks
     facts["wer"] = word_error_rate(turn.said, turn.transcript) if recognised else None
     run.note(0, turn.number, typed=turn.typed, user_messages=turn.user_messages, **facts)

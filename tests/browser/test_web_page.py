@@ -96,7 +96,7 @@ async def test_without_a_key_the_page_asks_for_it(chromium: Browser, address: st
         assert await serious(page) == []
         await page.keyboard.type("wrong")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("status").first).to_contain_text("no key that is in force")
+        await expect(page.get_by_role("status").first).to_contain_text("no valid key")
         await field.fill(KEY)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Connect")).to_be_visible()
