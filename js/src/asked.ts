@@ -1,8 +1,8 @@
-// Dispatches as they were asked for: before the click too, and their marks on the page's clock.
+// Dispatch requests, also before the click, with their marks on the page's clock.
 import { now_s } from "./meter";
 import type { Ask, Backend, DispatchAnswer, Token } from "./types";
 
-/** A dispatch's answer, and when it was asked for and came. */
+/** A dispatch's answer, with the times of request and answer. */
 export interface Asked {
   answer: DispatchAnswer;
   sent_s: number;
@@ -13,7 +13,7 @@ export interface Asked {
 export function marksOf({ answer, sent_s, back_s }: Asked): [string, number, number][] {
   const { marks = {}, clock } = answer;
   if (!clock) return [];
-  // The way there and back are taken for equally long.
+  // Assumes equal delays in both directions.
   const held_s = clock.answered_s - clock.received_s;
   const half_s = Math.max(0, back_s - sent_s - held_s) / 2;
   const offset_s = sent_s + half_s - clock.received_s;
@@ -27,13 +27,13 @@ interface Room {
   asked: Asked | null;
 }
 
-/** A room in which an agent waits for the click, and what became of its dispatch. */
+/** A room in which an agent waits for the click, and the result of its dispatch. */
 export class Ahead {
   private room: Room | null = null;
 
   constructor(private readonly backend: Backend) {}
 
-  /** Has the agent dispatched, unless one that is young enough and the same waits already. */
+  /** Dispatches the agent, unless the same agent waits already and is recent enough. */
   prepare(ask: Ask, lifetime_s: number): Promise<Token> {
     const key = ask.letta_agent_id ?? "";
     const since_s = now_s();
@@ -47,12 +47,12 @@ export class Ahead {
     });
     const room: Room = (this.room = { key, since_s, token, asked: null });
     token.catch(() => {
-      if (this.room === room) this.room = null; // another one may have been chosen since
+      if (this.room === room) this.room = null; // another one may have been chosen meanwhile
     });
     return token;
   }
 
-  /** Returns what the dispatch came to, and forgets the room, which is for one call. */
+  /** Returns the result of the dispatch, and forgets the room, which is for one call. */
   take(): Asked | null {
     const asked = this.room?.asked ?? null;
     this.room = null;

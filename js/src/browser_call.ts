@@ -1,4 +1,4 @@
-// One call in the browser: joins, publishes the microphone, has the agent dispatched, and marks it.
+// One call in the browser: joins, publishes the microphone, requests the dispatch, sets the marks.
 import {
   ConnectionQuality,
   DataStreamError,
@@ -42,7 +42,7 @@ import type {
 import { VoiceDetector } from "./voice";
 
 const STATE_ATTRIBUTE = "lk.agent.state";
-const RPC_CLOCK = "labvoice.clock"; // labvoice/protocol/vocabulary.py has all three
+const RPC_CLOCK = "labvoice.clock"; // all three as in labvoice/protocol/vocabulary.py
 const RPC_MARKS = "labvoice.marks";
 const RPC_INTERRUPT = "labvoice.interrupt";
 const RPC_TIMEOUT_MS = 2000;
@@ -67,7 +67,7 @@ export interface Levels {
   agent: number;
 }
 
-/** Random, and possible on an insecure page too, where `randomUUID` is missing. */
+/** A random id; works on an insecure page too, which has no `randomUUID`. */
 const callId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
 
@@ -77,7 +77,7 @@ function askOf(choice: Choice): Ask {
   return ask;
 }
 
-/** A call; made once and connected as often as one likes. Views listen for `change`. */
+/** A call; created once, can be connected repeatedly. Views listen for `change`. */
 export class BrowserCall {
   state: State = initial;
   log: LogLine[] = [];
@@ -124,7 +124,7 @@ export class BrowserCall {
 
   // -- connecting -----------------------------------------------------------------------
 
-  /** Has the agent dispatched before the click, where the choice says so; `connect` joins it. */
+  /** Dispatches the agent before the click, if the strategy is `ahead`; `connect` joins it. */
   prepare(choice: Choice): Promise<Token> | null {
     if (choice.strategy.when === "ahead")
       return this.ahead.prepare(askOf(choice), choice.strategy.lifetime_s);
@@ -138,7 +138,7 @@ export class BrowserCall {
     this.mark("click");
     this.send({ type: "click" });
     globalThis.addEventListener?.("pagehide", this.leave);
-    // Made while the click is fresh, or the browser may hold the sound back.
+    // Created right after the click, otherwise the browser may block the sound.
     const meters = (this.meters = new Meters());
     const room = (this.room = new Room());
     const ask = askOf(choice);
@@ -238,7 +238,7 @@ export class BrowserCall {
         this.fail(dispatchTrouble(answer));
         return;
       }
-      // An agent that was there already needed no request: then the one before the click counts.
+      // An agent that was there needed no request: the one before the click counts.
       const found = Object.keys(answer.marks ?? {}).length === 0;
       for (const [name, at_s, error_s] of marksOf(found && before ? before : { answer, sent_s, back_s }))
         this.mark(name, at_s, "caller", error_s);
@@ -316,7 +316,7 @@ export class BrowserCall {
       .on(RoomEvent.Disconnected, (reason) => this.onDisconnected(room, reason))
       .on(RoomEvent.Connected, () => room.remoteParticipants.forEach(onAgent));
 
-    /** A stream that the end of the call or of its agent cuts off is no error. */
+    /** A stream that ends with the call or its agent is not an error. */
     const unlessCutOff = (reading: Promise<void>) =>
       reading.catch((error: unknown) => {
         if (!(error instanceof DataStreamError)) throw error;
@@ -332,7 +332,7 @@ export class BrowserCall {
         this.transcript.set(segment, who, words, false);
         this.changed();
       }
-      // The agent's words come as one stream that ends; yours as one stream for each revision.
+      // The agent's text comes as one stream that ends, the user's as one stream for each revision.
       const final = who === "agent" || attributes["lk.transcription_final"] === "true";
       this.transcript.set(segment, who, words, final);
       this.changed();
@@ -353,7 +353,7 @@ export class BrowserCall {
     });
   }
 
-  /** Brings the worker's marks, moved to this clock, and what the session's events leave out. */
+  /** Fetches the worker's marks, moved to this clock, and figures missing in the session's events. */
   private async fetchWorker(): Promise<void> {
     const local = this.room?.localParticipant;
     if (!local) return;
@@ -390,7 +390,7 @@ export class BrowserCall {
       }
       this.changed();
     } catch {
-      // An agent that is not labvoice's answers neither; its marks stay unknown.
+      // An agent that is not labvoice's answers neither request; its marks stay unknown.
       this.note("worker_marks", false);
     }
   }
@@ -412,12 +412,12 @@ export class BrowserCall {
 
   private onDisconnected(room: Room, reason?: DisconnectReason): void {
     if (this.room !== room || !this.connected) return;
-    // While it connects, `connect` throws and tells more.
+    // While it connects, `connect` throws a more specific error.
     if (!this.marks["room_connected"]) return;
     this.fail(disconnectedTrouble(DisconnectReason[reason ?? 0] ?? "UNKNOWN_REASON"));
   }
 
-  // -- what the user does ---------------------------------------------------------------
+  // -- user actions ---------------------------------------------------------------------
 
   async mute(muted: boolean): Promise<void> {
     if (!this.room) return;
@@ -426,7 +426,7 @@ export class BrowserCall {
     this.say(muted ? "microphone muted" : "microphone on again");
   }
 
-  /** Stops the agent in mid-word. */
+  /** Interrupts the agent's speech at once. */
   async interrupt(): Promise<void> {
     if (!this.room || !this.agentIdentity) return;
     const busy = this.state.agent === "thinking" || this.state.agent === "speaking";
@@ -453,7 +453,7 @@ export class BrowserCall {
     await this.room?.startAudio();
   }
 
-  /** Ends the call, once, however often it is asked to. */
+  /** Ends the call; further requests have no effect. */
   hangUp(): Promise<void> {
     return (this.ending ??= this.end().finally(() => {
       this.ending = null;
@@ -466,12 +466,12 @@ export class BrowserCall {
     this.say("hung up");
     const patience = new Promise((done) => setTimeout(done, LAST_FIGURES_MS));
     await Promise.race([this.fetchWorker(), patience]);
-    if (this.room !== room) return; // it ended meanwhile, and another may have begun
+    if (this.room !== room) return; // it ended meanwhile; another may have started
     this.send({ type: "hang_up" });
     await this.close();
   }
 
-  /** The page is reloaded or closed: there is no time to wait for anything. */
+  /** The page is reloaded or closed: nothing can be awaited. */
   private readonly leave = (): void => {
     if (!this.connected) return;
     this.detail = "The page was reloaded or closed during the call.";
@@ -479,7 +479,7 @@ export class BrowserCall {
     void this.close();
   };
 
-  /** Says what became of something that the user asked for; null where nothing failed. */
+  /** Sets the result of a user's request; null if it succeeded. */
   notify(notice: Trouble | null): void {
     if (notice !== this.state.notice) this.send({ type: "notice", notice });
   }
@@ -492,7 +492,7 @@ export class BrowserCall {
     void this.close();
   }
 
-  /** Ends everything that runs; the state and what was measured stay. */
+  /** Stops everything that runs; the state and the measurements stay. */
   private async close(): Promise<void> {
     const { room, meters } = this;
     this.room = this.meters = null;
@@ -506,7 +506,7 @@ export class BrowserCall {
     this.changed();
   }
 
-  // -- telling --------------------------------------------------------------------------
+  // -- reports --------------------------------------------------------------------------
 
   private mark(name: string, at_s = now_s(), clock: Mark["clock"] = "caller", uncertainty_s = 0): void {
     this.marks[name] ??= { name, at_s, clock, uncertainty_s };
@@ -552,7 +552,7 @@ export class BrowserCall {
     if (now === this.lastRecord) return;
     this.lastRecord = now;
     this.backend.record(this.callId, record).catch((error: unknown) => {
-      // Before the end it matters little: the next record has everything again.
+      // Harmless before the end: the next record has everything again.
       if (ended && this.callId === record.call_id) this.notify(backendTrouble(error));
     });
   }

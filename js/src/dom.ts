@@ -1,9 +1,9 @@
-// Making elements.
+// Creates elements.
 
 export type Child = Node | string | null;
 type Attributes = Record<string, string | boolean | ((event: never) => void)>;
 
-/** Makes an element; a function among the attributes becomes a listener. */
+/** Creates an element; attributes that are functions become listeners. */
 export function h(tag: string, attributes: Attributes = {}, ...children: Child[]): HTMLElement {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

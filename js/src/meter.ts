@@ -27,7 +27,7 @@ export class Meters {
   private readonly context = new AudioContext();
   private readonly ready: Promise<void>;
   private readonly nodes: AudioNode[] = [];
-  /** What to add to the context's time to get the page's: the least seen, for messages lag. */
+  /** Offset from the context's time to the page's: the smallest so far, because messages lag. */
   private offset_s = Infinity;
 
   constructor() {
@@ -38,7 +38,7 @@ export class Meters {
       .finally(() => URL.revokeObjectURL(url));
   }
 
-  /** Begins to measure a track. */
+  /** Starts to measure a track. */
   async watch(track: MediaStreamTrack, onFrame: OnFrame): Promise<void> {
     await this.ready;
     if (this.context.state === "closed") return;
@@ -46,7 +46,7 @@ export class Meters {
     const meter = new AudioWorkletNode(this.context, "labvoice-meter");
     const silence = this.context.createGain();
     silence.gain.value = 0;
-    // A node that leads nowhere is never run.
+    // A node without an output is never run.
     source.connect(meter).connect(silence).connect(this.context.destination);
     this.nodes.push(source, meter, silence);
     meter.port.onmessage = ({ data }: MessageEvent<number[]>) => {
@@ -55,7 +55,7 @@ export class Meters {
     };
   }
 
-  /** Lets the context run; a browser may hold it until the user has clicked. */
+  /** Resumes the context; a browser may suspend it until the user has clicked. */
   async resume(): Promise<void> {
     if (this.context.state !== "suspended") return;
     this.offset_s = Infinity;

@@ -1,7 +1,7 @@
 // The backend over a notebook's kernel: requests and answers as custom messages of the widget.
 import { BackendError, type Backend } from "./types";
 
-/** What this needs of anywidget's model. */
+/** The part of anywidget's model that is used here. */
 export interface Model {
   get(name: string): unknown;
   send(content: unknown): void;
@@ -60,7 +60,7 @@ export function notebookBackend(model: Model): Backend & { hello(): void; close(
     createAgent: () => ask("create_agent", {}),
     diagnose: () => ask("diagnose", {}, DIAGNOSIS_MS),
     record: (_, record) => ask("record", record),
-    // Nobody waits for it: the kernel then looks whether calls were left by a page before.
+    // Not awaited: the kernel ends the calls that an earlier page has left.
     hello: () => void ask("hello", {}).catch(() => undefined),
     close: () => model.off("msg:custom", onMessage as (...args: never[]) => void),
   };

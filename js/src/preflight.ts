@@ -1,4 +1,4 @@
-// The microphone before a call: whether there is one, it may be used, and it hears something.
+// Tests the microphone before a call: it exists, may be used, and has a signal.
 import { h } from "./dom";
 import { Meters } from "./meter";
 import { here, microphoneTrouble } from "./troubles";
@@ -11,15 +11,15 @@ const SILENT = "Nothing was heard. Unmute the microphone, move closer, or choose
 
 export interface Preflight {
   element: HTMLElement;
-  /** Ends a test that runs; the microphone is let go. */
+  /** Ends a running test and releases the microphone. */
   stop(): void;
 }
 
 /**
- * Makes the button that tests a microphone for ten seconds, with its meter and its words.
+ * Creates the button that tests a microphone for ten seconds, with its meter and text.
  *
- * `device` gives the id to open, empty for the browser's default; `opened` is told when one is
- * open, since a browser tells the names of microphones only then.
+ * `device` returns the id to open, empty for the browser's default; `opened` is called when it is
+ * open, because a browser lists the names of microphones only then.
  */
 export function preflight(device: () => string, opened: () => void): Preflight {
   let running: AbortController | null = null;
@@ -43,7 +43,7 @@ export function preflight(device: () => string, opened: () => void): Preflight {
     try {
       stream = await open(device());
       opened();
-      meters = new Meters(); // a page that records may make sound, however long ago the click was
+      meters = new Meters(); // a page that records may play sound, however long ago the click was
       const voice = new VoiceDetector(
         {
           onStart: () => {
@@ -85,7 +85,7 @@ async function open(id: string): Promise<MediaStream> {
   return navigator.mediaDevices.getUserMedia({ audio: id ? { deviceId: { exact: id } } : true });
 }
 
-/** Waits until the time is over or somebody has stopped it. */
+/** Waits until the time is over or the test is stopped. */
 function over(signal: AbortSignal): Promise<void> {
   return new Promise((done) => {
     if (signal.aborted) return done();

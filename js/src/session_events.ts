@@ -80,7 +80,7 @@ const text = (of: Map<number, Field[]>, number: number): string => {
   return value instanceof Uint8Array ? new TextDecoder().decode(value) : "";
 };
 
-/** Reads an AgentSessionMessage; null for one that is of no use here. */
+/** Reads an AgentSessionMessage; null for one that is not used here. */
 export function readSessionMessage(bytes: Uint8Array): SessionEvent {
   const event = inside(fields(bytes), 3);
   const state = inside(event, 10);

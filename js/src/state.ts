@@ -1,4 +1,4 @@
-// The call's states and what moves it from one to the next; pure, so that every path can be tested.
+// The call's states and transitions; pure, so that every path can be tested.
 import type { Link, LinkState, Trouble } from "./types";
 
 export type Phase = "idle" | "connecting" | "live" | "ended" | "failed";
@@ -6,12 +6,12 @@ export type Phase = "idle" | "connecting" | "live" | "ended" | "failed";
 export interface State {
   phase: Phase;
   links: Record<Link, LinkState>;
-  /** LiveKit's word for what the agent does: initializing, listening, thinking, speaking. */
+  /** LiveKit's agent state: initializing, listening, thinking, speaking. */
   agent: string;
   muted: boolean;
   audioBlocked: boolean;
   trouble: Trouble | null;
-  /** What became of the last thing that the user asked for, where it failed; of no link. */
+  /** Error of the user's last request, if it failed; not of a link. */
   notice: Trouble | null;
 }
 
@@ -56,13 +56,13 @@ const link = (state: State, name: Link, to: LinkState): State => ({
   links: { ...state.links, [name]: to },
 });
 
-/** Clears the trouble of a link that works after all. */
+/** Clears the error of a link that works again. */
 function mended(state: State, name: Link): State {
   const ok = link(state, name, "ok");
   return state.trouble?.link === name ? { ...ok, trouble: null } : ok;
 }
 
-/** Returns the state after an event; one of the call that comes too late changes nothing. */
+/** Returns the state after an event; a late event of an ended call changes nothing. */
 export function next(state: State, event: Event): State {
   if (event.type === "notice") return { ...state, notice: event.notice };
   const over = state.phase === "idle" || state.phase === "ended" || state.phase === "failed";

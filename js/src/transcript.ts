@@ -1,4 +1,4 @@
-// Both sides' words in the order in which they began; interim text is replaced by what follows.
+// Text of both sides in the order of their starts; later text replaces interim text.
 
 export interface Line {
   segment: string;
@@ -10,7 +10,7 @@ export interface Line {
 export class Transcript {
   readonly lines: Line[] = [];
 
-  /** Sets the text of a segment as it is known now; a segment that is new begins a line. */
+  /** Sets the current text of a segment; a new segment starts a line. */
   set(segment: string, who: Line["who"], text: string, final: boolean): void {
     const line = this.lines.find((one) => one.segment === segment && one.who === who);
     if (!line) {

@@ -1,7 +1,7 @@
-// Every trouble in words: what was observed, and what to do about it.
+// Messages of all errors: what was observed, and what to do about it.
 import { BackendError, type DispatchAnswer, type Link, type Trouble } from "./types";
 
-/** Where the page itself lives; taken from `location` and `window`. */
+/** Address of the page, from `location` and `window`. */
 export interface Place {
   protocol: string;
   hostname: string;
@@ -28,7 +28,7 @@ const trouble = (link: Link, message: string, hint: string, outcome = "error"): 
 
 const TYPE = "Until then you can type to the agent.";
 
-/** Why there is no microphone: the error is what `getUserMedia` threw, `again` how to try anew. */
+/** Why there is no microphone: `error` is from `getUserMedia`, `again` says how to retry. */
 export function microphoneTrouble(
   error: unknown,
   place: Place,
@@ -81,7 +81,7 @@ export function microphoneTrouble(
   );
 }
 
-/** Why the browser is not in the room: the error is what `room.connect` threw. */
+/** Why the browser is not in the room: `error` is from `room.connect`. */
 export function connectTrouble(error: unknown, url: string, place: Place): Trouble {
   const status = (error as { status?: number } | null)?.status;
   const detail = error instanceof Error ? error.message : String(error);

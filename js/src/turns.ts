@@ -1,14 +1,14 @@
-// From voices, words and figures to turns: what belongs to which, on the browser's clock.
+// Assigns voices, messages and figures to turns, on the browser's clock.
 // labvoice/caller/turns.py has the same rules; tests/turn_rules.json is the table by which both
 // are tested.
 import type { Item } from "./session_events";
 import type { Turn } from "./types";
 import type { Voice } from "./voice";
 
-/** A shorter sound that nobody recognised as speech is a noise, not a turn. */
+/** A shorter sound that was not recognised as speech is a noise, not a turn. */
 const SHORTEST_TURN_S = 0.3;
 
-/** What a turn's outcome follows from, besides what is told of it. */
+/** What else determines a turn's outcome. */
 interface State {
   /** The messages whose figures are the turn's. */
   messageIds: string[];
@@ -72,7 +72,7 @@ export class Turns {
     this.judge(this.last);
   }
 
-  /** The user's voice began; a turn that is not answered yet goes on. */
+  /** The user's voice began; an unanswered turn continues. */
   userStarts(voice: Voice): void {
     if (this.agentSpeaks) this.cutOff();
     const last = this.last;
@@ -94,7 +94,7 @@ export class Turns {
     this.begin(true, text).marks["typed"] = at_s;
   }
 
-  /** The agent was stopped by the button; of a word or two LiveKit makes no message. */
+  /** The agent was stopped by the button; LiveKit makes no message of one or two words. */
   stopped(): void {
     this.cutOff();
   }
@@ -115,7 +115,7 @@ export class Turns {
     this.agentSpeaks = false;
   }
 
-  /** The agent left; what is heard later is no reply to what it was told. */
+  /** The agent left; later voices are not a reply to this turn. */
   agentLost(): void {
     const last = this.last;
     if (last && (this.agentSpeaks || !("reply_heard" in last.marks))) {
@@ -147,7 +147,7 @@ export class Turns {
   private reply(turn: Turn, item: Item): void {
     let owner: Turn | undefined = turn;
     if (turn.user_messages === 0) {
-      // What was said last was not understood yet: this may be the end of what was before.
+      // The last utterance is not transcribed yet: this may be the end of the reply before.
       const before = this.all.at(-2);
       const waits = before
         ? before.user_messages > 0 && before.reply === "" && !this.state(before).finished
@@ -176,7 +176,7 @@ export class Turns {
   }
 
   /**
-   * Dates a turn's reply and sets its outcome, by all that is known so far.
+   * Dates a turn's reply and sets its outcome from all events so far.
    *
    * The reply is dated by the first voice after the user's last word. A voice before it makes the
    * turn interrupted; then the reply to the rest is the next voice after another message of the
@@ -200,14 +200,14 @@ export class Turns {
     else turn.outcome = heard ? "ok" : "no_reply";
   }
 
-  /** What the session's events leave out: stages by message id, in seconds. */
+  /** Figures missing in the session's events: stages by message id, in seconds. */
   figures(byMessage: Record<string, Record<string, number>>): void {
     for (const turn of this.all)
       for (const id of this.state(turn).messageIds)
         turn.metrics = { ...byMessage[id], ...turn.metrics };
   }
 
-  /** The turns without noises, numbered anew. */
+  /** The turns without noises, renumbered. */
   counted(): Turn[] {
     return this.all
       .filter((turn) => {

@@ -1,6 +1,6 @@
-// The agreement between the call (browser) and whatever serves it: the notebook's kernel or HTTP.
+// The interface between the call (browser) and its backend: the notebook's kernel or HTTP.
 
-/** How the agent is asked for; which ones there are, the backend's side says. */
+/** A dispatch strategy; the backend lists them. */
 export interface Strategy {
   name: string;
   /** What the menu shows. */
@@ -33,7 +33,7 @@ export interface Ask {
   strategy?: string;
 }
 
-/** What a dispatch came to. Marks are seconds on the server side's monotonic clock. */
+/** Result of a dispatch. Marks are seconds on the backend's monotonic clock. */
 export interface DispatchAnswer {
   success: boolean;
   outcome: string;
@@ -42,7 +42,7 @@ export interface DispatchAnswer {
   dispatch_id?: string;
   agent_name?: string;
   marks?: Record<string, number>;
-  /** When the server side took the request and answered it, on the clock of `marks`. */
+  /** When the backend received the request and answered it, on the clock of `marks`. */
   clock?: { received_s: number; answered_s: number };
 }
 
@@ -77,7 +77,7 @@ export interface Turn {
   outcome: string;
 }
 
-/** Everything that was measured of one call; sent whole whenever it has changed. */
+/** All measurements of one call; sent whole at each change. */
 export interface CallRecord {
   call_id: string;
   room: string;
@@ -94,15 +94,15 @@ export interface CallRecord {
 export interface Backend {
   token(ask: Ask): Promise<Token>;
   dispatch(ask: Ask & { room: string }): Promise<DispatchAnswer>;
-  /** The Letta agents to choose from; null where there is no Letta. */
+  /** The Letta agents to choose from; null without Letta. */
   agents(): Promise<LettaAgent[] | null>;
-  /** Makes a Letta agent that knows nothing yet; missing where the backend cannot. */
+  /** Creates a Letta agent with empty memory; undefined if the backend cannot. */
   createAgent?(): Promise<LettaAgent>;
   diagnose(): Promise<Check[]>;
   record(callId: string, record: CallRecord): Promise<void>;
 }
 
-/** A request to the backend that failed in a way that it can put into words. */
+/** A failed request to the backend, with its message. */
 export class BackendError extends Error {
   constructor(
     message: string,
@@ -116,7 +116,7 @@ export class BackendError extends Error {
 export type Link = "server" | "microphone" | "dispatch" | "agent" | "sound";
 export type LinkState = "idle" | "busy" | "ok" | "bad";
 
-/** Something that went wrong, and what to do about it. */
+/** An error, and what to do about it. */
 export interface Trouble {
   link: Link;
   outcome: string;

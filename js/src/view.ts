@@ -1,4 +1,4 @@
-// What the user sees of a call: choices, lights, talk, log and the live waterfall.
+// The view of a call: choices, status, transcript, log and the live waterfall.
 import css from "./style.css";
 import { h, type Child } from "./dom";
 import type { Choice, BrowserCall } from "./browser_call";
@@ -40,7 +40,7 @@ const AGENTS_AGAIN_MS = 10_000;
 
 let count = 0;
 
-/** Draws a call into an element; returns what takes it away again. */
+/** Draws a call into an element; returns a function that removes it. */
 export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions): () => void {
   const id = `labvoice-${++count}`;
   const { backend, strategies } = options;
@@ -95,7 +95,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     field("Dispatch", strategySelect),
   ) as HTMLFieldSetElement;
 
-  // -- what one can do
+  // -- actions
   const connect = h("button", { type: "button", class: "lv-main", click: () => press() }, "Connect");
   const button = (name: string, work: () => Promise<void>) =>
     h("button", { type: "button", click: act(work) }, name) as HTMLButtonElement;
@@ -125,7 +125,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
   });
   diagnose.classList.add("lv-quiet");
 
-  // -- what one sees
+  // -- display
   const phase = h("span", { class: "lv-phase", role: "status" });
   const lights = new Map(
     Object.entries(LINKS).map(([name, title]) => {
@@ -180,7 +180,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     h("section", { class: "lv-panel", "aria-label": name }, h("h3", {}, name), ...children);
   const box = h(
     "div",
-    // Or JupyterLab takes Enter and letters for its own shortcuts.
+    // Otherwise JupyterLab handles Enter and letters as shortcuts.
     { class: "labvoice", "data-lm-suppress-shortcuts": "true" },
     h("style", {}, css),
     h(
@@ -204,7 +204,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
   );
   root.append(box);
 
-  // -- filling and pressing
+  // -- input
 
   function choiceNow(): Choice | null {
     const strategy = strategies.find((one) => one.name === strategySelect.value) ?? strategies[0];
@@ -231,7 +231,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     if (!choice) return;
     act(async () => {
       await call.connect(choice);
-      await fillMicrophones(); // their names are told once the microphone was allowed
+      await fillMicrophones(); // their names are known once the microphone is allowed
     })();
   }
 
@@ -287,14 +287,14 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
   function show(trouble: { message: string; hint: string } | null): void {
     troubleBox.hidden = trouble === null;
     const key = trouble ? `${trouble.message}\n${trouble.hint}` : "";
-    if (troubleBox.dataset["key"] === key) return; // or a screen reader would say it again
+    if (troubleBox.dataset["key"] === key) return; // otherwise a screen reader repeats it
     troubleBox.dataset["key"] = key;
     troubleBox.replaceChildren(
       ...(trouble ? [h("b", {}, trouble.message), h("div", { class: "lv-hint" }, trouble.hint)] : []),
     );
   }
 
-  /** Appends or changes only what differs, so that a selection and the scroll position stay. */
+  /** Changes only what differs, so that selection and scroll position stay. */
   function list(into: HTMLElement, items: { class: string; head: string; text: string }[]): void {
     const atEnd = into.scrollHeight - into.scrollTop - into.clientHeight < 24;
     while (into.children.length > items.length) into.lastElementChild?.remove();
@@ -314,7 +314,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     const end = axisEnd(rows, now_ms);
     const lines = rows.map((row) => {
       const to_ms = row.end_ms ?? Math.max(now_ms, row.start_ms);
-      // What began before the zero, such as a dispatch ahead of the click, is cut off there.
+      // Bars that start before zero, such as a dispatch ahead of the click, are cut off there.
       const left = Math.max(0, Math.min(row.start_ms, to_ms));
       const right = Math.max(left, row.start_ms, to_ms);
       const bar = h("i", { class: `lv-bar lv-${row.kind}${row.end_ms === null ? " lv-open" : ""}` });
@@ -351,7 +351,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     const key = JSON.stringify([first, parts, call.connected, open ? Math.round(now * 10) : 0]);
     if (key === drawnWaterfall) return open;
     drawnWaterfall = key;
-    // Of a call that is over, what is still open never came.
+    // In an ended call, open stages never ended.
     const done = (rows: Row[]) => (call.connected ? rows : rows.filter((row) => row.end_ms !== null));
     const charts = click
       ? [chart("Connection", "since the click", done(first), (now - click.at_s) * 1000)]
@@ -406,7 +406,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     );
   }
 
-  // -- in step with the call, at most once a frame
+  // -- updates, at most once a frame
 
   let drawn = -1;
   let dirty = true;

@@ -1,4 +1,4 @@
-// Voice found on samples: stretches of it in a track, dated by their first and last voiced frame.
+// Detects voice in a track: stretches, dated by their first and last voiced frame.
 
 /** A 10 ms frame above this RMS (full scale 1.0) is voiced; as in labvoice/caller/ear.py. */
 export const VOICED_RMS = 0.004;
@@ -17,10 +17,10 @@ export interface VoiceEvents {
 }
 
 /**
- * Takes the RMS of 10 ms frames and tells when voice begins and ends.
+ * Takes the RMS of 10 ms frames and reports the start and end of voice.
  *
- * A microphone's own noise is learnt: its threshold is a multiple of the quietest second so far,
- * of those in which it gave any sound.
+ * Adapts to a microphone's noise: the threshold is a multiple of the quietest second so far that
+ * is not digital silence.
  */
 export class VoiceDetector {
   private run = 0;
@@ -41,7 +41,7 @@ export class VoiceDetector {
 
   /** Takes one frame that ended at `at_s`, in seconds. */
   feed(rms: number, at_s: number): void {
-    // Zero comes from a track that is muted or has not begun, and tells nothing of the room.
+    // Zero means a track that is muted or has not started, not a quiet room.
     if (this.learnsNoise && rms > 0) this.learn(rms);
     if (rms > this.threshold) {
       if (this.current) {
@@ -61,7 +61,7 @@ export class VoiceDetector {
     if (this.current && at_s - this.current.end_s >= HANGOVER_S) this.finish();
   }
 
-  /** Ends a stretch that is under way; the track is over. */
+  /** Ends an open stretch: the track has ended. */
   finish(): void {
     const voice = this.current;
     this.current = null;

@@ -7,7 +7,7 @@ export interface Row {
   name: string;
   title: string;
   start_ms: number;
-  /** Null while it is under way. */
+  /** Null while it is open. */
   end_ms: number | null;
   kind: Kind;
 }
@@ -28,7 +28,7 @@ const STEPS: Step[] = [
   ["time_to_greeting", "click", "greeting_heard", "headline", "from the click until the greeting is heard"],
 ];
 
-/** The rows of a connection: those that have begun; worker's rows only once they are known. */
+/** The started rows of a connection; the worker's rows once they are known. */
 export function connectionRows(marks: Record<string, Mark>): Row[] {
   const click = marks["click"];
   if (!click) return [];
@@ -55,7 +55,7 @@ const TITLES: Record<string, string> = {
   transport: "what those figures do not explain: network, jitter buffers, queues",
 };
 
-/** Where a turn's time begins: at the end of what was said, or when it was typed. */
+/** Start of a turn's time: the end of the utterance, or when it was typed. */
 export const turnZero = (turn: Turn): number | undefined =>
   turn.marks[turn.typed ? "typed" : "user_speech_end"];
 
@@ -78,7 +78,7 @@ export function turnRows(turn: Turn): Row[] {
   from("transcription_delay", 0);
   from("end_of_turn_delay", 0);
   const generated_s = GENERATION.reduce((sum, name) => sum + (m[name] ?? 0), 0);
-  // LiveKit has no figure for all of a typed turn, whose reply is begun at once.
+  // LiveKit has no total for a typed turn, whose reply starts at once.
   const e2e_s = m["e2e_latency"] ?? (turn.typed && generated_s > 0 ? generated_s : undefined);
   if (e2e_s === undefined) return rows;
   let begin_ms = e2e_s * 1000;
