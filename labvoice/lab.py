@@ -40,7 +40,6 @@ from labvoice.stack.letta.server import LettaServer
 from labvoice.stack.models.check import ModelCheck
 from labvoice.stack.parts import Part, as_html, as_text
 from labvoice.stack.stack import Stack
-from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.start import start_target

@@ -14,8 +14,6 @@ from livekit import api
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 
-_WARMUP: Final = 3
-"""Calls before the first measurement: caches and pools have filled by then."""
 _IDLE_TIMEOUT_S: Final = 120.0
 _FAILED_SHARE: Final = 0.1
 TOLERANCES: Final = {
@@ -30,22 +28,27 @@ TOLERANCES: Final = {
     "server_pss": 90.0,
     "server_rooms": 0.0,
 }
-"""How much of each figure may be more afterwards, however many calls lie between the two looks:
-what two looks at a lab at rest differ by, and what an allocator keeps. A figure that goes on to
-grow is over its bound after calls enough."""
+"""Allowed growth of each figure, for any number of calls: the difference between two measurements
+of an idle lab, and what an allocator keeps. A figure that keeps growing exceeds it after enough
+calls."""
 
 
 async def leaks(
-    lab: Lab, calls: int = 100, *, progress: Callable[[str], None] = lambda _: None
+    lab: Lab,
+    calls: int = 100,
+    *,
+    warmup: int = 3,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Makes short calls, one after the other, and compares what is held before and after them.
+    """Makes short calls, one after the other, and compares the resources before and after them.
 
     In each a caller joins with a microphone, hears the greeting and hangs up.
 
     Args:
-        lab: With a worker, and with nothing else to do.
-        calls: How many calls lie between the two looks.
-        progress: Told a line now and then.
+        lab: An idle lab with a worker.
+        calls: Number of calls between the two measurements.
+        warmup: Calls before the first measurement: caches and pools have filled by then.
+        progress: Called with progress messages.
 
     Returns:
         A row for each figure: `before`, `halfway`, `after`, `change` (from before to after),
@@ -54,12 +57,12 @@ async def leaks(
 
     Raises:
         UsageError: The number makes no sense.
-        LabvoiceError: More than a tenth of the calls failed; the last one's error. Fewer are told
-            as warnings: what a failed call leaves behind counts as well.
+        LabvoiceError: More than a tenth of the calls failed; the last one's error. Fewer failures
+            are warnings: what a failed call leaves behind counts as well.
     """
     if calls < 1:
         raise UsageError("no call is no test", "pass `--calls 1` or more")
-    await _call(lab, _WARMUP, progress)
+    await _call(lab, warmup, progress)
     before = await _figures(lab)
     await _call(lab, calls // 2, progress)
     halfway = await _figures(lab)

@@ -16,9 +16,7 @@ from labvoice.dispatch import rooms
 from labvoice.errors import AgentLostError, NoReplyError, StageTimeoutError
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID
 
-NO_VOICE_HINT: Final = (
-    "the worker's log tells whether it recognised speech and what its model said"
-)
+NO_VOICE_HINT: Final = "the worker's log tells whether it recognised speech and what its model said"
 _ENDING_TIMEOUT_S: Final = 1.0
 _POLL_S: Final = 0.1
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE

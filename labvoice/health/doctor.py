@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import sys
@@ -113,9 +112,7 @@ async def examine(
     """
     stack = Stack()
     stack.make_state_dir(settings, "doctor")
-    doctor = _Doctor(
-        settings, stack, on_check, port, dispatcher, evidence, target or Target("own")
-    )
+    doctor = _Doctor(settings, stack, on_check, port, dispatcher, evidence, target or Target("own"))
     try:
         await doctor.run()
     finally:

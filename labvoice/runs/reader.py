@@ -36,7 +36,7 @@ NO_TURN: Final = np.iinfo(np.int64).min
 """Stands in columns for the turn of a connection, and sorts before every turn."""
 
 _MADE_BY = "run files are written by `labvoice bench … --out RUN.jsonl`"
-_BLOCK: Final = 16 << 20
+BLOCK_BYTES: Final = 16 << 20
 """Bytes that are parsed at once."""
 _PARSED: Final = 2 << 20
 """Bytes that one thread parses at once."""
@@ -108,7 +108,7 @@ def read(path: Path) -> tuple[RunLine, Columns]:
             first = file.readline()
             header = _header(path, first)
             left -= len(first)
-            while left > 0 and (block := file.read(min(_BLOCK, left))):
+            while left > 0 and (block := file.read(min(BLOCK_BYTES, left))):
                 block += file.readline(left - len(block))
                 left -= len(block)
                 if left <= 0:

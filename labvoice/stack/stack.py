@@ -98,9 +98,7 @@ class Stack:
     async def start_server_apart(self, settings: Settings, state_dir: Path) -> LiveKitServer:
         """Starts one more LiveKit server of labvoice's."""
         async with self.timed("LiveKit server of its own"):
-            return await self._livekit(
-                settings.model_copy(update={"livekit_url": None}), state_dir
-            )
+            return await self._livekit(settings.model_copy(update={"livekit_url": None}), state_dir)
 
     async def _livekit(
         self, settings: Settings, state_dir: Path, webhook_url: str | None = None

@@ -55,9 +55,7 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(
-            code_of_status(error.status_code), str(error.detail), "see `/docs`"
-        )
+        body = error_body(code_of_status(error.status_code), str(error.detail), "see `/docs`")
         return refuse(error.status_code, body, error.headers)
 
     @app.exception_handler(RequestValidationError)

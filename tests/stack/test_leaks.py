@@ -9,10 +9,9 @@ from labvoice.errors import UsageError
 from labvoice.lab import Lab
 
 
-async def test_a_few_calls_leave_nothing_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_few_calls_leave_nothing_behind(lab: Lab) -> None:
     """Every figure is there twice, and neither rooms, processes nor files are left over."""
-    monkeypatch.setattr(bench, "_WARMUP", 1)
-    frame = await bench.leaks(lab, 2)
+    frame = await bench.leaks(lab, 2, warmup=1)
     assert set(frame.index) == set(bench.TOLERANCES)
     assert list(frame.columns) == ["before", "halfway", "after", "change", "allowed", "ok"]
     assert dict(frame["allowed"]) == bench.TOLERANCES  # whatever the number of calls

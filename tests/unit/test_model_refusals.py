@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from livekit.agents import APIConnectionError, APIStatusError, llm
+from livekit.agents import APIConnectionError, APIConnectOptions, APIStatusError, ChatContext, llm
+from openai.resources.chat.completions import AsyncCompletions
 from pydantic import SecretStr
 
 from labvoice.agent.model_errors import ModelErrors
@@ -16,13 +19,24 @@ from labvoice.settings import load_settings
     ("kind", "temperature", "sent"),
     [("openai", None, None), ("openai", 1.0, 1.0), ("small", None, 0.0), ("paced", 0.5, 0.5)],
 )
-def test_a_temperature_is_sent_only_where_it_was_asked_for(
-    kind: str, temperature: float | None, sent: float | None
+async def test_a_temperature_is_sent_only_where_it_was_asked_for(
+    kind: str, temperature: float | None, sent: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reasoning models refuse another temperature than their own; labvoice's own models get 0."""
-    model = load_llm(load_settings(llm=kind, llm_temperature=temperature))
-    given = model._opts.temperature  # type: ignore[attr-defined]  # no public name
-    assert (given if isinstance(given, float) else None) == sent
+    requests: list[dict[str, Any]] = []
+
+    async def create(_: AsyncCompletions, **fields: Any) -> None:
+        requests.append(fields)
+        raise RuntimeError("not in this test")
+
+    monkeypatch.setattr(AsyncCompletions, "create", create)
+    settings = load_settings(llm=kind, llm_temperature=temperature, openai_api_key="key")
+    once = APIConnectOptions(max_retry=0)
+    async with load_llm(settings).chat(chat_ctx=ChatContext(), conn_options=once) as stream:
+        with pytest.raises(APIConnectionError):
+            await anext(stream)
+    (request,) = requests
+    assert request.get("temperature") == sent
 
 
 @pytest.mark.parametrize(

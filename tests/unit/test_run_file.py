@@ -305,7 +305,7 @@ def test_a_run_file_is_read_alike_in_blocks_and_by_line(
     """Small blocks, unusual spaces and numbers of another type make no other run."""
     path = tmp_path / "run.jsonl"
     whole = turns_run(path, failures={(2, 1): "no_reply"})
-    monkeypatch.setattr(reader, "_BLOCK", 1000)
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 1000)
     spaced = tmp_path / "spaced.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for content in lines[1:-1]:

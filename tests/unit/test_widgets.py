@@ -61,7 +61,7 @@ async def ask(button: ConnectButton, method: str, args: Any) -> dict[str, Any]:
     data = {"method": "custom", "content": request(method, args)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(button.comm, "send", lambda data, **_: page.send(data["content"]))
-        button.comm.handle_msg({"content": {"data": data}})
+        button.comm.handle_msg({"content": {"data": data}, "buffers": []})
         return await page.answer()
 
 

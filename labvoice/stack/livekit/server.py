@@ -166,9 +166,7 @@ class LiveKitServer(Server):
         self.process = await self._launch()
 
     @staticmethod
-    async def check(
-        url: str, api_key: str, api_secret: SecretStr, timeout_s: float = 5.0
-    ) -> None:
+    async def check(url: str, api_key: str, api_secret: SecretStr, timeout_s: float = 5.0) -> None:
         """Checks that a LiveKit server answers and accepts a key.
 
         Args:

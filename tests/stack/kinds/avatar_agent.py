@@ -5,6 +5,7 @@ avatars, a byte stream.
 """
 
 import asyncio
+import os
 
 from livekit import api, rtc
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext, cli
@@ -55,7 +56,7 @@ async def entrypoint(ctx: JobContext) -> None:
         .with_attributes({"lk.publish_on_behalf": me})
         .to_jwt()
     )
-    running = asyncio.create_task(run_avatar(ctx._info.url, token, me))
+    running = asyncio.create_task(run_avatar(os.environ["LIVEKIT_URL"], token, me))
     session: AgentSession[None] = AgentSession(
         stt="deepgram/nova-3",
         llm="openai/gpt-4.1-mini",
