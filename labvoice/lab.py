@@ -38,6 +38,7 @@ from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
 from labvoice.stack.models.check import ModelCheck
+from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text
 from labvoice.stack.stack import Stack
 from labvoice.stack.workers.worker import AGENT_PROGRAM
@@ -328,12 +329,12 @@ class Lab:
         Raises:
             LabvoiceError: The lab runs without one.
         """
-        if self._model is None:
+        if self._stack.model is None:
             raise LabvoiceError(
                 "this lab has no language model of its own",
                 '`Lab(llm="script")`, or another of ours',
             )
-        return self._model
+        return self._stack.model
 
     @property
     def server_version(self) -> str | None:
