@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from livekit import rtc
+from livekit.rtc.data_stream import StreamError
 
 from labvoice.caller.turns import Item
 
@@ -39,7 +41,11 @@ class Transcription:
         task.add_done_callback(self._reading.discard)
 
     async def _read(self, reader: rtc.TextStreamReader, sender: str) -> None:
-        text = (await reader.read_all()).strip()
+        words = ""
+        with contextlib.suppress(StreamError):  # its sender left: what came until then was said
+            async for part in reader:
+                words += part
+        text = words.strip()
         told = reader.info.attributes or {}
         by_user = sender == self._identity
         if not text or (by_user and told.get(_FINAL) == "false"):
