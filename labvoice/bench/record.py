@@ -53,7 +53,8 @@ def record_call(
         record_memory(run, 0, call)
         run.outcome(0, "ok" if "agent_listening" in call.marks else "error", detail=call.failure)
         for turn in call.turns:
-            for name, at_s in turn.marks.items():
+            spoken_over = call.interruption(turn).marks if turn.over_agent else {}
+            for name, at_s in {**turn.marks, **spoken_over}.items():
                 run.mark(0, Mark(name, at_s), turn=turn.number)
             record_turn(run, 0, turn)
             run.outcome(0, turn.outcome, turn=turn.number)

@@ -20,7 +20,8 @@ from pydantic import SecretStr
 from labvoice.caller.agent import NO_VOICE_HINT, RoomAgent
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.connection import connect_room
-from labvoice.caller.ear import SAMPLE_RATE_HZ
+from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
+from labvoice.caller.interruption import Interruption, check_at, interruption, reply_onset
 from labvoice.caller.marks import ConnectionMarks, instants
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
@@ -424,14 +425,28 @@ class Call:
             await self.hear_end()
         await self.reports.fetch()
 
-    async def say(self, utterance: Utterance) -> Turn:
+    async def say(self, utterance: Utterance, *, at: float | None = None) -> Turn:
         """Sends an utterance in real time; returns when the last sample was sent, before the reply.
 
         Args:
             utterance: See :mod:`labvoice.speech.utterances`.
+            at: When the first voiced sample leaves, in seconds after the onset of the reply that
+                is heard or, where none is heard yet, of the next one: so the caller interrupts, or
+                says "mm-hm" while the agent speaks. Before the first turn it is the greeting.
+                A reply that is over by then is not waited for; the turn's notice says so. None:
+                at once. See :meth:`interruption`.
+
+        Raises:
+            UsageError: `at` is negative or no number.
+            NoReplyError: No reply was heard in time.
+            AgentLostError: The agent left before it was heard.
         """
         speech = await asyncio.to_thread(lambda: utterance.speech)
+        if at is not None:
+            await self._until_into_reply(check_at(at) - speech.first / utterance.sample_rate)
         turn = self._turns.begin(utterance.text, utterance.notice)
+        if at is not None and not turn.over_agent:
+            turn.add_notice(f"the reply was over {at:g} s after its onset: nothing was interrupted")
         if speech.doubt:
             turn.add_notice(f"the end of speech is uncertain: {speech.doubt}")
         before = self._microphone.gaps
@@ -445,6 +460,32 @@ class Call:
         self._report(turn, "user_speech_start")
         self._report(turn, "user_speech_end")
         return turn
+
+    async def _until_into_reply(self, after_s: float) -> None:
+        """Waits until a reply has been heard for so long; see :meth:`say`."""
+        await self.agent.until(
+            lambda: reply_onset(self.turns, self.voices) is not None,
+            "reply_heard",
+            _REPLY_TIMEOUT_S,
+            NO_VOICE_HINT,
+        )
+        onset_s = reply_onset(self.turns, self.voices)
+        assert onset_s is not None
+        await asyncio.sleep(onset_s + after_s - time.monotonic())
+
+    def interruption(self, turn: Turn) -> Interruption:
+        """Returns what the agent's voice has done so far since the caller spoke over it.
+
+        Args:
+            turn: What the caller said, to its end.
+        """
+        told = any(each.user_messages for each in self.turns)
+        return interruption(turn, self.voices, time.monotonic(), words_told=told)
+
+    @property
+    def voices(self) -> list[Voice]:
+        """All stretches of the agent's voice so far, oldest first."""
+        return list(self.agent.ear.voices)
 
     async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
         """Waits for the end of the reply to the last utterance.

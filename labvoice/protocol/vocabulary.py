@@ -50,6 +50,22 @@ TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
 first voiced sample of the reply that reached the caller."""
 
 
+INTERRUPTION_MARKS: Final = (
+    "interruption_start",
+    "interruption_end",
+    "sound_start",
+    "sound_end",
+    "agent_yielded",
+    "agent_resumed",
+    "new_reply_heard",
+    "pause_start",
+    "cut_in_heard",
+)
+"""Marks of a caller that speaks over the agent: first and last voiced sample of what interrupts, or
+of a sound that asks for nothing, that left the caller; the agent's voice ended; it went on; its
+reply to the interruption was heard. And of one that pauses in mid-sentence: the last voiced sample
+before the pause; the agent's voice was heard before the caller had finished."""
+
 Clock = Literal["caller", "worker"]
 """The clock that an instant was read from."""
 
@@ -99,6 +115,23 @@ FAILOVER_STAGES: Final = (
 TURN_STAGES: Final = (Stage("voice_to_voice", "user_speech_end", "reply_heard"),)
 """A turn's stages. None is negative: a reply that began before the caller had finished has no
 latency, and its turn's outcome is `interrupted`."""
+
+
+INTERRUPTION_STAGES: Final = (
+    Stage("yield_latency", "interruption_start", "agent_yielded"),
+    Stage("interruption_recovery", "interruption_end", "new_reply_heard"),
+    Stage("resume", "agent_yielded", "agent_resumed"),
+    Stage("cut_in", "pause_start", "cut_in_heard"),
+)
+"""The stages of turn-taking; none is negative. `recovery` alone is a failover's."""
+
+OVERLAP: Final = "overlap"
+"""How long caller and agent spoke at once, in seconds of a call."""
+
+YIELD_WINDOW_S: Final = 2.0
+"""An agent that is interrupted must yield within this time, in seconds (tau2-bench's τ-voice)."""
+STAND_WINDOW_S: Final = 1.0
+"""An agent must not yield within this time of a sound that asks for nothing (likewise)."""
 
 
 def voice_to_voice_s(marks: Mapping[str, float]) -> float | None:

@@ -19,6 +19,15 @@ STAGES: Final = {
     "its place.",
     "voice_to_voice": "From the last voiced sample that left the caller to the first voiced "
     "sample of the reply that reached the caller.",
+    "yield_latency": "From the first voiced sample of an interruption that left the caller to the "
+    "last voiced sample of the agent's that reached it.",
+    "interruption_recovery": "From the last voiced sample of an interruption that left the caller "
+    "to the first voiced sample of the new reply that reached it.",
+    "resume": "From the end of the agent's voice to its going on, where it had stopped at a sound "
+    "that asked for nothing.",
+    "cut_in": "From the last voiced sample before a pause in mid-sentence to the agent's voice, "
+    "where it did not wait for the rest.",
+    "overlap": "How long caller and agent spoke at once.",
     "voice_to_voice_error": "What the caller read for a reply whose delay is known, less that "
     "delay: uplink and downlink. A user's ear has both ways as well, so this bounds the "
     "instrument's own error from above.",
@@ -68,6 +77,7 @@ PHRASES: Final = {
     "connection": "from the click until the agent listens",
     "time_to_greeting": "from the click until the greeting is heard",
     "recovery": "from the agent's death until another one listens",
+    "yield_latency": "from an interruption until the agent is silent",
     "voice_to_voice_error": "read too much for a reply of known delay",
     "voice_to_voice": "from the end of speech until the reply is heard",
 }

@@ -13,6 +13,7 @@ from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
+    INTERRUPTION_STAGES,
     TRANSPORT,
     TURN_STAGES,
     Stage,
@@ -155,12 +156,12 @@ class Frames:
         spans: dict[str, _Spans] = {}
         at = self._instants()
         missing = np.full(count, np.nan)
-        derived = (*CONNECTION_STAGES, *TURN_STAGES, *FAILOVER_STAGES)
+        derived = (*CONNECTION_STAGES, *TURN_STAGES, *FAILOVER_STAGES, *INTERRUPTION_STAGES)
         for place, stage in enumerate(derived):
             start, end = at.get(stage.start, missing), at.get(stage.end, missing)
             lasts = end - start
             measured = ~np.isnan(lasts)
-            if stage in TURN_STAGES:
+            if stage in TURN_STAGES + INTERRUPTION_STAGES:
                 # A reply into the caller's turn has no latency: its outcome is `interrupted`.
                 measured &= is_turn & (lasts >= 0)
             elif stage in CONNECTION_STAGES:
@@ -225,6 +226,11 @@ class Frames:
             if like.any() and failed[like].all():
                 due: tuple[Stage, ...] = TURN_STAGES if like is is_turn else CONNECTION_STAGES
                 due = FAILOVER_STAGES if header.kind == "failover" else due
+                due = (
+                    INTERRUPTION_STAGES[:2]
+                    if header.kind == "interrupt" and like is is_turn
+                    else due
+                )
                 names |= dict.fromkeys(stage.name for stage in due)
             expected.append(list(names))
         widths = np.where(is_turn, len(expected[1]), len(expected[0]))

@@ -36,9 +36,16 @@ MARKS: Final = frozenset(
     + stages.WORKER_CONNECTION_MARKS
     + stages.FAILOVER_MARKS
     + stages.TURN_MARKS
+    + stages.INTERRUPTION_MARKS
 )
 DERIVED_STAGES: Final = frozenset(
-    [stage.name for stage in stages.CONNECTION_STAGES + stages.FAILOVER_STAGES + stages.TURN_STAGES]
+    [
+        stage.name
+        for stage in stages.CONNECTION_STAGES
+        + stages.FAILOVER_STAGES
+        + stages.TURN_STAGES
+        + stages.INTERRUPTION_STAGES
+    ]
     + [stages.TRANSPORT]
 )
 """Stages that are computed from marks and therefore never written."""

@@ -20,20 +20,24 @@ from labvoice.protocol.vocabulary import (
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
+    INTERRUPTION_STAGES,
     MEMORY_STAGES,
+    OVERLAP,
     TRANSPORT,
     TURN_STAGES,
 )
 
 Floats = npt.NDArray[np.float64]
 
-HEADLINE: Final = tuple(stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES)
+HEADLINE: Final = tuple(
+    stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES + INTERRUPTION_STAGES
+)
 """The stages that a gate judges and that warnings speak of."""
 
 _ORDER: Final = {
     name: i
     for i, name in enumerate(
-        (*HEADLINE, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
+        (*HEADLINE, OVERLAP, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
     )
 }
 SUMMARISED: Final = ("stage", "arm", "warmup", "outcome", "duration_s", "plausible", "unit")

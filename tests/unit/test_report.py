@@ -16,8 +16,10 @@ from labvoice.protocol.vocabulary import (
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
+    INTERRUPTION_STAGES,
     MEMORY_STAGES,
     OUTCOMES,
+    OVERLAP,
     TRANSPORT,
     TURN_STAGES,
     Mark,
@@ -147,9 +149,10 @@ def test_a_run_that_crashed_at_once_still_has_a_report(tmp_path: Path) -> None:
 
 def test_every_stage_and_outcome_is_defined() -> None:
     """The glossary has exactly the vocabulary's stages and outcomes."""
-    stages = {stage.name for stage in CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES}
+    derived = CONNECTION_STAGES + FAILOVER_STAGES + TURN_STAGES + INTERRUPTION_STAGES
     assert set(glossary.STAGES) == {
-        *stages,
+        *(stage.name for stage in derived),
+        OVERLAP,
         *AGENT_TURN_STAGES,
         *CALIBRATION_STAGES,
         TRANSPORT,
