@@ -112,6 +112,27 @@ class Settings(BaseSettings):
         1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
     )
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
+    interruption_mode: Literal["vad", "adaptive", "off"] = Field(
+        "vad", validation_alias="LABVOICE_INTERRUPTION_MODE"
+    )
+    """What makes the agent stop when it is spoken over: `vad` (speech of a length), `adaptive`
+    (LiveKit's model in its cloud, which tells "mm-hm" from an interruption) or `off` (nothing)."""
+    interruption_min_duration_s: float = Field(
+        0.5, validation_alias="LABVOICE_INTERRUPTION_MIN_DURATION_S", ge=0, le=5
+    )
+    """Length of speech that interrupts the agent, in seconds."""
+    interruption_min_words: int = Field(
+        0, validation_alias="LABVOICE_INTERRUPTION_MIN_WORDS", ge=0, le=20
+    )
+    """How many words must have been recognised before the agent is interrupted."""
+    resume_false_interruption: bool = Field(
+        True, validation_alias="LABVOICE_RESUME_FALSE_INTERRUPTION"
+    )
+    """Whether the agent goes on where it stopped and no words were recognised."""
+    false_interruption_timeout_s: float = Field(
+        2.0, validation_alias="LABVOICE_FALSE_INTERRUPTION_TIMEOUT_S", gt=0, le=10
+    )
+    """Silence after which an interruption without words was none, in seconds."""
     greeting: str = Field(
         "Hello, how can I help you?",
         validation_alias="LABVOICE_GREETING",

@@ -30,6 +30,7 @@ from livekit.agents import (
     tts,
     vad,
 )
+from livekit.agents.voice.turn import InterruptionOptions
 from livekit.plugins import openai, silero
 from openai import AsyncOpenAI
 
@@ -167,10 +168,23 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
                 "max_delay": settings.max_endpointing_delay_s,
             },
             preemptive_generation={"enabled": mode != "letta", "preemptive_tts": True},
-            interruption={"mode": "vad"},
+            interruption=_interruption(settings),
         ),
         user_away_timeout=None,
     )
+
+
+def _interruption(settings: Settings) -> InterruptionOptions:
+    """The settings of interruptions; `off` leaves LiveKit's detector at its cheapest."""
+    mode = settings.interruption_mode
+    return {
+        "enabled": mode != "off",
+        "mode": "adaptive" if mode == "adaptive" else "vad",
+        "min_duration": settings.interruption_min_duration_s,
+        "min_words": settings.interruption_min_words,
+        "resume_false_interruption": settings.resume_false_interruption,
+        "false_interruption_timeout": settings.false_interruption_timeout_s,
+    }
 
 
 async def serve(context: JobContext) -> None:

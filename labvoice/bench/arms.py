@@ -99,6 +99,24 @@ TURN_ARMS: Final = (
 """What `labvoice bench turns --arms` knows."""
 
 
+def _own(name: str, **settings: Any) -> Arm:
+    """An arm with a worker of its own and these settings."""
+    return Arm(name, agent_name=f"{name}-agent", settings=settings)
+
+
+INTERRUPT_ARMS: Final = (
+    *_STOCK_ARMS,
+    Arm("labvoice"),
+    _own("duration-0.2", interruption_min_duration_s=0.2),
+    _own("duration-1.0", interruption_min_duration_s=1.0),
+    _own("words-2", interruption_min_words=2),
+    _own("no-resume", resume_false_interruption=False),
+    _own("off", interruption_mode="off"),
+)
+"""What `labvoice bench interrupt --arms` knows: settings of the own agent. `off` is never
+interrupted, the end of the scale."""
+
+
 def endpointing_arms(delays: str | Sequence[str], longest_s: float = 0.0) -> list[Arm]:
     """Returns an arm for each silence after which a turn may end; its worker has that setting.
 

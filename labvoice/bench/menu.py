@@ -13,10 +13,12 @@ from labvoice.bench.calibrate import calibrate
 from labvoice.bench.connect import connect
 from labvoice.bench.endpointing import endpointing
 from labvoice.bench.failover import failover, parse_kills
+from labvoice.bench.interrupt import ASK, AT_S, interrupt
 from labvoice.bench.record import record_call
 from labvoice.bench.turns import turns as measure_turns
 from labvoice.caller.call import Call
 from labvoice.runs.run import Run
+from labvoice.speech.probes import Probes
 from labvoice.speech.utterances import Utterance
 from labvoice.targets.target import Target
 
@@ -123,6 +125,46 @@ class Bench:
         """
         options = RunOptions(out, command, progress, warmup)
         return await endpointing(self._lab, trials, arms, options)
+
+    async def interrupt(
+        self,
+        trials: int = 5,
+        *,
+        probes: Probes = "",
+        arms: Arms = "",
+        ask: str | Utterance = ASK,
+        at: float = AT_S,
+        warmup: int = 1,
+        out: Path | None = None,
+        command: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Measures turn-taking: in each trial one call, in each call one probe.
+
+        The caller asks something, and in the reply it interrupts, or makes a sound that asks for
+        nothing; or it pauses in mid-sentence. `run.shares()` says how often the agent did right,
+        `run.probes` what it did each time.
+
+        Args:
+            trials: How many calls count, of each probe and arm.
+            probes: Names of :data:`labvoice.speech.probes.PROBES`, as a list or with commas, or
+                :class:`labvoice.speech.probes.Probe` of your own; all of those when not given.
+            arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.INTERRUPT_ARMS`.
+            ask: What the caller asks: the reply must be long enough to be interrupted. The paced
+                model answers at length who asks "in detail".
+            at: When the probe begins, in seconds after the onset of the reply.
+            warmup: As for :meth:`connect`.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: As for :meth:`connect`.
+
+        Raises:
+            UsageError: A number, a probe or an arm makes no sense.
+            RunFileError: The run file exists already.
+            WeightsError: The caller's voice could not be obtained.
+        """
+        options = RunOptions(out, command, progress, warmup)
+        return await interrupt(self._lab, trials, probes, arms, ask, at, options)
 
     async def calibrate(
         self,

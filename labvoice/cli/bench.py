@@ -159,6 +159,60 @@ def bench_endpointing(
     run_command(_bench("endpointing", llm, json_path, workers=0, **options))
 
 
+@bench_app.command("interrupt")
+def bench_interrupt(
+    trials: TrialsOption = 5,
+    probes: Annotated[
+        str,
+        typer.Option(
+            "--probes",
+            help="What the caller does: question, correction, backchannel, cough, laugh, aside, "
+            "pause; all when not given.",
+        ),
+    ] = "",
+    ask: Annotated[
+        str | None, typer.Option("--ask", help="What the caller asks; it must get a long reply.")
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option("--at", min=0, help="Seconds after the reply's onset when a probe begins."),
+    ] = None,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
+    arms: ArmsOption = "",
+    agent: AgentOption = None,
+    arm: ArmOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    config: ConfigOption = None,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures turn-taking: the caller interrupts, says "mm-hm", coughs, pauses.
+
+    How often and how fast the agent yields to an interruption and answers it, how often it goes
+    on over a sound that asks for nothing, how often it cuts a turn with a pause in two. Arms are
+    settings of the own agent (duration-0.2, duration-1.0, words-2, no-resume, off; labvoice is the
+    default), stock and stock-naive, and agents of yours. Exits 1 if an agent says nothing more.
+
+    Example: labvoice bench interrupt --llm paced --arms labvoice,words-2,off --trials 10
+
+    Example: labvoice bench interrupt --agent agent.py --ask "Tell me a long story." --probes cough
+    """
+    from labvoice.bench.arms import INTERRUPT_ARMS, choose
+    from labvoice.speech.probes import check_probes
+
+    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    chosen = choose(_all_arms(arms, targets), INTERRUPT_ARMS)
+    check_probes(probes)
+    options: dict[str, Any] = {"trials": trials, "warmup": warmup, "probes": probes}
+    options |= {"arms": chosen, "out": out}
+    options |= {name: value for name, value in (("ask", ask), ("at", at)) if value is not None}
+    own = any(each.agent_name is None and each.target is None for each in chosen)
+    run_command(_bench("interrupt", llm, json_path, workers=int(own), **options))
+
+
 def calibrate(
     trials: TrialsOption = 10, out: OutOption = None, json_path: JsonOption = None
 ) -> None:

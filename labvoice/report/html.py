@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, players, plots, style, view
+from labvoice.report import glossary, players, plots, style, turn_taking, view
 from labvoice.report.style import Picture
 from labvoice.runs.run import Run
 
@@ -42,6 +42,17 @@ _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
         "The connection nearest the median. A worker's marks are moved to the caller's clock by "
         "the measured offset.",
     ),
+    (
+        turn_taking.yield_trade,
+        "Each arm by two shares: how often it yields to an interruption, and how often it goes on "
+        "over a sound that asks for nothing. An agent that is never interrupted is at the bottom "
+        "right, one that stops at every sound at the top left.",
+    ),
+    (
+        turn_taking.who_speaks_when,
+        "The first calls of each probe, by the caller's ear: what it sent, and when it heard the "
+        "agent.",
+    ),
     (plots.distributions, "Every measurement of every stage; each panel has its own scale."),
 )
 
@@ -68,6 +79,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         players=[players.players(run) for run in runs],
         links=[players.links(run, path) for run in runs],
         view=view,
+        sounds=[turn_taking.probe_table(run.probes) for run in runs],
         stages=glossary.STAGES,
         outcomes=glossary.OUTCOMES,
     )

@@ -92,10 +92,10 @@ def _chosen(run: Run, recorded: Sequence[int]) -> dict[int, str]:
     outcomes = run.outcomes
     outcomes = outcomes[~outcomes["warmup"] & outcomes["trial"].isin(recorded)]
     frame = run.frame
-    times = frame[(frame["stage"] == "voice_to_voice") & ~frame["warmup"]]
-    if times.empty:
-        times = frame[(frame["stage"] == "time_to_greeting") & ~frame["warmup"]]
-    times = times[times["trial"].isin(recorded)].dropna(subset="duration_s")
+    counted = frame[~frame["warmup"] & frame["trial"].isin(recorded)].dropna(subset="duration_s")
+    main = ("voice_to_voice", "yield_latency", "time_to_greeting")
+    stage = next((name for name in main if (counted["stage"] == name).any()), main[-1])
+    times = counted[counted["stage"] == stage]
     chosen: dict[int, list[str]] = {}
     for arm, rows in times.groupby("arm", observed=True, sort=False):
         of_arm = f" of {arm}" if len(run.arms) > 1 else ""

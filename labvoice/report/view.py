@@ -12,11 +12,14 @@ from labvoice.report.glossary import PHRASES
 from labvoice.runs import statistics
 from labvoice.runs.run import Run
 from labvoice.runs.statistics import StageSummary, milliseconds
+from labvoice.runs.turn_taking import FIGURES
 
 _KEY_STAGES: Final = (
     "voice_to_voice_error",
     "recovery",
     "voice_to_voice",
+    "yield_latency",
+    "interruption_recovery",
     "connection",
     "join",
     "time_to_greeting",
@@ -50,6 +53,8 @@ def headline(run: Run) -> str:
     ok = int((attempts["outcome"] == "ok").sum())
     turns = attempts["turn"].notna().any()
     done = "turns were answered" if turns else "connections ended with an agent that listens"
+    if run.header.kind == "interrupt":
+        done = "probes were measured, whatever the agent did"
     words = f"{ok} of {len(attempts)} {done}."
     stage = main_stage(run)
     if stage is None:
@@ -119,7 +124,11 @@ def tiles(run: Run) -> list[Tile]:
                     f"median; {below}",
                 )
             )
+    for name, share in run.shares().items() if not several else ():
+        figure = next(each for each in FIGURES if each.name == name)
+        found.append(Tile(name, f"{share.k} of {share.n}", "", figure.phrase))
     done = "turns answered" if attempts["turn"].notna().any() else "agents listened"
+    done = "probes measured" if run.header.kind == "interrupt" else done
     found.append(Tile("succeeded", f"{ok} of {len(attempts)}", "", done))
     rate = run.word_error_rate()
     if rate is not None:
@@ -165,6 +174,23 @@ def ratio_rows(run: Run) -> list[list[str]]:
             p_value = "–" if math.isnan(ratio.p_value) else f"{ratio.p_value:.2g}"
             factor = "–" if math.isnan(ratio.ratio) else f"{ratio.ratio:.3f}"
             rows.append([pair, stage, factor, interval, p_value])
+    return rows
+
+
+def share_rows(run: Run) -> list[list[str]]:
+    """Returns the shares of turn-taking by arm: figure, arm, count, share, interval, meaning."""
+    rows = []
+    of_arms = {arm: run.shares(arm) for arm in run.arms}
+    for figure in FIGURES:
+        for arm, found in of_arms.items():
+            if (share := found.get(figure.name)) is not None:
+                low, high = share.ci95
+                count = [
+                    f"{share.k} of {share.n}",
+                    f"{share.share:.0%}",
+                    f"{low:.0%} to {high:.0%}",
+                ]
+                rows.append([figure.name, arm, *count, figure.phrase])
     return rows
 
 

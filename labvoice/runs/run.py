@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from labvoice.protocol.vocabulary import OUTCOMES
-from labvoice.runs import copies, frames, reader, statistics
+from labvoice.runs import copies, frames, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
 from labvoice.runs.writer import RunWriter
@@ -20,7 +20,7 @@ from labvoice.runs.writer import RunWriter
 __all__ = ["Run", "RunWriter"]
 
 _SUMMARY_COLUMNS = ["n", "failed", "mean", "p50", "p95", "p99", "ci95_lo", "ci95_hi"]
-_COMPARED = ("voice_to_voice", "recovery", "connection", "join")
+_COMPARED = ("voice_to_voice", "recovery", "yield_latency", "connection", "join")
 """Stages by which arms are compared; the first one in a run is used."""
 _ANSWERED = ("ok", "interrupted")
 
@@ -150,6 +150,43 @@ class Run:
         """
         rows = self._turn_notes(arm, "user_messages")
         return int((rows["user_messages"] > 1).sum()) if len(rows) else None
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """What each probe of turn-taking came to, warm-ups aside; empty for other runs.
+
+        Columns: trial, turn, arm, outcome, and the notes of the turns: probe, kind, sound, source,
+        said, over_agent, yielded_after_s, resumed_after_s, replied_after_s, answers, cut, hang,
+        caller_spoke and agent_spoke (pairs of seconds since the probe's onset).
+        """
+        notes = self.notes
+        if "kind" not in notes:
+            return pd.DataFrame()
+        every = self.outcomes
+        counted = every.loc[~every["warmup"] & every["turn"].notna()]
+        counted = counted[["trial", "turn", "arm", "outcome"]]
+        of_turns = notes.dropna(subset=["kind", "turn"]).drop(columns=["run_id", "room"])
+        return counted.merge(of_turns.dropna(axis="columns", how="all"), on=["trial", "turn"])
+
+    def shares(self, arm: str | None = None) -> dict[str, turn_taking.Share]:
+        """How often the agent yields, goes on, answers, cuts in; see `turn_taking.FIGURES`.
+
+        Args:
+            arm: Of this configuration alone; of all when not given.
+        """
+        return turn_taking.shares(self.probes, arm)
+
+    @property
+    def turn_taking(self) -> list[str]:
+        """A line for each share of each configuration; none for a run without probes."""
+        lines = []
+        of_arms = {arm: self.shares(arm) for arm in self.arms}
+        for figure in turn_taking.FIGURES:
+            for arm, found in of_arms.items():
+                if figure.name in found:
+                    of_arm = f"{arm}: " if len(self.arms) > 1 else ""
+                    lines.append(f"{figure.name} {of_arm}{found[figure.name]} {figure.phrase}")
+        return lines
 
     def _turn_notes(
         self, arm: str | None, *columns: str, outcomes: Sequence[str] = OUTCOMES
@@ -282,6 +319,7 @@ class Run:
             "config": {"loop": self.header.loop, **self.header.config},
             "host": self.header.host,
             **_figures(frame, attempts, self.warnings),
+            **_share_figures(self.shares()),
             "word_error_rate": self.word_error_rate(),
             "split_turns": self.split_turns(),
         }
@@ -293,6 +331,7 @@ class Run:
                 result["arms"][arm] = {
                     "config": columns,
                     **_figures(rows, tries, words),
+                    **_share_figures(self.shares(arm)),
                     "word_error_rate": self.word_error_rate(arm),
                     "split_turns": self.split_turns(arm),
                 }
@@ -321,7 +360,7 @@ class Run:
         parts = [self.title]
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
-        parts += self.comparisons + self.recognition
+        parts += self.comparisons + self.turn_taking + self.recognition
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)
@@ -330,6 +369,11 @@ class Run:
         return TEMPLATES.get_template("run.html.j2").render(
             run=self, table=table_cells(self.summary()), arms=len(self.arms) > 1
         )
+
+
+def _share_figures(found: dict[str, turn_taking.Share]) -> dict[str, Any]:
+    """The shares under a name of their own, where there are any."""
+    return {"shares": {name: share.to_json() for name, share in found.items()}} if found else {}
 
 
 def _figures(frame: pd.DataFrame, attempts: pd.DataFrame, words: list[str]) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def server_of(lab: Lab) -> dict[str, str]:
         "bench burst",
         "bench failover",
         "bench endpointing",
+        "bench interrupt",
         "bench http",
         "bench leaks",
         "calibrate",

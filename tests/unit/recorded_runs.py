@@ -163,3 +163,56 @@ def turns_run(
                 writer.note(trial, turn, said=sentence)
                 writer.outcome(trial, failed or "ok", turn=turn)
     return Run.load(path)
+
+
+def interrupt_run(path: Path, *, rounds: int = 4, arms: tuple[str, ...] = ("default",)) -> Run:
+    """Records probes of turn-taking; the first arm stops at everything, further ones at nothing.
+
+    The last interruption of the first arm is never answered.
+    """
+    kinds = {
+        "question": "interruption",
+        "backchannel": "backchannel",
+        "cough": "vocal_tic",
+        "pause": "pause",
+    }
+    config = {"command": "labvoice bench interrupt", "probes": list(kinds)}
+    with RunWriter(
+        path, kind="interrupt", config=config, arms={arm: {} for arm in arms}, host_facts=HOST
+    ) as writer:
+        number = 0
+        for round_number in range(rounds * len(kinds)):
+            probe = list(kinds)[round_number % len(kinds)]
+            kind = kinds[probe]
+            for arm in arms:
+                writer.trial(number, f"lab-{number:03d}", arm, round_number=round_number)
+                zero, begin = 500.0 + 60 * number, 510.0 + 60 * number
+                writer.mark(number, Mark("click", zero))
+                writer.mark(number, Mark("agent_listening", zero + 0.5))
+                writer.outcome(number, "ok")
+                stops = arm == arms[0] and kind != "pause"
+                hangs = (
+                    stops and kind == "interruption" and round_number // len(kinds) == rounds - 1
+                )
+                facts: dict[str, Any] = {"probe": probe, "kind": kind, "sound": "synthesised"}
+                facts |= {"source": "signal", "said": probe, "over_agent": kind != "pause"}
+                facts |= {"hang": hangs, "caller_spoke": [[-5.0, -3.0], [0.0, 1.0]]}
+                facts["yielded_after_s"] = 0.6 if stops else None
+                facts["agent_spoke"] = [[-2.0, 0.6 if stops else 12.0]]
+                if kind == "pause":
+                    facts["cut"] = False
+                if kind == "interruption":
+                    facts["answers"] = stops and not hangs
+                    writer.mark(number, Mark("interruption_start", begin), turn=0)
+                    writer.mark(number, Mark("interruption_end", begin + 1.0), turn=0)
+                    if stops:
+                        writer.mark(number, Mark("agent_yielded", begin + 0.6), turn=0)
+                    if stops and not hangs:
+                        writer.mark(number, Mark("new_reply_heard", begin + 2.1), turn=0)
+                        facts["agent_spoke"] += [[2.1, 4.0]]
+                writer.stage(number, "overlap", 0.6, turn=0, source="caller")
+                writer.note(number, 0, **facts)
+                detail = "stopped after 600 ms, then nothing" if hangs else ""
+                writer.outcome(number, "no_reply" if hangs else "ok", turn=0, detail=detail)
+                number += 1
+    return Run.load(path)

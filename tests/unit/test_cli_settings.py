@@ -30,6 +30,7 @@ COMMANDS = (
     "bench connect",
     "bench turns",
     "bench endpointing",
+    "bench interrupt",
     "bench failover",
 )
 """Every command with a language model behind its agent."""

@@ -1,0 +1,49 @@
+"""Probes of turn-taking: how they are chosen, and what the made sounds are like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from labvoice.errors import UsageError
+from labvoice.speech.probes import PROBES, Probe, check_probes, cough, from_afar, laugh, mm_hm
+from labvoice.speech.utterances import SAMPLE_RATE, Utterance
+
+
+def test_probes_are_chosen_by_name_or_given() -> None:
+    """None is all; a probe of the user's stands beside built-in ones."""
+    mine = Probe("mine", "vocal_tic", Utterance("", np.ones(480, np.int16), SAMPLE_RATE, "file"))
+    assert check_probes("") == list(PROBES)
+    assert check_probes("cough, pause") == ["cough", "pause"]
+    assert check_probes(["cough", mine]) == ["cough", mine]
+
+
+@pytest.mark.parametrize("names", ["sneeze", "cough,cough"])
+def test_a_wrong_choice_of_probes_is_refused(names: str) -> None:
+    """An unknown name and a name given twice are usage errors."""
+    with pytest.raises(UsageError):
+        check_probes(names)
+
+
+@pytest.mark.parametrize(
+    ("sound", "shortest_s", "longest_s"), [(mm_hm, 0.4, 0.7), (cough, 0.4, 0.7), (laugh, 0.8, 1.3)]
+)
+def test_a_made_sound_has_a_length_and_a_level(
+    sound: Callable[[], np.ndarray], shortest_s: float, longest_s: float
+) -> None:
+    """It is as long as a person's, loud as speech, never clipped, and the same every time."""
+    made = sound()
+    assert shortest_s <= len(made) / SAMPLE_RATE <= longest_s
+    assert 0.2 < np.abs(made).max() < 0.9
+    assert np.sqrt(np.mean(made**2)) > 0.01
+    np.testing.assert_array_equal(made, sound())
+
+
+def test_speech_from_afar_is_lower() -> None:
+    """By about 12 dB, and longer by the reflections alone."""
+    tone = np.round(8000 * np.sin(2 * np.pi * 300 * np.arange(SAMPLE_RATE) / SAMPLE_RATE))
+    far = from_afar(tone.astype(np.int16))
+    assert SAMPLE_RATE <= len(far) <= SAMPLE_RATE + 0.05 * SAMPLE_RATE
+    assert 0.1 < np.abs(far).max() / np.abs(tone).max() < 0.6
