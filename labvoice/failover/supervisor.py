@@ -34,6 +34,7 @@ from labvoice.dispatch.rooms import (
     participants,
     remove_agent,
 )
+from labvoice.failover.clock import LoopClock
 from labvoice.failover.replacement import SERVER_ERRORS, Log, Replacements
 from labvoice.failover.watched import Watched, is_ours
 
@@ -124,6 +125,7 @@ class Supervisor:
         self._unseen: set[str] = set()
         self._server_back_s = -_RESTART_MEMORY_S
         self._reachable = True
+        self._clock = LoopClock()
         self._limit = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         self._task: asyncio.Task[None] | None = None
         self._replacements = Replacements(
@@ -164,6 +166,13 @@ class Supervisor:
         return f"<Supervisor {state} agents={watched} replaced={self.replaced}>"
 
     async def _run(self) -> None:
+        ticking = asyncio.create_task(self._clock.run())
+        try:
+            await self._watch()
+        finally:
+            ticking.cancel()
+
+    async def _watch(self) -> None:
         while True:
             began_s = time.monotonic()
             try:
@@ -216,7 +225,7 @@ class Supervisor:
         async with self._limit:
             try:
                 async with asyncio.timeout(_ROOM_S):
-                    asked_s = time.monotonic()
+                    asked_s = self._clock()
                     seen = await participants(self._dispatcher.api, room)
                     await self._judge(room, seen, asked_s)
             except Exception as error:

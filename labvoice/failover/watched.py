@@ -43,13 +43,13 @@ class Watched:
     """One agent, as of the last round.
 
     Silence is the time between rounds that saw no new heartbeat, each dated when its request was
-    sent. Time in which no round ran, because the supervisor's process or the server was stalled,
-    counts for little: silence that was not observed is no evidence.
+    sent. Time in which no round ran, because the server was stalled, counts for little: silence
+    that was not observed is no evidence.
 
     Args:
         room: Name of its room.
         participant: The server's description of it.
-        now_s: Monotonic seconds.
+        now_s: Seconds of the supervisor's :class:`LoopClock`.
 
     Attributes:
         room: As given.

@@ -7,6 +7,7 @@ from livekit.protocol.agent import Job, JobState, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.failover.clock import LoopClock
 from labvoice.failover.watched import Watched, is_ours
 from labvoice.protocol.metadata import (
     ATTRIBUTE_DISPATCH_ID,
@@ -166,3 +167,31 @@ def test_an_agent_carries_its_metadata_without_the_history() -> None:
     metadata = JobMetadata(letta_agent_id="agent-7", mode="letta", resume=Resume())
     assert parse_metadata(carried(metadata)) == JobMetadata(letta_agent_id="agent-7", mode="letta")
     assert carried(JobMetadata()) == ""
+
+
+def test_a_stall_of_the_own_loop_is_no_silence() -> None:
+    """On a host so busy that the supervisor itself hardly runs, no agent is taken for lost."""
+    at_s = 0.0
+    clock = LoopClock(lambda: at_s)
+    watched = Watched("room", agent(1), clock())
+    watched.update(agent(1), clock())
+    for _ in range(3):  # each round begins late by a second, and sees no new heartbeat
+        at_s += 1.0
+        watched.update(agent(1), clock())
+    assert watched.silent_for(clock()) == pytest.approx(0.6)
+    assert watched.missing_for(clock()) == 0
+    for _ in range(6):  # the loop runs again, and the agent is still silent
+        at_s += 0.1
+        clock()
+        watched.update(agent(1), clock())
+    assert watched.silent_for(clock()) == pytest.approx(1.2)
+
+
+def test_a_loop_that_runs_counts_all_its_time() -> None:
+    """Readings that are as late as on any busy machine lose nothing."""
+    at_s = 5.0
+    clock = LoopClock(lambda: at_s)
+    for late_s in (0.1, 0.11, 0.19, 0.1):
+        at_s += late_s
+        clock()
+    assert clock() == pytest.approx(0.5)
