@@ -412,12 +412,20 @@ class Call:
     async def wait_for_replacement(self, timeout_s: float = 30.0) -> None:
         """Waits until a replacement agent listens, and was heard if it speaks first.
 
+        It replaces the agent that the caller last spoke with, which :attr:`worker` names: once this
+        has returned, the next call of it waits for the loss of that replacement.
+
         Raises:
             StageTimeoutError: None joined, or it was not heard, in time.
             AgentLostError: It joined and left.
         """
-        stage = "replacement_listening"
-        await self.agent.until(lambda: stage in self.marks, stage, timeout_s, or_lost=True)
+        stage, before = "replacement_listening", self.reports.last_agent
+        await self.agent.until(
+            lambda: stage in self.marks and self.agent.identity != before,
+            stage,
+            timeout_s,
+            or_lost=True,
+        )
         since_s = self.marks["replacement_visible"]
         if self._apologises:
             onset_s = await self.agent.until_onset(since_s, "apology_heard", timeout_s)

@@ -58,6 +58,7 @@ class AgentReports:
         worker: The agent's job: job_id, worker_id, pid.
         memory: As :attr:`labvoice.caller.call.Call.memory`.
         model_error: The last error of the agent's model; empty if there was none.
+        last_agent: Identity of the agent at the last fetch; empty before.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class AgentReports:
         self.offset: ClockOffset | None = None
         self.worker: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
-        self.model_error = ""
+        self.model_error = self.last_agent = ""
         self._room, self._agent = room, agent
         self._marks, self._turns = marks, turns
         self._offset_of = ""
@@ -107,9 +108,10 @@ class AgentReports:
             AgentLostError: The agent left.
             LabvoiceError: It did not answer.
         """
-        if not self._agent.is_labvoices:
-            return  # another agent has no such RPC
         agent = self._agent.identity
+        if not self._agent.is_labvoices:
+            self.last_agent = agent
+            return  # another agent has no such RPC
         try:
             if self.offset is None or self._offset_of != agent:
                 self.offset, self._offset_of = await measure_offset(self._room, agent), agent
@@ -123,7 +125,7 @@ class AgentReports:
                 raise AgentLostError(sentence, hint) from None
             # The agent is in its room: the instrument's request failed.
             raise LabvoiceError(sentence, hint) from None
-        self.worker = json.loads(answer)
+        self.worker, self.last_agent = json.loads(answer), agent
         marks = self.worker.pop("marks")
         for name in WORKER_CONNECTION_MARKS:
             if marks.get(name):

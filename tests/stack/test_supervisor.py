@@ -107,6 +107,24 @@ async def test_a_killed_job_goes_on_with_its_conversation(
     assert {p.identity for p in await participants(pair, call.room_name)} == {call.identity, *after}
 
 
+async def test_a_second_failover_of_a_call_has_marks_of_its_own(pair: Lab, call: Call) -> None:
+    """Each failover of a call brings another agent, and its marks alone are left, in order."""
+    names = ("replacement_visible", "replacement_listening", "apology_heard")
+    jobs, marks = [call.worker["job_id"]], [call.marks["greeting_heard"]]
+    for _ in range(2):
+        await pair.pool.wait_idle(150)
+        killed = pair.faults.kill_job(call)
+        await call.wait_for_replacement(60)
+        jobs.append(call.worker["job_id"])
+        found = [call.marks[name] for name in names]
+        assert found == sorted(found)
+        assert found[0] > killed.at_s > marks[-1]
+        assert call.agent_identity == f"agent-{jobs[-1]}"
+        marks.append(found[-1])
+    assert len(set(jobs)) == 3
+    assert await agents(pair, call.room_name) == [f"agent-{jobs[-1]}"]
+
+
 async def test_a_hung_agent_that_wakes_does_not_come_back(pair: Lab, call: Call) -> None:
     """A stopped process is replaced; continued, it leaves the room to the other one."""
     hung = pair.faults.hang_job(call)
