@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
     getproxies_environment,
@@ -16,12 +16,16 @@ from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the
 import aiohttp
 import httpx
 
+if TYPE_CHECKING:
+    from livekit import api
+
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _HTTP: Final = ("http_proxy", "HTTP_PROXY")
 _ALL: Final = (*_HTTP, "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _EXCEPT: Final = ("no_proxy", "NO_PROXY")
 _HTTP_KEPT: Final = "LABVOICE_PROXY_FOR_HTTP"
 _CHANGED: Final = (*_HTTP, *_EXCEPT, _HTTP_KEPT)
+_API_TIMEOUT_S: Final = 10.0
 _lock = threading.Lock()
 _entered = 0
 _before: dict[str, str] = {}
@@ -71,6 +75,23 @@ def http_session(url: str, **options: Any) -> aiohttp.ClientSession:
     proxy = proxy_for(url) or ""
     # It speaks HTTP proxies only.
     return aiohttp.ClientSession(proxy=proxy if proxy.startswith("http") else None, **options)
+
+
+@asynccontextmanager
+async def livekit_api(url: str, key: str, secret: str) -> AsyncIterator[api.LiveKitAPI]:
+    """Context manager: a client of a LiveKit server's API, through the proxy that is meant for it.
+
+    A job's own client (`JobContext.api`) shares the session that its plugins use, and its proxy.
+
+    Args:
+        url: The server's address.
+        key: API key.
+        secret: Its secret.
+    """
+    from livekit import api
+
+    async with http_session(url, timeout=aiohttp.ClientTimeout(total=_API_TIMEOUT_S)) as session:
+        yield api.LiveKitAPI(url, key, secret, session=session)
 
 
 def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> None:

@@ -10,10 +10,23 @@ from livekit import api
 from livekit.protocol.agent import Job
 
 from labvoice.protocol.metadata import refusal
+from labvoice.proxies import livekit_api
+from labvoice.settings import Settings
 
 logger = logging.getLogger("labvoice.agent")
 
 _ASK_TIMEOUT_S = 1.0
+
+
+async def refused_by_server(settings: Settings, job: Job) -> str:
+    """As :func:`duplicate_refusal`, for a job's process, which has no client of the server."""
+    secret = settings.livekit_api_secret
+    async with livekit_api(
+        settings.livekit_url or "",
+        settings.livekit_api_key or "",
+        secret.get_secret_value() if secret else "",
+    ) as server:
+        return await duplicate_refusal(server, job)
 
 
 async def duplicate_refusal(server: api.LiveKitAPI, job: Job) -> str:

@@ -11,10 +11,10 @@ import sys
 from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType
 
 from labvoice.agent.app import on_request, report_registration
-from labvoice.agent.guard import duplicate_refusal
+from labvoice.agent.guard import refused_by_server
 from labvoice.agent.worker import run_worker
 from labvoice.proxies import proxy_for
-from labvoice.settings import Settings
+from labvoice.settings import Settings, load_settings
 
 _IDLE_THREADS = 32
 """livekit-agents counts a job that is accepted and not yet running as one idle process's share of
@@ -23,7 +23,7 @@ the load threshold: with few idle processes a burst would find the worker full."
 
 async def entrypoint(context: JobContext) -> None:
     """Joins, unless the dispatch was withdrawn."""
-    if await duplicate_refusal(context.api, context.job):
+    if await refused_by_server(load_settings(), context.job):
         context.shutdown()
         return
     await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)

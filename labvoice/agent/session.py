@@ -36,7 +36,7 @@ from openai import AsyncOpenAI
 
 from labvoice.agent import _livekit, traces
 from labvoice.agent.call_memory import CallMemory
-from labvoice.agent.guard import duplicate_refusal
+from labvoice.agent.guard import refused_by_server
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
 from labvoice.agent.model_errors import ModelErrors
@@ -196,7 +196,7 @@ async def serve(context: JobContext) -> None:
     marks = {**_livekit.job_times(context), "entrypoint_started": time.time()}
     settings, models = load_settings(), load_models()
     # The dispatch may have been withdrawn since the job was accepted; asked while connecting.
-    asking = asyncio.create_task(duplicate_refusal(context.api, context.job))
+    asking = asyncio.create_task(refused_by_server(settings, context.job))
     metadata = parse_metadata(context.job.metadata)
     traces.follow(context, metadata.traceparent)
     resume = metadata.resume

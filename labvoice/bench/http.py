@@ -22,6 +22,7 @@ import aiohttp
 import psutil
 
 from labvoice.bench.base import RunOptions, trial
+from labvoice.proxies import http_session
 from labvoice.runs.run import Run, RunWriter
 from labvoice.stack.processes import ManagedProcess, Server, free_port, http_answers
 from labvoice.web.server import GRACE_S, raise_file_limit
@@ -221,8 +222,8 @@ async def _offer(
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
     timeout = aiohttp.ClientTimeout(total=_GIVE_UP_S)
     headers = {"Authorization": f"Bearer {service.key}"}
-    async with aiohttp.ClientSession(
-        service.url, connector=connector, timeout=timeout, headers=headers
+    async with http_session(
+        service.url, base_url=service.url, connector=connector, timeout=timeout, headers=headers
     ) as http:
         start_s = time.monotonic() + 0.5
         tasks = []

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -44,7 +44,7 @@ from labvoice.protocol.metadata import (
     metadata_text,
 )
 from labvoice.protocol.vocabulary import Mark
-from labvoice.proxies import http_session
+from labvoice.proxies import livekit_api
 from labvoice.show import Facts
 from labvoice.stack.livekit.log import LiveKitLog
 
@@ -143,20 +143,17 @@ class Dispatcher:
         self._secret = api_secret
         self._evidence = evidence
         self._api: api.LiveKitAPI | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._open = AsyncExitStack()
         self.history = new_history()
 
     async def __aenter__(self) -> Dispatcher:
-        self._http = http_session(self._url, timeout=aiohttp.ClientTimeout(total=10))
-        self._api = api.LiveKitAPI(
-            self._url, self._key, self._secret.get_secret_value(), session=self._http
-        )
+        client = livekit_api(self._url, self._key, self._secret.get_secret_value())
+        self._api = await self._open.enter_async_context(client)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._http is not None:
-            await self._http.close()
-            self._api = self._http = None
+        self._api = None
+        await self._open.aclose()
 
     @property
     def api(self) -> api.LiveKitAPI:

@@ -9,6 +9,7 @@ import httpx
 from pydantic import SecretStr
 
 from labvoice.dispatch.diagnosis import Evidence
+from labvoice.proxies import http_client
 from labvoice.stack.workers.worker import WorkerStatus
 
 HTTP_PORT: Final = 9000
@@ -31,11 +32,12 @@ def service_evidence(
     if api_key is None:
         return None
     headers = {"Authorization": f"Bearer {api_key.get_secret_value()}"}
+    url = f"http://127.0.0.1:{port}/api/workers"
 
     async def ask() -> Sequence[WorkerStatus] | None:
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
-                answer = await client.get(f"http://127.0.0.1:{port}/api/workers", headers=headers)
+            async with http_client(url, timeout=_TIMEOUT_S) as client:
+                answer = await client.get(url, headers=headers)
             found = answer.raise_for_status().json()
             if found["livekit_url"].rstrip("/") != livekit_url.rstrip("/"):
                 return None

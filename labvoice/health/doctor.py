@@ -368,9 +368,10 @@ async def _memory() -> str:
 
 async def _http_service(port: int) -> str:
     """The port of the HTTP service is its own, or free."""
+    url = f"http://127.0.0.1:{port}/healthz"
     try:
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
-            answer = await client.get(f"http://127.0.0.1:{port}/healthz")
+        async with http_client(url, timeout=2.0) as client:
+            answer = await client.get(url)
         if answer.status_code == httpx.codes.OK:
             return f"the HTTP service answers on port {port}"
     except httpx.ConnectError:
@@ -388,7 +389,7 @@ async def _microphone_page(port: int) -> str:
     """The microphone page is served, if the HTTP service runs."""
     url = f"http://127.0.0.1:{port}/debug"
     try:
-        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+        async with http_client(url, timeout=2.0) as client:
             answer = await client.get(url)
     except httpx.ConnectError:
         raise _SkippedError("the HTTP service, which serves its page, does not run") from None

@@ -17,9 +17,9 @@ from tests.stack.recording_proxy import RecordingProxy
 from tests.stack.test_cli import labvoice
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_WITHOUT = {
-    name: "" for upper in (*_PROXIES, "NO_PROXY") for name in (upper, upper.lower())
-}  # whatever the tests' own environment says
+_LOWER = tuple(name.lower() for name in _PROXIES)
+_WITHOUT = dict.fromkeys((*_PROXIES, *_LOWER, "NO_PROXY", "no_proxy"), "")
+"""Whatever the tests' own environment says."""
 
 
 async def test_nothing_of_an_embedded_stack_goes_through_a_proxy(tmp_path: Path) -> None:
@@ -30,7 +30,8 @@ async def test_nothing_of_an_embedded_stack_goes_through_a_proxy(tmp_path: Path)
             "call",
             "--llm=paced",
             cwd=tmp_path,
-            env={**_WITHOUT, **dict.fromkeys(_PROXIES, proxy.url)},
+            # In both cases: an empty variable in lower case hides the other one.
+            env={**_WITHOUT, **dict.fromkeys(_PROXIES + _LOWER, proxy.url)},
         )
     assert code == 0, output
     assert proxy.asked == []

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 from aiohttp import web
 
+from labvoice.proxies import http_session
 from labvoice.stack.gateway.engines import Engines, Pcm
 
 _SPEECH_RATE: Final = 24000  # what OpenAI's own `pcm` is
@@ -39,7 +40,7 @@ class OpenAI:
 
     async def client(self, _: web.Application) -> AsyncIterator[None]:
         """Keeps the connection to the language model for the application's lifetime."""
-        async with aiohttp.ClientSession(trust_env=True) as self._http:
+        async with http_session(self._engines.llm_url) as self._http:
             yield
 
     async def models(self, _: web.Request) -> web.Response:

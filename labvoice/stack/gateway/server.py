@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from pydantic import SecretStr
 
+from labvoice.proxies import http_client
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, Server, free_port, http_answers
 from labvoice.stack.workers.worker import worker_environment
@@ -94,7 +95,7 @@ class GatewayServer(Server):
     async def _ask(self, method: str, path: str, **options: Any) -> Any:
         root = self.base_url.removesuffix("/v1")
         headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=5, headers=headers) as client:
+        async with http_client(root, timeout=5, headers=headers) as client:
             answer = await client.request(method, f"{root}{path}", **options)
         answer.raise_for_status()
         return answer.json()

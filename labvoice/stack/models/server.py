@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import httpx
 
 from labvoice.errors import ServerAnswerError, UsageError
+from labvoice.proxies import http_client
 from labvoice.settings import Settings
 from labvoice.speech.weights import Progress, require
 from labvoice.stack.models.script_model import SCRIPT_PATH
@@ -85,7 +86,7 @@ class ModelServer(Server):
         async def completes() -> bool:
             question = {"role": "user", "content": "Hi"}
             body = {"model": kind, "messages": [question], "max_tokens": 1}
-            async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+            async with http_client(base_url, timeout=10) as client:
                 try:
                     answer = await client.post(f"{base_url}/chat/completions", json=body)
                 except httpx.TransportError:
@@ -128,7 +129,7 @@ class ModelServer(Server):
                 f"the language model {self.kind!r} takes no script", '`Lab(llm="script")`'
             )
         address = self.base_url.removesuffix("/v1") + SCRIPT_PATH
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+        async with http_client(address, timeout=5) as client:
             try:
                 answer = await client.request(method, address, json=content)
                 answer.raise_for_status()

@@ -18,7 +18,7 @@ import psutil
 
 from labvoice.errors import ProcessError
 from labvoice.protocol.metadata import EVENT_PREFIX
-from labvoice.proxies import spare_loopback
+from labvoice.proxies import http_session, spare_loopback
 from labvoice.settings import ENV_FILE, Settings
 from labvoice.stack.processes import ManagedProcess, free_port
 
@@ -263,7 +263,7 @@ class Worker:
         """Returns the worker's status; None if it does not answer in time."""
         try:
             async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
+                http_session(self.url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
                 http.get(f"{self.url}/worker") as response,
             ):
                 info = await response.json()
