@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Playwright, async_playwright
+from playwright.async_api import Browser, Playwright, async_playwright, expect
 
 from labvoice.settings import load_settings
 from labvoice.speech.utterances import Utterance, human_utterances
@@ -24,6 +24,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--autoplay-policy=no-user-gesture-required", "--no-sandbox"]
 """CI runs as root in a container, where Chromium's own sandbox cannot be made."""
+expect.set_options(timeout=30_000)  # its 5 s are too little for a page on a busy machine
 
 
 @dataclass(frozen=True)

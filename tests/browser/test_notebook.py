@@ -139,7 +139,7 @@ async def test_a_call_with_the_browsers_microphone(
                 "agent connected",
                 "start speaking",
             ):
-                await expect(log).to_contain_text(line, timeout=30_000)
+                await expect(log).to_contain_text(line)
             assert await loudness(page, 20_000) > AUDIBLE_RMS
             await expect(talk.locator(".lv-agent")).to_contain_text("Hello")
             await expect(phase).to_have_text("the agent listens")
@@ -152,7 +152,7 @@ async def test_a_call_with_the_browsers_microphone(
             await widget.screenshot(path=pictures / "talking.png")
             await page.screenshot(path=pictures / "jupyterlab-call.png")
 
-            await expect(phase).to_have_text("the agent listens", timeout=30_000)
+            await expect(phase).to_have_text("the agent listens")
             await widget.get_by_label("Type to the agent").fill("Tell me more.")
             await page.keyboard.press("Enter")
             await expect(phase).to_have_text("the agent speaks", timeout=15_000)
@@ -191,7 +191,7 @@ async def test_a_call_with_the_browsers_microphone(
         # The agent comes as soon as it is chosen so, and not at the click.
         await widget.get_by_label("Dispatch").select_option("ahead")
         await widget.get_by_role("button", name="Connect again").click()
-        await expect(log).to_contain_text("start speaking", timeout=30_000)
+        await expect(log).to_contain_text("start speaking")
         await expect(log).not_to_contain_text("requesting dispatch")
         await expect(widget.locator(".lv-waterfall")).to_contain_text("job_request")
         await widget.get_by_role("button", name="Hang up").click()
@@ -207,9 +207,11 @@ async def test_a_denied_microphone_has_a_message(
         await widget.get_by_role("button", name="Connect").click()
         await expect(widget.get_by_role("alert")).to_contain_text("microphone was denied")
         await expect(widget.locator(".lv-log")).to_contain_text("start speaking", timeout=60_000)
+        # What is typed before cuts the greeting off, which then may have no line.
+        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(1)
         await widget.get_by_label("Type to the agent").fill("What is the weather like?")
         await page.keyboard.press("Enter")
-        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2, timeout=30_000)
+        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2)
         await widget.screenshot(path=pictures / "denied.png")
         await widget.get_by_role("button", name="Hang up").click()
 
@@ -348,7 +350,7 @@ async def test_a_fact_that_is_told_is_known_after_the_reconnect(
                 await page.keyboard.press("Enter")
             else:
                 await widget.screenshot(path=pictures / "memory.png")
-            await expect(talk.locator(".lv-agent")).to_have_count(3 - number, timeout=30_000)
+            await expect(talk.locator(".lv-agent")).to_have_count(3 - number)
             async with asyncio.timeout(60):
                 while (await known.inner_text()).count("Rex") < number:
                     await known.locator(".jp-InputArea").click()

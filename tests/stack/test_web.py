@@ -286,7 +286,11 @@ async def test_prometheus_answers_what_the_dashboard_asks(
 
             async def scraped() -> bool:
                 with contextlib.suppress(httpx.TransportError):
-                    return bool(await value('rate(labvoice_dispatches_total{outcome="ok"}[1m])'))
+                    # Until then, while it starts, it refuses every query.
+                    if (await asking.get(f"http://{address}/-/ready")).is_success:
+                        return bool(
+                            await value('rate(labvoice_dispatches_total{outcome="ok"}[1m])')
+                        )
                 return False
 
             await process.until_ready(scraped, timeout_s=30, hint="its log tells")
