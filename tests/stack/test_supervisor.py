@@ -111,8 +111,12 @@ async def test_a_second_failover_of_a_call_has_marks_of_its_own(pair: Lab, call:
     """Each failover of a call brings another agent, and its marks alone are left, in order."""
     names = ("replacement_visible", "replacement_listening", "apology_heard")
     jobs, marks = [call.worker["job_id"]], [call.marks["greeting_heard"]]
+
+    async def warm() -> bool:
+        return all(worker.warm_processes for worker in pair.pool.workers)
+
     for _ in range(2):
-        await pair.pool.wait_idle(150)
+        await until(warm, 150)
         killed = pair.faults.kill_job(call)
         await call.wait_for_replacement(60)
         jobs.append(call.worker["job_id"])
