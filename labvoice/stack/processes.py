@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
+from labvoice.proxies import http_client
 
 _GUARD = Path(__file__).with_name("guard.py")
 _LOG_TAIL_LINES = 12
@@ -307,7 +308,7 @@ class Server:
 
 async def http_answers(url: str) -> bool:
     """Whether a local HTTP service answers a GET request with success."""
-    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+    async with http_client(url, timeout=2.0) as client:
         try:
             return (await client.get(url)).is_success
         except httpx.TransportError:
