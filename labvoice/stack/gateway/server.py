@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 from pydantic import SecretStr
 
 from labvoice.proxies import http_client
