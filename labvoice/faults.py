@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -17,6 +19,7 @@ from labvoice.stack.models.server import ModelServer
 from labvoice.stack.processes import ManagedProcess
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import Worker
+from labvoice.targets.agent import TargetAgent
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ class Faults:
         pool: The lab's workers.
         livekit: Its LiveKit server.
         model: Its model server; None if the model is external.
+        targets: Agents that are not labvoice's, whose workers the lab has started.
     """
 
     pool: Pool
     livekit: LiveKitServer | None = None
     model: ModelServer | None = None
+    targets: Sequence[TargetAgent] = ()
 
     def kill_job(self, call: Call) -> Fault:
         """Kills the process that runs a call's agent (SIGKILL), as an out-of-memory kill does.
@@ -169,10 +174,35 @@ class Faults:
         await self.model.stop()
 
     def _job_pid(self, call: Call) -> int:
+        if "job_id" not in call.worker:
+            return self._target_job_pid(call)
         job = self.pool.process_of(call.worker["job_id"])
         if job is None:
             raise _not_ours(call)
         return job.pid
+
+    def _target_job_pid(self, call: Call) -> int:
+        """Finds the process below a foreign worker that is connected to its server, as it is."""
+        for agent in self.targets:
+            if agent.worker is None or agent.name != call.agent_name:
+                continue
+            port = urlsplit(agent.server.url).port
+            connected = []
+            with contextlib.suppress(psutil.NoSuchProcess):
+                root = psutil.Process(agent.worker.process.pid)
+                for process in (root, *root.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        peers = [each.raddr for each in process.net_connections("tcp")]
+                        if any(peer and peer.port == port for peer in peers):
+                            connected.append(process)
+            if len(connected) == 2:
+                return int(connected[1].pid)
+            raise UsageError(
+                f"{len(connected)} processes of {agent.target} are connected to the server: which "
+                "of them runs the call's job is not known",
+                "one call at a time, of an agent whose jobs have processes of their own",
+            )
+        raise _not_ours(call)
 
     def _worker(self, which: Call | Worker) -> Worker:
         if isinstance(which, Worker):

@@ -402,7 +402,7 @@ class Lab:
     @property
     def faults(self) -> Faults:
         """Fault injection: `lab.faults.kill_job(call)`, …."""
-        return Faults(self.pool, self._stack.server, self._stack.model)
+        return Faults(self.pool, self._stack.server, self._stack.model, self.targets)
 
     async def memory_backlog(self) -> int | None:
         """Returns how many turns are not yet written to Letta; None without Letta.
@@ -510,7 +510,7 @@ class Lab:
             known = [self.settings]
         target = agent.target
         metadata = target.metadata or None if metadata is None else metadata
-        key = (agent.name, target.text, repr(metadata))
+        key = (agent.name, repr(target), repr(metadata))
 
         def ended(call: Call) -> None:
             self._calls.discard(call)
@@ -530,6 +530,7 @@ class Lab:
             timeout_s=timeout_s,
             # Another program's agent may greet or not.
             greets=any(each.greeting for each in known) if known else self._greets.get(key),
+            greeting_timeout_s=target.greeting_timeout_s,
             apologises=not known or any(each.apology for each in known),
             on_mark=on_mark,
             attributes=target.attributes,

@@ -265,6 +265,7 @@ export class BrowserCall {
     };
     const onState = (state: string | undefined) => {
       if (!state || state === this.state.agent) return;
+      if (this.state.agent === "speaking") this.turns.speechOver();
       this.send({ type: "agent_state", state });
       if (HEARING.includes(state) && !this.marks["agent_listening"]) {
         this.mark("agent_listening");
@@ -285,7 +286,7 @@ export class BrowserCall {
       this.send({ type: "agent_audio_subscribed" });
       const voice = new VoiceDetector({
         onStart: (found) => this.onVoice(() => this.turns.agentStarts(found)),
-        onEnd: () => this.onVoice(() => this.turns.agentEnds()),
+        onEnd: (found) => this.onVoice(() => this.turns.agentEnds(found.end_s)),
       });
       await meters.watch(track.mediaStreamTrack, (rms, at_s) => {
         this.levels.agent = rms;

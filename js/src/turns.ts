@@ -7,13 +7,28 @@ import type { Voice } from "./voice";
 
 /** A shorter sound that was not recognised as speech is a noise, not a turn. */
 const SHORTEST_TURN_S = 0.3;
+/** Silence in a reply after which its answer begins: longer than any between two sentences. */
+const FILLER_GAP_S = 1;
+/** A first part of a reply that lasts longer is no filler. */
+const FILLER_LONGEST_S = 3;
+
+/** The beginning of a stretch of the agent's voice in a turn. */
+interface AgentVoice {
+  at_s: number;
+  /** How many messages of the user there were by then. */
+  messages: number;
+  /** When the agent's voice before it ended; null if unknown. */
+  before_s: number | null;
+  /** Whether the agent had finished what it said before. */
+  anew: boolean;
+}
 
 /** What else determines a turn's outcome. */
 interface State {
   /** The messages whose figures are the turn's. */
   messageIds: string[];
-  /** When the agent's voice began, and how many messages of the user there were by then. */
-  voices: { at_s: number; messages: number }[];
+  /** When the agent's voice began in this turn. */
+  voices: AgentVoice[];
   /** Whether the reply was cut off. */
   cut: boolean;
   /** Whether the agent spoke when the turn began. */
@@ -29,6 +44,8 @@ export class Turns {
   greetingHeard_s: number | null = null;
   private readonly states = new Map<Turn, State>();
   private agentSpeaks = false;
+  private isSpeechOver = false;
+  private agentEnded_s: number | null = null;
 
   private get last(): Turn | undefined {
     return this.all.at(-1);
@@ -103,16 +120,25 @@ export class Turns {
   agentStarts(voice: Voice): void {
     this.agentSpeaks = true;
     const last = this.last;
+    const begun = { at_s: voice.start_s, before_s: this.agentEnded_s, anew: this.isSpeechOver };
+    this.isSpeechOver = false;
     if (!last) {
       this.greetingHeard_s ??= voice.start_s;
       return;
     }
-    this.state(last).voices.push({ at_s: voice.start_s, messages: last.user_messages });
+    this.state(last).voices.push({ ...begun, messages: last.user_messages });
     this.judge(last);
   }
 
-  agentEnds(): void {
+  /** The agent's voice ended, where known at that instant. */
+  agentEnds(at_s: number | null = null): void {
     this.agentSpeaks = false;
+    this.agentEnded_s = at_s;
+  }
+
+  /** The agent has finished what it said: the next voice is another message. */
+  speechOver(): void {
+    this.isSpeechOver = true;
   }
 
   /** The agent left; later voices are not a reply to this turn. */
@@ -128,6 +154,7 @@ export class Turns {
   /** A message of the conversation, with LiveKit's figures. */
   item(item: Item): void {
     const turn = this.last;
+    if (item.role === "assistant") this.speechOver();
     if (!turn) {
       if (item.role === "assistant") this.greeting = item.text;
     } else if (item.role === "user") {
@@ -152,7 +179,9 @@ export class Turns {
       const waits = before
         ? before.user_messages > 0 && before.reply === "" && !this.state(before).finished
         : this.greeting === "" && !turn.typed;
-      if (item.interrupted || waits) owner = before;
+      // A filler may be heard before what it answers is told.
+      const heard = "reply_heard" in turn.marks && !this.state(turn).overAgent;
+      if (item.interrupted || (waits && !heard)) owner = before;
     }
     if (!owner) {
       this.greeting = item.text;
@@ -166,7 +195,9 @@ export class Turns {
 
   private take(turn: Turn, item: Item): void {
     this.state(turn).messageIds.push(item.id);
-    turn.metrics = { ...item.metrics, ...turn.metrics };
+    // Those of a filler are not the reply's.
+    const reply = "e2e_latency" in item.metrics && !("e2e_latency" in turn.metrics);
+    turn.metrics = reply ? { ...turn.metrics, ...item.metrics } : { ...item.metrics, ...turn.metrics };
   }
 
   /** Whether a reply was heard after the user's last word. */
@@ -180,7 +211,9 @@ export class Turns {
    *
    * The reply is dated by the first voice after the user's last word. A voice before it makes the
    * turn interrupted; then the reply to the rest is the next voice after another message of the
-   * user's, and without one the early voice dates the reply, which has no latency.
+   * user's, and without one the early voice dates the reply, which has no latency. A reply to the
+   * whole that breaks off soon, and goes on with another message or after a gap, began with a
+   * filler: what follows is the answer.
    */
   private judge(turn: Turn): void {
     const { voices, cut, overAgent, finished } = this.state(turn);
@@ -194,10 +227,22 @@ export class Turns {
     const answered = early[0] ? Math.max(1, early[0].messages) : -1;
     const late = voices.filter(({ at_s, messages }) => at_s >= end_s && messages > answered);
     const heard = late[0] ?? early[0];
-    if (heard) turn.marks["reply_heard"] = heard.at_s;
-    else delete turn.marks["reply_heard"];
+    for (const [name, voice] of [["reply_heard", heard], ["answer_heard", Turns.answer(late)]] as const)
+      if (voice) turn.marks[name] = voice.at_s;
+      else delete turn.marks[name];
     if (cut || early.length > 0) turn.outcome = "interrupted";
     else turn.outcome = heard ? "ok" : "no_reply";
+  }
+
+  /** The voice that begins what follows a filler; undefined if the reply has none. */
+  private static answer(voices: AgentVoice[]): AgentVoice | undefined {
+    const [first, ...others] = voices;
+    for (const voice of others) {
+      const ended_s = voice.before_s;
+      if (ended_s !== null && ended_s - first!.at_s > FILLER_LONGEST_S) return undefined;
+      if (voice.anew || (ended_s !== null && voice.at_s - ended_s >= FILLER_GAP_S)) return voice;
+    }
+    return undefined;
   }
 
   /** Figures missing in the session's events: stages by message id, in seconds. */

@@ -44,6 +44,7 @@ export function connectionRows(marks: Record<string, Mark>): Row[] {
 const GENERATION = ["playback_latency", "tts_node_ttfb", "llm_node_ttfs"];
 const TITLES: Record<string, string> = {
   voice_to_voice: "from your last voiced sample to the first of the reply",
+  answer: "from your last voiced sample to the first of what follows the filler",
   "typed to voice": "from the moment you sent it to the first voiced sample of the reply",
   end_of_turn_delay: "LiveKit: until it is sure that you have finished",
   transcription_delay: "LiveKit: until the final transcript, inside the former",
@@ -74,6 +75,8 @@ export function turnRows(turn: Turn): Row[] {
     if (length_s !== undefined) row(name, start_ms, start_ms + length_s * 1000, "agent");
   };
   row(turn.typed ? "typed to voice" : "voice_to_voice", 0, total_ms, "headline");
+  const answer = turn.marks["answer_heard"];
+  if (answer !== undefined) row("answer", 0, (answer - zero) * 1000, "headline");
   from("e2e_latency", 0);
   from("transcription_delay", 0);
   from("end_of_turn_delay", 0);
@@ -89,7 +92,10 @@ export function turnRows(turn: Turn): Row[] {
   }
   from("llm_node_ttft", begin_ms);
   for (const [name, start_ms] of placed) from(name, start_ms);
-  if (total_ms !== null) row("transport", e2e_s * 1000, total_ms, "rest");
+  // Longer than until a filler was heard: it is the figure of the answer.
+  const ofAnswer = total_ms !== null && answer !== undefined && e2e_s * 1000 > total_ms;
+  const end_ms = ofAnswer ? (answer - zero) * 1000 : total_ms;
+  if (end_ms !== null) row("transport", e2e_s * 1000, end_ms, "rest");
   return rows;
 }
 

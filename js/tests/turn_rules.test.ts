@@ -16,7 +16,8 @@ function feed(turns: Turns, [name, ...given]: Event): void {
   if (name === "user_starts") turns.userStarts({ start_s: first, end_s: first });
   else if (name === "user_ends") turns.userEnds({ start_s: first, end_s: second });
   else if (name === "agent_starts") turns.agentStarts({ start_s: first, end_s: first });
-  else if (name === "agent_ends") turns.agentEnds();
+  else if (name === "agent_ends") turns.agentEnds(first ?? null);
+  else if (name === "speech_over") turns.speechOver();
   else if (name === "agent_lost") turns.agentLost();
   else if (name === "figures") turns.figures(first);
   else {

@@ -413,9 +413,10 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
 
 
 def ending_facts(call: Call) -> dict[str, Any]:
-    """Returns what is known at the end of a call: its notices, and its session events as JSON."""
+    """Returns what is known at the end of a call; its session events as JSON."""
+    ready = {"ready_by": call.ready_by} if call.ready_by else {}
     events = json.dumps(call.session_events)
-    return {"notice": "; ".join(call.notices), "session_events": events}
+    return {"notice": "; ".join(call.notices), **ready, "session_events": events}
 
 
 def connection_facts(call: Call) -> dict[str, Any]:
@@ -434,7 +435,6 @@ def connection_facts(call: Call) -> dict[str, Any]:
         "room_existed": call.dispatch.room_existed,
         "attempts": call.dispatch.attempts,
         "greeting": call.greeting,
-        "ready_by": call.ready_by,
         **clock,
         **call.worker,
     }

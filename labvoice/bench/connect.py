@@ -22,5 +22,5 @@ async def connect(lab: Lab, trials: int, arms: Arms, options: RunOptions) -> Run
 
 async def _connect(this: Trial, call: Call, _: int) -> str:
     await connect_and_greet(this, call)
-    took_s = call.marks["agent_listening"] - call.marks["click"]
-    return f"listening after {took_s * 1000:.0f} ms"
+    took_s = call.marks[call.ready_by] - call.marks["click"]
+    return f"ready after {took_s * 1000:.0f} ms"

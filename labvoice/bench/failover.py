@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
@@ -23,6 +24,7 @@ from labvoice.errors import DuplicateAgentError, UsageError
 from labvoice.faults import Fault
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
+from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -32,16 +34,26 @@ KILLS: Final[tuple[Kill, ...]] = get_args(Kill)
 """`job`: the job's process by SIGKILL; `worker`: the worker's, whose job processes end with it;
 `hang`: the job's process by SIGSTOP."""
 
+_OTHERS_KILLS: Final[tuple[Kill, ...]] = ("job", "hang")
+"""Of an agent that is not labvoice's: nobody starts its only worker again."""
+_OTHERS_TIMEOUT_S: Final = 90.0
+"""LiveKit notices such an agent's loss after some 21 s, and its supervisor is sure 12 s later."""
 _IDLE_TIMEOUT_S: Final = 150.0
 """A worker that was killed loads its models anew before the next trial."""
 
 
-def parse_kills(text: str) -> list[Kill]:
+def parse_kills(text: str, agent: Target | None = None) -> list[Kill]:
     """Reads a list such as `job,worker`.
 
+    Args:
+        text: The list; empty for all that can be.
+        agent: The agent that is killed, where it is not labvoice's.
+
     Raises:
-        UsageError: A kind is unknown, or none is given.
+        UsageError: A kind is unknown.
     """
+    if not text:
+        return list(KILLS if agent is None else _OTHERS_KILLS)
     found: list[Kill] = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         kind = next((each for each in KILLS if each == word), None)
@@ -53,7 +65,13 @@ def parse_kills(text: str) -> list[Kill]:
     return found
 
 
-async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOptions) -> Run:
+async def failover(
+    lab: Lab,
+    trials: int,
+    kills: Sequence[Kill],
+    options: RunOptions,
+    agent: Target | None = None,
+) -> Run:
     """Measures failovers, one after the other, the kinds of death taking turns in every round.
 
     Args:
@@ -61,6 +79,7 @@ async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOpt
         trials: How many of each kind.
         kills: The kinds; each is an arm of the run.
         options: Of the run.
+        agent: A script or command whose agent is killed; labvoice's own when not given.
 
     Raises:
         UsageError: A number makes no sense, or the lab does not replace lost agents.
@@ -71,20 +90,22 @@ async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOpt
         raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
     if not lab.supervised:
         raise UsageError("this lab does not replace lost agents", "use `Lab(supervise=True)`")
-    if len(lab.pool.workers) < 2:
+    if agent is None and len(lab.pool.workers) < 2:
         raise UsageError("a pool of one worker cannot take over", "use `Lab(workers=2)`")
     settings = lab.settings
     path = options.path("failover")
+    arms = [Arm(kind, columns={"kill": kind}) for kind in kills]
+    if agent is not None:
+        arms = await _arms_of(lab, agent, arms)
     config = {
         "command": options.command,
         "trials": trials,
         "warmup": options.warmup,
         "seed": options.seed,
-        "workers": len(lab.pool.workers),
+        "workers": len(lab.pool.workers) if agent is None else 1,
         "failover_after_s": settings.failover_after_s,
-        "agent_name": settings.agent_name,
+        "agent_name": settings.agent_name if agent is None else str(arms[0].agent_name),
     }
-    arms = [Arm(kind, columns={"kill": kind}) for kind in kills]
     table = {arm.name: arm_columns(settings, arm) for arm in arms}
     facts = await host_facts(lab)
     with RunWriter(path, kind="failover", config=config, arms=table, host_facts=facts) as run:
@@ -103,6 +124,32 @@ async def failover(lab: Lab, trials: int, kills: Sequence[Kill], options: RunOpt
     return Run.load(path)
 
 
+async def _arms_of(lab: Lab, agent: Target, arms: Sequence[Arm]) -> list[Arm]:
+    """Starts an agent that is not labvoice's, and returns the arms with it.
+
+    Raises:
+        UsageError: Nothing of it can be killed, or nobody can replace it.
+    """
+    if not agent.starts_worker:
+        raise UsageError(
+            f"{str(agent)!r} is no worker that this lab starts and kills",
+            "name a script or a command; labvoice's own needs no --agent",
+        )
+    if wrong := {arm.name for arm in arms} - set(_OTHERS_KILLS):
+        raise UsageError(
+            f"{min(wrong)!r} is for labvoice's own workers: nobody starts another's again",
+            f"--kill {','.join(_OTHERS_KILLS)}",
+        )
+    called = await lab.add_target(agent)
+    if not called.name:
+        raise UsageError(f"{called}, so none is asked for again", "name an agent with a name")
+    about = {"agent": str(agent)}
+    return [
+        dataclasses.replace(arm, agent_name=called, target=agent, columns={**arm.columns, **about})
+        for arm in arms
+    ]
+
+
 async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
     fault: Fault | None = None
     try:
@@ -114,12 +161,15 @@ async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
         else:
             fault = lab.faults.hang_job(call) if kind == "hang" else lab.faults.kill_job(call)
         this.mark(Mark("agent_killed", fault.at_s))
-        await call.wait_for_replacement()
-        this.note(
-            lost_worker_id=lost["worker_id"],
-            worker_id=call.worker["worker_id"],
-            job_id=call.worker["job_id"],
-        )
+        if not lost:
+            await call.wait_for_replacement(_OTHERS_TIMEOUT_S)
+        else:
+            await call.wait_for_replacement()
+            this.note(
+                lost_worker_id=lost["worker_id"],
+                worker_id=call.worker["worker_id"],
+                job_id=call.worker["job_id"],
+            )
         await _check_alone(lab.dispatcher, call)
         recovery_s = call.marks["replacement_listening"] - fault.at_s
         words = f"another agent listens after {recovery_s:.2f} s"

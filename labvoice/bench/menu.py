@@ -218,14 +218,24 @@ class Bench:
         self,
         trials: int = 10,
         *,
-        kills: str = "job,worker,hang",
+        kills: str = "",
+        agent: Target | None = None,
         out: Path | None = None,
         command: str = "",
         progress: Callable[[str], None] = lambda _: None,
     ) -> Run:
-        """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`."""
+        """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`.
+
+        Args:
+            trials: How many of each kind of death.
+            kills: Kinds of death with commas: job, worker, hang; all that can be when not given.
+            agent: A script or command whose agent is killed; labvoice's own when not given.
+            out: As for :meth:`connect`.
+            command: As for :meth:`connect`.
+            progress: Told a line for every trial.
+        """
         options = RunOptions(out, command, progress)
-        return await failover(self._lab, trials, parse_kills(kills), options)
+        return await failover(self._lab, trials, parse_kills(kills, agent), options, agent)
 
     def record(self, call: Call, out: Path | None = None) -> Run:
         """Writes a call that is over, or under way, as a run of one trial, and loads it.

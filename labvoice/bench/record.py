@@ -51,7 +51,7 @@ def record_call(
         for mark in call.connection_marks.values():
             run.mark(0, mark)
         record_memory(run, 0, call)
-        run.outcome(0, "ok" if "agent_listening" in call.marks else "error", detail=call.failure)
+        run.outcome(0, "ok" if call.ready_by else "error", detail=call.failure)
         for turn in call.turns:
             spoken_over = call.interruption(turn).marks if turn.over_agent else {}
             for name, at_s in {**turn.marks, **spoken_over}.items():

@@ -135,6 +135,8 @@ class RoomAgent:
 
     def on_state(self, state: str) -> None:
         """The agent's state has changed."""
+        if self.state == "speaking" != state:
+            self._turns.speech_over()
         if state:
             self.state = state
         if state in _LISTENING_STATES:
@@ -188,7 +190,7 @@ class RoomAgent:
             self._turns.agent_starts(voice.start_s)
         self._voices_heard = len(self.ear.voices)
         if self.ear.silent:
-            self._turns.agent_ends()
+            self._turns.agent_ends(self.ear.ended_s)
         self._marks.changed.set()
 
     # -- waiting --------------------------------------------------------------------------

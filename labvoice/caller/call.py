@@ -44,10 +44,12 @@ _FOREIGN_READY_TIMEOUT_S = 30.0
 """Agents that are not labvoice's often load their models after they have joined."""
 _OTHER_SIGN_S = 3.0
 """Once an agent is audible, how long it may take to report its state, and the other way round."""
-_GREETING_TIMEOUT_S = 8.0
+GREETING_TIMEOUT_S = 8.0
 """How long an agent that may or may not greet is waited for, the first time."""
 _TEXT_TIMEOUT_S = 3.0
 """How long the words of a reply that was heard to its end may take without session events."""
+_PATIENCE_S = 2.0
+"""Silence that ends the reply of an agent that reports no state: longer than after a filler."""
 _REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
 _LONGEST_SPEECH_S = 60.0  # a small model may ramble; its reply started in time
@@ -132,7 +134,8 @@ class Call:
         strategy: When the agent is dispatched.
         timeout_s: How long to wait for the agent, in seconds.
         greets: Whether the agent speaks first: nobody waits for the greeting of one that does
-            not, and of one that may or may not, nobody waits long. None where it is not known.
+            not. None where it is not known.
+        greeting_timeout_s: How long an agent of which it is not known is waited for, in seconds.
         apologises: Whether a replacement agent speaks first.
         on_mark: Called with each connection mark as it is set.
         on_end: Called when the call has ended.
@@ -157,8 +160,7 @@ class Call:
         recorder: Keeps the sound of both sides.
         greets: As given; of an agent that was not known, what was found out.
         ready_by: The mark that shows the agent to be ready: `agent_listening`, its state, or for
-            one that reports no state `agent_audio_subscribed`; `agent_listening` is then its
-            instant.
+            one that reports no state `agent_audio_subscribed`; empty before.
         notice: What did not work as the strategy expects; empty if all did.
         failure: Why the last connection or reply failed; empty if none failed.
     """
@@ -177,6 +179,7 @@ class Call:
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
         greets: bool | None = True,
+        greeting_timeout_s: float = GREETING_TIMEOUT_S,
         apologises: bool = True,
         on_mark: Callable[[Mark], None] | None = None,
         on_end: Callable[[Call], None] = lambda _: None,
@@ -190,7 +193,8 @@ class Call:
         self.identity = identity
         self.dispatch: Dispatch | None = None
         self.greets, self._apologises = greets, apologises
-        self.ready_by = "agent_listening"
+        self._greeting_timeout_s = greeting_timeout_s
+        self.ready_by = ""
         self.notice = self.failure = ""
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self.recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
@@ -333,6 +337,7 @@ class Call:
         if self.agent.is_labvoices:
             for mark in ("agent_audio_subscribed", "agent_listening"):
                 await self._until_mark(mark, _JOIN_TIMEOUT_S)
+            self.ready_by = "agent_listening"
         else:
             self._foreign = True
             await self._until_ready()
@@ -351,9 +356,7 @@ class Call:
             await self.agent.until(
                 lambda: all(sign in self.marks for sign in signs), signs[0], _OTHER_SIGN_S
             )
-        if "agent_listening" not in self.marks:
-            self.ready_by = "agent_audio_subscribed"
-            self._marks.set("agent_listening", self.marks["agent_audio_subscribed"])
+        self.ready_by = next(sign for sign in signs if sign in self.marks)
 
     async def _join(self, token: str) -> None:
         self.agent.follow()
@@ -381,11 +384,15 @@ class Call:
         """Sends this sound, 48 kHz and mono, all the time, repeated from its end; empty: none."""
         self._microphone.background = samples
 
-    async def hear_greeting(self, timeout_s: float = _REPLY_TIMEOUT_S) -> str:
+    async def hear_greeting(self, timeout_s: float | None = None) -> str:
         """Waits for the end of the agent's greeting; returns its text.
 
         An agent that is known to wait for the user is not waited for: the text is empty. One
-        that is not known is waited for once, not longer than 8 s, and :attr:`greets` then tells.
+        that is not known is waited for once, and :attr:`greets` then tells.
+
+        Args:
+            timeout_s: How long to wait for its beginning, in seconds; when not given 15, or what
+                the call was made with for an agent that is not known.
 
         Raises:
             StageTimeoutError: No voice was heard in time.
@@ -393,7 +400,8 @@ class Call:
         """
         unknown = self.greets is None
         if self.greets is not False:
-            wait_s = min(timeout_s, _GREETING_TIMEOUT_S) if unknown else timeout_s
+            wait_s = self._greeting_timeout_s if unknown else _REPLY_TIMEOUT_S
+            wait_s = wait_s if timeout_s is None else timeout_s
             try:
                 onset_s = await self.agent.until_onset(0.0, "greeting_heard", wait_s)
             except StageTimeoutError:
@@ -427,7 +435,7 @@ class Call:
             or_lost=True,
         )
         since_s = self.marks["replacement_visible"]
-        if self._apologises:
+        if self._apologises and (self.greets or not self._foreign):
             onset_s = await self.agent.until_onset(since_s, "apology_heard", timeout_s)
             self._marks.set("apology_heard", onset_s)
             await self.hear_end()
@@ -525,6 +533,9 @@ class Call:
             if voice is not None and voice.doubt:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
             await self._until_text(turn, timeout_s)
+            await self.hear_end()  # what follows a filler
+            if "answer_heard" in turn.marks:
+                self._report(turn, "answer_heard")
             await self.reports.fetch()
         except NoReplyError as error:
             turn.finish("no_reply")
@@ -552,7 +563,8 @@ class Call:
 
     async def _until_text(self, turn: Turn, timeout_s: float) -> None:
         """Waits for the reply's words; of an agent that tells none, the turn is whole without."""
-        told = self.reports.hosts_session
+        # What was told so far may be a filler, or the words of a speech-to-speech model.
+        told = self.reports.hosts_session and not turn.reply
         try:
             await self.agent.until(
                 lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
@@ -562,7 +574,8 @@ class Call:
         except StageTimeoutError:
             if told:
                 raise
-            turn.add_notice("the agent published no text of its reply")
+            if not turn.reply:
+                turn.add_notice("the agent published no text of its reply")
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller that interrupts it.
@@ -580,15 +593,26 @@ class Call:
     async def hear_end(self) -> None:
         """Waits until the agent listens again and its voice has ended.
 
+        Of an agent that reports no state, 2 s of silence end its speech.
+
         Raises:
             StageTimeoutError: It still speaks after a minute.
             AgentLostError: The agent left.
         """
-        await self.agent.until(
-            lambda: self.agent.state in ("listening", "") and self.agent.ear.silent,
-            "the end of the agent's speech",
-            _LONGEST_SPEECH_S,
-        )
+        ear = self.agent.ear
+        while True:
+            await self.agent.until(
+                lambda: self.agent.state in ("listening", "") and ear.silent,
+                "the end of the agent's speech",
+                _LONGEST_SPEECH_S,
+            )
+            if self.agent.state or ear.ended_s is None:
+                return
+            wait_s = ear.ended_s + _PATIENCE_S - time.monotonic()
+            try:
+                await self.agent.until(lambda: not ear.silent, "more speech", wait_s)
+            except StageTimeoutError:
+                return
 
     async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:
         """Waits until the agent's memory is in a state, such as `ready`.

@@ -132,6 +132,11 @@ class Ear:
         """Whether no voice is being heard now."""
         return all(voice.ended for voice in self.voices)
 
+    @property
+    def ended_s(self) -> float | None:
+        """When the last voice ended, in monotonic seconds; None if there was none."""
+        return max((voice.end_s for voice in self.voices), default=None)
+
     async def aclose(self) -> None:
         """Stops listening."""
         await asyncio.gather(*(each.listener.aclose() for each in self.tracks.values()))

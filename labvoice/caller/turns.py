@@ -7,12 +7,19 @@ which both are tested.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import jiwer
 
 from labvoice.protocol.vocabulary import voice_to_voice_s
+
+FILLER_GAP_S: Final = 1.0
+"""Silence in a reply, in seconds, after which its answer begins: longer than any between two
+sentences."""
+FILLER_LONGEST_S: Final = 3.0
+"""A first part of a reply that lasts longer, in seconds, is no filler."""
 
 
 def word_error_rate(said: str, recognised: str) -> float:
@@ -22,6 +29,22 @@ def word_error_rate(said: str, recognised: str) -> float:
 
 def _words(text: str) -> str:
     return " ".join(re.findall(r"[\w']+", text.lower().replace("’", "'")))
+
+
+class AgentVoice(NamedTuple):
+    """The beginning of a stretch of the agent's voice in a turn.
+
+    Attributes:
+        at_s: When it began, in seconds.
+        messages: How many messages of the user there were by then.
+        before_s: When the agent's voice before it ended; None if unknown.
+        anew: Whether the agent had finished what it said before.
+    """
+
+    at_s: float
+    messages: int
+    before_s: float | None = None
+    anew: bool = False
 
 
 @dataclass
@@ -41,8 +64,7 @@ class Turn:
         notice: Remark on its figures, such as an uncertain end of speech.
         message_ids: LiveKit's ids of the messages whose figures are the turn's.
         replied: Whether the text of the reply that is dated is there.
-        voices: When the agent's voice began in this turn, in seconds, and how many messages of
-            the user there were by then.
+        voices: When the agent's voice began in this turn.
         cut: Whether the reply was cut off.
         over_agent: Whether the agent spoke when the turn began.
         finished: Whether the outcome is final.
@@ -59,7 +81,7 @@ class Turn:
     notice: str = ""
     message_ids: list[str] = field(default_factory=list, repr=False)
     replied: bool = field(default=False, repr=False)
-    voices: list[tuple[float, int]] = field(default_factory=list, repr=False)
+    voices: list[AgentVoice] = field(default_factory=list, repr=False)
     cut: bool = field(default=False, repr=False)
     over_agent: bool = field(default=False, repr=False)
     finished: bool = field(default=False, repr=False)
@@ -92,6 +114,16 @@ class Turn:
         """
         return voice_to_voice_s(self.marks)
 
+    @property
+    def answer_s(self) -> float | None:
+        """From the last voiced sample sent to the first of the answer, in seconds.
+
+        None where the reply did not begin with a filler.
+        """
+        if self.voice_to_voice_s is None or "answer_heard" not in self.marks:
+            return None
+        return self.marks["answer_heard"] - self.marks["user_speech_end"]
+
 
 @dataclass(frozen=True)
 class Item:
@@ -123,7 +155,8 @@ class Turns:
     def __init__(self) -> None:
         self.all: list[Turn] = []
         self.greeting = ""
-        self._agent_speaks = False
+        self._agent_speaks = self._speech_over = False
+        self._agent_ended_s: float | None = None
 
     @property
     def _last(self) -> Turn | None:
@@ -147,12 +180,20 @@ class Turns:
         """The agent's voice began."""
         self._agent_speaks = True
         if self._last is not None:
-            self._last.voices.append((at_s, self._last.user_messages))
+            messages = self._last.user_messages
+            voice = AgentVoice(at_s, messages, self._agent_ended_s, self._speech_over)
+            self._last.voices.append(voice)
             _judge(self._last)
+        self._speech_over = False
 
-    def agent_ends(self) -> None:
-        """The agent's voice ended."""
+    def agent_ends(self, at_s: float | None = None) -> None:
+        """The agent's voice ended, where known at that instant, in seconds."""
         self._agent_speaks = False
+        self._agent_ended_s = at_s
+
+    def speech_over(self) -> None:
+        """The agent has finished what it said: the next voice is another message."""
+        self._speech_over = True
 
     def agent_lost(self) -> None:
         """The agent left; later voices are not a reply to this turn."""
@@ -164,6 +205,8 @@ class Turns:
     def item(self, item: Item) -> None:
         """Adds a message of the conversation, with LiveKit's figures."""
         turn = self._last
+        if item.role == "assistant":
+            self.speech_over()
         if turn is None:
             if item.role == "assistant":
                 self.greeting = item.text
@@ -185,13 +228,15 @@ class Turns:
                 waits = before.user_messages > 0 and not before.reply and not before.finished
             else:
                 waits = not self.greeting
-            if item.interrupted or waits:
+            # A filler may be heard before what it answers is told.
+            heard = "reply_heard" in turn.marks and not turn.over_agent
+            if item.interrupted or (waits and not heard):
                 owner = before
         if owner is None:
             self.greeting = item.text
             return
         owner.reply = f"{owner.reply} {item.text}".strip()
-        owner.replied = True
+        owner.replied = owner.user_messages > 0
         _take(owner, item)
         if item.interrupted:
             owner.cut = True
@@ -206,7 +251,10 @@ class Turns:
 
 def _take(turn: Turn, item: Item) -> None:
     turn.message_ids.append(item.id)
-    turn.metrics = {**item.metrics, **turn.metrics}
+    if "e2e_latency" in item.metrics and "e2e_latency" not in turn.metrics:
+        turn.metrics = {**turn.metrics, **item.metrics}  # those of a filler are not the reply's
+    else:
+        turn.metrics = {**item.metrics, **turn.metrics}
 
 
 def _judge(turn: Turn) -> None:
@@ -214,29 +262,43 @@ def _judge(turn: Turn) -> None:
 
     The reply is dated by the first voice after the user's last word. A voice before it makes the
     turn interrupted; then the reply to the rest is the next voice after another message of the
-    user's, and without one the early voice dates the reply, which has no latency.
+    user's, and without one the early voice dates the reply, which has no latency. A reply to the
+    whole that breaks off soon, and goes on with another message or after a gap, began with a
+    filler: what follows is the answer.
     """
     if turn.finished:
         return
     start_s = turn.marks.get("user_speech_start", float("-inf"))
     end_s = turn.marks.get("user_speech_end", float("inf"))
     early = [
-        (at_s, messages)
-        for at_s, messages in turn.voices
+        voice
+        for voice in turn.voices
         # What began before a word was understood, while the agent spoke, is its former reply.
-        if start_s <= at_s < end_s and (messages or not turn.over_agent)
+        if start_s <= voice.at_s < end_s and (voice.messages or not turn.over_agent)
     ]
-    answered = max(1, early[0][1]) if early else -1
-    late = [(at_s, n) for at_s, n in turn.voices if at_s >= end_s and n > answered]
+    answered = max(1, early[0].messages) if early else -1
+    late = [voice for voice in turn.voices if voice.at_s >= end_s and voice.messages > answered]
     heard = late or early
-    if heard:
-        turn.marks["reply_heard"] = heard[0][0]
-    else:
-        turn.marks.pop("reply_heard", None)
+    for name, voice in (("reply_heard", next(iter(heard), None)), ("answer_heard", _answer(late))):
+        if voice is not None:
+            turn.marks[name] = voice.at_s
+        else:
+            turn.marks.pop(name, None)
     if turn.cut or early:
         turn.outcome = "interrupted"
     else:
         turn.outcome = "ok" if heard else "no_reply"
+
+
+def _answer(voices: Sequence[AgentVoice]) -> AgentVoice | None:
+    """Returns the voice that begins what follows a filler; None if the reply has none."""
+    for voice in voices[1:]:
+        ended_s = voice.before_s
+        if ended_s is not None and ended_s - voices[0].at_s > FILLER_LONGEST_S:
+            return None
+        if voice.anew or (ended_s is not None and voice.at_s - ended_s >= FILLER_GAP_S):
+            return voice
+    return None
 
 
 def turn_notices(turns: Iterable[Turn]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,14 @@ MetadataOption = Annotated[
         help="Sent to an agent of your own as its job's metadata, unchanged.",
     ),
 ]
+GreetingOption = Annotated[
+    float | None,
+    typer.Option(
+        "--greeting-timeout",
+        min=0,
+        help="Seconds to find out, once, whether an agent of your own greets; 8 if absent.",
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Read agents and arms there; labvoice.toml here if absent."),
@@ -60,6 +68,8 @@ def read_agent(
     python: Sequence[str] | None,
     metadata: str | None,
     config: Path | None,
+    *,
+    greeting_timeout_s: float | None = None,
 ) -> Target | None:
     """Returns the one agent that a command names, or that `labvoice.toml` does; None for none.
 
@@ -69,6 +79,7 @@ def read_agent(
         python: As for :func:`read_arms`.
         metadata: As for :func:`read_arms`.
         config: As for :func:`read_arms`.
+        greeting_timeout_s: As for :func:`read_arms`.
 
     Raises:
         UsageError: Something cannot be meant so.
@@ -76,11 +87,10 @@ def read_agent(
     from labvoice.targets.config import read_config
 
     named = agent if agent is not None else read_config(config).agent
-    if named is None and not (env or python or metadata):
+    if named is None and not (env or python or metadata or greeting_timeout_s is not None):
         return None
-    return _with_options(
-        {} if named is None else {"agent": named}, env or (), python or (), metadata
-    ).get("agent")
+    agents = {} if named is None else {"agent": named}
+    return _with_options(agents, env or (), python or (), metadata, greeting_timeout_s).get("agent")
 
 
 def read_arms(
@@ -91,6 +101,7 @@ def read_arms(
     config: Path | None,
     *,
     agent: str | None = None,
+    greeting_timeout_s: float | None = None,
 ) -> dict[str, Target]:
     """Returns the agents that a command names, by the names of their arms.
 
@@ -104,6 +115,7 @@ def read_arms(
         metadata: `--metadata`, as given.
         config: `--config`, as given.
         agent: `--agent`, as given.
+        greeting_timeout_s: `--greeting-timeout`, as given.
 
     Raises:
         UsageError: Something cannot be meant so.
@@ -126,7 +138,7 @@ def read_arms(
         named["agent"] = agent
     if not named:
         named |= file.arms or ({"agent": file.agent} if file.agent is not None else {})
-    return _with_options(named, env or (), python or (), metadata)
+    return _with_options(named, env or (), python or (), metadata, greeting_timeout_s)
 
 
 def _with_options(
@@ -134,6 +146,7 @@ def _with_options(
     env: Sequence[str],
     python: Sequence[str],
     metadata: str | None,
+    greeting_timeout_s: float | None,
 ) -> dict[str, Target]:
     from labvoice.targets.config import read_text
     from labvoice.targets.target import BUILT_IN, Target
@@ -153,15 +166,18 @@ def _with_options(
     for name, given in named.items():
         target = Target.parse(given) if isinstance(given, str) else given
         found[name] = target.changed(python=interpreters.get(name), env=variables[name])
-    text = read_text(metadata) if metadata else ""
+    changes: dict[str, Any] = {}
+    if metadata and (text := read_text(metadata)):
+        changes["metadata"] = text
+    if greeting_timeout_s is not None:
+        changes["greeting_timeout_s"] = greeting_timeout_s
     foreign = [name for name, target in found.items() if target.kind not in BUILT_IN]
-    if text and not foreign:
+    if changes and not foreign:
+        option = "--metadata" if "metadata" in changes else "--greeting-timeout"
         raise UsageError(
-            "--metadata is given, and no agent of your own", "name one by --agent or --arm"
+            f"{option} is given, and no agent of your own", "name one by --agent or --arm"
         )
-    if text:
-        found |= {name: dataclasses.replace(found[name], metadata=text) for name in foreign}
-    return found
+    return found | {name: dataclasses.replace(found[name], **changes) for name in foreign}
 
 
 def _of_arms(option: str, text: str, named: dict[str, str | Target]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from labvoice.cli.agents import (
     ArmOption,
     ConfigOption,
     EnvOption,
+    GreetingOption,
     MetadataOption,
     PythonOption,
     read_agent,
@@ -58,6 +59,7 @@ def bench_connect(
     env: EnvOption = None,
     python: PythonOption = None,
     metadata: MetadataOption = None,
+    greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
@@ -76,7 +78,15 @@ def bench_connect(
     """
     from labvoice.bench.arms import CONNECT_ARMS, choose
 
-    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    targets = read_arms(
+        arm,
+        env,
+        python,
+        metadata,
+        None if arms else config,
+        agent=agent,
+        greeting_timeout_s=greeting_timeout,
+    )
     chosen = choose(_all_arms(arms, targets), CONNECT_ARMS)  # an unknown name raises early
     run_command(
         _bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=chosen, out=out)
@@ -94,6 +104,7 @@ def bench_turns(
     env: EnvOption = None,
     python: PythonOption = None,
     metadata: MetadataOption = None,
+    greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
@@ -115,7 +126,15 @@ def bench_turns(
     """
     from labvoice.bench.arms import TURN_ARMS, choose
 
-    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    targets = read_arms(
+        arm,
+        env,
+        python,
+        metadata,
+        None if arms else config,
+        agent=agent,
+        greeting_timeout_s=greeting_timeout,
+    )
     chosen = choose(_all_arms(arms, targets), TURN_ARMS)
     modes = frozenset(each.mode for each in chosen if each.mode)
     options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
@@ -140,6 +159,7 @@ def bench_endpointing(
     env: EnvOption = None,
     python: PythonOption = None,
     metadata: MetadataOption = None,
+    greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
@@ -151,7 +171,15 @@ def bench_endpointing(
     """
     from labvoice.bench.arms import choose_endpointing
 
-    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    targets = read_arms(
+        arm,
+        env,
+        python,
+        metadata,
+        None if arms else config,
+        agent=agent,
+        greeting_timeout_s=greeting_timeout,
+    )
     asked = _all_arms(arms, targets) or DEFAULT_SILENCES.split(",")
     choose_endpointing(asked)
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": asked}
@@ -342,9 +370,16 @@ async def _bench_leaks(calls: int, json_path: Path | None) -> int:
 def bench_failover(
     trials: TrialsOption = 10,
     kill: Annotated[
-        str, typer.Option("--kill", help="What to kill: job, worker, hang.")
-    ] = "job,worker,hang",
+        str,
+        typer.Option("--kill", help="What to kill: job, worker, hang; job, hang with --agent."),
+    ] = "",
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
+    agent: AgentOption = None,
+    env: EnvOption = None,
+    python: PythonOption = None,
+    metadata: MetadataOption = None,
+    greeting_timeout: GreetingOption = None,
+    config: ConfigOption = None,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
@@ -352,20 +387,30 @@ def bench_failover(
     """Kills agents during calls and measures the time until a replacement listens.
 
     Example: labvoice bench failover --trials 10 --kill job,worker,hang
+
+    Example: labvoice bench failover --agent my_agent/agent.py --trials 3
     """
-    run_command(_bench_failover(trials, kill, workers, llm, out, json_path))
+    target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
+    run_command(_bench_failover(trials, kill, workers, target, llm, out, json_path))
 
 
 async def _bench_failover(
-    trials: int, kill: str, workers: int, llm: Llm | None, out: Path | None, json_path: Path | None
+    trials: int,
+    kill: str,
+    workers: int,
+    agent: Target | None,
+    llm: Llm | None,
+    out: Path | None,
+    json_path: Path | None,
 ) -> int:
     from labvoice.bench.failover import parse_kills
     from labvoice.lab import Lab
 
-    parse_kills(kill)
-    async with Lab(progress=tell, llm=llm, workers=workers, letta=False) as lab:
+    parse_kills(kill, agent)
+    count = workers if agent is None else 0
+    async with Lab(progress=tell, llm=llm, workers=count, letta=False) as lab:
         run = await lab.bench.failover(
-            trials, kills=kill, out=out, command=command_line(), progress=tell
+            trials, kills=kill, agent=agent, out=out, command=command_line(), progress=tell
         )
     tell(repr(run))
     result = run.to_json()

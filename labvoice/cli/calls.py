@@ -12,6 +12,7 @@ from labvoice.cli.agents import (
     AgentOption,
     ConfigOption,
     EnvOption,
+    GreetingOption,
     MetadataOption,
     PythonOption,
     read_agent,
@@ -60,6 +61,7 @@ def call(
     env: EnvOption = None,
     python: PythonOption = None,
     metadata: MetadataOption = None,
+    greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -75,7 +77,11 @@ def call(
     _check_metadata(metadata, letta_agent)
     # A name alone is an agent too, and metadata may be for it.
     foreign = agent is not None or not (agent_name or metadata)
-    target = read_agent(agent, env, python, metadata, config) if foreign else None
+    target = (
+        read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
+        if foreign
+        else None
+    )
     if target is not None and (agent_name or letta_agent):
         raise UsageError(
             "another agent is named by --agent or labvoice.toml",
@@ -178,6 +184,7 @@ def _print_marks(call: Call) -> None:
     for turn in call.turns:
         heard_s = turn.voice_to_voice_s
         stages = {} if heard_s is None else {"voice_to_voice": heard_s}
+        stages |= {} if turn.answer_s is None else {"answer": turn.answer_s}
         words = (
             f"{name} {took_s * 1000:.0f} ms" for name, took_s in (stages | turn.metrics).items()
         )
@@ -198,6 +205,7 @@ def _facts(call: Call) -> dict[str, Any]:
             "user_messages": turn.user_messages,
             "marks": turn.marks,
             "voice_to_voice_s": turn.voice_to_voice_s,
+            "answer_s": turn.answer_s,
             **turn.metrics,
         }
         for turn in call.turns

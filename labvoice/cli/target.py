@@ -11,6 +11,7 @@ import typer
 from labvoice.cli.agents import (
     ConfigOption,
     EnvOption,
+    GreetingOption,
     MetadataOption,
     PythonOption,
     read_agent,
@@ -39,9 +40,7 @@ def try_agent(
     python: PythonOption = None,
     metadata: MetadataOption = None,
     config: ConfigOption = None,
-    greeting_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to wait for a greeting.")
-    ] = 5.0,
+    greeting_timeout: GreetingOption = None,
     llm: LlmOption = None,
     upstream: Annotated[
         list[str] | None,
@@ -58,10 +57,10 @@ def try_agent(
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
-    target = read_agent(agent, env, python, metadata, config)
+    target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
     assert target is not None
     upstreams = _upstreams(upstream or [])
-    run_command(_try(target, say or [], greeting_timeout, llm, upstreams, out, json_path))
+    run_command(_try(target, say or [], llm, upstreams, out, json_path))
 
 
 def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +80,6 @@ def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
 async def _try(
     target: Target,
     say: list[str],
-    greeting_timeout_s: float,
     llm: Llm | None,
     upstreams: dict[str, Any],
     out: Path,
@@ -105,7 +103,7 @@ async def _try(
         call = lab.new_call(agent_name=agent)
         failure = ""
         try:
-            await _talk(call, utterances, greeting_timeout_s)
+            await _talk(call, utterances)
         except LabvoiceError as error:
             failure = str(error)
         served = None
@@ -136,13 +134,11 @@ async def _try(
     return 1 if failure else 0
 
 
-async def _talk(call: Call, utterances: Sequence[Any], greeting_timeout_s: float) -> None:
+async def _talk(call: Call, utterances: Sequence[Any]) -> None:
     await call.connect()
-    greeting = await call.hear_greeting(greeting_timeout_s)
+    greeting = await call.hear_greeting()
     if call.greets:
         tell(f"agent: {greeting}")
-    else:
-        tell(f"the agent does not greet (waited {greeting_timeout_s:g} s)")
     for utterance in utterances:
         await call.say(utterance)
         turn = await call.hear()

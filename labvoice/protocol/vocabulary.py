@@ -45,9 +45,10 @@ FAILOVER_MARKS: Final = (
 """Failover marks, set by the caller: the agent was killed; the replacement was visible, listened,
 and was heard."""
 
-TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard")
-"""Marks of a turn: first and last voiced sample of the user that left the caller, and the
-first voiced sample of the reply that reached the caller."""
+TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard", "answer_heard")
+"""Marks of a turn: first and last voiced sample of the user that left the caller, the first voiced
+sample of the reply that reached the caller, and that of the answer where a filler came before it.
+"""
 
 
 INTERRUPTION_MARKS: Final = (
@@ -96,6 +97,9 @@ class Stage(NamedTuple):
     end: str
 
 
+READY_MARKS: Final = ("agent_listening", "agent_audio_subscribed")
+"""What shows an agent to be ready: its state, or of one that tells no state its audio."""
+
 CONNECTION_STAGES: Final = (
     Stage("dispatch", "dispatch_requested", "dispatch_acknowledged"),
     Stage("job_request", "dispatch_requested", "job_received"),
@@ -104,7 +108,8 @@ CONNECTION_STAGES: Final = (
     Stage("connection", "click", "agent_listening"),
     Stage("time_to_greeting", "click", "greeting_heard"),
 )
-"""The headline stages of a connection."""
+"""The headline stages of a connection. Those that end with `agent_listening` end with
+`agent_audio_subscribed` for an agent that tells no state: see :data:`READY_MARKS`."""
 
 FAILOVER_STAGES: Final = (
     Stage("recovery", "agent_killed", "replacement_listening"),
@@ -112,7 +117,10 @@ FAILOVER_STAGES: Final = (
 )
 """The headline stages of a failover."""
 
-TURN_STAGES: Final = (Stage("voice_to_voice", "user_speech_end", "reply_heard"),)
+TURN_STAGES: Final = (
+    Stage("voice_to_voice", "user_speech_end", "reply_heard"),
+    Stage("answer", "user_speech_end", "answer_heard"),
+)
 """A turn's stages. None is negative: a reply that began before the caller had finished has no
 latency, and its turn's outcome is `interrupted`."""
 
@@ -139,7 +147,7 @@ def voice_to_voice_s(marks: Mapping[str, float]) -> float | None:
 
     None if no reply was heard, or if it began before the caller had finished.
     """
-    (stage,) = TURN_STAGES
+    stage = TURN_STAGES[0]
     if stage.start not in marks or stage.end not in marks:
         return None
     took_s = marks[stage.end] - marks[stage.start]
@@ -167,7 +175,8 @@ CALIBRATION_STAGES: Final = ("voice_to_voice_error", "uplink", "downlink")
 and reference to caller."""
 
 TRANSPORT: Final = "transport"
-"""The part that the agent's figures do not explain: voice_to_voice minus e2e_latency."""
+"""The part that the agent's figures do not explain: voice_to_voice minus e2e_latency; where those
+are of the answer after a filler, answer minus e2e_latency."""
 
 OUTCOMES: Final = (
     "ok",

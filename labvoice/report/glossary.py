@@ -19,6 +19,9 @@ STAGES: Final = {
     "its place.",
     "voice_to_voice": "From the last voiced sample that left the caller to the first voiced "
     "sample of the reply that reached the caller.",
+    "answer": "Where a reply begins with a filler (“let me check”): from the last voiced sample "
+    "that left the caller to the first of what follows the filler. A part of 3 s at most is a "
+    "filler when another message follows it, or anything after 1 s of silence.",
     "yield_latency": "From the first voiced sample of an interruption that left the caller to the "
     "last voiced sample of the agent's that reached it.",
     "interruption_recovery": "From the last voiced sample of an interruption that left the caller "
@@ -49,8 +52,9 @@ STAGES: Final = {
     "playback_latency": "LiveKit's figure: from the first audio to its leaving the agent.",
     "e2e_latency": "LiveKit's figure: from the end of speech as the agent heard it to the "
     "reply's leaving the agent.",
-    "transport": "voice_to_voice less e2e_latency: network, jitter buffers and queues at both "
-    "ends, and whatever else the agent's figures do not explain. It is shown, never spread.",
+    "transport": "voice_to_voice (or answer, where LiveKit's figures are of that) less "
+    "e2e_latency: network, jitter buffers and queues at both ends, and whatever else the agent's "
+    "figures do not explain. It is shown, never spread.",
     "memory_load": "From the start of the session to the first memory blocks from Letta. No call "
     "waits for it.",
     "memory_sync": "From the end of a turn to its facts' being in Letta's memory blocks, in the "

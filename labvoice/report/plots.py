@@ -17,7 +17,7 @@ from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILI
 from labvoice.runs import statistics
 from labvoice.runs.run import Run
 
-_HEARD: Final = TURN_STAGES[0].name
+_HEARD, _ANSWER = (stage.name for stage in TURN_STAGES)
 _GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")
 """LiveKit's stages of a reply, each of which ends where the one before it here begins."""
 _DOTS: Final = 2000
@@ -151,7 +151,9 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
         for at_ms in (0.0, total_ms):
             axes.axvline(at_ms, color=INK, linewidth=1, zorder=0)
         low_ms = min(0.0, *(start_s * 1e3 for _, start_s, _, _ in spans))
-        axes.set_xlim(low_ms - 0.01 * total_ms, total_ms * 1.12)
+        answers_ms = [took_s * 1e3 for name, _, took_s, _ in spans if name == _ANSWER]
+        high_ms = max([total_ms, *answers_ms])
+        axes.set_xlim(low_ms - 0.01 * high_ms, high_ms * 1.12)
         _time_axis(axes, "milliseconds since the last voiced sample left the caller")
         style.title(
             axes,
@@ -271,6 +273,7 @@ def _placed(measured: dict[str, tuple[float, float]]) -> list[tuple[str, float, 
         answer[name] = (begin_s, ORANGE)
     places = {
         _HEARD: (0.0, GREEN),
+        _ANSWER: (0.0, GREEN),
         "e2e_latency": (0.0, MUTED),
         "transcription_delay": (0.0, BLUE),
         "end_of_turn_delay": (0.0, BLUE),

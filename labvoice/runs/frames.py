@@ -14,6 +14,7 @@ from labvoice.protocol.vocabulary import (
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     INTERRUPTION_STAGES,
+    READY_MARKS,
     TRANSPORT,
     TURN_STAGES,
     Stage,
@@ -157,8 +158,11 @@ class Frames:
         at = self._instants()
         missing = np.full(count, np.nan)
         derived = (*CONNECTION_STAGES, *TURN_STAGES, *FAILOVER_STAGES, *INTERRUPTION_STAGES)
+        told, untold = (at.get(mark, missing) for mark in READY_MARKS)
+        by_audio = (self._ready_by == 1)[self._trial]
+        ends = at | {READY_MARKS[0]: np.where(by_audio, untold, told)}
         for place, stage in enumerate(derived):
-            start, end = at.get(stage.start, missing), at.get(stage.end, missing)
+            start, end = at.get(stage.start, missing), ends.get(stage.end, missing)
             lasts = end - start
             measured = ~np.isnan(lasts)
             if stage in TURN_STAGES + INTERRUPTION_STAGES:
@@ -167,9 +171,11 @@ class Frames:
             elif stage in CONNECTION_STAGES:
                 measured &= ~is_turn
             spans[stage.name] = _Spans(start, lasts, measured, np.ones(count, bool), (0, place))
-        # No figure of a turn exceeds the time from the first sample said to the reply heard. A
-        # turn of which either was not seen bounds nothing but its sign.
-        heard = np.nan_to_num(at.get("reply_heard", missing), nan=np.inf)
+        # No figure of a turn exceeds the time from the first sample said to the reply heard, to
+        # the answer where a filler came before it. A turn of which either was not seen bounds
+        # nothing but its sign.
+        heard = np.fmax(at.get("reply_heard", missing), at.get("answer_heard", missing))
+        heard = np.nan_to_num(heard, nan=np.inf)
         length = heard - np.nan_to_num(at.get("user_speech_start", missing), nan=0.0)
         stages = self._columns.stages
         units = self._unit_of(stages)
@@ -188,7 +194,10 @@ class Frames:
         if agent is not None:
             # It is before and after the agent's part, so it has no single start.
             measured = voice.measured & agent.measured & agent.plausible
-            rest = voice.duration_s - agent.duration_s
+            # Longer than until a filler was heard: it is the figure of the answer.
+            answer = spans["answer"].measured & (agent.duration_s > voice.duration_s)
+            heard_s = np.where(answer, spans["answer"].duration_s, voice.duration_s)
+            rest = heard_s - agent.duration_s
             spans[TRANSPORT] = _Spans(missing, rest, measured, np.ones(count, bool), (2, 0))
         return spans
 
@@ -224,7 +233,8 @@ class Frames:
             }
             names = dict.fromkeys(sorted(firsts, key=lambda name: firsts[name]))
             if like.any() and failed[like].all():
-                due: tuple[Stage, ...] = TURN_STAGES if like is is_turn else CONNECTION_STAGES
+                # Not every reply begins with a filler.
+                due: tuple[Stage, ...] = TURN_STAGES[:1] if like is is_turn else CONNECTION_STAGES
                 due = FAILOVER_STAGES if header.kind == "failover" else due
                 due = (
                     INTERRUPTION_STAGES[:2]
@@ -265,6 +275,7 @@ class Frames:
             "unit": self._of_trial("unit", trial),
             "round": self._trials["round"].to_numpy(np.int64)[trial],
             "said": pd.Series(self._said[unit], dtype=object),
+            "ready_by": _categorical(self._ready_by[trial], list(READY_MARKS)),
         }
         frame = pd.DataFrame(columns, columns=list(FRAME_COLUMNS))
         for column in dict.fromkeys(name for arm in header.arms.values() for name in arm):
@@ -288,6 +299,16 @@ class Frames:
             if turn != NO_TURN and facts.get("said"):
                 said[unit] = facts["said"]
         return said
+
+    @cached_property
+    def _ready_by(self) -> npt.NDArray[np.int8]:
+        """Which of :data:`READY_MARKS` shows each trial's agent to be ready; -1 for none."""
+        found = np.full(len(self._number), -1, np.int8)
+        marks, notes = self._columns.marks, self._columns.notes
+        found[self._trial_of(marks)[(marks["mark"] == READY_MARKS[0]).to_numpy()]] = 0
+        by_audio = [facts.get("ready_by") == READY_MARKS[1] for facts in notes["facts"]]
+        found[self._trial_of(notes)[np.array(by_audio, bool)]] = 1
+        return found
 
     @cached_property
     def notes(self) -> pd.DataFrame:

@@ -28,6 +28,7 @@ FRAME_COLUMNS: Final = (
     "unit",
     "round",
     "said",
+    "ready_by",
 )
 """Columns of the frame before those of the configuration."""
 

@@ -65,7 +65,9 @@ class Run:
         the trial's click), duration_s (NaN where it was not reached), outcome, arm, warmup,
         plausible (False for a figure of the agent's that cannot be: negative or longer than the
         turn), unit (of resampling: the call, or the event that it is part of), round (in which
-        every arm does the same), said (the turn's words, where known), then the configuration's
+        every arm does the same), said (the turn's words, where known), ready_by (the mark that
+        ends the trial's `ready` and `connection`: `agent_listening`, or `agent_audio_subscribed`
+        where the agent tells no state; missing where it was not ready), then the configuration's
         columns.
         """
         return self._frames.stages.copy()

@@ -23,6 +23,7 @@ from labvoice.protocol.vocabulary import (
     INTERRUPTION_STAGES,
     MEMORY_STAGES,
     OVERLAP,
+    READY_MARKS,
     TRANSPORT,
     TURN_STAGES,
 )
@@ -384,6 +385,12 @@ def instability_warnings(
         sentences.append(
             f"{len(impossible)} of the agent's own figures cannot be (negative, or longer than the "
             f"turn) and are left out of the summaries: {examples}{more}."
+        )
+    untold = frame.loc[frame["ready_by"] == READY_MARKS[1], "arm"].unique()
+    if len(untold):
+        sentences.append(
+            f"The agent of {', '.join(untold)} tells no state: its ready and connection end when "
+            "its audio is subscribed."
         )
     load, cores = host.get("load_1m"), host.get("cores")
     if isinstance(load, int | float) and isinstance(cores, int) and load / cores > _LOADED:

@@ -32,6 +32,7 @@ class _Agent(BaseModel):
     attributes: dict[str, str] = Field(default_factory=dict)
     room: str = ""
     room_metadata: str | dict[str, Any] = ""
+    greeting_timeout_s: float = Field(default=Target.greeting_timeout_s, ge=0)
 
 
 class _File(_Agent):
@@ -65,9 +66,9 @@ def read_config(path: Path | None = None) -> Config:
     Keys at the top are of the agent that a command takes which names none: `agent` (AGENT),
     `python`, `env`, `settings` (of labvoice's own agent, by field name), `metadata` (text, a table
     that is sent as JSON, or `@FILE`), `attributes` (of the caller), `room` (a pattern with
-    `{id}`) and `room_metadata`. The same keys stand in `[arms.NAME]`; what is left out there but
-    `agent` and `settings` is taken from the top. Scripts, interpreters and files are looked for
-    from the folder of the file.
+    `{id}`), `room_metadata` and `greeting_timeout_s`. The same keys stand in `[arms.NAME]`; what is
+    left out there but `agent` and `settings` is taken from the top. Scripts, interpreters and files
+    are looked for from the folder of the file.
 
     Args:
         path: The file; `labvoice.toml` in the working directory when not given, and nothing where
@@ -132,6 +133,7 @@ def _target(path: Path, where: str, given: _Agent) -> Target:
             attributes=given.attributes,
             room=given.room,
             room_metadata=_text(given.room_metadata, folder),
+            greeting_timeout_s=given.greeting_timeout_s,
         )
     except LabvoiceError as error:
         at = f"{path}: {where}" if where else str(path)

@@ -51,6 +51,8 @@ class Target:
         attributes: Attributes of the caller as a participant.
         room: Pattern of the rooms' names, with `{id}` where each differs; empty: `lab-{id}`.
         room_metadata: Metadata of the rooms.
+        greeting_timeout_s: How long a caller waits, in seconds, to find out whether the agent
+            greets; once in a lab.
     """
 
     kind: Kind
@@ -63,6 +65,7 @@ class Target:
     attributes: Mapping[str, str] = field(default_factory=dict)
     room: str = ""
     room_metadata: str = ""
+    greeting_timeout_s: float = 8.0
 
     def __post_init__(self) -> None:
         if self.room:

@@ -18,8 +18,8 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 @pytest.mark.smoke
 def test_the_story_is_whole() -> None:
-    """Eight steps, each with its text source."""
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 9)]
+    """Nine steps, each with its text source."""
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 10)]
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.py")) == NAMES
 
 

@@ -38,15 +38,16 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
 
 
 @pytest.mark.parametrize(
-    ("script", "greeting", "said", "understood", "reply"),
+    ("script", "greeting", "said", "understood", "reply", "filler"),
     [
-        ("classic_agent.py", "the Lantern", "A table for two people.", "table", REPLY),
+        ("classic_agent.py", "the Lantern", "A table for two people.", "table", REPLY, False),
         (
             "tools_agent.py",
             "Spoke and Chain",
             "What are your opening hours on Sunday?",
             "sunday",
             "closed all day",
+            True,
         ),
         (
             "handoff_agent.py",
@@ -54,15 +55,26 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
             "You should repair my old clock.",
             "repair",
             "This is the workshop",
+            True,
         ),
-        ("ambience_agent.py", "Far and Away", "I would like to see Norway.", "norway", REPLY),
-        ("filler_agent.py", "", "I am looking for a book about birds.", "birds", REPLY),
+        (
+            "ambience_agent.py",
+            "Far and Away",
+            "I would like to see Norway.",
+            "norway",
+            REPLY,
+            False,
+        ),
+        ("filler_agent.py", "", "I am looking for a book about birds.", "birds", REPLY, True),
     ],
 )
 async def test_an_example_is_measured_as_it_is(
-    lab: Lab, script: str, greeting: str, said: str, understood: str, reply: str
+    lab: Lab, script: str, greeting: str, said: str, understood: str, reply: str, filler: bool
 ) -> None:
-    """It is started, called and spoken to; its reply is heard, understood and has its figures."""
+    """It is started, called and spoken to; its reply is heard, understood and has its figures.
+
+    Where it says a filler first, before a tool call or a look-up, its answer has one of its own.
+    """
     agent = await lab.add_target(Target.program(EXAMPLES / script))
     async with lab.call(agent_name=agent, timeout_s=60) as call:
         if greeting:
@@ -73,6 +85,8 @@ async def test_an_example_is_measured_as_it_is(
     assert understood in turn.transcript.lower()
     assert reply in turn.reply
     assert turn.voice_to_voice_s is not None
+    assert (turn.answer_s is not None) == filler
+    assert turn.answer_s is None or turn.answer_s > turn.voice_to_voice_s + 0.4
     assert turn.metrics["end_of_turn_delay"] > 0
 
 

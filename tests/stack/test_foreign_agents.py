@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from labvoice.caller.turns import FILLER_GAP_S
 from labvoice.lab import Lab
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.models.paced_model import REPLY
@@ -83,6 +84,7 @@ async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
             assert await call.hear_greeting() == ""
             assert call.greets is False
             assert call.ready_by == ready_by
+            assert ("agent_listening" in call.marks) == (ready_by == "agent_listening")
             if greets is None:
                 assert any("does not greet" in notice for notice in call.notices)
                 continue
@@ -96,6 +98,25 @@ async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
             assert turn.metrics == {}
             assert call.session_events == []
             assert any("hosts no session events" in notice for notice in call.notices)
+
+
+@pytest.mark.parametrize("untold", [[], ["events", "text", "state"]])
+async def test_a_filler_and_the_answer_are_two_figures(
+    lab: Lab, foreign: TargetAgent, recorded: list[Utterance], untold: list[str]
+) -> None:
+    """By what the agent tells of its speech, else by the silence between."""
+    asked = {"greeting": "Hello.", "filler": "Let me check.", "untold": untold}
+    async with lab.call(agent_name=foreign, metadata=asked) as call:
+        await call.hear_greeting()
+        await call.say(recorded[0])
+        turn = await call.hear()
+        assert turn.outcome == "ok"
+        assert turn.voice_to_voice_s is not None
+        assert turn.answer_s is not None
+        assert turn.answer_s > turn.voice_to_voice_s + FILLER_GAP_S
+        assert turn.reply == ("" if untold else f"Let me check. {REPLY}")
+        if not untold:
+            assert turn.voice_to_voice_s < turn.metrics["e2e_latency"] < turn.answer_s
 
 
 def _of(room: str) -> Any:

@@ -20,7 +20,10 @@ from tests.stack.environments import node_with, python_with
 from tests.stack.fake_realtime import HEARD, RATE, FakeRealtime
 
 KINDS = Path(__file__).parent / "kinds"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SAID = "I would like a table for two."
+OLDEST = ("livekit-agents[openai,silero]==1.0.11", "openai<2", "httpx")
+"""Packages of the oldest livekit-agents 1.x that registers, and what it did not pin."""
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +47,48 @@ async def answers(lab: Lab, agent: TargetAgent, greeting: str) -> None:
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("version", ["1.8.9"])
+@pytest.mark.parametrize("packages", [OLDEST, ("livekit-agents[openai,silero]==1.8.9",)])
 async def test_livekit_agents_in_an_environment_of_its_own(
-    lab: Lab, tmp_path: Path, version: str
+    lab: Lab, tmp_path: Path, packages: tuple[str, ...]
 ) -> None:
-    """The agent is started by that environment's interpreter, and measured."""
-    python = await asyncio.to_thread(
-        python_with, tmp_path / "env", f"livekit-agents[openai,silero]=={version}"
-    )
+    """The oldest 1.x that can be installed, and today's, are started there and measured."""
+    python = await asyncio.to_thread(python_with, tmp_path / "env", *packages)
     target = Target.program(KINDS / "plain_agent.py", python=python)
     await answers(lab, await lab.add_target(target), "who is calling")
+
+
+@pytest.mark.registry
+async def test_a_pipecat_bot(lab: Lab, tmp_path: Path) -> None:
+    """It joins by itself, ends a turn by Smart Turn, and is an arm like any agent.
+
+    It tells no state, so it is ready when its audio is subscribed, and silence ends its reply.
+    """
+    python = await asyncio.to_thread(
+        python_with, tmp_path / "env", "pipecat-ai[livekit,openai]==1.14.0"
+    )
+    bot = Target.bot(f"{python} {EXAMPLES / 'pipecat_bot.py'} {{url}} {{token}} {{room}}")
+    connected = await lab.bench.connect(
+        1, arms={"pipecat": bot}, warmup=0, out=tmp_path / "connect.jsonl"
+    )
+    frame = connected.frame
+    assert list(connected.outcomes["outcome"]) == ["ok"], connected.outcomes["detail"].tolist()
+    assert set(frame["ready_by"]) == {"agent_audio_subscribed"}
+    stages = dict(zip(frame["stage"], frame["duration_s"], strict=True))
+    assert stages["time_to_greeting"] > stages["connection"] > 0
+    turns = await lab.bench.turns(
+        1,
+        arms={"pipecat": bot},
+        utterances=[await lab.utterance(SAID)],
+        warmup=0,
+        out=tmp_path / "turns.jsonl",
+    )
+    assert set(turns.outcomes["outcome"]) == {"ok"}, turns.outcomes["detail"].tolist()
+    heard = turns.frame[turns.frame["stage"] == "voice_to_voice"]
+    assert (heard["duration_s"] > 0).all()
+    assert lab.gateway is not None
+    models = (await lab.gateway.report())["models"]
+    assert models["stt"]["gpt-transcribe"] == "moonshine-base-en"
+    assert "gpt-4o-mini-tts" in models["tts"]
 
 
 @pytest.mark.npm

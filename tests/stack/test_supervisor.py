@@ -439,7 +439,7 @@ def test_kinds_of_death_are_checked() -> None:
     """A misspelt kind is named together with the known ones."""
     assert parse_kills("job, hang") == ["job", "hang"]
     assert set(KILLS) == {"job", "worker", "hang"}
-    for text in ("jbo", ""):
+    for text in ("jbo", ","):
         with pytest.raises(UsageError, match="kind of death") as caught:
             parse_kills(text)
         assert "worker" in caught.value.hint

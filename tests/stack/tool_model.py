@@ -15,13 +15,14 @@ from labvoice.stack.processes import free_port
 
 MODEL = "tool-model"
 REPLY = "Thank you, I have noted that."
+FILLER = "Let me look that up."
 
 
 class ToolModel:
     """Calls the tool whose name the user speaks of, and otherwise says the same to everything.
 
-    A text parameter of the tool gets the last word of what the user said. What a tool returned is
-    said word for word.
+    A text parameter of the tool gets the last word of what the user said. Before the call it says
+    a filler; what a tool returned is said word for word.
 
     Attributes:
         base_url: Its address as `OPENAI_BASE_URL`.
@@ -63,7 +64,7 @@ def _next_message(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -
             arguments = dict.fromkeys(tool["parameters"].get("properties", {}), heard.split()[-1])
             call = {"name": tool["name"], "arguments": json.dumps(arguments)}
             calls = [{"index": 0, "id": "call_1", "type": "function", "function": call}]
-            return {"role": "assistant", "tool_calls": calls}
+            return {"role": "assistant", "content": FILLER, "tool_calls": calls}
     return {"role": "assistant", "content": REPLY}
 
 

@@ -39,6 +39,34 @@ def test_stages_are_the_time_between_their_marks(tmp_path: Path) -> None:
     assert dict(frame["duration_s"]) == {"dispatch": 0.25, "ready": 0.75, "connection": 1.0}
 
 
+def test_ready_ends_with_audio_where_the_agent_tells_no_state(tmp_path: Path) -> None:
+    """`ready_by` says so; one that was never ready has neither figure nor mark."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="connect", host_facts=HOST) as writer:
+        for trial, ready_by in enumerate(("agent_listening", "agent_audio_subscribed", None)):
+            writer.trial(trial, f"room-{trial}", "default")
+            writer.mark(trial, Mark("click", 1.0))
+            writer.mark(trial, Mark("dispatch_requested", 1.25))
+            writer.mark(trial, Mark("agent_audio_subscribed", 1.5))
+            if ready_by == "agent_listening":
+                writer.mark(trial, Mark("agent_listening", 2.0))
+            if ready_by is not None:
+                writer.note(trial, ready_by=ready_by)
+            writer.outcome(trial, "ok" if ready_by else "join_timeout")
+    run = Run.load(path)
+    frame = run.frame.set_index(["trial", "stage"])
+    assert list(frame["duration_s"].xs("ready", level="stage")) == pytest.approx(
+        [0.75, 0.25, np.nan], nan_ok=True
+    )
+    assert list(frame["duration_s"].xs("connection", level="stage")) == pytest.approx(
+        [1.0, 0.5, np.nan], nan_ok=True
+    )
+    of_trial = frame["ready_by"].groupby(level="trial").first()
+    assert list(of_trial[:2]) == ["agent_listening", "agent_audio_subscribed"]
+    assert frame["ready_by"].xs(2, level="trial").isna().all()
+    assert any("tells no state" in words for words in run.warnings)
+
+
 def test_a_reply_into_the_callers_turn_has_no_latency(tmp_path: Path) -> None:
     """Where the reply began before the caller had finished, no negative figure is computed."""
     with writer_of(tmp_path / "run.jsonl") as writer:
@@ -57,13 +85,33 @@ def test_a_reply_into_the_callers_turn_has_no_latency(tmp_path: Path) -> None:
     assert np.isnan(lasts[0, "transport"])
 
 
+def test_the_answer_after_a_filler_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    """LiveKit's figure of the answer is held against the answer, that of the filler against it."""
+    with writer_of(tmp_path / "run.jsonl") as writer:
+        for turn, e2e_s in ((0, 2.5), (1, 0.375), (2, 0.375)):
+            writer.mark(1, Mark("user_speech_start", 1.0), turn=turn)
+            writer.mark(1, Mark("user_speech_end", 2.0), turn=turn)
+            writer.mark(1, Mark("reply_heard", 2.5), turn=turn)
+            if turn < 2:
+                writer.mark(1, Mark("answer_heard", 5.0), turn=turn)
+            writer.stage(1, "e2e_latency", e2e_s, turn=turn)
+            writer.outcome(1, "ok", turn=turn)
+        writer.outcome(1, "ok")
+    frame = Run.load(tmp_path / "run.jsonl").frame.query("turn >= 0")
+    assert frame["plausible"].all()
+    lasts = frame.set_index(["turn", "stage"])["duration_s"]
+    assert lasts[:, "voice_to_voice"].tolist() == [0.5, 0.5, 0.5]
+    assert lasts[:, "answer"].tolist() == pytest.approx([3.0, 3.0, np.nan], nan_ok=True)
+    assert lasts[:, "transport"].tolist() == [0.5, 0.125, 0.125]
+
+
 def test_frame_has_the_columns_of_the_design_and_of_the_configuration(tmp_path: Path) -> None:
     """The frame is long and tidy, and each row carries its arm's configuration."""
     arms = {"a": {"strategy": "sequential"}, "b": {"strategy": "ahead"}}
     frame = connect_run(tmp_path / "run.jsonl", trials=4, arms=arms).frame
     assert " ".join(frame.columns) == (
         "run_id trial room turn stage start_s duration_s outcome arm warmup plausible unit round "
-        "said strategy"
+        "said ready_by strategy"
     )
     by_arm = frame.groupby("arm")["strategy"].unique()
     assert {arm: list(values) for arm, values in by_arm.items()} == {

@@ -193,6 +193,7 @@ def test_wide_intervals_and_few_calls_are_named() -> None:
             "warmup": False,
             "plausible": True,
             "unit": list("abcde"),
+            "ready_by": None,
         }
     )
     attempts = pd.DataFrame({"outcome": ["ok"] * 5})

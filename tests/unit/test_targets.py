@@ -201,6 +201,7 @@ CONFIG = """
 agent = "agent.py"
 metadata = { customer = "Ann" }
 room = "support-{id}"
+greeting_timeout_s = 2.5
 
 [arms.before]
 agent = "agent.py@HEAD"
@@ -227,7 +228,12 @@ def test_the_file_names_agents_and_arms(
     assert set(read_arms(None, ["before:STT=tiny"], None, None, None)) == {"before", "fast"}
     named = read_arms(["before", "new=node agent.js"], ["before:STT=tiny"], None, "x", None)
     assert named["before"].env == {"STT": "tiny"}
+    assert named["before"].greeting_timeout_s == 2.5
     assert (named["new"].kind, named["new"].metadata) == ("command", "x")
+    (own, named_here) = read_arms(
+        ["own=own", "new=node agent.js"], None, None, None, None, greeting_timeout_s=0.0
+    ).values()
+    assert (own.greeting_timeout_s, named_here.greeting_timeout_s) == (8.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +267,7 @@ def test_the_file_is_refused_by_name_and_key(tmp_path: Path, text: str, words: s
         ({"arms": ["a=node a.js"], "env": ["STT"]}, "no KEY=VALUE"),
         ({"env": ["STT=base"]}, "no agent"),
         ({"agent": "own", "metadata": "x"}, "no agent of your own"),
+        ({"agent": "own", "greeting_timeout_s": 1.0}, "--greeting-timeout is given, and no agent"),
     ],
 )
 def test_options_that_contradict_are_refused(
