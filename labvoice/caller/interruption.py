@@ -88,7 +88,7 @@ def interruption(
     if "user_speech_end" not in turn.marks:
         raise UsageError("the turn was not said yet", "`await call.say(…)` first")
     start_s, end_s = turn.marks["user_speech_start"], turn.marks["user_speech_end"]
-    speeches = _speeches(voices, dict(turn.voices))
+    speeches = _speeches(voices, {voice.at_s: voice.messages for voice in turn.voices})
     current = next((s for s in speeches if s.start_s < start_s <= s.end_s), None)
     yielded_s = resumed_s = replied_s = None
     if current is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from labvoice.caller.ear import Voice
 from labvoice.caller.interruption import check_at, interruption, reply_onset
-from labvoice.caller.turns import Turn
+from labvoice.caller.turns import AgentVoice, Turn
 from labvoice.errors import UsageError
 
 START_S, END_S, NOW_S = 12.0, 13.5, 30.0
@@ -69,7 +69,7 @@ _CASES: list[tuple[str, list[tuple[float, float]], dict[float, int], dict[str, A
 def _turn(messages: dict[float, int]) -> Turn:
     turn = Turn(1, "Stop.", over_agent=True)
     turn.marks = {"user_speech_start": START_S, "user_speech_end": END_S}
-    turn.voices = list(messages.items())
+    turn.voices = [AgentVoice(at_s, count) for at_s, count in messages.items()]
     return turn
 
 
