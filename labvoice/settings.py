@@ -24,6 +24,7 @@ from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "script", "openai"]
 Mode = Literal["hybrid", "letta", "direct"]
+RecordingFormat = Literal["ogg", "wav", "none"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
@@ -177,7 +178,7 @@ class Settings(BaseSettings):
     """The OpenAI-compatible model that plays the caller of a `persona` step, likewise."""
     persona_key: SecretStr | None = Field(None, validation_alias="LABVOICE_PERSONA_KEY")
 
-    recording: Literal["ogg", "wav", "none"] = Field("ogg", validation_alias="LABVOICE_RECORDING")
+    recording: RecordingFormat = Field("ogg", validation_alias="LABVOICE_RECORDING")
     """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a
     minute), or not at all."""
 

@@ -16,6 +16,7 @@ import {
 import { Ahead, marksOf, type Asked } from "./asked";
 import { Meters, now_s } from "./meter";
 import { readSessionMessage } from "./session_events";
+import { Sound, type Piece } from "./sound";
 import { HEARING, initial, next, type Event, type State } from "./state";
 import { Transcript, type Line } from "./transcript";
 import {
@@ -89,6 +90,7 @@ export class BrowserCall {
   private turns = new Turns();
   private room: Room | null = null;
   private meters: Meters | null = null;
+  private sound = new Sound();
   private agentIdentity = "";
   private choice: Choice | null = null;
   private readonly ahead: Ahead;
@@ -140,6 +142,8 @@ export class BrowserCall {
     globalThis.addEventListener?.("pagehide", this.leave);
     // Created right after the click, otherwise the browser may block the sound.
     const meters = (this.meters = new Meters());
+    if (this.backend.sound !== null)
+      meters.record((piece) => this.onSoundPiece(piece)).catch(() => this.say("the call is not recorded"));
     const room = (this.room = new Room());
     const ask = askOf(choice);
     const mine = () => this.room === room;
@@ -178,6 +182,7 @@ export class BrowserCall {
     this.roomName = "";
     this.marks = {};
     this.transcript = new Transcript();
+    this.sound = new Sound();
     this.turns = new Turns();
     this.agentIdentity = "";
     this.notes = {};
@@ -291,7 +296,7 @@ export class BrowserCall {
       await meters.watch(track.mediaStreamTrack, (rms, at_s) => {
         this.levels.agent = rms;
         voice.feed(rms, at_s);
-      });
+      }, 1);
     };
 
     room
@@ -403,6 +408,18 @@ export class BrowserCall {
     this.changed();
   }
 
+  private onSoundPiece(piece: Piece): void {
+    if (!Sound.takes(piece)) return;
+    if (this.backend.sound)
+      this.backend.sound(this.callId, piece).catch(() => this.say("a part of the recording was lost"));
+    else this.sound.add(piece);
+  }
+
+  /** The recording, for a page to keep; null while the call lasts, and where a backend keeps it. */
+  get recording(): Blob | null {
+    return this.connected ? null : this.sound.file;
+  }
+
   private onAgentLeft(): void {
     const trouble = agentLeftTrouble();
     this.send({ type: "agent_left", trouble });
@@ -467,6 +484,7 @@ export class BrowserCall {
     this.say("hung up");
     const patience = new Promise((done) => setTimeout(done, LAST_FIGURES_MS));
     await Promise.race([this.fetchWorker(), patience]);
+    await this.meters?.flush();
     if (this.room !== room) return; // it ended meanwhile; another may have started
     this.send({ type: "hang_up" });
     await this.close();

@@ -4,7 +4,7 @@ import { BackendError, type Backend } from "./types";
 /** The part of anywidget's model that is used here. */
 export interface Model {
   get(name: string): unknown;
-  send(content: unknown): void;
+  send(content: unknown, callbacks?: unknown, buffers?: ArrayBufferView[]): void;
   on(name: string, callback: (...args: never[]) => void): void;
   off(name: string, callback: (...args: never[]) => void): void;
 }
@@ -31,7 +31,12 @@ export function notebookBackend(model: Model): Backend & { hello(): void; close(
   };
   model.on("msg:custom", onMessage as (...args: never[]) => void);
 
-  function ask<T>(method: string, args: unknown, patience_ms = PATIENCE_MS): Promise<T> {
+  function ask<T>(
+    method: string,
+    args: unknown,
+    patience_ms = PATIENCE_MS,
+    ...buffers: ArrayBufferView[]
+  ): Promise<T> {
     const id = ++last;
     return new Promise<T>((resolve, reject) => {
       const timer = setTimeout(() => {
@@ -49,7 +54,7 @@ export function notebookBackend(model: Model): Backend & { hello(): void; close(
         if (error) reject(new BackendError(error.message, error.hint, error.outcome));
         else resolve(result as T);
       });
-      model.send({ kind: "request", id, method, args });
+      model.send({ kind: "request", id, method, args }, undefined, buffers);
     });
   }
 
@@ -60,6 +65,11 @@ export function notebookBackend(model: Model): Backend & { hello(): void; close(
     createAgent: () => ask("create_agent", {}),
     diagnose: () => ask("diagnose", {}, DIAGNOSIS_MS),
     record: (_, record) => ask("record", record),
+    sound:
+      model.get("recording") === "none"
+        ? null
+        : (call_id, { samples, ...about }) =>
+            ask("sound", { call_id, ...about }, PATIENCE_MS, samples),
     // Not awaited: the kernel ends the calls that an earlier page has left.
     hello: () => void ask("hello", {}).catch(() => undefined),
     close: () => model.off("msg:custom", onMessage as (...args: never[]) => void),

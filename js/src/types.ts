@@ -1,4 +1,5 @@
 // The interface between the call (browser) and its backend: the notebook's kernel or HTTP.
+import type { Piece } from "./sound";
 
 /** A dispatch strategy; the backend lists them. */
 export interface Strategy {
@@ -100,6 +101,11 @@ export interface Backend {
   createAgent?(): Promise<LettaAgent>;
   diagnose(): Promise<Check[]>;
   record(callId: string, record: CallRecord): Promise<void>;
+  /**
+   * Takes the recording, piece by piece; where it is missing the page keeps it and offers it as a
+   * file, and null is a call that is not to be recorded.
+   */
+  sound?: ((callId: string, piece: Piece) => Promise<void>) | null;
 }
 
 /** A failed request to the backend, with its message. */

@@ -125,6 +125,22 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
   });
   diagnose.classList.add("lv-quiet");
 
+  const save = h("a", { class: "lv-quiet", hidden: true }, "Save recording") as HTMLAnchorElement;
+  let saved = "";
+
+  /** Offers the recording of a call that is over. */
+  function offerRecording(): void {
+    const of = call.connected ? "" : call.callId;
+    if (of === saved) return;
+    saved = of;
+    URL.revokeObjectURL(save.href);
+    const file = call.recording;
+    save.hidden = file === null;
+    if (file === null) return save.removeAttribute("href");
+    save.href = URL.createObjectURL(file);
+    save.download = `${call.roomName || "call"}.wav`;
+  }
+
   // -- display
   const phase = h("span", { class: "lv-phase", role: "status" });
   const lights = new Map(
@@ -190,7 +206,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
       phase,
     ),
     choices,
-    h("div", { class: "lv-actions" }, connect, mute, interrupt, startAudio, diagnose),
+    h("div", { class: "lv-actions" }, connect, mute, interrupt, startAudio, save, diagnose),
     h("ul", { class: "lv-lights", "aria-label": "Links of the chain" }, ...lights.values()),
     troubleBox,
     diagnosis,
@@ -392,6 +408,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     startAudio.hidden = !state.audioBlocked;
     input.disabled = sendButton.disabled = !live;
     show(state.notice ?? state.trouble);
+    offerRecording();
     list(
       talk,
       call.lines.map((line) => ({
@@ -440,6 +457,7 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     clearTimeout(again);
     stop();
     devices?.removeEventListener("devicechange", onDevices);
+    URL.revokeObjectURL(save.href);
     box.remove();
   };
 }

@@ -158,3 +158,41 @@ test("a record that cannot be saved is said to the user", async () => {
   await call.hangUp();
   await vi.waitFor(() => expect(call.state.notice?.message).toBe("the disk is full"));
 });
+
+test("the recording goes to the backend piece by piece, or the page keeps it", async () => {
+  const piece = { first: 0, rate_hz: 24000, start_s: 1, samples: new Int16Array([1, -1, 2, -2]) };
+  const sound = vi.fn(async () => undefined);
+  const posted = await live(backend({ sound }));
+  FakeMeters.onPiece!(piece);
+  expect(sound).toHaveBeenCalledWith(posted.callId, piece);
+  await posted.hangUp();
+  expect(posted.recording).toBeNull();
+
+  const kept = await live();
+  FakeMeters.onPiece!(piece);
+  FakeMeters.onPiece!({ ...piece, first: 2 });
+  expect(kept.recording).toBeNull(); // while the call lasts
+  await kept.hangUp();
+  const bytes = new DataView(await kept.recording!.arrayBuffer());
+  expect(bytes.byteLength).toBe(44 + 16);
+  expect(bytes.getUint16(22, true)).toBe(2);
+  expect(bytes.getUint32(24, true)).toBe(24000);
+  expect([44, 46, 48, 50].map((at) => bytes.getInt16(at, true))).toEqual([1, -1, 2, -2]);
+});
+
+test("a call that is not to be recorded is not", async () => {
+  FakeMeters.onPiece = null;
+  const call = await live(backend({ sound: null }));
+  expect(FakeMeters.onPiece).toBeNull();
+  await call.hangUp();
+});
+
+test("a recording that the backend does not take is said, and the call goes on", async () => {
+  const sound = vi.fn(async () => {
+    throw new BackendError("busy");
+  });
+  const call = await live(backend({ sound }));
+  FakeMeters.onPiece!({ first: 0, rate_hz: 24000, start_s: 1, samples: new Int16Array(2) });
+  await vi.waitFor(() => expect(call.log.at(-1)!.text).toBe("a part of the recording was lost"));
+  expect(call.connected).toBe(true);
+});

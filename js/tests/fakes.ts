@@ -1,4 +1,5 @@
 // A room, meters and a backend that do what a test tells them to.
+import type { Piece } from "../src/sound";
 import { vi } from "vitest";
 import type { Backend, CallRecord, DispatchAnswer, Token } from "../src/types";
 
@@ -44,6 +45,11 @@ export class FakeRoom {
 }
 
 export class FakeMeters {
+  static onPiece: ((piece: Piece) => void) | null = null;
+  async record(onPiece: (piece: Piece) => void): Promise<void> {
+    FakeMeters.onPiece = onPiece;
+  }
+  async flush(): Promise<void> {}
   async watch(): Promise<void> {}
   async resume(): Promise<void> {}
   async close(): Promise<void> {}

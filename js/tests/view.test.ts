@@ -81,3 +81,17 @@ test("a new agent is made, listed and chosen", async () => {
 test("a backend that cannot make agents offers no button for it", () => {
   expect(shown().button("New agent").hidden).toBe(true);
 });
+
+test("a recording that the page keeps is offered when the call is over", async () => {
+  const { button, root } = shown(backend());
+  const link = () => root.querySelector("a[download]") as HTMLAnchorElement | null;
+  button("Connect").click();
+  await vi.waitFor(() => expect(FakeRoom.all).toHaveLength(1));
+  FakeRoom.all.at(-1)!.agentJoins();
+  FakeMeters.onPiece!({ first: 0, rate_hz: 24000, start_s: 1, samples: new Int16Array([1, 2, 3, 4]) });
+  await vi.waitFor(() => expect(button("Hang up")).toBeTruthy());
+  expect(link()).toBeNull();
+  button("Hang up").click();
+  await vi.waitFor(() => expect(link()?.hidden).toBe(false), 3000);
+  expect(link()!.download).toBe("room-1.wav");
+});

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 from livekit import api, rtc
@@ -18,6 +18,7 @@ from livekit import api, rtc
 from labvoice.bench.arms import SEED, Arm, interleave
 from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
+from labvoice.caller.recorder import Recording
 from labvoice.errors import (
     DispatchError,
     LabvoiceError,
@@ -29,7 +30,7 @@ from labvoice.protocol.metadata import JobMetadata
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
-from labvoice.settings import Settings
+from labvoice.settings import RecordingFormat, Settings
 from labvoice.speech import engines
 from labvoice.targets.target import BUILT_IN
 
@@ -117,12 +118,13 @@ class Trial:
         number: Of the trial.
         words: The result in words, to tell; the error where the trial failed.
         failed: Whether it failed.
+        warning: Why it has no recording; empty where it has one, or is to have none.
     """
 
     def __init__(self, run: RunWriter, number: int, turns: int) -> None:
         self.run = run
         self.number = number
-        self.words = ""
+        self.words = self.warning = ""
         self.failed = False
         self._connection: str | None = None
         self._due = list(range(turns))
@@ -237,32 +239,39 @@ async def call_trial(
         finally:
             await lab.end_call(call)
             run.note(number, **ending_facts(call))
-            await asyncio.to_thread(record_sound, run, number, call, lab.settings.recording)
+            this.warning = await asyncio.to_thread(
+                record_sound, run, number, call, lab.settings.recording
+            )
 
 
-def record_sound(
-    run: RunWriter, trial: int, call: Call, format_: Literal["ogg", "wav", "none"]
-) -> Path | None:
+def record_sound(run: RunWriter, trial: int, call: Call, format_: RecordingFormat) -> str:
     """Writes a call's recording beside its run file, in a folder of the run's name.
 
     The note `recording` is its path from the run file's folder, `recording_start_s` the instant
     of its first sample in seconds since the click; `recording_error` says why there is none.
 
     Returns:
-        Where it is; None where nothing was heard or sent, or where it could not be written.
+        Why it could not be written; empty where it was, or where there is nothing to write.
     """
     if format_ == "none" or (recording := call.recorder.recording()) is None:
-        return None
-    path = run.path.with_suffix("") / f"{trial:04}.{format_}"
+        return ""
     zero_s = call.marks.get("click", min(call.marks.values(), default=recording.start_s))
+    return write_recording(run, trial, recording, zero_s, format_)
+
+
+def write_recording(
+    run: RunWriter, trial: int, recording: Recording, zero_s: float, format_: str
+) -> str:
+    """As :func:`record_sound`, of a recording and the instant of the call's click, in seconds."""
+    path = run.path.with_suffix("") / f"{trial:04}.{format_}"
     try:
         recording.write(path)
     except LabvoiceError as error:
         run.note(trial, recording_error=error.observed)
-        return None
+        return error.observed
     place = path.relative_to(run.path.parent).as_posix()
     run.note(trial, recording=place, recording_start_s=recording.start_s - zero_s)
-    return path
+    return ""
 
 
 Talk = Callable[[Trial, Call, int], Awaitable[str]]
@@ -327,6 +336,8 @@ async def measure_calls(
                     this.words = await talk(this, call, this_round)
                 name = f" {arm.name}" if len(arms) > 1 else ""
                 progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
+                for warning in filter(None, (this.warning, run.trouble)):
+                    progress(f"warning: {warning}")
     return Run.load(path)
 
 

@@ -22,6 +22,7 @@ from labvoice.caller.clock import ClockOffset
 from labvoice.caller.connection import connect_room
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
 from labvoice.caller.interruption import Interruption, check_at, interruption, reply_onset
+from labvoice.caller.listening import call_player
 from labvoice.caller.marks import ConnectionMarks, instants
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
@@ -36,6 +37,7 @@ from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTi
 from labvoice.protocol.metadata import Metadata, check_name
 from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import Mark
+from labvoice.runs.players import Player
 from labvoice.show import Facts, call_facts
 from labvoice.speech.utterances import Utterance
 
@@ -534,6 +536,9 @@ class Call:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
             await self._until_text(turn, timeout_s)
             await self.hear_end()  # what follows a filler
+            if (end_s := self.agent.ear.end_since(turn.marks["reply_heard"])) is not None:
+                turn.marks["reply_end"] = end_s
+                self._report(turn, "reply_end")
             if "answer_heard" in turn.marks:
                 self._report(turn, "answer_heard")
             await self.reports.fetch()
@@ -654,6 +659,15 @@ class Call:
                 end_s = following.marks.get("user_speech_start", end_s)
         return recording.heard(start_s, end_s), SAMPLE_RATE_HZ
 
+    def listen(self) -> Player:
+        """Returns the player of the call so far: both sides, marks and words on one time axis.
+
+        Raises:
+            LabvoiceError: Nothing was sent or heard yet.
+        """
+        sound = self.recorder.recording()
+        return call_player(f"Call {self.room_name}", sound, self.marks, self.greeting, self.turns)
+
     # -- leaving ------------------------------------------------------------------------
 
     @property
@@ -756,4 +770,9 @@ class Call:
         return self._facts().text()
 
     def _repr_html_(self) -> str:
-        return self._facts().html()
+        facts = self._facts().html()
+        if not self.agent.caller_left:  # drawing takes time, which a call under way has not
+            return facts
+        with contextlib.suppress(LabvoiceError):
+            facts += self.listen()._repr_html_()
+        return facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,19 +51,26 @@ class Recording:
         """Instant after the last sample, in seconds on the caller's monotonic clock."""
         return self.start_s + len(self.samples) / SAMPLE_RATE_HZ
 
+    def encoded(self, suffix: str) -> bytes:
+        """Returns the recording as a file: of Opus in Ogg (`.ogg`), or WAV (`.wav`)."""
+        import soundfile
+
+        kind, subtype = ("OGG", "OPUS") if suffix == ".ogg" else ("WAV", "PCM_16")
+        file = io.BytesIO()
+        soundfile.write(file, self.samples, SAMPLE_RATE_HZ, format=kind, subtype=subtype)
+        return file.getvalue()
+
     def write(self, path: Path) -> None:
         """Writes the recording in the format that the path's suffix names (`.ogg`, `.wav`).
 
         Raises:
-            LabvoiceError: It cannot be written.
+            LabvoiceError: It cannot be written; nothing of it is left.
         """
-        import soundfile
-
-        subtype = "OPUS" if path.suffix == ".ogg" else "PCM_16"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, self.samples, SAMPLE_RATE_HZ, subtype=subtype)
-        except (OSError, soundfile.LibsndfileError) as error:
+            # libsndfile itself does not tell when a disk is full.
+            path.write_bytes(self.encoded(path.suffix))
+        except OSError as error:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise LabvoiceError(

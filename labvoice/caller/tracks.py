@@ -127,6 +127,10 @@ class Ear:
         voice = self.voice_since(since_s)
         return None if voice is None else voice.start_s
 
+    def end_since(self, since_s: float) -> float | None:
+        """Returns when the last voice that began at or after an instant was last heard."""
+        return max((each.end_s for each in self.voices if each.start_s >= since_s), default=None)
+
     @property
     def silent(self) -> bool:
         """Whether no voice is being heard now."""

@@ -23,14 +23,17 @@ from labvoice.cli.common import (
     ArmsOption,
     JsonOption,
     LlmOption,
+    NoRecordingOption,
     OutOption,
+    RecordingOption,
     TrialsOption,
     command_line,
+    recording_of,
     run_command,
     tell,
     write_json,
 )
-from labvoice.settings import Llm, Mode, load_settings
+from labvoice.settings import Llm, Mode, RecordingFormat, load_settings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.bench.arms import Arm
@@ -62,6 +65,8 @@ def bench_connect(
     greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -88,9 +93,9 @@ def bench_connect(
         greeting_timeout_s=greeting_timeout,
     )
     chosen = choose(_all_arms(arms, targets), CONNECT_ARMS)  # an unknown name raises early
-    run_command(
-        _bench("connect", llm, json_path, trials=trials, warmup=warmup, arms=chosen, out=out)
-    )
+    options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": chosen, "out": out}
+    kept = recording_of(recording, no_recording)
+    run_command(_bench("connect", llm, json_path, recording=kept, **options))
 
 
 @bench_app.command("turns")
@@ -107,6 +112,8 @@ def bench_turns(
     greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -139,7 +146,8 @@ def bench_turns(
     modes = frozenset(each.mode for each in chosen if each.mode)
     options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
     options |= {"arms": chosen, "out": out}
-    run_command(_bench("turns", llm, json_path, modes=modes, **options))
+    kept = recording_of(recording, no_recording)
+    run_command(_bench("turns", llm, json_path, modes=modes, recording=kept, **options))
 
 
 @bench_app.command("endpointing")
@@ -162,6 +170,8 @@ def bench_endpointing(
     greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -184,7 +194,8 @@ def bench_endpointing(
     choose_endpointing(asked)
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": asked}
     options |= {"out": out}
-    run_command(_bench("endpointing", llm, json_path, workers=0, **options))
+    kept = recording_of(recording, no_recording)
+    run_command(_bench("endpointing", llm, json_path, workers=0, recording=kept, **options))
 
 
 @bench_app.command("interrupt")
@@ -242,13 +253,19 @@ def bench_interrupt(
 
 
 def calibrate(
-    trials: TrialsOption = 10, out: OutOption = None, json_path: JsonOption = None
+    trials: TrialsOption = 10,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
+    out: OutOption = None,
+    json_path: JsonOption = None,
 ) -> None:
     """Measures the measurement error, against replies of known delay.
 
     Example: labvoice calibrate --trials 10
     """
-    run_command(_bench("calibrate", "paced", json_path, workers=0, trials=trials, out=out))
+    kept = recording_of(recording, no_recording)
+    options: dict[str, Any] = {"trials": trials, "out": out}
+    run_command(_bench("calibrate", "paced", json_path, workers=0, recording=kept, **options))
 
 
 @bench_app.command("burst")
@@ -381,6 +398,8 @@ def bench_failover(
     greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
     llm: LlmOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -391,7 +410,8 @@ def bench_failover(
     Example: labvoice bench failover --agent my_agent/agent.py --trials 3
     """
     target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
-    run_command(_bench_failover(trials, kill, workers, target, llm, out, json_path))
+    kept = recording_of(recording, no_recording)
+    run_command(_bench_failover(trials, kill, workers, target, llm, kept, out, json_path))
 
 
 async def _bench_failover(
@@ -400,6 +420,7 @@ async def _bench_failover(
     workers: int,
     agent: Target | None,
     llm: Llm | None,
+    recording: RecordingFormat | None,
     out: Path | None,
     json_path: Path | None,
 ) -> int:
@@ -408,7 +429,7 @@ async def _bench_failover(
 
     parse_kills(kill, agent)
     count = workers if agent is None else 0
-    async with Lab(progress=tell, llm=llm, workers=count, letta=False) as lab:
+    async with Lab(progress=tell, llm=llm, workers=count, letta=False, recording=recording) as lab:
         run = await lab.bench.failover(
             trials, kills=kill, agent=agent, out=out, command=command_line(), progress=tell
         )
@@ -425,6 +446,7 @@ async def _bench(
     *,
     modes: frozenset[Mode] = frozenset(),
     workers: int = 1,
+    recording: RecordingFormat | None = None,
     **options: Any,
 ) -> int:
     from labvoice.lab import Lab
@@ -434,7 +456,8 @@ async def _bench(
         workers = 0  # each arm has its own
     named = [target for target in targets if target.kind == "named"]
     # If Letta itself is measured, it does not have to wait for the others.
-    settings = load_settings(llm=llm, **({"mode": "letta"} if "letta" in modes else {}))
+    mode = "letta" if "letta" in modes else None
+    settings = load_settings(llm=llm, mode=mode, recording=recording)
     fresh = settings.letta_base_url is None  # an external server is used as it is
     async with Lab(
         progress=tell,

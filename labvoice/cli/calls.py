@@ -22,14 +22,20 @@ from labvoice.cli.common import (
     JsonOption,
     LettaAgentOption,
     LlmOption,
+    NoRecordingOption,
+    OutOption,
     PortOption,
+    RecordingOption,
+    command_line,
     console,
+    recording_of,
     run_command,
     tell,
+    tell_recordings,
     write_json,
 )
 from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
-from labvoice.settings import Llm, load_settings, read_settings
+from labvoice.settings import Llm, RecordingFormat, Settings, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
@@ -63,9 +69,14 @@ def call(
     metadata: MetadataOption = None,
     greeting_timeout: GreetingOption = None,
     config: ConfigOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
+    out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Makes one simulated call and prints every mark; texts are spoken before files.
+
+    The call is kept as a run with its recording, in `runs/` or at --out.
 
     Example: labvoice call --say "What is the capital of France?"
 
@@ -101,6 +112,8 @@ def call(
             check_strategy(strategy),
             llm,
             metadata,
+            recording_of(recording, no_recording),
+            out,
             json_path,
         )
     )
@@ -117,14 +130,16 @@ async def _call(
     strategy: StrategyName,
     llm: Llm | None,
     metadata: str | None,
+    recording: RecordingFormat | None,
+    out: Path | None,
     json_path: Path | None,
 ) -> int:
     from labvoice.speech.utterances import check_channel, load_wav
 
-    recordings = [load_wav(path, check_channel(channel)) for path in wav]
-    for path, recording in zip(wav, recordings, strict=True):
-        if recording.notice:
-            tell(f"notice: {path}: {recording.notice}")
+    files = [load_wav(path, check_channel(channel)) for path in wav]
+    for path, utterance in zip(wav, files, strict=True):
+        if utterance.notice:
+            tell(f"notice: {path}: {utterance.notice}")
     from labvoice.dispatch import STRATEGIES
     from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
@@ -135,8 +150,9 @@ async def _call(
         supervise=False,
         workers=1 if target is None else 0,
         model=target is None or target.kind != "named",
+        recording=recording,
     ) as lab:
-        spoken = [await lab.utterance(text) for text in say] + recordings
+        spoken = [await lab.utterance(text) for text in say] + files
         if letta_agent is not None:
             try:
                 await lab.letta_server.until_up()
@@ -168,8 +184,24 @@ async def _call(
         finally:
             await lab.end_call(call)
             _print_marks(call)
+            _keep(call, lab.settings, target, out)
             write_json(json_path, _facts(call))
     return 0
+
+
+def _keep(call: Call, settings: Settings, target: Target | None, out: Path | None) -> None:
+    """Writes the call as a run, with its recording; a disk that takes neither is no failed call."""
+    from labvoice.bench.record import record_call
+
+    try:
+        run = record_call(settings, call, out, command=command_line(), target=target)
+    except LabvoiceError as error:
+        tell(f"warning: the call is not kept: {error}")
+        return
+    tell(f"run: {run.path}")
+    tell_recordings(run)
+    for sentence in run.warnings:
+        tell(f"warning: {sentence}")
 
 
 def _print_marks(call: Call) -> None:

@@ -11,13 +11,16 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from labvoice.errors import UsageError
-from labvoice.settings import Llm
+from labvoice.settings import Llm, RecordingFormat
+
+if TYPE_CHECKING:  # it takes a second to import, which `--help` need not wait for
+    from labvoice.runs.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -29,6 +32,13 @@ JsonOption = Annotated[
 ]
 LlmOption = Annotated[
     Llm | None, typer.Option("--llm", help="Language model behind the agent (LABVOICE_LLM).")
+]
+RecordingOption = Annotated[
+    RecordingFormat | None,
+    typer.Option("--recording", help="Format of the calls' recordings (LABVOICE_RECORDING)."),
+]
+NoRecordingOption = Annotated[
+    bool, typer.Option("--no-recording", help="Keep no recording, as --recording none.")
 ]
 TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="Number of measured trials.")]
 ArmsOption = Annotated[str, typer.Option("--arms", help="Configurations to compare: a,b,…")]
@@ -109,6 +119,25 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
             raise
         tell("stopped")
         return 128 + got[0]
+
+
+def recording_of(recording: RecordingFormat | None, no_recording: bool) -> RecordingFormat | None:
+    """Returns the format that `--recording` and `--no-recording` ask for; None for neither.
+
+    Raises:
+        UsageError: They contradict each other.
+    """
+    if not no_recording:
+        return recording
+    if recording not in (None, "none"):
+        raise UsageError("both --recording and --no-recording are given", "leave one of them out")
+    return "none"
+
+
+def tell_recordings(run: Run) -> None:
+    """Prints where a run's recordings are."""
+    for path in run.recordings["path"]:
+        tell(f"recording: {path}")
 
 
 def run_command(work: Coroutine[Any, Any, int]) -> None:

@@ -1,13 +1,19 @@
-"""Commands on recorded runs: report, compare."""
+"""Commands on recorded runs: report, compare, remeasure, export, and the folder of runs."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+from rich.table import Table
 
-from labvoice.cli.common import JsonOption, tell, write_json
+from labvoice.cli.common import JsonOption, console, tell, write_json
+
+runs_app = typer.Typer(help="The recorded runs in a folder.", no_args_is_help=True)
+_FOLDER: Final = Path("runs")
+FolderArgument = Annotated[Path, typer.Argument(help="The folder; folders in it count too.")]
 
 
 def report(
@@ -63,3 +69,152 @@ def compare(
     tell(repr(comparison))
     write_json(json_path, comparison.to_json())
     raise typer.Exit(0 if comparison.passed else 1)
+
+
+def remeasure(
+    run: Annotated[Path, typer.Argument(help="Run file, with its recordings beside it.")],
+    json_path: JsonOption = None,
+) -> None:
+    """Finds the ear's marks again in the recordings alone, and prints both.
+
+    Exits 1 if fewer than 95 % of the turns agree within 20 ms.
+
+    Example: labvoice remeasure runs/turns.jsonl
+    """
+    from labvoice.runs.remeasure import AGREES_S
+    from labvoice.runs.remeasure import remeasure as remeasure_run
+    from labvoice.runs.run import Run
+
+    found = remeasure_run(Run.load(run))
+    table = Table("call.turn", "mark")
+    for head in ("live, ms since click", "recorded", "difference"):
+        table.add_column(head, justify="right")
+    known = found.marks.dropna(subset=["live_s", "recorded_s"], how="all")
+    for row in known.to_dict("records"):
+        live_ms, recorded_ms, apart_ms = (
+            float(row[name]) * 1e3 for name in ("live_s", "recorded_s", "difference_s")
+        )
+        figures = ["–" if math.isnan(each) else f"{each:.0f}" for each in (live_ms, recorded_ms)]
+        apart = "–" if math.isnan(apart_ms) else f"{apart_ms:+.0f}"
+        beyond = " !" if abs(apart_ms) > AGREES_S * 1e3 else ""
+        name = f"{row['trial']}.{int(row['turn']) + 1}"
+        table.add_row(name, str(row["mark"]), *figures, apart + beyond)
+    console.print(table)
+    tell(repr(found))
+    write_json(json_path, found.to_json())
+    raise typer.Exit(0 if found.passed else 1)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run file.")],
+    to: Annotated[str, typer.Option("--to", help="Format: audacity or parquet.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder (audacity) or file; beside the run.")
+    ] = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Writes a run in another program's format: Audacity's label tracks, or Parquet.
+
+    Example: labvoice export runs/turns.jsonl --to audacity
+    """
+    from labvoice.runs.export import export as export_run
+    from labvoice.runs.run import Run
+
+    written = export_run(Run.load(run), to, out)
+    for path in written:
+        tell(f"wrote {path}")
+    write_json(json_path, {"to": to, "files": [str(path) for path in written]})
+
+
+@runs_app.command("list")
+def runs_list(folder: FolderArgument = _FOLDER, json_path: JsonOption = None) -> None:
+    """Lists runs, newest first, with their sizes.
+
+    Example: labvoice runs list
+    """
+    from labvoice.runs.stored import size_text, stored_runs
+
+    runs = stored_runs(folder)
+    table = Table("started", "kind", "recordings", "of them", "in all", "file")
+    for run in runs:
+        table.add_row(
+            f"{run.started:%Y-%m-%d %H:%M}",
+            run.kind,
+            str(len(run.recordings)),
+            size_text(run.recordings_size),
+            size_text(run.size),
+            str(run.path) + (" (under way)" if run.under_way else ""),
+        )
+    console.print(table)
+    tell(f"{len(runs)} runs, {size_text(sum(run.size for run in runs))}")
+    facts = [
+        {
+            "path": str(run.path),
+            "run_id": run.run_id,
+            "kind": run.kind,
+            "started_at": run.started.isoformat(),
+            "under_way": run.under_way,
+            "recordings": [str(path) for path in run.recordings],
+            "size_bytes": run.size,
+            "recordings_bytes": run.recordings_size,
+        }
+        for run in runs
+    ]
+    write_json(json_path, {"runs": facts})
+
+
+@runs_app.command("prune")
+def runs_prune(
+    folder: FolderArgument = _FOLDER,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=0, help="So many of the newest runs stay.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", help="Older ones go: 14d, 12h, 2w.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option("--max-size", help="The oldest go until the rest fits: 2GB.")
+    ] = None,
+    recordings_only: Annotated[
+        bool, typer.Option("--recordings-only", help="Remove recordings, keep the run files.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json_path: JsonOption = None,
+) -> None:
+    """Removes old runs with their recordings, and nothing that labvoice did not make.
+
+    Example: labvoice runs prune --older-than 14d --max-size 2GB --dry-run
+    """
+    from labvoice.runs import stored
+
+    runs = stored.stored_runs(folder)
+    chosen = stored.to_remove(
+        runs,
+        keep=keep,
+        older_than=None if older_than is None else stored.parse_age(older_than),
+        max_size=None if max_size is None else stored.parse_size(max_size),
+        recordings_only=recordings_only,
+    )
+    verb = "would remove" if dry_run else "removed"
+    freed = 0
+    for run in chosen:
+        size = run.recordings_size if recordings_only else run.size
+        if not dry_run:
+            stored.remove(run, recordings_only=recordings_only)
+        freed += size
+        what = f"{len(run.recordings)} recordings of " if recordings_only else ""
+        tell(f"{verb} {what}{run.path}, {stored.size_text(size)}")
+    left = sum(run.size for run in runs) - freed
+    tell(
+        f"{verb} {len(chosen)} of {len(runs)} runs, {stored.size_text(freed)}; "
+        f"{stored.size_text(left)} {'would stay' if dry_run else 'stay'}"
+    )
+    write_json(
+        json_path,
+        {
+            "dry_run": dry_run,
+            "removed": [str(run.path) for run in chosen],
+            "freed_bytes": freed,
+            "left_bytes": left,
+        },
+    )

@@ -20,9 +20,13 @@ from labvoice.cli.common import (
     AGENT_HELP,
     JsonOption,
     LlmOption,
+    NoRecordingOption,
+    RecordingOption,
     command_line,
+    recording_of,
     run_command,
     tell,
+    tell_recordings,
     write_json,
 )
 from labvoice.errors import LabvoiceError, UsageError
@@ -50,6 +54,8 @@ def try_agent(
             "(LABVOICE_UPSTREAM_LLM, …); its key is LABVOICE_UPSTREAM_LLM_KEY, ….",
         ),
     ] = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/try"),
     json_path: JsonOption = None,
 ) -> None:
@@ -59,8 +65,8 @@ def try_agent(
     """
     target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
     assert target is not None
-    upstreams = _upstreams(upstream or [])
-    run_command(_try(target, say or [], llm, upstreams, out, json_path))
+    settings = _upstreams(upstream or []) | {"recording": recording_of(recording, no_recording)}
+    run_command(_try(target, say or [], llm, settings, out, json_path))
 
 
 def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +87,7 @@ async def _try(
     target: Target,
     say: list[str],
     llm: Llm | None,
-    upstreams: dict[str, Any],
+    settings: dict[str, Any],
     out: Path,
     json_path: Path | None,
 ) -> int:
@@ -95,7 +101,7 @@ async def _try(
 
     model = target.kind != "named"
     async with Lab(
-        progress=tell, llm=llm, letta=False, workers=0, supervise=False, model=model, **upstreams
+        progress=tell, llm=llm, letta=False, workers=0, supervise=False, model=model, **settings
     ) as lab:
         utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
         agent = await lab.add_target(target)
@@ -119,8 +125,7 @@ async def _try(
             lab.settings, call, path, command=command_line(), target=target, served=served
         )
         tell(repr(run))
-        for recording in run.recordings["path"]:
-            tell(f"recording: {recording}")
+        tell_recordings(run)
         await lab.end_call(call)
         report = write_report([run], out / "report.html").resolve()
         result: dict[str, Any] = {**run.to_json(), "agent_name": agent.name, "report": str(report)}

@@ -45,10 +45,16 @@ FAILOVER_MARKS: Final = (
 """Failover marks, set by the caller: the agent was killed; the replacement was visible, listened,
 and was heard."""
 
-TURN_MARKS: Final = ("user_speech_start", "user_speech_end", "reply_heard", "answer_heard")
+TURN_MARKS: Final = (
+    "user_speech_start",
+    "user_speech_end",
+    "reply_heard",
+    "answer_heard",
+    "reply_end",
+)
 """Marks of a turn: first and last voiced sample of the user that left the caller, the first voiced
-sample of the reply that reached the caller, and that of the answer where a filler came before it.
-"""
+sample of the reply that reached the caller, that of the answer where a filler came before it, and
+the last one of the reply."""
 
 
 INTERRUPTION_MARKS: Final = (

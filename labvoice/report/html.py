@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, players, plots, style, turn_taking, view
+from labvoice.report import glossary, plots, style, turn_taking, view
 from labvoice.report.style import Picture
+from labvoice.runs import players
 from labvoice.runs.run import Run
 
 _ENVIRONMENT = Environment(
@@ -76,7 +77,7 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     page = _ENVIRONMENT.get_template("report.html.j2").render(
         runs=runs,
         pictures=[_pictures(run, f"r{number}") for number, run in enumerate(runs)],
-        players=[players.players(run) for run in runs],
+        players=[[_escaped(each) for each in players.players(run)] for run in runs],
         links=[players.links(run, path) for run in runs],
         view=view,
         sounds=[turn_taking.probe_table(run.probes) for run in runs],
@@ -140,6 +141,10 @@ def inline_svg(figure: Picture, prefix: str) -> Markup:
     for color, variable in _PAGE_COLORS.items():
         svg = svg.replace(color, variable)
     return Markup(svg)  # noqa: S704  # matplotlib escapes the texts in it
+
+
+def _escaped(player: players.Player) -> Markup:
+    return Markup(player._repr_html_())  # noqa: S704  # its template escapes the texts in it
 
 
 def _pictures(run: Run, prefix: str) -> list[tuple[Markup, str]]:

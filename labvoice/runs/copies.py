@@ -42,15 +42,16 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     if made_of is None:
         return reader.read(path)
     with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return _load(_copy_of(path), made_of)
+        return _load(copy_of(path), made_of)
     header, columns = reader.read(path)
     if columns.ended and _state(path) == made_of:
         with suppress(OSError, pa.ArrowException):
-            _save(_copy_of(path), made_of, header, columns)
+            _save(copy_of(path), made_of, header, columns)
     return header, columns
 
 
-def _copy_of(path: Path) -> Path:
+def copy_of(path: Path) -> Path:
+    """Returns where a run file's copy is, if there is one."""
     return path.with_name(f".{path.name}.columns")
 
 

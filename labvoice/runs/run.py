@@ -14,6 +14,7 @@ import pandas as pd
 from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.runs import copies, frames, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
+from labvoice.runs.players import Player, listen
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
 from labvoice.runs.writer import RunWriter
 
@@ -31,11 +32,12 @@ class Run:
     Attributes:
         header: The first line: run_id, kind, started_at, loop, config, arms, host.
         complete: Whether the run ended in order.
+        path: The run file.
     """
 
-    def __init__(self, header: RunLine, columns: reader.Columns, folder: Path) -> None:
+    def __init__(self, header: RunLine, columns: reader.Columns, path: Path) -> None:
         self.header = header
-        self._folder = folder
+        self.path = path
         self.complete = columns.ended
         self._file_warnings = columns.warnings
         self._frames = frames.Frames(header, columns)
@@ -50,7 +52,7 @@ class Run:
         Raises:
             RunFileError: There is no such file, or it is not a run of this format.
         """
-        return cls(*copies.read(Path(path)), Path(path).parent)
+        return cls(*copies.read(Path(path)), Path(path))
 
     @property
     def arms(self) -> list[str]:
@@ -88,11 +90,22 @@ class Run:
         notes = self._frames.notes.reindex(
             columns=["trial", "recording", "recording_start_s"]
         ).dropna(subset="recording")
-        paths = [self._folder / place for place in notes["recording"].astype(str)]
+        paths = [self.path.parent / place for place in notes["recording"].astype(str)]
         there = [path.is_file() for path in paths]
         return pd.DataFrame(
             {"trial": notes["trial"], "path": paths, "start_s": notes["recording_start_s"]}
         )[there].reset_index(drop=True)
+
+    def listen(self, call: int = 0) -> Player:
+        """Returns the player of a recorded call; a notebook shows it as the last line of a cell.
+
+        Args:
+            call: The trial's number, as in :attr:`recordings`.
+
+        Raises:
+            RunFileError: There is no recording of that call, or it cannot be read.
+        """
+        return listen(self, call)
 
     @property
     def outcomes(self) -> pd.DataFrame:
@@ -229,9 +242,21 @@ class Run:
     @cached_property
     def warnings(self) -> list[str]:
         """Sentences that say why the figures should be taken with care."""
-        return self._file_warnings + statistics.instability_warnings(
-            self._frames.stages, self.attempts, self.header.host, self.stage_summaries
+        return (
+            self._file_warnings
+            + self._not_recorded
+            + statistics.instability_warnings(
+                self._frames.stages, self.attempts, self.header.host, self.stage_summaries
+            )
         )
+
+    @property
+    def _not_recorded(self) -> list[str]:
+        notes = self._frames.notes
+        if "recording_error" not in notes:
+            return []
+        errors = notes["recording_error"].dropna()
+        return [f"{len(errors)} calls have no recording: {errors.iloc[0]}"] if len(errors) else []
 
     def summary(self) -> pd.DataFrame:
         """Returns the table of stages, in milliseconds; p99 only where n reaches 100.

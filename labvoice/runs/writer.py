@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,8 @@ def check_new(path: Path) -> None:
 class RunWriter:
     """Writes a run file: one JSON line for each thing that happens, flushed at once.
 
+    What a full disk refuses is kept in memory, and written with the next line that it takes.
+
     Args:
         path: The file to make; its folder is made too.
         kind: What is measured: `connect`, `turns`, `burst`, …
@@ -52,6 +56,7 @@ class RunWriter:
     Attributes:
         path: As given.
         run_id: As given or made.
+        trouble: Why some lines could not be written yet; empty where all are.
 
     Raises:
         RunFileError: The file exists already, or cannot be made.
@@ -74,6 +79,8 @@ class RunWriter:
         self.run_id = run_id or f"{now:%Y%m%dT%H%M%SZ}-{kind}-{secrets.token_hex(2)}"
         self._arms = dict(arms or {"default": {}})
         self._trials: set[int] = set()
+        self._unwritten = b""
+        self.trouble = ""
         header = RunLine(
             run_id=self.run_id,
             kind=kind,
@@ -86,12 +93,16 @@ class RunWriter:
         check_new(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x", encoding="utf-8")
+            self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise RunFileError(
                 f"{path} cannot be written: {error.strerror}", "choose another place"
             ) from None
         self._write(header)
+        if self.trouble:
+            self._file.close()
+            path.unlink()
+            raise RunFileError(self.trouble, "free space on the disk, or choose another place")
 
     def trial(
         self,
@@ -202,11 +213,16 @@ class RunWriter:
         self._write_of(OutcomeLine(trial=trial, turn=turn, outcome=outcome, detail=detail))
 
     def close(self) -> None:
-        """Writes the last line, and of a large run the copy that loads fast; safe to call twice."""
+        """Writes the last line, and of a large run the copy that loads fast; safe to call twice.
+
+        Raises:
+            RunFileError: The disk does not take the last lines; they are in another file then.
+        """
         if not self._file.closed:
             self._write(EndLine())
             large = self._file.tell() >= copies.WORTH
             self._file.close()
+            self._save_elsewhere()
             if large:
                 copies.read(self.path)
 
@@ -224,6 +240,8 @@ class RunWriter:
         else:
             # No last line: the file tells that the run did not end in order.
             self._file.close()
+            with contextlib.suppress(RunFileError):
+                self._save_elsewhere()
 
     def _write_of(self, line: MarkLine | StageLine | NoteLine | OutcomeLine) -> None:
         if line.trial not in self._trials:
@@ -231,5 +249,22 @@ class RunWriter:
         self._write(line)
 
     def _write(self, line: Line) -> None:
-        self._file.write(line.model_dump_json() + "\n")
-        self._file.flush()
+        self._unwritten += line.model_dump_json().encode() + b"\n"
+        self.trouble = ""
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) or 0 :]
+        except OSError as error:
+            self.trouble = f"{self.path} cannot be written: {error.strerror}"
+
+    def _save_elsewhere(self) -> None:
+        """Writes what the file did not take, and the file's own lines before it, to another."""
+        if not self._unwritten:
+            return
+        lines, self._unwritten = self._unwritten, b""
+        hint = "free space on the disk"
+        with contextlib.suppress(OSError):
+            other = Path(tempfile.mkdtemp(prefix="labvoice-run-")) / self.path.name
+            other.write_bytes(self.path.read_bytes() + lines)
+            hint += f"; the whole run is in {other}"
+        raise RunFileError(self.trouble, hint)

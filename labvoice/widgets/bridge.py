@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,9 +43,11 @@ class Bridge:
                 "create it in a notebook cell, where the lab was started",
             ) from None
 
-    def take(self, content: Any) -> None:
-        """Takes a message on any thread."""
+    def take(self, content: Any, buffers: Sequence[Any] = ()) -> None:
+        """Takes a message on any thread; its buffers are an argument too."""
         if isinstance(content, dict) and content.get("kind") == "request":
+            if buffers and isinstance(content.get("args"), dict):
+                content = {**content, "args": {**content["args"], "buffers": list(buffers)}}
             self._loop.call_soon_threadsafe(self._begin, content)
 
     def _begin(self, request: dict[str, Any]) -> None:

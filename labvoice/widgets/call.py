@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 
+from labvoice.errors import RunFileError
+from labvoice.runs.players import Player
 from labvoice.runs.run import Run
 from labvoice.settings import Settings
 from labvoice.show import Facts, call_facts
 from labvoice.widgets.record import BrowserTurn, CallRecord, write_run
+from labvoice.widgets.sound import BrowserSound
 
 
 class BrowserCall:
@@ -19,11 +23,13 @@ class BrowserCall:
     Attributes:
         record: What the browser has sent so far.
         path: The run file; None until the call has ended.
+        sound: What the page recorded so far.
     """
 
     def __init__(self, record: CallRecord, settings: Settings) -> None:
         self.record = record
         self.path: Path | None = None
+        self.sound = BrowserSound()
         self._settings = settings
 
     def save(self, folder: Path = Path("runs")) -> Path:
@@ -33,7 +39,7 @@ class BrowserCall:
             RunFileError: It cannot be written.
         """
         path = folder / f"browser-{self.record.call_id}.jsonl"
-        write_run(self.record, path, self._settings)
+        write_run(self.record, path, self._settings, self.sound.recording())
         self.path = path  # only now: the file exists
         return path
 
@@ -86,5 +92,17 @@ class BrowserCall:
     def __repr__(self) -> str:
         return self._facts().text()
 
+    def listen(self) -> Player:
+        """Returns the player of a call that is over.
+
+        Raises:
+            RunFileError: It was not recorded, or is not over.
+        """
+        return self.run.listen()
+
     def _repr_html_(self) -> str:
-        return self._facts().html()
+        player = ""
+        if self.path is not None:
+            with contextlib.suppress(RunFileError):
+                player = self.listen()._repr_html_()
+        return self._facts().html() + player

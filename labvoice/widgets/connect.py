@@ -25,6 +25,7 @@ from labvoice.protocol.metadata import JobMetadata
 from labvoice.widgets.bridge import Bridge
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord
+from labvoice.widgets.sound import Piece
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -85,10 +86,15 @@ class ConnectButton(anywidget.AnyWidget):
     _esm = STATIC / "call.js"
     strategies = traitlets.List(traitlets.Dict()).tag(sync=True)
     agent_name = traitlets.Unicode().tag(sync=True)
+    recording = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, lab: Lab) -> None:
         _ = lab.dispatcher  # raises if the lab is not running
-        super().__init__(strategies=strategies_for(lab), agent_name=lab.settings.agent_name)
+        super().__init__(
+            strategies=strategies_for(lab),
+            agent_name=lab.settings.agent_name,
+            recording=lab.settings.recording,
+        )
         self._lab = lab
         self.calls: list[BrowserCall] = []
         self._bridge = Bridge(
@@ -100,10 +106,11 @@ class ConnectButton(anywidget.AnyWidget):
                 "hello": self._hello,
                 "diagnose": self._diagnose,
                 "record": self._record,
+                "sound": self._sound,
             },
             self.send,
         )
-        self.on_msg(lambda _widget, content, _buffers: self._bridge.take(content))
+        self.on_msg(lambda _widget, content, buffers: self._bridge.take(content, buffers))
 
     @property
     def call(self) -> BrowserCall:
@@ -224,6 +231,12 @@ class ConnectButton(anywidget.AnyWidget):
         known.record = record
         if record.ended:
             await self._finish(known)
+
+    async def _sound(self, arguments: dict[str, Any]) -> None:
+        piece = Piece.model_validate(arguments)
+        for call in self.calls:
+            if call.record.call_id == piece.call_id and not call.ended:
+                call.sound.add(piece)
 
     async def _finish(self, call: BrowserCall) -> None:
         try:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from labvoice.bench.base import columns
+from labvoice.bench.base import columns, write_recording
+from labvoice.caller.recorder import Recording
 from labvoice.caller.turns import word_error_rate
 from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
@@ -70,7 +71,9 @@ class CallRecord(_Part):
     ended: bool = False
 
 
-def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
+def write_run(
+    record: CallRecord, path: Path, settings: Settings, recording: Recording | None = None
+) -> None:
     """Writes a browser's call as a run of one trial, with the columns of simulated calls.
 
     Marks, figures and outcomes outside the vocabulary are left out.
@@ -78,7 +81,8 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
     Args:
         record: The browser's measurements.
         path: The run file.
-        settings: Settings of the lab, for the configuration's columns.
+        settings: Settings of the lab, for the configuration's columns and the recording's format.
+        recording: On the same clock as the record's marks; written beside the run file.
 
     Raises:
         RunFileError: The run file exists already or cannot be written.
@@ -98,6 +102,10 @@ def write_run(record: CallRecord, path: Path, settings: Settings) -> None:
         run.outcome(0, _outcome(record.outcome), detail=record.detail)
         for turn in record.turns:
             _write_turn(run, turn)
+        if recording is not None and settings.recording != "none":
+            at_s = {mark.name: mark.at_s for mark in record.marks}
+            zero_s = at_s.get("click", min(at_s.values(), default=recording.start_s))
+            write_recording(run, 0, recording, zero_s, settings.recording)
 
 
 def _write_turn(run: RunWriter, turn: BrowserTurn) -> None:

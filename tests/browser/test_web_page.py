@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Route, expect
 from pydantic import SecretStr
@@ -132,6 +134,13 @@ async def test_a_call_from_the_page(
         async with page.expect_request(reported) as last:
             await page.get_by_role("button", name="Hang up").click()
         await expect(page.locator(".lv-phase")).to_have_text("Call ended")
+        async with page.expect_download() as saving:
+            await page.get_by_role("link", name="Save recording").click()
+        samples, _ = soundfile.read(await (await saving.value).path(), dtype="float32")
+        assert samples.shape[1] == 2
+        assert (
+            np.abs(samples).max(axis=0).min() > AUDIBLE_RMS
+        )  # left the microphone, right the agent
         call = await read_call(page, (await last.value).url)
         assert call["outcome"] == "ok"
         assert call["strategy"] == "concurrent"

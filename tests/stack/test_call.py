@@ -85,7 +85,8 @@ def test_the_agent_understands_and_answers(spoken: Call) -> None:
         assert turn.word_error_rate is not None
         assert turn.word_error_rate <= 0.34
         assert turn.reply == REPLY
-        assert [turn.marks[name] for name in TURN_MARKS[:3]] == sorted(turn.marks.values())
+        told = [name for name in TURN_MARKS if name != "answer_heard"]  # there is no filler
+        assert [turn.marks[name] for name in told] == sorted(turn.marks.values())
         assert set(AGENT_TURN_STAGES) == set(turn.metrics)
         assert all(value >= 0 for value in turn.metrics.values())
 

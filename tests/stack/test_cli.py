@@ -77,6 +77,10 @@ def server_of(lab: Lab) -> dict[str, str]:
         "lab",
         "report",
         "compare",
+        "remeasure",
+        "export",
+        "runs list",
+        "runs prune",
         "bench connect",
         "bench turns",
         "bench burst",
@@ -241,6 +245,11 @@ async def test_a_call_by_command_shows_every_mark(
     for mark in (*CALLER_CONNECTION_MARKS, *turn["marks"]):
         assert mark in output
     assert f"agent: {turn['reply']}" in output
+    (path,) = (tmp_path / "runs").glob("*-call.jsonl")
+    assert f"recording: {Path('runs') / path.stem / '0000.ogg'}" in output
+    code, output = await labvoice("remeasure", str(path), cwd=tmp_path)
+    assert code == 0, output
+    assert "1 of 1 turns agree" in output
 
 
 async def test_runs_by_command_are_reported_and_compared(tmp_path: Path) -> None:

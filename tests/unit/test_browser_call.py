@@ -6,7 +6,9 @@ import html
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from pydantic import SecretStr, ValidationError
 
 from labvoice.bench.arms import DEFAULT
@@ -14,13 +16,14 @@ from labvoice.bench.base import arm_columns
 from labvoice.caller.call import Call
 from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
-from labvoice.errors import RunFileError
+from labvoice.errors import LabvoiceError, RunFileError
 from labvoice.lab import Lab
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.lines import FRAME_COLUMNS
 from labvoice.settings import Settings
 from labvoice.widgets.call import BrowserCall
 from labvoice.widgets.record import CallRecord, write_run
+from labvoice.widgets.sound import Piece
 
 SENT: dict[str, Any] = {
     "call_id": "0123456789abcdef",
@@ -127,6 +130,20 @@ async def test_calls_show_the_same_as_text_and_as_html(settings: Settings) -> No
         assert "<left>" not in call._repr_html_()
 
 
+async def test_a_simulated_call_that_is_over_shows_its_recording(settings: Settings) -> None:
+    """While it is under way, to draw it would disturb it; `listen` does all the same."""
+    call, _ = simulated_call(settings)
+    with pytest.raises(LabvoiceError, match="nothing was recorded"):
+        call.listen()
+    for number in range(250):
+        call.recorder.sent(np.full(480, 900, np.int16), 100.0 + number / 100)
+    assert "<audio" not in call._repr_html_()
+    assert [words.who for words in call.listen().words] == []
+    await call.hang_up()
+    assert "<audio" in call._repr_html_()
+    assert "agent_listening" in {mark.name for mark in call.listen().marks}
+
+
 def test_what_was_typed_has_no_word_error_rate(settings: Settings) -> None:
     """Nobody had to recognise it, so it must not make the recogniser look better."""
     typed = {**SENT["turns"][0], "typed": True, "said": "Hello", "transcript": "Hello"}
@@ -172,6 +189,57 @@ def test_a_call_without_an_agent_stays_in_the_data(settings: Settings, tmp_path:
     write_run(record, tmp_path / "call.jsonl", settings)
     run = BrowserCall(record, settings).run
     assert set(run.frame["outcome"]) == {"no_worker"}
+
+
+def piece(first: int, samples: list[int], **more: Any) -> Piece:
+    """A piece as the page sends it."""
+    sent = {"call_id": SENT["call_id"], "first": first, "rate_hz": 24000, "start_s": 100.5}
+    return Piece.model_validate({**sent, "buffers": [np.array(samples, "<i2").tobytes()], **more})
+
+
+def test_what_the_page_recorded_is_beside_the_run(settings: Settings, tmp_path: Path) -> None:
+    """Pieces make one recording on the marks' clock in any order; a lost one is silence."""
+    kept = settings.model_copy(update={"recording": "wav"})
+    call = BrowserCall(CallRecord.model_validate(SENT), kept)
+    call.sound.add(piece(4, [5, -5, 6, -6]))
+    call.sound.add(piece(0, [1, -1, 2, -2]))
+    call.save(tmp_path)
+    (row,) = call.run.recordings.to_dict("records")
+    samples, rate = soundfile.read(row["path"], dtype="int16")
+    assert rate == 24000
+    assert samples.tolist() == [[1, -1], [2, -2], [0, 0], [0, 0], [5, -5], [6, -6]]
+    assert row["start_s"] == pytest.approx(0.5)
+    assert "<audio" in call._repr_html_()
+
+
+def test_a_page_of_another_sample_rate_is_recorded_too(settings: Settings, tmp_path: Path) -> None:
+    """A machine at 44.1 kHz records at 22.05 kHz, which becomes 24 kHz."""
+    call = BrowserCall(CallRecord.model_validate(SENT), settings)
+    call.sound.add(piece(0, [1000] * 44100, rate_hz=22050))
+    recording = call.sound.recording()
+    assert recording is not None
+    assert recording.end_s - recording.start_s == pytest.approx(1.0)
+
+
+def test_a_call_that_is_not_to_be_recorded_is_not(settings: Settings, tmp_path: Path) -> None:
+    """Neither where the settings say so, nor where the page sent nothing."""
+    for recording, sound in (("none", [1, 1]), ("ogg", None)):
+        kept = settings.model_copy(update={"recording": recording})
+        call = BrowserCall(CallRecord.model_validate(SENT), kept)
+        if sound is not None:
+            call.sound.add(piece(0, sound))
+        call.save(tmp_path / recording)
+        assert call.run.recordings.empty
+        with pytest.raises(RunFileError, match="no recording"):
+            call.listen()
+        assert "<audio" not in call._repr_html_()
+
+
+@pytest.mark.parametrize("wrong", [{"first": -1}, {"rate_hz": 1}, {"buffers": []}, {"more": 1}])
+def test_a_piece_that_cannot_be_right_is_refused(wrong: dict[str, Any]) -> None:
+    """As every request of a page is checked."""
+    with pytest.raises(ValidationError):
+        Piece.model_validate({**vars(piece(0, [0, 0])), **wrong})
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,8 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted() -> Non
     call.reports.add(Item("c", "assistant", "Sure."))
     assert await hearing is turn
     assert turn.outcome == "interrupted"
-    assert told == [turn.marks["reply_heard"]] == [pytest.approx(2.8, abs=0.02)]
+    assert told == [turn.marks["reply_heard"], turn.marks["reply_end"]]
+    assert told == [pytest.approx(2.8, abs=0.02), pytest.approx(3.3, abs=0.02)]
     assert turn.reply == "Well Sure."
 
 

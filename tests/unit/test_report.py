@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from labvoice.protocol.vocabulary import (
     TURN_STAGES,
     Mark,
 )
-from labvoice.report import glossary, players, plots
+from labvoice.report import glossary, plots
 from labvoice.report.html import write_pictures, write_report
+from labvoice.runs import players
 from labvoice.runs.frames import UNFINISHED
 from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import connect_run, turns_run
@@ -261,6 +263,43 @@ def test_the_median_the_slowest_and_the_failed_call_can_be_listened_to(tmp_path:
     assert 'href="runs/run/0003.ogg"' in page
     assert "http" not in page
     parsed(page)
+
+
+def test_a_player_has_words_and_interruptions_on_its_axis(tmp_path: Path) -> None:
+    """Each side's words begin at their marks, and where both sides sound is told."""
+    at_s = np.arange(24000 * 6) / 24000
+    hum = 6000 * sum(np.sin(2 * np.pi * 120 * n * at_s) / n for n in range(1, 6))
+    samples = np.stack([hum * ((at_s > 1) & (at_s < 3)), hum * ((at_s > 2.5) & (at_s < 5))], axis=1)
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="call", host_facts={}) as run:
+        run.trial(0, "room", "default")
+        run.mark(0, Mark("click", 100.0))
+        run.mark(0, Mark("greeting_heard", 100.6))
+        run.outcome(0, "ok")
+        run.note(0, greeting="Hello!")
+        for name, instant_s in (("user_speech_start", 101.5), ("reply_heard", 103.0)):
+            run.mark(0, Mark(name, instant_s), turn=0)
+        run.note(0, 0, said="Are <you> there?", reply="Yes, I am.")
+        run.outcome(0, "interrupted", turn=0)
+        Recording(samples.astype(np.int16), 100.5).write(path.with_suffix("") / "0000.wav")
+        run.note(0, recording="run/0000.wav", recording_start_s=0.5)
+    player = Run.load(path).listen()
+    words: Any = [(one.who, one.text, one.at_s, one.cut) for one in player.words]
+    assert words == [
+        ("agent", "Hello!", pytest.approx(0.1), False),
+        ("caller", "Are <you> there?", pytest.approx(1.0), False),
+        ("agent", "Yes, I am.", pytest.approx(2.5), True),
+    ]
+    both: Any
+    (both,) = player.both
+    assert both == (pytest.approx(2.5 * 150, abs=3), pytest.approx(0.5 * 150, abs=4))
+    shown = player._repr_html_()
+    parsed(shown)
+    assert "Are &lt;you&gt; there?" in shown
+    assert "data:audio/wav;base64," in shown
+    assert "3.0 s  agent: Yes, I am. (interrupted)" in repr(player)
+    with pytest.raises(RunFileError, match="call 7 has no recording"):
+        Run.load(path).listen(7)
 
 
 def test_a_recording_that_is_gone_or_broken_is_no_trouble(tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""Measures a run's turns again, from its recordings alone, and compares with what was live."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from labvoice.errors import RunFileError
+from labvoice.protocol.vocabulary import TURN_MARKS
+from labvoice.runs.endpoints import Stretch, stretches
+from labvoice.runs.run import Run
+from labvoice.runs.tables import table_text
+
+REMEASURED: Final = ("user_speech_end", "reply_heard", "reply_end")
+AGREES_S: Final = 0.020
+"""Two marks that are not further apart agree, in seconds."""
+LEAST_SHARE: Final = 0.95
+"""Share of turns whose marks must agree."""
+_LIVE_FRAME_S: Final = 0.01
+"""A live mark is the beginning of the frame, so long, with the first or the last voiced sample."""
+_NEAR_S: Final = 0.3
+"""Sound of the caller belongs to a turn if it lies so near to it, in seconds."""
+_EARLY_S: Final = 0.05
+"""A reply may seem to begin so long before the caller's last sound ends, in seconds."""
+_COLUMNS: Final = ("trial", "turn", "mark", "live_s", "recorded_s", "difference_s")
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """Marks of a run, live and found again in its recordings.
+
+    Attributes:
+        run_id: Of the run.
+        marks: A row for each mark of each recorded turn: trial, turn, mark, live_s (the middle of
+            the 10 ms frame whose beginning the mark is) and recorded_s, both since the click and
+            NaN where it was not found, difference_s (recorded minus live).
+        notices: Recordings that could not be used, a sentence each.
+    """
+
+    run_id: str
+    marks: pd.DataFrame
+    notices: list[str]
+
+    @property
+    def turns(self) -> pd.Series[bool]:
+        """Whether all marks of a turn agree, by (trial, turn)."""
+        rows = self.marks.dropna(subset=["live_s", "recorded_s"], how="all")
+        # A run from before `reply_end` was a mark has nothing to compare with.
+        never = set(REMEASURED) - set(rows.loc[rows["live_s"].notna(), "mark"])
+        rows = rows[~rows["mark"].isin(never)]
+        agree = rows["difference_s"].abs() <= AGREES_S
+        return agree.groupby([rows["trial"], rows["turn"]]).all()
+
+    @property
+    def share(self) -> float:
+        """Share of turns whose marks agree; NaN where there is none."""
+        return float(self.turns.mean()) if len(self.turns) else math.nan
+
+    @property
+    def passed(self) -> bool:
+        """Whether at least 95 % of the turns agree within 20 ms."""
+        return self.share >= LEAST_SHARE
+
+    def summary(self) -> pd.DataFrame:
+        """Returns a row for each mark, in milliseconds.
+
+        Columns: n (marks of which either is known), both (found live and again), median and p95 of
+        the absolute difference, within (share of n that agree within 20 ms, in per cent).
+        """
+        rows = {}
+        for mark in REMEASURED:
+            of_mark = self.marks[self.marks["mark"] == mark]
+            known = of_mark.dropna(subset=["live_s", "recorded_s"], how="all")
+            if known["live_s"].notna().any():
+                apart = known["difference_s"].abs().dropna() * 1e3
+                rows[mark] = {
+                    "n": len(known),
+                    "both": len(apart),
+                    "median": apart.median(),
+                    "p95": apart.quantile(0.95),
+                    "within": 100 * (apart <= AGREES_S * 1e3).sum() / len(known),
+                }
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        return table.rename_axis("mark").round(1)
+
+    @property
+    def verdict(self) -> str:
+        """One line: how many turns agree."""
+        turns = self.turns
+        return (
+            f"{int(turns.sum())} of {len(turns)} turns agree within {AGREES_S * 1e3:.0f} ms"
+            f"{f' ({self.share:.0%})' if len(turns) else ''}; "
+            f"{LEAST_SHARE:.0%} are required: {'passed' if self.passed else 'failed'}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result, in seconds; None where there is no figure."""
+        rows = self.marks.astype(object).where(self.marks.notna(), None)
+        summary = self.summary()
+        return {
+            "run_id": self.run_id,
+            "turns": len(self.turns),
+            "agreeing": int(self.turns.sum()),
+            "passed": self.passed,
+            "marks": {
+                mark: {
+                    "n": int(row["n"]),
+                    "both": int(row["both"]),
+                    "median_s": _finite(row["median"] / 1e3),
+                    "p95_s": _finite(row["p95"] / 1e3),
+                    "within": row["within"] / 100,
+                }
+                for mark, row in summary.to_dict("index").items()
+            },
+            "differences": rows.to_dict("records"),
+            "notices": self.notices,
+        }
+
+    def __repr__(self) -> str:
+        lines = [f"run {self.run_id}, remeasured from its recordings"]
+        if len(self.summary()):
+            lines += ["", table_text(self.summary()), "(milliseconds; within 20 ms in per cent)"]
+        return "\n".join([*lines, self.verdict, *(f"notice: {each}" for each in self.notices)])
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def remeasure(run: Run) -> Remeasured:
+    """Finds the end of the caller's speech and both ends of each reply in the recordings.
+
+    The detector, :mod:`labvoice.runs.endpoints`, hears the two channels and knows no mark. A live
+    mark only tells which stretches of the caller's are one turn, and whether the turn's reply began
+    before the caller had finished.
+
+    Raises:
+        RunFileError: The run has no recordings.
+    """
+    recordings = run.recordings
+    if recordings.empty:
+        raise RunFileError(
+            "the run has no recordings",
+            "LABVOICE_RECORDING=ogg records calls; the folder of a run's name must be beside it",
+        )
+    marks = run.marks
+    marks = marks[marks["turn"].notna() & marks["mark"].isin(TURN_MARKS)]
+    rows: list[dict[str, Any]] = []
+    notices: list[str] = []
+    for each in recordings.to_dict("records"):
+        trial, path = int(each["trial"]), Path(each["path"])
+        of_trial = marks[marks["trial"] == trial]
+        turns: dict[int, dict[str, float]] = {}
+        for turn, mark, at_s in zip(
+            *(of_trial[name] for name in ("turn", "mark", "t_s")), strict=True
+        ):
+            turns.setdefault(int(turn), {})[str(mark)] = float(at_s)
+        try:
+            caller, heard = _sides(path, float(each["start_s"]))
+        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            notices.append(f"the recording of call {trial} cannot be read: {error}")
+            continue
+        for number, live in turns.items():
+            following = [t["user_speech_start"] for n, t in turns.items() if n > number]
+            found = _turn(live, caller, heard, min(following, default=math.inf))
+            rows += [_row(trial, number, mark, live, found) for mark in REMEASURED]
+    return Remeasured(run.header.run_id, pd.DataFrame(rows, columns=list(_COLUMNS)), notices)
+
+
+def _row(
+    trial: int, turn: int, mark: str, live: dict[str, float], found: dict[str, float]
+) -> dict[str, Any]:
+    live_s = live.get(mark, math.nan) + _LIVE_FRAME_S / 2
+    recorded_s = found.get(mark, math.nan)
+    values = (trial, turn, mark, live_s, recorded_s, recorded_s - live_s)
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _sides(path: Path, start_s: float) -> tuple[list[Stretch], list[Stretch]]:
+    """The stretches of both channels, in seconds since the click."""
+    import soundfile
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    sides = (stretches(np.ascontiguousarray(samples[:, side]), rate) for side in (0, -1))
+    caller, heard = (
+        [Stretch(each.start_s + start_s, each.end_s + start_s) for each in side] for side in sides
+    )
+    return caller, heard
+
+
+def _turn(
+    live: dict[str, float], caller: list[Stretch], heard: list[Stretch], next_s: float
+) -> dict[str, float]:
+    """The marks of a turn, as far as they are found."""
+    if not {"user_speech_start", "user_speech_end"} <= set(live):
+        return {}
+    first_s, last_s = live["user_speech_start"] - _NEAR_S, live["user_speech_end"] + _NEAR_S
+    said = [each for each in caller if each.start_s <= last_s and each.end_s >= first_s]
+    if not said:
+        return {}
+    end_s = said[-1].end_s
+    found = {"user_speech_end": end_s}
+    interrupted = live.get("reply_heard", math.inf) < live["user_speech_end"]
+    since_s = said[0].start_s if interrupted else end_s - _EARLY_S
+    reply = [each for each in heard if since_s <= each.start_s < next_s]
+    if reply:
+        found |= {"reply_heard": reply[0].start_s, "reply_end": reply[-1].end_s}
+    return found
