@@ -44,7 +44,6 @@ class Microphone:
     Attributes:
         background: Sound around the caller that goes on all the time, int16, shape (n,), at
             :data:`SAMPLE_RATE_HZ`; repeated from its end.
-        late_frames: Number of frames sent more than 10 ms late.
         gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
 
@@ -57,7 +56,6 @@ class Microphone:
         self._task: asyncio.Task[None] | None = None
         self.background: npt.NDArray[np.int16] = np.zeros(0, np.int16)
         self._around = 0
-        self.late_frames = 0
         self.gaps = 0
 
     async def publish(self, room: rtc.Room) -> None:
@@ -148,7 +146,6 @@ class Microphone:
             )
             self._on_frame(data, left_s)
             self._frame_left(left_s)
-            self.late_frames += left_s - due > _FRAME_S
             due += _FRAME_S
             delay = due - time.monotonic()
             if delay > 0:

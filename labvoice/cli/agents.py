@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -62,122 +65,125 @@ ConfigOption = Annotated[
 ]
 
 
-def read_agent(
-    agent: str | None,
-    env: Sequence[str] | None,
-    python: Sequence[str] | None,
-    metadata: str | None,
-    config: Path | None,
-    *,
-    greeting_timeout_s: float | None = None,
-) -> Target | None:
-    """Returns the one agent that a command names, or that `labvoice.toml` does; None for none.
+@dataclass(frozen=True)
+class AgentOptions:
+    """The options that name agents, as given; :func:`takes_agents` adds them to a command."""
+
+    agent: AgentOption = None
+    arm: ArmOption = None
+    env: EnvOption = None
+    python: PythonOption = None
+    metadata: MetadataOption = None
+    greeting_timeout: GreetingOption = None
+    config: ConfigOption = None
+
+    def one(self) -> Target | None:
+        """Returns the one agent that a command or `labvoice.toml` names; None if neither does.
+
+        Raises:
+            UsageError: The options contradict each other.
+        """
+        from labvoice.targets.config import read_config
+
+        named = self.agent if self.agent is not None else read_config(self.config).agent
+        given = self.env or self.python or self.metadata or self.greeting_timeout is not None
+        if named is None and not given:
+            return None
+        return self._with_options({} if named is None else {"agent": named}).get("agent")
+
+    def arms(self) -> dict[str, Target]:
+        """Returns the agents that a command names, by the names of their arms.
+
+        Without `--agent` and `--arm` they are the arms of `labvoice.toml`, otherwise its agent,
+        and none without such a file.
+
+        Raises:
+            UsageError: The options contradict each other.
+        """
+        from labvoice.targets.config import read_config
+
+        if self.agent is not None and self.arm:
+            raise UsageError("both --agent and --arm are given", "name every agent by --arm")
+        file = read_config(self.config)
+        named: dict[str, str | Target] = {}
+        for text in self.arm or ():
+            name, equals, value = text.partition("=")
+            if name in named:
+                raise UsageError(f"the arm {name} is named twice", "name each arm once")
+            if not equals and name not in file.arms:
+                known = f"; labvoice.toml has {', '.join(file.arms)}" if file.arms else ""
+                raise UsageError(f"--arm {name!r} names no agent{known}", "--arm NAME=AGENT")
+            named[name] = value if equals else file.arms[name]
+        if self.agent is not None:
+            named["agent"] = self.agent
+        if not named:
+            named |= file.arms or ({"agent": file.agent} if file.agent is not None else {})
+        return self._with_options(named)
+
+    def _with_options(self, named: dict[str, str | Target]) -> dict[str, Target]:
+        from labvoice.targets.config import read_text
+        from labvoice.targets.target import BUILT_IN, Target
+
+        variables: dict[str, dict[str, str]] = {name: {} for name in named}
+        for each in self.env or ():
+            for name, text in _of_arms("--env", each, named):
+                key, equals, value = text.partition("=")
+                if not equals or not key.isidentifier():
+                    raise UsageError(f"--env: {key!r} is no KEY=VALUE", "such as --env STT=base")
+                variables[name][key] = value
+        interpreters: dict[str, Path] = {}
+        for each in self.python or ():
+            for name, text in _of_arms("--python", each, named):
+                interpreters[name] = Path(text)
+        found: dict[str, Target] = {}
+        for name, given in named.items():
+            target = Target.parse(given) if isinstance(given, str) else given
+            found[name] = target.changed(python=interpreters.get(name), env=variables[name])
+        changes: dict[str, Any] = {}
+        if self.metadata and (text := read_text(self.metadata)):
+            changes["metadata"] = text
+        if self.greeting_timeout is not None:
+            changes["greeting_timeout_s"] = self.greeting_timeout
+        foreign = [name for name, target in found.items() if target.kind not in BUILT_IN]
+        if changes and not foreign:
+            option = "--metadata" if "metadata" in changes else "--greeting-timeout"
+            raise UsageError(
+                f"{option} is given, and no agent of your own", "name one by --agent or --arm"
+            )
+        return found | {name: dataclasses.replace(found[name], **changes) for name in foreign}
+
+
+NO_AGENTS: Final = AgentOptions()
+"""Default of the parameter that :func:`takes_agents` replaces."""
+
+
+def takes_agents(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces the parameter `agents` of a command by the options of :class:`AgentOptions`.
 
     Args:
-        agent: `--agent`, as given.
-        env: As for :func:`read_arms`.
-        python: As for :func:`read_arms`.
-        metadata: As for :func:`read_arms`.
-        config: As for :func:`read_arms`.
-        greeting_timeout_s: As for :func:`read_arms`.
-
-    Raises:
-        UsageError: Something cannot be meant so.
+        left_out: Names of options that the command does not have.
     """
-    from labvoice.targets.config import read_config
 
-    named = agent if agent is not None else read_config(config).agent
-    if named is None and not (env or python or metadata or greeting_timeout_s is not None):
-        return None
-    agents = {} if named is None else {"agent": named}
-    return _with_options(agents, env or (), python or (), metadata, greeting_timeout_s).get("agent")
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = inspect.signature(AgentOptions, eval_str=True).parameters.values()
+        added = [each for each in options if each.name not in left_out]
+        own = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in own.parameters.values()
+            for parameter in (added if each.name == "agents" else [each])
+        ]
 
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            agents = AgentOptions(**{each.name: given.pop(each.name) for each in added})
+            command(agents=agents, **given)
 
-def read_arms(
-    arms: Sequence[str] | None,
-    env: Sequence[str] | None,
-    python: Sequence[str] | None,
-    metadata: str | None,
-    config: Path | None,
-    *,
-    agent: str | None = None,
-    greeting_timeout_s: float | None = None,
-) -> dict[str, Target]:
-    """Returns the agents that a command names, by the names of their arms.
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
 
-    Where neither `--agent` nor `--arm` is given they are the arms of `labvoice.toml`, else its
-    agent, and none where there is no such file.
-
-    Args:
-        arms: `--arm`, as given.
-        env: `--env`, as given.
-        python: `--python`, as given.
-        metadata: `--metadata`, as given.
-        config: `--config`, as given.
-        agent: `--agent`, as given.
-        greeting_timeout_s: `--greeting-timeout`, as given.
-
-    Raises:
-        UsageError: Something cannot be meant so.
-    """
-    from labvoice.targets.config import read_config
-
-    if agent is not None and arms:
-        raise UsageError("both --agent and --arm are given", "name every agent by --arm")
-    file = read_config(config)
-    named: dict[str, str | Target] = {}
-    for text in arms or ():
-        name, equals, value = text.partition("=")
-        if name in named:
-            raise UsageError(f"the arm {name} is named twice", "name each arm once")
-        if not equals and name not in file.arms:
-            known = f"; labvoice.toml has {', '.join(file.arms)}" if file.arms else ""
-            raise UsageError(f"--arm {name!r} names no agent{known}", "--arm NAME=AGENT")
-        named[name] = value if equals else file.arms[name]
-    if agent is not None:
-        named["agent"] = agent
-    if not named:
-        named |= file.arms or ({"agent": file.agent} if file.agent is not None else {})
-    return _with_options(named, env or (), python or (), metadata, greeting_timeout_s)
-
-
-def _with_options(
-    named: dict[str, str | Target],
-    env: Sequence[str],
-    python: Sequence[str],
-    metadata: str | None,
-    greeting_timeout_s: float | None,
-) -> dict[str, Target]:
-    from labvoice.targets.config import read_text
-    from labvoice.targets.target import BUILT_IN, Target
-
-    variables: dict[str, dict[str, str]] = {name: {} for name in named}
-    for each in env:
-        for name, text in _of_arms("--env", each, named):
-            key, equals, value = text.partition("=")
-            if not equals or not key.isidentifier():
-                raise UsageError(f"--env: {key!r} is no KEY=VALUE", "such as --env STT=base")
-            variables[name][key] = value
-    interpreters: dict[str, Path] = {}
-    for each in python:
-        for name, text in _of_arms("--python", each, named):
-            interpreters[name] = Path(text)
-    found: dict[str, Target] = {}
-    for name, given in named.items():
-        target = Target.parse(given) if isinstance(given, str) else given
-        found[name] = target.changed(python=interpreters.get(name), env=variables[name])
-    changes: dict[str, Any] = {}
-    if metadata and (text := read_text(metadata)):
-        changes["metadata"] = text
-    if greeting_timeout_s is not None:
-        changes["greeting_timeout_s"] = greeting_timeout_s
-    foreign = [name for name, target in found.items() if target.kind not in BUILT_IN]
-    if changes and not foreign:
-        option = "--metadata" if "metadata" in changes else "--greeting-timeout"
-        raise UsageError(
-            f"{option} is given, and no agent of your own", "name one by --agent or --arm"
-        )
-    return found | {name: dataclasses.replace(found[name], **changes) for name in foreign}
+    return decorate
 
 
 def _of_arms(option: str, text: str, named: dict[str, str | Target]) -> list[tuple[str, str]]:

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from labvoice.cli.agents import (
-    AgentOption,
-    ArmOption,
-    ConfigOption,
-    EnvOption,
-    GreetingOption,
-    MetadataOption,
-    PythonOption,
-    read_agent,
-    read_arms,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
 from labvoice.cli.common import (
     ArmsOption,
     JsonOption,
@@ -53,17 +43,12 @@ def _all_arms(arms: str, targets: Mapping[str, Target]) -> list[str | Arm]:
 
 
 @bench_app.command("connect")
+@takes_agents()
 def bench_connect(
     trials: TrialsOption = 30,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up trials first.")] = 1,
     arms: ArmsOption = "",
-    agent: AgentOption = None,
-    arm: ArmOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    greeting_timeout: GreetingOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -83,15 +68,7 @@ def bench_connect(
     """
     from labvoice.bench.arms import CONNECT_ARMS, choose
 
-    targets = read_arms(
-        arm,
-        env,
-        python,
-        metadata,
-        None if arms else config,
-        agent=agent,
-        greeting_timeout_s=greeting_timeout,
-    )
+    targets = agents.arms()
     chosen = choose(_all_arms(arms, targets), CONNECT_ARMS)  # an unknown name raises early
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": chosen, "out": out}
     kept = recording_of(recording, no_recording)
@@ -99,18 +76,13 @@ def bench_connect(
 
 
 @bench_app.command("turns")
+@takes_agents()
 def bench_turns(
     trials: TrialsOption = 20,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: ArmsOption = "",
-    agent: AgentOption = None,
-    arm: ArmOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    greeting_timeout: GreetingOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -133,15 +105,7 @@ def bench_turns(
     """
     from labvoice.bench.arms import TURN_ARMS, choose
 
-    targets = read_arms(
-        arm,
-        env,
-        python,
-        metadata,
-        None if arms else config,
-        agent=agent,
-        greeting_timeout_s=greeting_timeout,
-    )
+    targets = agents.arms()
     chosen = choose(_all_arms(arms, targets), TURN_ARMS)
     modes = frozenset(each.mode for each in chosen if each.mode)
     options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
@@ -151,6 +115,7 @@ def bench_turns(
 
 
 @bench_app.command("endpointing")
+@takes_agents()
 def bench_endpointing(
     trials: TrialsOption = 16,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
@@ -162,13 +127,7 @@ def bench_endpointing(
             "no agent is named.",
         ),
     ] = "",
-    agent: AgentOption = None,
-    arm: ArmOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    greeting_timeout: GreetingOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -181,15 +140,7 @@ def bench_endpointing(
     """
     from labvoice.bench.arms import choose_endpointing
 
-    targets = read_arms(
-        arm,
-        env,
-        python,
-        metadata,
-        None if arms else config,
-        agent=agent,
-        greeting_timeout_s=greeting_timeout,
-    )
+    targets = agents.arms()
     asked = _all_arms(arms, targets) or DEFAULT_SILENCES.split(",")
     choose_endpointing(asked)
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": asked}
@@ -199,6 +150,7 @@ def bench_endpointing(
 
 
 @bench_app.command("interrupt")
+@takes_agents()
 def bench_interrupt(
     trials: TrialsOption = 5,
     probes: Annotated[
@@ -218,12 +170,7 @@ def bench_interrupt(
     ] = None,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: ArmsOption = "",
-    agent: AgentOption = None,
-    arm: ArmOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     out: OutOption = None,
     json_path: JsonOption = None,
@@ -242,7 +189,7 @@ def bench_interrupt(
     from labvoice.bench.arms import INTERRUPT_ARMS, choose
     from labvoice.speech.probes import check_probes
 
-    targets = read_arms(arm, env, python, metadata, None if arms else config, agent=agent)
+    targets = agents.arms()
     chosen = choose(_all_arms(arms, targets), INTERRUPT_ARMS)
     check_probes(probes)
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "probes": probes}
@@ -269,17 +216,14 @@ def calibrate(
 
 
 @bench_app.command("burst")
+@takes_agents("arm", "greeting_timeout")
 def bench_burst(
     rooms: Annotated[int, typer.Option("--rooms", min=1, help="Rooms dispatched at once.")] = 50,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Bursts of each arm.")] = 5,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up bursts first.")] = 1,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers that share them.")] = 2,
     arms: ArmsOption = "plain,confirmed",
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -293,7 +237,7 @@ def bench_burst(
     from labvoice.bench.burst import BURST_ARMS
 
     choose(arms, BURST_ARMS)
-    target = read_agent(agent, env, python, metadata, config)
+    target = agents.one()
     options: dict[str, Any] = {"rooms": rooms, "trials": trials, "warmup": warmup}
     options |= {"agent": target}
     run_command(_burst(json_path, workers=workers, arms=arms, out=out, **options))
@@ -384,6 +328,7 @@ async def _bench_leaks(calls: int, json_path: Path | None) -> int:
 
 
 @bench_app.command("failover")
+@takes_agents("arm")
 def bench_failover(
     trials: TrialsOption = 10,
     kill: Annotated[
@@ -391,12 +336,7 @@ def bench_failover(
         typer.Option("--kill", help="What to kill: job, worker, hang; job, hang with --agent."),
     ] = "",
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    greeting_timeout: GreetingOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -409,7 +349,7 @@ def bench_failover(
 
     Example: labvoice bench failover --agent my_agent/agent.py --trials 3
     """
-    target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
+    target = agents.one()
     kept = recording_of(recording, no_recording)
     run_command(_bench_failover(trials, kill, workers, target, llm, kept, out, json_path))
 

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import (
-    AgentOption,
-    ConfigOption,
-    EnvOption,
-    GreetingOption,
-    MetadataOption,
-    PythonOption,
-    read_agent,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, MetadataOption, takes_agents
 from labvoice.cli.common import (
     AgentNameOption,
     JsonOption,
@@ -49,6 +41,7 @@ def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
         raise UsageError("both --metadata and --letta-agent are given", "remove one of them")
 
 
+@takes_agents("arm")
 def call(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A recording to speak.")] = None,
@@ -63,12 +56,7 @@ def call(
         typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
     ] = "sequential",
     llm: LlmOption = None,
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    greeting_timeout: GreetingOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
     out: OutOption = None,
@@ -85,14 +73,11 @@ def call(
     from labvoice.dispatch import check_strategy
     from labvoice.targets.config import read_text
 
+    metadata = agents.metadata
     _check_metadata(metadata, letta_agent)
     # A name alone is an agent too, and metadata may be for it.
-    foreign = agent is not None or not (agent_name or metadata)
-    target = (
-        read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
-        if foreign
-        else None
-    )
+    foreign = agents.agent is not None or not (agent_name or metadata)
+    target = agents.one() if foreign else None
     if target is not None and (agent_name or letta_agent):
         raise UsageError(
             "another agent is named by --agent or labvoice.toml",

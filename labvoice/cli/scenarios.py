@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import (
-    AgentOption,
-    ConfigOption,
-    EnvOption,
-    MetadataOption,
-    PythonOption,
-    read_agent,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
 from labvoice.cli.common import (
     JsonOption,
     LlmOption,
@@ -32,6 +25,7 @@ if TYPE_CHECKING:
     from labvoice.scenarios.suite import ScenarioResult, Suite, SuiteResult
 
 
+@takes_agents("arm", "greeting_timeout")
 def run_test(
     scenarios: Annotated[
         list[Path], typer.Argument(help="Scenario files, or LiveKit's scenarios.yaml.")
@@ -42,11 +36,7 @@ def run_test(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Make every call, though one has failed.")
     ] = False,
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", dir_okay=False, help="Also write JUnit's XML there.")
@@ -66,13 +56,13 @@ def run_test(
     from labvoice.scenarios.livekit_file import load_all
     from labvoice.scenarios.suite import Suite
 
-    target = read_agent(agent, env, python, metadata, config)
+    target = agents.one()
     suite = Suite(
         [file for path in scenarios for file in load_all(path)],
         load_settings(llm=llm),
         RunOptions(out, command_line(), tell),
         repeat=repeat,
-        agent=target if agent is not None else None,
+        agent=target if agents.agent is not None else None,
         default=target,
         keep_going=keep_going,
     )

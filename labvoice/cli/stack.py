@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import (
-    AgentOption,
-    ConfigOption,
-    EnvOption,
-    PythonOption,
-    read_agent,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
 from labvoice.cli.common import (
     AgentNameOption,
     FreshOption,
@@ -119,6 +113,7 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
     return lab.bench.record(call, out)
 
 
+@takes_agents("arm", "metadata", "greeting_timeout")
 def up(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Number of workers.")] = 1,
     port: PortOption = 9000,
@@ -129,10 +124,7 @@ def up(
     llm: LlmOption = None,
     letta: LettaOption = True,
     fresh: FreshOption = False,
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
 ) -> None:
     """Runs the stack and the HTTP service in the foreground; Ctrl-C stops all of it.
 
@@ -142,7 +134,7 @@ def up(
 
     Example: labvoice up --agent my_agent/agent.py
     """
-    target = read_agent(agent, env, python, None, config)
+    target = agents.one()
     if target is not None and target.kind == "bot":
         raise UsageError(
             "the HTTP service dispatches agents, and nobody dispatches a bot",
@@ -183,14 +175,12 @@ async def _up(
     return 1
 
 
+@takes_agents("arm", "metadata", "greeting_timeout")
 def doctor(
     agent_name: AgentNameOption = None,
     llm: LlmOption = None,
     port: PortOption = 9000,
-    agent: AgentOption = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    config: ConfigOption = None,
+    agents: AgentOptions = NO_AGENTS,
     json_path: JsonOption = None,
 ) -> None:
     """Checks every part and dispatches an agent. Prints ✓ or ✗ with a hint for each check.
@@ -204,7 +194,7 @@ def doctor(
 
     Example: labvoice doctor --agent my_agent/agent.py
     """
-    target = read_agent(agent, env, python, None, config)
+    target = agents.one()
     run_command(_doctor(target, agent_name, llm, port, json_path))
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import (
-    ConfigOption,
-    EnvOption,
-    GreetingOption,
-    MetadataOption,
-    PythonOption,
-    read_agent,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
 from labvoice.cli.common import (
     AGENT_HELP,
     JsonOption,
@@ -37,14 +31,11 @@ if TYPE_CHECKING:
     from labvoice.targets.target import Target
 
 
+@takes_agents("agent", "arm")
 def try_agent(
     agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
-    env: EnvOption = None,
-    python: PythonOption = None,
-    metadata: MetadataOption = None,
-    config: ConfigOption = None,
-    greeting_timeout: GreetingOption = None,
+    agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
     upstream: Annotated[
         list[str] | None,
@@ -63,7 +54,7 @@ def try_agent(
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
-    target = read_agent(agent, env, python, metadata, config, greeting_timeout_s=greeting_timeout)
+    target = dataclasses.replace(agents, agent=agent).one()
     assert target is not None
     settings = _upstreams(upstream or []) | {"recording": recording_of(recording, no_recording)}
     run_command(_try(target, say or [], llm, settings, out, json_path))

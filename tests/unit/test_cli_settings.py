@@ -26,6 +26,7 @@ COMMANDS = (
     "doctor",
     "try name:mine --say Hello",
     "call --say Hello",
+    f"test {Path(__file__).parents[2]}/examples/appointments/billing.scenario.yaml",
     "calibrate",
     "bench connect",
     "bench turns",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from labvoice.cli.agents import read_arms
+from labvoice.cli.agents import AgentOptions
 from labvoice.errors import UsageError
 from labvoice.settings import load_settings
 from labvoice.targets.config import read_config
@@ -225,14 +225,16 @@ def test_the_file_names_agents_and_arms(
     assert (before.revision, before.env, before.room) == ("HEAD", {"STT": "base"}, "support-{id}")
     assert config.arms["fast"].settings == {"min_endpointing_delay_s": 0.2}
     monkeypatch.chdir(tmp_path)
-    assert set(read_arms(None, ["before:STT=tiny"], None, None, None)) == {"before", "fast"}
-    named = read_arms(["before", "new=node agent.js"], ["before:STT=tiny"], None, "x", None)
+    assert set(AgentOptions(env=["before:STT=tiny"]).arms()) == {"before", "fast"}
+    named = AgentOptions(
+        arm=["before", "new=node agent.js"], env=["before:STT=tiny"], metadata="x"
+    ).arms()
     assert named["before"].env == {"STT": "tiny"}
     assert named["before"].greeting_timeout_s == 2.5
     assert (named["new"].kind, named["new"].metadata) == ("command", "x")
-    (own, named_here) = read_arms(
-        ["own=own", "new=node agent.js"], None, None, None, None, greeting_timeout_s=0.0
-    ).values()
+    (own, named_here) = (
+        AgentOptions(arm=["own=own", "new=node agent.js"], greeting_timeout=0.0).arms().values()
+    )
     assert (own.greeting_timeout_s, named_here.greeting_timeout_s) == (8.0, 0.0)
 
 
@@ -260,14 +262,14 @@ def test_the_file_is_refused_by_name_and_key(tmp_path: Path, text: str, words: s
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"arms": ["a=node a.js"], "agent": "node a.js"}, "both --agent and --arm"),
-        ({"arms": ["a=node a.js", "a=node b.js"]}, "named twice"),
-        ({"arms": ["mine"]}, "names no agent"),
-        ({"arms": ["a=node a.js"], "env": ["b:STT=base"]}, "no arm 'b'"),
-        ({"arms": ["a=node a.js"], "env": ["STT"]}, "no KEY=VALUE"),
+        ({"arm": ["a=node a.js"], "agent": "node a.js"}, "both --agent and --arm"),
+        ({"arm": ["a=node a.js", "a=node b.js"]}, "named twice"),
+        ({"arm": ["mine"]}, "names no agent"),
+        ({"arm": ["a=node a.js"], "env": ["b:STT=base"]}, "no arm 'b'"),
+        ({"arm": ["a=node a.js"], "env": ["STT"]}, "no KEY=VALUE"),
         ({"env": ["STT=base"]}, "no agent"),
         ({"agent": "own", "metadata": "x"}, "no agent of your own"),
-        ({"agent": "own", "greeting_timeout_s": 1.0}, "--greeting-timeout is given, and no agent"),
+        ({"agent": "own", "greeting_timeout": 1.0}, "--greeting-timeout is given, and no agent"),
     ],
 )
 def test_options_that_contradict_are_refused(
@@ -275,6 +277,5 @@ def test_options_that_contradict_are_refused(
 ) -> None:
     """Before anything is started."""
     monkeypatch.chdir(tmp_path)
-    options: dict[str, Any] = {"arms": None, "env": None, "python": None, "metadata": None}
     with pytest.raises(UsageError, match=words):
-        read_arms(**{**options, "config": None, **given})
+        AgentOptions(**given).arms()
