@@ -26,7 +26,7 @@ COMMANDS = (
     "doctor",
     "try name:mine --say Hello",
     "call --say Hello",
-    f"test {Path(__file__).parents[2]}/examples/appointments/billing.scenario.yaml",
+    "test plain.scenario.yaml",
     "calibrate",
     "bench connect",
     "bench turns",
@@ -48,6 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Lab]:
 
     monkeypatch.setattr(Lab, "start", start)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.scenario.yaml").write_text("name: plain\nsteps:\n  - say: Hello\n")
     for name, value in _SERVER.items():
         monkeypatch.setenv(name, value)
     return labs
