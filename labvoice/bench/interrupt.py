@@ -164,7 +164,8 @@ def _note_pause(this: Trial, call: Call, turn: Turn, probe: Probe) -> float | No
     pause_s = turn.marks["user_speech_start"] + probe.pause[0] - speech.first / rate
     found = call.interruption(turn)
     early = [voice.start_s for voice in call.voices if pause_s <= voice.start_s < found.end_s]
-    marks = {**turn.marks, "pause_start": pause_s}
+    # No `user_speech_end`: what a cut turn waits for is no voice-to-voice latency.
+    marks = {"sound_start": found.start_s, "sound_end": found.end_s, "pause_start": pause_s}
     if early:
         marks["cut_in_heard"] = early[0]
     for name, at_s in marks.items():

@@ -33,17 +33,6 @@ _PAGE_COLORS = {
 }
 _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
     (
-        plots.turn_waterfall,
-        "The turn nearest the median. LiveKit gives durations, not instants: hearing is placed "
-        "forward from the end of speech, answering backward from its first audio, so work done "
-        "ahead of the end of the turn shows as an overlap.",
-    ),
-    (
-        plots.connection_waterfall,
-        "The connection nearest the median. A worker's marks are moved to the caller's clock by "
-        "the measured offset.",
-    ),
-    (
         turn_taking.yield_trade,
         "Each arm by two shares: how often it yields to an interruption, and how often it goes on "
         "over a sound that asks for nothing. An agent that is never interrupted is at the bottom "
@@ -53,6 +42,17 @@ _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
         turn_taking.who_speaks_when,
         "The first calls of each probe, by the caller's ear: what it sent, and when it heard the "
         "agent.",
+    ),
+    (
+        plots.turn_waterfall,
+        "The turn nearest the median. LiveKit gives durations, not instants: hearing is placed "
+        "forward from the end of speech, answering backward from its first audio, so work done "
+        "ahead of the end of the turn shows as an overlap.",
+    ),
+    (
+        plots.connection_waterfall,
+        "The connection nearest the median. A worker's marks are moved to the caller's clock by "
+        "the measured offset.",
     ),
     (plots.distributions, "Every measurement of every stage; each panel has its own scale."),
 )

@@ -54,18 +54,8 @@ def who_speaks_when(run: Run) -> Picture:
                 y += 1
             y += 0.5
         axes.axvline(0, color=INK, linewidth=1, zorder=0)
-        for at_s, words in ((STAND_WINDOW_S, "go on"), (YIELD_WINDOW_S, "yield")):
+        for at_s in (STAND_WINDOW_S, YIELD_WINDOW_S):
             axes.axvline(at_s, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-            axes.annotate(
-                words,
-                (at_s, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7.5,
-                color=MUTED,
-            )
         axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
         axes.set_ylim(y - 0.3, -0.8)
         axes.set_xlim(-_BEFORE_S, _AFTER_S)
@@ -74,8 +64,8 @@ def who_speaks_when(run: Run) -> Picture:
         axes.grid(axis="x", color=GRID)
         axes.legend(
             handles=[Patch(color=ORANGE, label="caller"), Patch(color=BLUE, label="agent")],
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.32 / (1.5 + 0.2 * count) * 2.2),
+            loc="lower right",
+            bbox_to_anchor=(1, 1.04),
             ncols=2,
             frameon=False,
             fontsize=8,
@@ -83,8 +73,8 @@ def who_speaks_when(run: Run) -> Picture:
         style.title(
             axes,
             "Who speaks when",
-            f"up to {_ROWS} calls of each probe; dashed: until when an agent must go on, or yield; "
-            "red: it said nothing more",
+            f"up to {_ROWS} calls of each probe; dashed: {STAND_WINDOW_S:g} s to go on, "
+            f"{YIELD_WINDOW_S:g} s to yield; red cross: it said nothing more",
         )
     return figure
 
@@ -126,14 +116,15 @@ def yield_trade(run: Run) -> Picture:
             "the run has not both interruptions and sounds that ask for nothing",
             "see `labvoice bench interrupt --probes`",
         )
-    with style.picture(7.2, 5.4) as figure:
+    with style.picture(9.6, 5.4) as figure:
         axes = figure.add_subplot()
         for number, (arm, yields, stands) in enumerate(drawn):
             color = style.ARMS[number % len(style.ARMS)]
             # Points that lie on each other are told apart by a shift of the size of a marker.
             shift = 0.012 * (number - (len(drawn) - 1) / 2)
             for place, (stood, marker) in enumerate(stands):
-                _point(axes, stood, yields, shift, color, marker, named=arm if not place else "")
+                at = stood.share + shift, yields.share + shift - 0.018 * place
+                _point(axes, at, stood, yields, color, marker, named=arm if not place else "")
         axes.plot(1, 1, marker="*", markersize=13, color=GRID, zorder=0)
         axes.set_xlim(-0.05, 1.08)
         axes.set_ylim(-0.05, 1.08)
@@ -159,9 +150,15 @@ def yield_trade(run: Run) -> Picture:
 
 
 def _point(
-    axes: Axes, stood: Share, yields: Share, shift: float, color: str, marker: str, named: str
+    axes: Axes,
+    at: tuple[float, float],
+    stood: Share,
+    yields: Share,
+    color: str,
+    marker: str,
+    named: str,
 ) -> None:
-    x, y = stood.share + shift, yields.share + shift
+    x, y = at
     spread = [
         [[max(0.0, share.share - share.ci95[0])], [max(0.0, share.ci95[1] - share.share)]]
         for share in (stood, yields)

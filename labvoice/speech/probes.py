@@ -33,8 +33,8 @@ _Floats = npt.NDArray[np.float64]
 _SEED: Final = 20261
 _PEAK: Final = 0.35
 """Of the made sounds, full scale 1.0: about that of the synthesised words."""
-_FAR_GAIN: Final = 0.25
-"""Speech to somebody else comes from further away: 12 dB below the caller's own."""
+_FAR_PEAK: Final = 0.15
+"""Speech to somebody else comes from further away: 12 dB below the caller's own words."""
 _FAR_HZ: Final = 3500.0
 _ECHOES: Final = ((0.011, 0.5), (0.023, 0.35), (0.041, 0.2))
 """Delays in seconds and gains of a room's first reflections."""
@@ -235,9 +235,9 @@ def cough() -> _Floats:
     throat = ((650.0, 150.0), (1400.0, 250.0), (2700.0, 350.0))
     bursts = []
     for seed, strength in enumerate((1.0, 0.7)):
-        breath = _noise(0.22, 350.0, 5000.0, seed) * _decay(0.22, 0.05)
-        rest = _voiced(_glide(0.22, 190, 120), throat) * _decay(0.22, 0.07)
-        bursts += [strength * (breath + 0.5 * rest), np.zeros(round(0.12 * SAMPLE_RATE))]
+        breath = _noise(0.3, 350.0, 5000.0, seed) * _decay(0.3, 0.04)
+        rest = _voiced(_glide(0.3, 210, 130), throat) * _decay(0.3, 0.1)
+        bursts += [strength * (0.7 * breath + rest), np.zeros(round(0.1 * SAMPLE_RATE))]
     return _scaled(np.concatenate(bursts[:-1]))
 
 
@@ -262,7 +262,7 @@ def from_afar(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
     from scipy.signal import butter, sosfilt
 
     dull = butter(4, _FAR_HZ, fs=SAMPLE_RATE, output="sos")
-    direct = sosfilt(dull, samples.astype(np.float64)) * _FAR_GAIN
+    direct = _unit(sosfilt(dull, samples.astype(np.float64))) * _FAR_PEAK * 32767
     longest = round(max(delay_s for delay_s, _ in _ECHOES) * SAMPLE_RATE)
     heard = np.pad(direct, (0, longest))
     for delay_s, gain in _ECHOES:

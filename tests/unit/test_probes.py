@@ -28,7 +28,7 @@ def test_a_wrong_choice_of_probes_is_refused(names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sound", "shortest_s", "longest_s"), [(mm_hm, 0.4, 0.7), (cough, 0.4, 0.7), (laugh, 0.8, 1.3)]
+    ("sound", "shortest_s", "longest_s"), [(mm_hm, 0.4, 0.7), (cough, 0.4, 0.8), (laugh, 0.8, 1.3)]
 )
 def test_a_made_sound_has_a_length_and_a_level(
     sound: Callable[[], np.ndarray], shortest_s: float, longest_s: float
@@ -42,8 +42,9 @@ def test_a_made_sound_has_a_length_and_a_level(
 
 
 def test_speech_from_afar_is_lower() -> None:
-    """By about 12 dB, and longer by the reflections alone."""
+    """However loud it was, and longer by the reflections alone."""
     tone = np.round(8000 * np.sin(2 * np.pi * 300 * np.arange(SAMPLE_RATE) / SAMPLE_RATE))
     far = from_afar(tone.astype(np.int16))
     assert SAMPLE_RATE <= len(far) <= SAMPLE_RATE + 0.05 * SAMPLE_RATE
-    assert 0.1 < np.abs(far).max() / np.abs(tone).max() < 0.6
+    assert 0.1 < np.abs(far).max() / 32768 < 0.35
+    np.testing.assert_allclose(far, from_afar((tone / 4).astype(np.int16)), atol=30)
