@@ -20,6 +20,7 @@ import aiohttp
 from livekit import api
 
 from labvoice.caller.call import Call, PastCall, PendingCall
+from labvoice.caller.recorder import check_recording
 from labvoice.caller.reports import SESSION_MODULE
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -561,6 +562,7 @@ class Lab:
         metadata: Metadata = None,
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
+        recording: str | Path | None = None,
     ) -> PendingCall:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
@@ -575,12 +577,14 @@ class Lab:
             metadata: For the user's own agent: any text or dictionary, sent unchanged.
             strategy: As for :meth:`new_call`.
             timeout_s: As for :meth:`new_call`.
+            recording: File that the recording is written to when the call ends, `.ogg` or `.wav`.
 
         Raises:
             UsageError: There is no such Letta agent, or several; or both metadata and a Letta
-                agent or mode are given.
+                agent or mode are given; or the recording's format is another.
             LabvoiceError: As :meth:`labvoice.caller.call.Call.connect`.
         """
+        path = None if recording is None else check_recording(Path(recording))
 
         async def connect() -> Call:
             call = self.new_call(
@@ -590,6 +594,7 @@ class Lab:
                 strategy=strategy,
                 timeout_s=timeout_s,
             )
+            call.recording_path = path
             try:
                 return await call.connect()
             except BaseException:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -160,6 +161,8 @@ class Call:
             `AgentSessionEvent`; none of an agent that hosts no session events.
         on_turn_mark: Called with each mark of a turn as it is set.
         recorder: Keeps the sound of both sides.
+        recording_path: Where the recording is written when the call ends, `.ogg` or `.wav`; None:
+            nowhere.
         greets: As given; of an agent that was not known, what was found out.
         ready_by: The mark that shows the agent to be ready: `agent_listening`, its state, or for
             one that reports no state `agent_audio_subscribed`; empty before.
@@ -226,6 +229,7 @@ class Call:
         self.session_events = self.reports.session_events
         self._foreign = False
         self._ending: asyncio.Task[None] | None = None
+        self.recording_path: Path | None = None
 
     @property
     def marks(self) -> dict[str, float]:
@@ -727,7 +731,17 @@ class Call:
                     gone={self.identity, self.agent.identity},
                 )
         finally:
+            await self._write_recording()
             self._on_end(self)
+
+    async def _write_recording(self) -> None:
+        sound = self.recorder.recording()
+        if self.recording_path is None or sound is None:
+            return
+        try:
+            await asyncio.to_thread(sound.write, self.recording_path)
+        except LabvoiceError as error:
+            self.notice = "; ".join(filter(None, (self.notice, error.observed)))
 
     async def _is_alone(self) -> bool:
         """Whether no other human is in the room; the server also lists those not announced yet."""

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from labvoice.errors import LabvoiceError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.speech.detection import resample
 
 SAMPLE_RATE_HZ: Final = 24000
@@ -23,6 +23,17 @@ _LOOK_AHEAD_FRAMES = 200
 _SHIFT_S = 0.015
 """Frames are moved on the time axis only when their arrivals say so by more than this, in seconds:
 less is jitter of the host, and would tear the sound."""
+
+
+def check_recording(path: Path) -> Path:
+    """Returns the path, whose suffix names a format of recordings.
+
+    Raises:
+        UsageError: It names none.
+    """
+    if path.suffix not in (".ogg", ".wav"):
+        raise UsageError(f"{path} names no format of recordings", "end its name in .ogg or .wav")
+    return path
 
 
 @dataclass(frozen=True, eq=False)

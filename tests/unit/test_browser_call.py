@@ -14,9 +14,10 @@ from pydantic import SecretStr, ValidationError
 from labvoice.bench.arms import DEFAULT
 from labvoice.bench.base import arm_columns
 from labvoice.caller.call import Call
+from labvoice.caller.recorder import check_recording
 from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
-from labvoice.errors import LabvoiceError, RunFileError
+from labvoice.errors import LabvoiceError, RunFileError, UsageError
 from labvoice.lab import Lab
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.lines import FRAME_COLUMNS
@@ -142,6 +143,20 @@ async def test_a_simulated_call_that_is_over_shows_its_recording(settings: Setti
     await call.hang_up()
     assert "<audio" in call._repr_html_()
     assert "agent_listening" in {mark.name for mark in call.listen().marks}
+
+
+async def test_a_call_writes_its_recording_when_it_ends(settings: Settings, tmp_path: Path) -> None:
+    """A file that cannot be written is a notice, and the call ends all the same."""
+    (tmp_path / "file").touch()
+    for path, kept in ((tmp_path / "new" / "call.wav", True), (tmp_path / "file" / "a.ogg", False)):
+        call, _ = simulated_call(settings)
+        call.recorder.sent(np.full(480, 900, np.int16), 100.0)
+        call.recording_path = check_recording(path)
+        await call.end()
+        assert path.is_file() == kept
+        assert any("cannot be written" in notice for notice in call.notices) != kept
+    with pytest.raises(UsageError, match=r"call\.mp3"):
+        check_recording(Path("call.mp3"))
 
 
 def test_what_was_typed_has_no_word_error_rate(settings: Settings) -> None:
