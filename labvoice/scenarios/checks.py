@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from labvoice.protocol.vocabulary import STAND_WINDOW_S
 from labvoice.scenarios.model import Expect, ExpectCall, Heard, Latency, Like, Tool
 from labvoice.scenarios.quantities import BelowSeconds
 
@@ -78,7 +79,7 @@ class Observed:
         tools: Tools that it called; None of an agent that does not tell.
         handoffs: Ids of the agents that it handed over to; None of an agent that does not tell.
         over_agent: Whether the caller has spoken over the agent.
-        yield_s: From the caller's first word to the end of the agent's voice; None if it went on.
+        yield_s: From the caller's first word to the end of the agent's voice; None if it goes on.
         understood: What the agent has recognised.
         word_error_rate: Of that; None if unknown.
         left_s: From the caller's last word until the agent had left; None if it is there.
@@ -242,7 +243,7 @@ def _yields(expect: Expect, seen: Observed) -> Iterator[Mismatch]:
     if not seen.over_agent:
         yield Mismatch(words, "the agent had ended before the caller spoke")
     elif isinstance(expect.yields, str):
-        if seen.yield_s is not None:
+        if seen.yield_s is not None and seen.yield_s <= STAND_WINDOW_S:
             yield Mismatch(words, f"its voice ended after {seen.yield_s:.2f} s")
     elif seen.yield_s is None or seen.yield_s > expect.yields:
         observed = "it went on" if seen.yield_s is None else f"it took {seen.yield_s:.2f} s"

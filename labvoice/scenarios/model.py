@@ -108,11 +108,11 @@ class Say:
 
 @dataclass(config=_STRICT, frozen=True)
 class Play:
-    """The caller plays a recording: a person's speech, or a cough.
+    """The caller plays a recording or makes a sound.
 
     Attributes:
-        play: Path of the file.
-        text: What is said in it; empty for a sound that says nothing.
+        play: Path of a recording; or `cough`, `laugh` or `mm-hm`, which are made from a signal.
+        text: What is said in it; empty for a sound that asks for no answer.
         interrupt: As of :class:`Say`.
     """
 

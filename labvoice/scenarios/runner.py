@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import Any, Final
 
 from labvoice.bench.base import INFRASTRUCTURE_ERRORS, outcome_of, words_of
 from labvoice.caller.call import Call
+from labvoice.caller.interruption import PAUSE_S
 from labvoice.caller.turns import Turn, word_error_rate
 from labvoice.errors import AgentLostError, LabvoiceError, ModelError, NoReplyError
+from labvoice.protocol.vocabulary import YIELD_WINDOW_S
 from labvoice.scenarios.checks import (
     CallFigures,
     Handoff,
@@ -42,6 +45,8 @@ _REPLY_TIMEOUT_S: Final = 15.0
 _SLACK_S: Final = 3.0
 """How much longer than its bound something is waited for, to tell late from never."""
 _TEXT_TIMEOUT_S: Final = 3.0
+_DECIDED_S: Final = PAUSE_S + 0.1
+"""After such a silence the agent has ended what it was saying."""
 _POLL_S: Final = 0.05
 FAILED: Final = "assertion_failed"
 
@@ -187,6 +192,11 @@ def prepare(
     return Prepared(file, prepare_caller(file, settings, progress), hook, judging, playing)
 
 
+def _of_the_reply(expect: Expect) -> bool:
+    """Whether something is expected of the reply, and not only of how the agent yields."""
+    return dataclasses.replace(expect, yields=None) != Expect()
+
+
 class _StopError(Exception):
     """The call cannot go on; its failure is noted."""
 
@@ -210,6 +220,7 @@ class Player:
         self._step: int | None = None
         self._pending: list[tuple[int, Expect, int]] = []
         self._due = False  # the last turn's reply was not heard yet
+        self._sound = False  # the last turn was a sound that asks for no answer
         self._left_s: float | None = None
 
     async def converse(self) -> None:
@@ -266,8 +277,7 @@ class Player:
                 await self._settle()
                 await self._improvise(step)
             elif step == HANG_UP:
-                self._due = self._due and bool(self._pending)
-                await self._settle()
+                await self._settle(leaves=True)
         await self._settle()
 
     async def _hear_greeting(self, bound_s: float | None) -> None:
@@ -286,10 +296,8 @@ class Player:
             await self._call.hear_end()
             await self._call.say(utterance)
         else:
-            onset_s = await self._call.hear_onset()
-            await asyncio.sleep(onset_s + step.interrupt.after - time.monotonic())
-            await self._call.say(utterance)
-        self._due = True
+            await self._call.say(utterance, at=step.interrupt.after)
+        self._due, self._sound = True, isinstance(step, Play) and not step.text
 
     async def _improvise(self, step: Persona) -> None:
         model = self._prepared.persona
@@ -301,21 +309,35 @@ class Player:
                 utterance = await asyncio.to_thread(self._prepared.caller.speak, words)
                 await self._call.hear_end()
                 await self._call.say(utterance)
-                self._due = not over
-                await self._settle()
+                self._due, self._sound = True, False
+                await self._settle(leaves=over)
             if over:
                 return
         self.result.notices.append(f"the caller did not hang up within {step.turns} turns")
 
-    async def _settle(self) -> None:
-        """Hears what is due, and checks what is expected of it."""
+    async def _settle(self, *, leaves: bool = False) -> None:
+        """Hears what is due, and checks what is expected of it.
+
+        Args:
+            leaves: Whether the caller hangs up next, and waits for no reply of which nothing is
+                expected.
+        """
         pending, self._pending = self._pending, []
+        silent: NoReplyError | None = None
         try:
-            await self._hear(pending)
+            await self._hear(pending, leaves)
+        except NoReplyError as error:
+            silent = error
         finally:
             for number, expect, turn in pending:
+                if silent is not None and turn == len(self._call.turns) - 1:
+                    expect = Expect(yields=expect.yields)  # the rest follows from the silence
                 for mismatch in check_step(expect, self._observed(turn)):
                     self._note(number, mismatch, turn)
+        if silent is not None:
+            step = next((number for number, _, _ in pending), self._step)
+            self._fail(outcome_of(silent), "the agent answers", silent.observed, step=step)
+            raise _StopError
         for number, expect, turn in pending:
             if expect.judge:
                 await self._judge(expect.judge, number, turn)
@@ -333,33 +355,25 @@ class Player:
             if not verdict.passed:
                 self._fail(FAILED, f"judge: {statement}", verdict.reason, **place)
 
-    async def _hear(self, pending: Sequence[tuple[int, Expect, int]]) -> None:
+    async def _hear(self, pending: Sequence[tuple[int, Expect, int]], leaves: bool) -> None:
         call = self._call
         due, self._due = self._due, False
         last = len(call.turns) - 1
         of_last = [expect for _, expect, turn in pending if turn == last]
-        if due and any(expect.yields == "never" for expect in of_last):
-            # What asks for nothing gets no answer; the agent ends what it was saying.
-            await call.hear_end()
-            return
-        leaves = max((each.leaves for each in of_last if each.leaves is not None), default=None)
-        if leaves is not None:
-            if await self._until(lambda: not call.agent_identity, leaves + _SLACK_S):
+        gone_s = max((each.leaves for each in of_last if each.leaves is not None), default=None)
+        if gone_s is not None:
+            if await self._until(lambda: not call.agent_identity, gone_s + _SLACK_S):
                 self._left_s = time.monotonic()
-            return
-        if due:
+        elif due and self._sound:
+            await call.hear_end()  # what asks for nothing gets no answer
+            await asyncio.sleep(_DECIDED_S)
+        elif due and not (leaves and not any(map(_of_the_reply, of_last))):
             bound_s = max((each.reply or 0.0 for each in of_last), default=0.0)
-            await self._hear_reply(max(_REPLY_TIMEOUT_S, bound_s + _SLACK_S), pending)
-
-    async def _hear_reply(
-        self, timeout_s: float, pending: Sequence[tuple[int, Expect, int]]
-    ) -> None:
-        try:
-            await self._call.hear(timeout_s)
-        except NoReplyError as error:
-            step = next((number for number, _, _ in pending), self._step)
-            self._fail(outcome_of(error), "the agent answers", error.observed, step=step)
-            raise _StopError from None
+            await call.hear(max(_REPLY_TIMEOUT_S, bound_s + _SLACK_S))
+        elif due and of_last:
+            await asyncio.sleep(YIELD_WINDOW_S)
+            await call.hear_end()
+            await asyncio.sleep(_DECIDED_S)
 
     @property
     def _may_leave(self) -> bool:
@@ -391,11 +405,15 @@ class Player:
         if number < 0:
             return Observed(heard=call.greeting, **facts)
         turn = turns[number]
+        spoken_over = None
+        if turn.over_agent and "user_speech_end" in turn.marks:
+            spoken_over = call.interruption(turn)
         return Observed(
             reply_s=turn.voice_to_voice_s,
             early="reply_heard" in turn.marks and turn.voice_to_voice_s is None,
-            heard=turn.reply,
+            heard=turn.reply or self._gone_on(turn),
             over_agent=turn.over_agent,
+            yield_s=None if spoken_over is None else spoken_over.yield_latency_s,
             understood=turn.transcript,
             word_error_rate=turn.word_error_rate,
             left_s=None
@@ -403,6 +421,11 @@ class Player:
             else self._left_s - turn.marks.get("user_speech_end", self._left_s),
             **facts,
         )
+
+    def _gone_on(self, turn: Turn) -> str:
+        """Returns what the agent was saying while it heard a sound that asks for nothing."""
+        spoken_over = turn.over_agent and not turn.user_messages and turn.number > 0
+        return self._call.turns[turn.number - 1].reply if spoken_over else ""
 
     def _figures(self) -> CallFigures:
         turns = self._call.turns

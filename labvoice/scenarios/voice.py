@@ -13,6 +13,7 @@ from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.model import PAUSE_S, PAUSE_SIGN, Play, Say, ScenarioFile
 from labvoice.settings import Settings
 from labvoice.speech.conditions import at_snr, noise, telephone
+from labvoice.speech.probes import SOUNDS, to_pcm
 from labvoice.speech.utterances import (
     DEFAULT_SPEAKER,
     SAMPLE_RATE,
@@ -81,6 +82,9 @@ def prepare_caller(
         return telephone(samples) if voice.line == "telephone" else samples
 
     def read(step: Play) -> Utterance:
+        if step.play in SOUNDS:
+            samples = on_line(to_pcm(SOUNDS[step.play]()))
+            return Utterance(step.text, samples, SAMPLE_RATE, "signal")
         recorded = load_wav(file.find(step.play))
         return Utterance(step.text, on_line(recorded.samples), SAMPLE_RATE, "file", recorded.notice)
 

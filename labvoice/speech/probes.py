@@ -134,7 +134,7 @@ class _Maker:
             Probe(
                 name,
                 kind,
-                Utterance(text, _to_pcm(sound()), SAMPLE_RATE, "signal"),
+                Utterance(text, to_pcm(sound()), SAMPLE_RATE, "signal"),
                 "synthesised",
                 "signal",
             )
@@ -321,5 +321,10 @@ def _scaled(sound: _Floats) -> _Floats:
     return _PEAK * _unit(sound)
 
 
-def _to_pcm(sound: _Floats) -> npt.NDArray[np.int16]:
+def to_pcm(sound: _Floats) -> npt.NDArray[np.int16]:
+    """Returns a sound, full scale 1.0, as 16-bit samples."""
     return np.asarray(np.round(sound * 32767), np.int16)
+
+
+SOUNDS: Final[dict[str, Callable[[], _Floats]]] = {"cough": cough, "laugh": laugh, "mm-hm": mm_hm}
+"""The made sounds by name."""

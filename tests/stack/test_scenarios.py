@@ -16,7 +16,12 @@ from labvoice.scenarios.junit import write_junit
 from labvoice.scenarios.model import (
     HANG_UP,
     Expect,
+    ExpectCall,
+    Interrupt,
+    Latency,
     ModelCall,
+    Persona,
+    Play,
     Rule,
     Say,
     Scenario,
@@ -24,7 +29,7 @@ from labvoice.scenarios.model import (
 )
 from labvoice.scenarios.suite import SuiteResult, run_scenarios
 from labvoice.targets.target import Target
-from tests.scripted_judge import ScriptedJudge
+from tests.scripted_judge import LINES, ScriptedJudge
 from tests.serving import serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "appointments"
@@ -68,6 +73,19 @@ STAYS = Scenario(
     steps=[Say("What are your opening hours?"), Say("Please find my appointment.")],
     model=MODEL,
 )
+ASKED = Say("What are your opening hours?")
+WAIT = Say("Stop, I mean the other day.", Interrupt(after=1.5))
+YIELDS = Scenario(name="yields", steps=[ASKED, WAIT, Expect(yields=2.5), HANG_UP], model=MODEL)
+RECOVERS = Scenario(name="recovers", steps=[ASKED, WAIT, Expect(heard="of course")], model=MODEL)
+STANDS = Scenario(
+    name="stands a cough",
+    steps=[
+        ASKED,
+        Play("cough", interrupt=Interrupt(after=1.5)),
+        Expect(yields="never", heard="until noon"),
+    ],
+    model=MODEL,
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +123,18 @@ async def play(
     )
 
 
+_NEIGHBOUR = {
+    "forgets to greet": ANSWERS,
+    "says the wrong thing": TOOL,
+    "calls the wrong tool": ANSWERS,
+    "leaves early": GREETS,
+    "never yields": RECOVERS,
+    "hangs after an interruption": YIELDS,
+    "yields to a cough": YIELDS,
+}
+"""The scenario that comes nearest to finding a fault, and must not."""
+
+
 def words(result: SuiteResult) -> str:
     """What failed, in words."""
     return "\n".join(
@@ -124,12 +154,13 @@ def failed(result: SuiteResult) -> list[str]:
 
 async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None:
     """Every scenario passes, its call is kept with a recording, and JUnit says so."""
-    result = await play(lab, tmp_path, GREETS, TOOL, ANSWERS, STAYS)
+    scenarios = [GREETS, TOOL, ANSWERS, STAYS, YIELDS, RECOVERS, STANDS]
+    result = await play(lab, tmp_path, *scenarios)
     assert result.passed, words(result)
     run = Run.load(result.run_path)
     assert set(run.outcomes["outcome"]) == {"ok"}
-    assert len(run.recordings) == 4
-    assert [each["pass_k"] for each in result.to_json()["scenarios"]] == [1, 1, 1, 1]
+    assert len(run.recordings) == len(scenarios)
+    assert {each["pass_k"] for each in result.to_json()["scenarios"]} == {1}
     write_junit(tmp_path / "junit.xml", result.scenarios)
     assert not ET.parse(tmp_path / "junit.xml").getroot().findall(".//failure")  # noqa: S314
 
@@ -141,13 +172,16 @@ async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None
         ("says the wrong thing", ANSWERS, "assertion_failed", "heard: open from eight"),
         ("calls the wrong tool", TOOL, "assertion_failed", "tool: find_appointment(user=*)"),
         ("leaves early", STAYS, "agent_lost", "the call goes on"),
+        ("never yields", YIELDS, "assertion_failed", "yields: within 2.5 s"),
+        ("hangs after an interruption", RECOVERS, "no_reply", "the agent answers"),
+        ("yields to a cough", STANDS, "assertion_failed", "yields: never"),
     ],
 )
 async def test_a_planted_fault_is_found_by_its_scenario_and_by_no_other(
     lab: Lab, tmp_path: Path, fault: str, finds: Scenario, outcome: str, expectation: str
 ) -> None:
     """The failure says step, expectation, what was observed, and where to listen."""
-    other = {"leaves early": GREETS, "forgets to greet": ANSWERS}.get(fault, GREETS)
+    other = _NEIGHBOUR[fault]
     result = await play(lab, tmp_path, finds, other, fault=fault)
     found, spared = result.scenarios
     assert spared.passed, words(result)
@@ -157,3 +191,53 @@ async def test_a_planted_fault_is_found_by_its_scenario_and_by_no_other(
     assert attempt.recording is not None
     assert attempt.recording.is_file()
     assert attempt.listen_s[0] is not None
+
+
+async def test_a_late_agent_is_found_by_a_latency_budget(lab: Lab, tmp_path: Path) -> None:
+    """A bound of 0.6 s above what the agent takes without a fault finds one that is 1 s late."""
+    measured = await play(lab, tmp_path / "before", ANSWERS, repeat=3)
+    frame = measured.run.frame
+    took_s = frame.loc[frame["stage"] == "voice_to_voice", "duration_s"].max()
+    bound = ExpectCall(voice_to_voice=Latency(max=float(took_s) + 0.6))
+    in_time = dataclasses.replace(ANSWERS, name="in time", expect=bound)
+    late = await play(lab, tmp_path / "late", in_time, ANSWERS, fault="late")
+    found, spared = late.scenarios
+    assert spared.passed, words(late)
+    assert "voice_to_voice: max below" in words(late)
+    assert failed(late) == ["assertion_failed"]
+    assert found.attempts[0].failures[0].step is None
+
+
+async def test_a_model_plays_the_caller_and_another_judges(
+    lab: Lab, tmp_path: Path, judge: ScriptedJudge
+) -> None:
+    """Both are named in the result; what the judge denies fails, its nonsense is an error."""
+    scenarios = [
+        Scenario(
+            name=statement,
+            steps=[Persona("You are Ann, and want to move your appointment.")],
+            expect=ExpectCall(judge=statement),
+            model=MODEL,
+        )
+        for statement in ("it is true", "it is false", "it is nonsense")
+    ]
+    result = await play(lab, tmp_path, *scenarios)
+    true, false, nonsense = result.scenarios
+    assert true.passed, words(result)
+    assert true.attempts[0].judged_by == "scripted"
+    assert "the caller was played by the language model scripted" in true.attempts[0].notices
+    assert [each.attempts[0].outcome for each in (false, nonsense)] == ["assertion_failed", "error"]
+    assert "The agent never said so. (judged by scripted)" in words(result)
+    assert "gave no verdict" in words(result)
+    said = result.run.notes["said"].dropna()
+    assert LINES[0] in set(said)
+
+
+async def test_the_rest_is_not_called_once_a_scenario_can_no_longer_pass(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Of three calls the first fails: the others are not made, and pass^3 is 0."""
+    result = await play(lab, tmp_path, GREETS, fault="forgets to greet", repeat=3)
+    (each,) = result.to_json()["scenarios"]
+    assert (each["calls"], each["stopped_early"], each["pass_k"]) == (1, True, 0)
+    assert not result.passed

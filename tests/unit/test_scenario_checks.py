@@ -62,6 +62,7 @@ FOUND = ToolCall("find", {"user": "Ann Lee", "n": 3}, "Monday", False, 1.0)
         (Expect(yields=1), Observed(), "the agent had ended"),
         (Expect(yields="never"), Observed(over_agent=True), ""),
         (Expect(yields="never"), Observed(over_agent=True, yield_s=0.4), "ended after 0.40 s"),
+        (Expect(yields="never"), Observed(over_agent=True, yield_s=4.0), ""),
         (Expect(word_error_rate=0.1), Observed(word_error_rate=0.0), ""),
         (Expect(word_error_rate=0.1), Observed(word_error_rate=0.1, understood="a"), "'a'"),
         (Expect(word_error_rate=0.1), Observed(), "not known"),

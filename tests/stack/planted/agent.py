@@ -99,6 +99,7 @@ async def entrypoint(ctx: JobContext) -> None:
                 "min_duration": 0.05 if coughing else 0.5,
                 "min_words": 0 if coughing else 1,
                 "resume_false_interruption": False,
+                "discard_audio_if_uninterruptible": False,
             },
         },
     )
