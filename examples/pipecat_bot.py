@@ -32,7 +32,7 @@ async def main(url: str, token: str, room: str) -> None:
     transport = LiveKitTransport(url, token, room, sound)
     # Smart Turn, whose weights are in Pipecat's package, ends a turn where nothing else is asked.
     conversation = LLMContextAggregatorPair(
-        LLMContext([{"role": "system", "content": INSTRUCTIONS}]),
+        LLMContext(),
         user_params=LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer()),
     )
     pipeline = Pipeline(
@@ -40,7 +40,7 @@ async def main(url: str, token: str, room: str) -> None:
             transport.input(),
             OpenAISTTService(),
             conversation.user(),
-            OpenAILLMService(),
+            OpenAILLMService(settings=OpenAILLMService.Settings(system_instruction=INSTRUCTIONS)),
             OpenAITTSService(),
             transport.output(),
             conversation.assistant(),

@@ -24,5 +24,10 @@ async def entrypoint(ctx: JobContext) -> None:
 
 if __name__ == "__main__":
     cli.run_app(
-        WorkerOptions(entrypoint_fnc=entrypoint, prewarm_fnc=prewarm, agent_name="plain-agent")
+        WorkerOptions(
+            entrypoint_fnc=entrypoint,
+            prewarm_fnc=prewarm,
+            agent_name="plain-agent",
+            initialize_process_timeout=60,  # a fresh environment is compiled at its first import
+        )
     )
