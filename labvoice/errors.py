@@ -122,6 +122,10 @@ class MediaBlockedError(StageTimeoutError):
     """The server's signalling answers, but no media connection to it can be established."""
 
 
+class MediaPathError(LabvoiceError):
+    """Media of a call went round its link, so that no figure of the call is the link's."""
+
+
 class NoReplyError(StageTimeoutError):
     """The agent did not answer a turn in time."""
 

@@ -28,6 +28,8 @@ from labvoice.dispatch.strategies import strategy_of
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.failover.supervisor import Supervisor
 from labvoice.faults import Faults
+from labvoice.link.client import Link, Relays
+from labvoice.link.impairment import LinkProfile
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS
 from labvoice.protocol.metadata import JobMetadata, Metadata
@@ -38,6 +40,7 @@ from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav,
 from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
+from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.check import ModelCheck
 from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text
@@ -85,6 +88,8 @@ class Lab:
         webhook_url: Where the lab's own LiveKit server sends its webhooks.
         model: Whether to start the language model that the settings name; no agent that runs
             elsewhere needs it.
+        wire: Date every packet of the calls, by a relay before the caller and one before the
+            agents that the lab starts.
         overrides: Single settings by field name, such as `llm="paced"`.
 
     Attributes:
@@ -110,6 +115,7 @@ class Lab:
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
         model: bool = True,
+        wire: bool = False,
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
@@ -132,6 +138,9 @@ class Lab:
         self._progress = progress
         self._webhook_url = webhook_url
         self._wants_model = model
+        self.wire = wire
+        self._relays: Relays | None = None
+        self._taps: dict[str, Link] = {}
         self._dispatcher: Dispatcher | None = None
 
     # -- lifecycle ---------------------------------------------------------------------------
@@ -149,6 +158,9 @@ class Lab:
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
         self._stack.make_state_dir(self.settings, "labs")
+        self._relays = Relays(self._stack.state_dir)
+        self._stack.exits.push_async_callback(self._relays.stop)
+        self._stack.on_server = self._tap if self.wire else None
         loading = asyncio.create_task(asyncio.to_thread(_import_for_calls))
         try:
             await self._start_parts()
@@ -199,6 +211,19 @@ class Lab:
             await stack.fetch_speech(self.settings)  # not part of the worker's start timeout
             async with stack.timed("worker"):
                 await self.add_workers(self._worker_count)
+
+    async def _tap(self, server: LiveKitServer) -> None:
+        """Puts a relay before the agents of a server, where packets are dated."""
+        assert self._relays is not None
+        tap = await self._relays.open(server.http_url, keep_packets=True)
+        self._taps[server.url] = tap
+        server.agent_url = tap.url
+
+    @property
+    def agent_url(self) -> str:
+        """Address of the LiveKit server for agents; where packets are dated, a relay's."""
+        assert self._stack.server is not None
+        return self._stack.server.agent_url
 
     def supervise(self) -> None:
         """Starts the supervisor, which replaces lost agents, also those of calls that run already.
@@ -480,6 +505,7 @@ class Lab:
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
         on_mark: Callable[[Mark], None] | None = None,
+        link: LinkProfile | str | None = None,
     ) -> Call:
         """Returns a call that is not connected yet; :meth:`call` also connects it.
 
@@ -492,6 +518,8 @@ class Lab:
                 :data:`labvoice.dispatch.strategies.StrategyName`.
             timeout_s: How long to wait for the agent, in seconds.
             on_mark: Called with each connection mark as it is set.
+            link: The link of the caller's media, such as `4g` or `delay=80ms,loss=3%`; the
+                target's when not given.
 
         Raises:
             LabvoiceError: The lab is not running.
@@ -511,6 +539,13 @@ class Lab:
             known = [self.settings]
         target = agent.target
         metadata = target.metadata or None if metadata is None else metadata
+        profile = LinkProfile.parse(link) if isinstance(link, str) else link or target.link
+        open_link = None
+        if profile is not None or self.wire:
+            assert self._relays is not None
+            open_link = functools.partial(
+                self._relays.open, agent.server.http_url, profile, keep_packets=self.wire
+            )
         key = (agent.name, repr(target), repr(metadata))
 
         def ended(call: Call) -> None:
@@ -538,6 +573,8 @@ class Lab:
             room_metadata=target.room_metadata,
             on_end=ended,
             bring=agent.bot.in_room if agent.bot is not None else None,
+            open_link=open_link,
+            tap=self._taps.get(agent.server.url),
         )
         self._calls.add(call)
         self.remember(call)
@@ -563,6 +600,7 @@ class Lab:
         strategy: StrategyName = "sequential",
         timeout_s: float = DISPATCH_TIMEOUT_S,
         recording: str | Path | None = None,
+        link: LinkProfile | str | None = None,
     ) -> PendingCall:
         """Connects a caller, dispatches the agent and returns when the agent listens.
 
@@ -578,6 +616,7 @@ class Lab:
             strategy: As for :meth:`new_call`.
             timeout_s: As for :meth:`new_call`.
             recording: File that the recording is written to when the call ends, `.ogg` or `.wav`.
+            link: As for :meth:`new_call`.
 
         Raises:
             UsageError: There is no such Letta agent, or several; or both metadata and a Letta
@@ -593,6 +632,7 @@ class Lab:
                 metadata=await self._metadata_of(metadata, letta_agent, mode),
                 strategy=strategy,
                 timeout_s=timeout_s,
+                link=link,
             )
             call.recording_path = path
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import re
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from labvoice.dispatch import StrategyName
 from labvoice.errors import UsageError
+from labvoice.link.impairment import LinkProfile
 from labvoice.settings import Mode
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
@@ -39,6 +41,7 @@ class Arm:
             memory.
         columns: Further columns in the frame, such as what sets the arm apart.
         target: The agent that the arm measures, in place of `agent_name`, `program`, `settings`.
+        link: The link of its callers' media; none where not given.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Arm:
     mode: Mode | None = None
     columns: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     target: Target | None = None
+    link: LinkProfile | None = None
 
 
 DEFAULT: Final = Arm("default")
@@ -183,8 +187,30 @@ def target_arms(targets: Mapping[str, Target | str]) -> list[Arm]:
             raise UsageError(
                 f"{name!r} cannot be the name of an arm", "use letters, digits and . _ + -"
             )
-        arms.append(Arm(name, columns={"agent": str(target)}, target=target))
+        columns = {"agent": str(target)}
+        arms.append(Arm(name, columns=columns, target=target, link=target.link))
     return arms
+
+
+def with_links(arms: Sequence[Arm], links: Sequence[str]) -> list[Arm]:
+    """Returns the arms with the links of their callers' media.
+
+    Args:
+        arms: The arms.
+        links: Each a link for all arms, as :meth:`LinkProfile.parse` reads it, or `ARM:LINK`.
+
+    Raises:
+        UsageError: One cannot be read, or names no arm.
+    """
+    found = {arm.name: arm for arm in arms}
+    for text in links:
+        name, colon, rest = text.partition(":")
+        if colon and name not in found:
+            raise UsageError(f"--link: there is no arm {name!r}", f"one of {', '.join(found)}")
+        profile = LinkProfile.parse(rest if colon else text)
+        for each in [name] if colon else list(found):
+            found[each] = dataclasses.replace(found[each], link=profile)
+    return list(found.values())
 
 
 def choose(given: Arms, known: Sequence[Arm]) -> list[Arm]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 from livekit import api, rtc
 
-from labvoice.bench.arms import SEED, Arm, interleave
+from labvoice.bench.arms import SEED, Arm, interleave, with_links
+from labvoice.bench.instrument import known_error
 from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
 from labvoice.caller.recorder import Recording
@@ -64,6 +65,7 @@ class RunOptions:
         progress: Told a line for every trial.
         warmup: How many rounds go before those that count; they are recorded and flagged.
         seed: Of the order in which the arms take turns within a round.
+        links: Links of the callers' media, as :func:`labvoice.bench.arms.with_links` takes them.
     """
 
     out: Path | None = None
@@ -71,6 +73,7 @@ class RunOptions:
     progress: Callable[[str], None] = lambda _: None
     warmup: int = 0
     seed: int = SEED
+    links: Sequence[str] = ()
 
     def path(self, kind: str) -> Path:
         """Returns where the run is written."""
@@ -222,6 +225,7 @@ async def call_trial(
         agent_name=arm.agent_name,
         metadata=metadata,
         strategy=arm.strategy,
+        link=arm.link,
         on_mark=lambda mark: this.mark(mark),
     )
     async with trial(
@@ -306,6 +310,7 @@ async def measure_calls(
         RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
+    arms = with_links(arms, options.links)
     settings, progress = lab.settings, options.progress
     path = options.path(kind)
     header = {
@@ -314,6 +319,8 @@ async def measure_calls(
         "warmup": options.warmup,
         "seed": options.seed,
         "agent_name": settings.agent_name,
+        **({"link": "; ".join(options.links)} if options.links else {}),
+        **({"wire": True} if lab.wire else {}),
         **(config or {}),
     }
     arms = await start_workers(lab, arms, progress)
@@ -386,8 +393,9 @@ async def start_workers(
 
 
 async def host_facts(lab: Lab) -> dict[str, Any]:
-    """Describes the host, with the load that it had before the lab itself made any."""
-    return await asyncio.to_thread(host.facts, lab.server_version, load_1m=lab.load_before)
+    """Describes the host: its load before the lab made any, and the instrument's error on it."""
+    facts = await asyncio.to_thread(host.facts, lab.server_version, load_1m=lab.load_before)
+    return facts | known_error(lab.settings, facts)
 
 
 async def connect_and_greet(this: Trial, call: Call) -> None:
@@ -416,11 +424,12 @@ def columns(settings: Settings) -> dict[str, Any]:
 def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     """Returns an arm's columns in the frame; a foreign agent's engines are its own."""
     target = arm.target
+    link = {"link": str(arm.link)} if arm.link is not None else {}
     if target is not None and target.kind not in BUILT_IN:
-        return {"strategy": arm.strategy, **arm.columns}
+        return {"strategy": arm.strategy, **link, **arm.columns}
     changed = dict(arm.settings if target is None else target.settings)
     own = settings.model_copy(update=changed)
-    return {**columns(own), "strategy": arm.strategy, **arm.columns}
+    return {**columns(own), "strategy": arm.strategy, **link, **arm.columns}
 
 
 def ending_facts(call: Call) -> dict[str, Any]:

@@ -5,33 +5,50 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from livekit import api, rtc
 from pydantic import SecretStr
 
-from labvoice.bench.arms import Arm
+from labvoice.bench.arms import SEED, Arm, choose, interleave
 from labvoice.bench.base import RunOptions, Trial, call_trial, host_facts
+from labvoice.bench.instrument import keep_calibration
+from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
-from labvoice.protocol.vocabulary import CALIBRATION_STAGES, Mark
+from labvoice.protocol.vocabulary import CALIBRATION_STAGES, INSTRUMENT_ERROR, Mark
 from labvoice.runs.run import Run, RunWriter
+from labvoice.speech.detection import PEAK_RATIO
 from labvoice.speech.utterances import Pcm, Utterance
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
 
 _AGENT_NAME: Final = "reference-agent"
-_ARM: Final = Arm("default", agent_name=_AGENT_NAME)
 _TONE_HZ: Final = 440.0
 _TONE_S: Final = 0.6
 _AMPLITUDE: Final = 0.25
-DELAYS_S: Final = (0.5, 0.7, 0.9, 1.2)
-"""Delays of the reference's replies, in turn; all above the 0.4 s of silence by which a listener
-knows that a voice has ended."""
+DELAYS_S: Final = (0.2, 0.5, 0.8, 1.2, 2.0, 3.0)
+"""Delays of the reference's replies, in turn."""
+VARIANTS: Final = ("plain", "quiet", "breath", "noise", "music")
+"""What the reference's line carries: replies with hard edges, replies that begin quietly, a breath
+before each, noise all the time, music all the time."""
+_TONE_ENDED_S: Final = 0.06
+"""Silence by which the reference knows that a tone has ended: no tone has a gap in it."""
+_TONE_LEAST_S: Final = 0.45
+_RAMP_S: Final = 0.1
+_RAMP_FROM: Final = 0.01
+_BREATH_S: Final = 0.1
+_BREATH_RMS: Final = 10 ** (-62 / 20)
+_NOISE_RMS: Final = 10 ** (-55 / 20)
+_MUSIC_RMS: Final = 10 ** (-50 / 20)
+_CHORD_HZ: Final = (220.0, 277.2, 329.6)
+_BACKGROUND_S: Final = 4
 _TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S: Final = 10.0
 _SILENCE_S: Final = 0.5
@@ -53,6 +70,58 @@ def tone() -> Pcm:
     return np.asarray(wave * np.iinfo(np.int16).max, np.int16)
 
 
+class Reply(NamedTuple):
+    """A reply of the reference.
+
+    Attributes:
+        samples: Mono.
+        first: Index of the first voiced sample.
+    """
+
+    samples: Pcm
+    first: int
+
+
+def reply_of(variant: str) -> Reply:
+    """Returns what the reference answers.
+
+    A reply that begins quietly is voiced from 30 dB below its loudest on, as the ear's rule has it
+    (:data:`labvoice.speech.detection.PEAK_RATIO`).
+    """
+    wave = tone()
+    if variant == "quiet":
+        ramp = int(_RAMP_S * SAMPLE_RATE_HZ)
+        gain = np.ones(len(wave))
+        gain[:ramp] = np.geomspace(_RAMP_FROM, 1.0, ramp)
+        first = int(np.argmax(gain >= PEAK_RATIO))
+        return Reply(np.asarray(wave * gain, np.int16), first)
+    if variant == "breath":
+        breath = _noise(_BREATH_RMS, int(_BREATH_S * SAMPLE_RATE_HZ))
+        return Reply(np.concatenate([breath, wave]), len(breath))
+    return Reply(wave, 0)
+
+
+def background_of(variant: str) -> Pcm:
+    """Returns what is on the reference's line all the time; empty for silence."""
+    count = _BACKGROUND_S * SAMPLE_RATE_HZ
+    if variant == "noise":
+        return _noise(_NOISE_RMS, count)
+    if variant == "music":
+        seconds = np.arange(count) / SAMPLE_RATE_HZ
+        beat = 0.6 + 0.4 * np.sin(2 * np.pi * 0.5 * seconds)
+        chord = beat * sum(np.sin(2 * np.pi * hz * seconds) for hz in _CHORD_HZ)
+        return _pcm(chord * _MUSIC_RMS / np.sqrt(np.mean(np.square(chord))))
+    return np.zeros(0, np.int16)
+
+
+def _noise(rms: float, count: int) -> Pcm:
+    return _pcm(np.random.default_rng(SEED).normal(0.0, rms, count))
+
+
+def _pcm(wave: npt.NDArray[np.float64]) -> Pcm:
+    return np.asarray(wave * np.iinfo(np.int16).max, np.int16)
+
+
 class _ReferenceAgent:
     """An agent that answers each tone with a tone, a known time after it heard the end of it.
 
@@ -60,12 +129,14 @@ class _ReferenceAgent:
     ends are on one clock, and nothing about the clocks has to be believed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variant: str) -> None:
         self.delay_s = DELAYS_S[0]
         self.replies: list[_Reply] = []
+        self._reply = reply_of(variant)
         self._room = rtc.Room()
         self._microphone = Microphone()
-        self._listener = Listener(self._on_voice)
+        self._microphone.background = background_of(variant)
+        self._listener = Listener(on_frame=self._on_frame)
         self._answered = 0
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -94,18 +165,21 @@ class _ReferenceAgent:
                 "check that the server runs and that its RTC ports can be reached",
             ) from None
 
-    def _on_voice(self) -> None:
-        ended = [voice for voice in self._listener.voices if voice.ended]
-        for voice in ended[self._answered :]:
-            task = asyncio.create_task(self._answer(voice.end_s))
-            self._answers.add(task)
-            task.add_done_callback(self._answers.discard)
-        self._answered = len(ended)
+    def _on_frame(self, _: str, __: Pcm, at_s: float) -> None:
+        """Answers a tone as soon as it has ended, which is sooner than a voice is known to have."""
+        for voice in self._listener.voices[self._answered :]:
+            long_enough = voice.end_s - voice.start_s >= _TONE_LEAST_S
+            if long_enough and at_s - voice.end_s >= _TONE_ENDED_S:
+                self._answered += 1
+                task = asyncio.create_task(self._answer(voice.end_s))
+                self._answers.add(task)
+                task.add_done_callback(self._answers.discard)
 
     async def _answer(self, heard_s: float) -> None:
-        await asyncio.sleep(heard_s + self.delay_s - asyncio.get_running_loop().time())
-        samples = tone()
-        left_s, _ = await self._microphone.play(samples, 0, len(samples) - 1)
+        samples, first = self._reply
+        begin_s = heard_s + self.delay_s - first / SAMPLE_RATE_HZ
+        await asyncio.sleep(begin_s - asyncio.get_running_loop().time())
+        left_s, _ = await self._microphone.play(samples, first, len(samples) - 1)
         self.replies.append(_Reply(heard_s, left_s))
 
     async def hear_silence(self) -> None:
@@ -136,58 +210,69 @@ class _ReferenceAgent:
         await self._room.disconnect()
 
 
-async def calibrate(lab: Lab, trials: int, options: RunOptions) -> Run:
+async def calibrate(
+    lab: Lab, trials: int, variants: str | Sequence[str], options: RunOptions
+) -> Run:
     """Measures the instrument: calls to a reference that answers after a known time.
 
     Each trial is a call of as many turns as there are delays. In each, `voice_to_voice_error` is
     what the caller read less how long the reference truly took, and `uplink` and `downlink` are
     its two parts: from a sample's leaving one microphone to its being heard at the other end. A
-    user's ear has these two ways as well, so they bound the instrument's own error from above;
-    how much they scatter is the least difference between two replies that it can tell.
+    user's ear has these two ways as well. In a lab that dates packets, the caller's own ends are
+    apart: `transport_caller` (the last voiced sample leaves), `jitter_buffer` and
+    `transport_rest` (from a packet's arrival to its being heard, less the jitter buffer), and
+    `instrument_error` is their sum without the jitter buffer. That of 20 turns or more is kept for
+    the reports and comparisons of later runs on this machine.
 
     Args:
         lab: It needs no worker.
-        trials: How many calls.
+        trials: How many calls of each variant.
+        variants: Of :data:`VARIANTS`, as a list or with commas; each is an arm.
         options: Of the run.
 
     Raises:
-        UsageError: A number makes no sense.
+        UsageError: A number makes no sense, or there is no such variant.
         RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
+    arms = choose(variants, [Arm(name, agent_name=_AGENT_NAME) for name in VARIANTS])
     path = options.path("calibrate")
     config = {
         "command": options.command,
         "trials": trials,
         "warmup": options.warmup,
         "delays_s": list(DELAYS_S),
+        **({"wire": True} if lab.wire else {}),
     }
     facts = await host_facts(lab)
-    with RunWriter(path, kind="calibrate", config=config, host_facts=facts) as run:
-        for number in range(rounds):
+    columns: dict[str, dict[str, str]] = {arm.name: {} for arm in arms}
+    with RunWriter(path, kind="calibrate", config=config, arms=columns, host_facts=facts) as run:
+        for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
             async with call_trial(
                 lab,
                 run,
                 number,
-                _ARM,
-                round_number=number,
-                warmup=number < options.warmup,
+                arm,
+                round_number=this_round,
+                warmup=this_round < options.warmup,
                 said=[""] * len(DELAYS_S),
             ) as (this, call):
-                this.words = await _calibrate(lab, this, call)
-            options.progress(f"calibrate {number + 1}/{rounds}: {this.words}")
-    return Run.load(path)
+                this.words = await _calibrate(lab, this, call, arm.name)
+            name = f" {arm.name}" if len(arms) > 1 else ""
+            options.progress(f"calibrate{name} {this_round + 1}/{rounds}: {this.words}")
+    calibration = Run.load(path)
+    keep_calibration(lab.settings, calibration)
+    return calibration
 
 
-async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
+async def _calibrate(lab: Lab, this: Trial, call: Call, variant: str) -> str:
     settings = lab.settings
-    assert settings.livekit_url
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
-    reference = _ReferenceAgent()
+    reference = _ReferenceAgent(variant)
     try:
         await reference.join(
-            settings.livekit_url,
+            lab.agent_url,
             settings.livekit_api_key,
             settings.livekit_api_secret,
             call.room_name,
@@ -201,7 +286,8 @@ async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
             errors.append(await _turn(this, call, reference))
     finally:
         await reference.leave()
-    return "read too much by " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
+    what = "adds" if call.media.link is not None else "read too much by"
+    return f"{what} " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
 
 
 async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
@@ -209,11 +295,19 @@ async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
     await call.hear_end()
     reply = reference.reply_between(turn.marks["user_speech_end"], turn.marks["reply_heard"])
+    this.run.mark(this.number, Mark("reply_heard", turn.marks["reply_heard"]), turn=turn.number)
+    await call.take_media(turn)
     uplink_s = reply.heard_s - turn.marks["user_speech_end"]
     downlink_s = turn.marks["reply_heard"] - reply.left_s
-    this.run.mark(this.number, Mark("reply_heard", turn.marks["reply_heard"]), turn=turn.number)
-    stages = (uplink_s + downlink_s, uplink_s, downlink_s)
-    for stage, duration_s in zip(CALIBRATION_STAGES, stages, strict=True):
+    stages = dict(
+        zip(CALIBRATION_STAGES, (uplink_s + downlink_s, uplink_s, downlink_s), strict=True)
+    )
+    if {"speech_packet_sent", "reply_packet_received"} <= turn.marks.keys():
+        sent_s = turn.marks["speech_packet_sent"] - turn.marks["user_speech_end"]
+        heard_s = turn.marks["reply_heard"] - turn.marks["reply_packet_received"]
+        stages[INSTRUMENT_ERROR] = sent_s + heard_s - (turn.jitter_buffer_s or 0.0)
+    for stage, duration_s in stages.items():
         this.run.stage(this.number, stage, duration_s, turn=turn.number, source="reference")
+    record_buffer(this.run, this.number, turn)
     this.outcome("ok", turn=turn.number)
-    return stages[0]
+    return stages.get(INSTRUMENT_ERROR, stages["voice_to_voice_error"])

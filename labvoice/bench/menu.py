@@ -37,6 +37,7 @@ class Bench:
         trials: int = 10,
         *,
         arms: Arms = "",
+        links: Sequence[str] = (),
         warmup: int = 1,
         out: Path | None = None,
         command: str = "",
@@ -50,6 +51,8 @@ class Bench:
                 a list or with commas; or agents by the names of their arms, such as
                 `{"mine": Target.program("agent.py"), "before": "agent.py@main"}`; the lab as it
                 is when not given.
+            links: The link of the callers' media, such as `["4g"]`, or of an arm's,
+                `["mine:delay=80ms,loss=3%"]`.
             warmup: How many go before, of each arm; they are recorded and flagged.
             out: The run file; one in `runs/` named by the time when not given.
             command: The command line to show as the way to reproduce the run.
@@ -59,7 +62,8 @@ class Bench:
             UsageError: A number makes no sense.
             RunFileError: The run file exists already.
         """
-        return await connect(self._lab, trials, arms, RunOptions(out, command, progress, warmup))
+        options = RunOptions(out, command, progress, warmup, links=links)
+        return await connect(self._lab, trials, arms, options)
 
     async def turns(
         self,
@@ -68,6 +72,7 @@ class Bench:
         turns: int = 1,
         arms: Arms = "",
         utterances: Sequence[Utterance] | None = None,
+        links: Sequence[str] = (),
         warmup: int = 1,
         out: Path | None = None,
         command: str = "",
@@ -81,6 +86,7 @@ class Bench:
             arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
             utterances: What the caller says, in rotation; human recordings and synthesised
                 questions when not given.
+            links: As for :meth:`connect`.
             warmup: As for :meth:`connect`.
             out: As for :meth:`connect`.
             command: As for :meth:`connect`.
@@ -91,7 +97,7 @@ class Bench:
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        options = RunOptions(out, command, progress, warmup)
+        options = RunOptions(out, command, progress, warmup, links=links)
         return await measure_turns(self._lab, trials, turns, arms, utterances, options)
 
     async def endpointing(
@@ -170,12 +176,13 @@ class Bench:
         self,
         trials: int = 10,
         *,
+        arms: str | Sequence[str] = "plain",
         out: Path | None = None,
         command: str = "",
         progress: Callable[[str], None] = lambda _: None,
     ) -> Run:
         """Measures the instrument's own error; see :func:`labvoice.bench.calibrate.calibrate`."""
-        return await calibrate(self._lab, trials, RunOptions(out, command, progress))
+        return await calibrate(self._lab, trials, arms, RunOptions(out, command, progress))
 
     async def burst(
         self,

@@ -37,7 +37,8 @@ def record_call(
     """
     path = out or run_path("call")
     about = columns(settings) if target is None else {"agent": str(target)}
-    arms = {"default": {**about, "strategy": call.strategy}}
+    link = {} if call.media.link is None else {"link": str(call.media.link.profile)}
+    arms = {"default": {**about, "strategy": call.strategy, **link}}
     config: dict[str, Any] = {"command": command}
     if served is not None:
         config["models"] = {

@@ -13,6 +13,7 @@ from labvoice.bench.memory import record_memory, wait_for_memory
 from labvoice.caller.call import Call
 from labvoice.caller.turns import Turn
 from labvoice.errors import UsageError
+from labvoice.protocol.vocabulary import JITTER_BUFFER
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
 from labvoice.speech.utterances import (
@@ -126,7 +127,17 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
     for stage, duration_s in turn.metrics.items():
         if stage != "memory_sync":  # it comes later
             run.stage(trial, stage, duration_s, turn=turn.number)
+    record_buffer(run, trial, turn)
     run.note(trial, turn.number, **_facts(turn))
+
+
+def record_buffer(run: RunWriter, trial: int, turn: Turn) -> None:
+    """Records a turn's jitter buffer, and which stall has upset it."""
+    if turn.jitter_buffer_s is not None:
+        source = "statistics"
+        run.stage(trial, JITTER_BUFFER, turn.jitter_buffer_s, turn=turn.number, source=source)
+    if turn.upset:
+        run.note(trial, turn.number, upset=turn.upset)
 
 
 def _facts(turn: Turn) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
 from labvoice.caller.interruption import Interruption, check_at, interruption, reply_onset
 from labvoice.caller.listening import call_player
 from labvoice.caller.marks import ConnectionMarks, instants
+from labvoice.caller.media import Media, OpenLink
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.recorder import Recorder
@@ -34,7 +35,14 @@ from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.dispatch.tokens import caller_token
-from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
+from labvoice.errors import (
+    AgentLostError,
+    LabvoiceError,
+    NoReplyError,
+    StageTimeoutError,
+    UsageError,
+)
+from labvoice.link.client import Link
 from labvoice.protocol.metadata import Metadata, check_name
 from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import Mark
@@ -145,6 +153,8 @@ class Call:
         bring: Brings a bot that joins by itself; the agent is dispatched by name when not given.
         attributes: The caller's attributes as a participant.
         room_metadata: Metadata of the room, where the caller makes it.
+        open_link: Opens the link of the caller's media; None for a direct connection.
+        tap: The relay before the agent, where the lab dates packets.
 
     Attributes:
         strategy: As given.
@@ -163,6 +173,7 @@ class Call:
         recorder: Keeps the sound of both sides.
         recording_path: Where the recording is written when the call ends, `.ogg` or `.wav`; None:
             nowhere.
+        media: The caller's media connection.
         greets: As given; of an agent that was not known, what was found out.
         ready_by: The mark that shows the agent to be ready: `agent_listening`, its state, or for
             one that reports no state `agent_audio_subscribed`; empty before.
@@ -191,6 +202,8 @@ class Call:
         bring: BringBot | None = None,
         attributes: Mapping[str, str] | None = None,
         room_metadata: str = "",
+        open_link: OpenLink | None = None,
+        tap: Link | None = None,
     ) -> None:
         self.strategy = strategy
         self.room_name = check_name(room)
@@ -213,6 +226,7 @@ class Call:
         self._bot = AsyncExitStack()
         self._room = rtc.Room()
         self._microphone = Microphone(self.recorder.sent)
+        self.media = Media(self._room, self._microphone, open_link, tap)
         self._marks = ConnectionMarks(on_mark)
         self.connection_marks = self._marks.by_name
         self._turns = Turns()
@@ -261,6 +275,20 @@ class Call:
         return self._turns.all
 
     @property
+    def link(self) -> Link:
+        """The call's link: `await call.link.set("loss=10%")`, `await call.link.clear()`.
+
+        Raises:
+            UsageError: The call has none, or is not connected yet.
+        """
+        if self.media.link is None:
+            raise UsageError(
+                "the call has no link that could be changed",
+                'connect it with one: `lab.call(link="none")` lets everything pass at first',
+            )
+        return self.media.link
+
+    @property
     def notices(self) -> list[str]:
         """What is worth knowing of the connection and of the agent's tracks, a sentence each."""
         missing = self.reports.missing if self._foreign else ""
@@ -304,9 +332,12 @@ class Call:
             MediaBlockedError: It answers, but media cannot pass.
             DispatchError: The agent did not join; the class names the cause.
             StageTimeoutError: A later step did not happen in time; `stage` names it.
+            MediaPathError: The caller's media did not take its link.
         """
         try:
+            await self.media.open()
             await self._connect(click_s)
+            await self.media.check_path()
         except LabvoiceError as error:
             self.failure = error.observed
             raise
@@ -367,7 +398,8 @@ class Call:
     async def _join(self, token: str) -> None:
         self.agent.follow()
         await self.reports.start()
-        await connect_room(self._room, self._url, token)
+        url = self._url if self.media.link is None else self.media.link.url
+        await connect_room(self._room, url, token)
         self._marks.set("room_connected")
         for participant in self._room.remote_participants.values():
             self.agent.on_participant(participant)
@@ -481,6 +513,7 @@ class Call:
         self._turns.spoken(turn, start_s, end_s)
         self._report(turn, "user_speech_start")
         self._report(turn, "user_speech_end")
+        await self.media.said()
         return turn
 
     async def _until_into_reply(self, after_s: float) -> None:
@@ -519,6 +552,7 @@ class Call:
             LabvoiceError: Nothing was said yet.
             NoReplyError: No voice was heard in time; the turn's outcome is `no_reply`.
             AgentLostError: The agent left; the turn's outcome is `agent_lost`.
+            MediaPathError: The caller's media did not take its link; the outcome is `error`.
         """
         if not self.turns:
             raise LabvoiceError("nothing was said yet", "`await call.say(…)` first")
@@ -538,6 +572,7 @@ class Call:
             voice = self.agent.ear.voice_since(turn.marks["reply_heard"])
             if voice is not None and voice.doubt:
                 turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
+            await self.take_media(turn)
             await self._until_text(turn, timeout_s)
             await self.hear_end()  # what follows a filler
             if (end_s := self.agent.ear.end_since(turn.marks["reply_heard"])) is not None:
@@ -557,8 +592,22 @@ class Call:
             raise
         return turn
 
+    async def take_media(self, turn: Turn) -> None:
+        """Takes what is known of the media of a turn that was heard; :meth:`hear` does so itself.
+
+        Raises:
+            MediaPathError: Some of it did not take the link.
+        """
+        before = set(turn.marks)
+        await self.media.heard(turn)
+        for name in turn.marks.keys() - before:
+            self._report(turn, name)
+
     async def _why_no_reply(self, error: NoReplyError) -> NoReplyError:
-        """The same error, with the cause and its hint where the agent's model gave one."""
+        """The same error, with its cause: the link, or what the agent's model answered."""
+        if cut := self.media.cut():
+            hint = "`await call.link.clear()` lets packets pass again"
+            return NoReplyError(error.stage, error.timeout_s, cut, hint)
         with contextlib.suppress(LabvoiceError):
             await self.reports.fetch()
             if self.reports.model_error:
@@ -690,6 +739,7 @@ class Call:
             self._microphone.aclose,
             self.agent.ear.aclose,
             self._room.disconnect,
+            self.media.aclose,
         ):
             # One that fails or hangs must not block the others.
             with contextlib.suppress(Exception):

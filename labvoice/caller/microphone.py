@@ -18,6 +18,7 @@ SAMPLE_RATE_HZ = 48000
 _FRAME_S = 0.01
 _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
+_LATE_KEPT = 1000
 
 
 @dataclass(eq=False)
@@ -54,6 +55,7 @@ class Microphone:
         self._source = rtc.AudioSource(SAMPLE_RATE_HZ, 1, queue_size_ms=0)
         self._waiting: deque[_Playing] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._late: deque[tuple[float, float]] = deque(maxlen=_LATE_KEPT)
         self.background: npt.NDArray[np.int16] = np.zeros(0, np.int16)
         self._around = 0
         self.gaps = 0
@@ -146,6 +148,8 @@ class Microphone:
             )
             self._on_frame(data, left_s)
             self._frame_left(left_s)
+            if left_s - due > _FRAME_S:
+                self._late.append((left_s, left_s - due))
             due += _FRAME_S
             delay = due - time.monotonic()
             if delay > 0:
@@ -153,6 +157,11 @@ class Microphone:
             elif delay < -_MAX_LATE_S:
                 self.gaps += 1
                 due = time.monotonic()  # after a stall, do not send a burst
+
+    def late_s(self, at_s: float, around_s: float) -> float:
+        """Returns how late a frame was at most around an instant, in seconds; 0 if none was."""
+        near = (late_s for left_s, late_s in self._late if abs(left_s - at_s) <= around_s)
+        return max(near, default=0.0)
 
     async def aclose(self) -> None:
         """Stops sending."""

@@ -62,6 +62,9 @@ class Turn:
         outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`; `no_reply` until a reply
             was heard, `interrupted` where agent or user spoke over the other.
         notice: Remark on its figures, such as an uncertain end of speech.
+        jitter_buffer_s: Mean time that the agent's sound spent in the caller's jitter buffer, from
+            the end of speech to the end of the reply; None where unknown.
+        upset: Which stall of this machine its figures are of; empty where they are sound.
         message_ids: LiveKit's ids of the messages whose figures are the turn's.
         replied: Whether the text of the reply that is dated is there.
         voices: When the agent's voice began in this turn.
@@ -79,6 +82,8 @@ class Turn:
     user_messages: int = 0
     outcome: str = "no_reply"
     notice: str = ""
+    jitter_buffer_s: float | None = None
+    upset: str = ""
     message_ids: list[str] = field(default_factory=list, repr=False)
     replied: bool = field(default=False, repr=False)
     voices: list[AgentVoice] = field(default_factory=list, repr=False)

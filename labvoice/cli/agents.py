@@ -63,6 +63,27 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Read agents and arms there; labvoice.toml here if absent."),
 ]
+LinkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--link",
+        metavar="LINK",
+        help="A bad network for the caller's media: wifi, 4g, satellite, train, or such as "
+        "delay=80ms,jitter=30ms,loss=3%,rate=64kbit.",
+    ),
+]
+LinksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--link",
+        metavar="[ARM:]LINK",
+        help="A bad network for the callers' media, or for that of one arm: wifi, 4g, satellite, "
+        "train, or such as delay=80ms,jitter=30ms,loss=3%,rate=64kbit.",
+    ),
+]
+WireOption = Annotated[
+    bool, typer.Option("--wire", help="Date the packets at both ends: what each end adds.")
+]
 
 
 @dataclass(frozen=True)

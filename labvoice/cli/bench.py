@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinksOption, WireOption, takes_agents
 from labvoice.cli.common import (
     ArmsOption,
     JsonOption,
@@ -49,6 +49,7 @@ def bench_connect(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Warm-up trials first.")] = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -66,11 +67,13 @@ def bench_connect(
 
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
-    from labvoice.bench.arms import CONNECT_ARMS, choose
+    from labvoice.bench.arms import CONNECT_ARMS, choose, with_links
 
     targets = agents.arms()
     chosen = choose(_all_arms(arms, targets), CONNECT_ARMS)  # an unknown name raises early
+    with_links(chosen, link or [])
     options: dict[str, Any] = {"trials": trials, "warmup": warmup, "arms": chosen, "out": out}
+    options["links"] = link or []
     kept = recording_of(recording, no_recording)
     run_command(_bench("connect", llm, json_path, recording=kept, **options))
 
@@ -83,6 +86,8 @@ def bench_turns(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Calls before that.")] = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
+    wire: WireOption = False,
     llm: LlmOption = None,
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
@@ -102,16 +107,19 @@ def bench_turns(
     Example: labvoice bench turns --arm mine=agent.py --arm before=agent.py@main --arm own=own
 
     Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
+
+    Example: labvoice bench turns --arm good=own --arm bad=own --link bad:delay=80ms,loss=3%
     """
-    from labvoice.bench.arms import TURN_ARMS, choose
+    from labvoice.bench.arms import TURN_ARMS, choose, with_links
 
     targets = agents.arms()
     chosen = choose(_all_arms(arms, targets), TURN_ARMS)
     modes = frozenset(each.mode for each in chosen if each.mode)
     options: dict[str, Any] = {"trials": trials, "turns": turns, "warmup": warmup}
-    options |= {"arms": chosen, "out": out}
+    options |= {"arms": chosen, "out": out, "links": link or []}
+    with_links(chosen, link or [])
     kept = recording_of(recording, no_recording)
-    run_command(_bench("turns", llm, json_path, modes=modes, recording=kept, **options))
+    run_command(_bench("turns", llm, json_path, modes=modes, recording=kept, wire=wire, **options))
 
 
 @bench_app.command("endpointing")
@@ -201,17 +209,21 @@ def bench_interrupt(
 
 def calibrate(
     trials: TrialsOption = 10,
+    arms: Annotated[
+        str,
+        typer.Option("--arms", help="What is on the line: plain, quiet, breath, noise, music."),
+    ] = "plain",
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Measures the measurement error, against replies of known delay.
+    """Measures the instrument's own error, against replies of known delay and dated packets.
 
-    Example: labvoice calibrate --trials 10
+    Example: labvoice calibrate --trials 10 --arms plain,quiet,breath,noise,music
     """
     kept = recording_of(recording, no_recording)
-    options: dict[str, Any] = {"trials": trials, "out": out}
+    options: dict[str, Any] = {"trials": trials, "arms": arms, "wire": True, "out": out}
     run_command(_bench("calibrate", "paced", json_path, workers=0, recording=kept, **options))
 
 
@@ -387,6 +399,7 @@ async def _bench(
     modes: frozenset[Mode] = frozenset(),
     workers: int = 1,
     recording: RecordingFormat | None = None,
+    wire: bool = False,
     **options: Any,
 ) -> int:
     from labvoice.lab import Lab
@@ -407,6 +420,7 @@ async def _bench(
         fresh=fresh,
         supervise=False,
         model=workers > 0 or not targets or len(named) < len(targets),
+        wire=wire,
     ) as lab:
         run = await getattr(lab.bench, kind)(command=command_line(), progress=tell, **options)
     tell(repr(run))

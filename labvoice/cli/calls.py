@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, MetadataOption, takes_agents
+from labvoice.cli.agents import (
+    NO_AGENTS,
+    AgentOptions,
+    LinkOption,
+    MetadataOption,
+    WireOption,
+    takes_agents,
+)
 from labvoice.cli.common import (
     AgentNameOption,
     JsonOption,
@@ -33,6 +40,7 @@ from labvoice.web.settings import WebSettings
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
     from labvoice.dispatch import StrategyName
+    from labvoice.link.impairment import LinkProfile
     from labvoice.targets.target import Target
 
 
@@ -60,6 +68,8 @@ def call(
     recording: RecordingOption = None,
     no_recording: NoRecordingOption = False,
     out: OutOption = None,
+    link: LinkOption = None,
+    wire: WireOption = False,
     json_path: JsonOption = None,
 ) -> None:
     """Makes one simulated call and prints every mark; texts are spoken before files.
@@ -71,6 +81,7 @@ def call(
     Example: labvoice call --agent my_agent/agent.py --say "Are you open on Sunday?"
     """
     from labvoice.dispatch import check_strategy
+    from labvoice.link.impairment import LinkProfile
     from labvoice.targets.config import read_text
 
     metadata = agents.metadata
@@ -99,6 +110,8 @@ def call(
             metadata,
             recording_of(recording, no_recording),
             out,
+            LinkProfile.parse(link) if link else None,
+            wire,
             json_path,
         )
     )
@@ -117,6 +130,8 @@ async def _call(
     metadata: str | None,
     recording: RecordingFormat | None,
     out: Path | None,
+    link: LinkProfile | None,
+    wire: bool,
     json_path: Path | None,
 ) -> int:
     from labvoice.speech.utterances import check_channel, load_wav
@@ -136,6 +151,7 @@ async def _call(
         workers=1 if target is None else 0,
         model=target is None or target.kind != "named",
         recording=recording,
+        wire=wire,
     ) as lab:
         spoken = [await lab.utterance(text) for text in say] + files
         if letta_agent is not None:
@@ -146,7 +162,7 @@ async def _call(
         if target is not None:
             agent = await lab.add_target(target)
             tell(f"agent: {agent}")
-            call = lab.new_call(room, agent_name=agent, strategy=strategy)
+            call = lab.new_call(room, agent_name=agent, strategy=strategy, link=link)
         else:
             if STRATEGIES[strategy].every_room:
                 await lab.add_workers(agent_name="")
@@ -155,6 +171,7 @@ async def _call(
                 agent_name=agent_name,
                 metadata=metadata or await lab.metadata(letta_agent),
                 strategy=strategy,
+                link=link,
             )
         try:
             await call.connect()

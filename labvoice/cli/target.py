@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, WireOption, takes_agents
 from labvoice.cli.common import (
     AGENT_HELP,
     JsonOption,
@@ -36,6 +36,8 @@ def try_agent(
     agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     agents: AgentOptions = NO_AGENTS,
+    link: LinkOption = None,
+    wire: WireOption = False,
     llm: LlmOption = None,
     upstream: Annotated[
         list[str] | None,
@@ -54,9 +56,16 @@ def try_agent(
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
+    from labvoice.link.impairment import LinkProfile
+
     target = dataclasses.replace(agents, agent=agent).one()
     assert target is not None
-    settings = _upstreams(upstream or []) | {"recording": recording_of(recording, no_recording)}
+    if link:
+        target = dataclasses.replace(target, link=LinkProfile.parse(link))
+    settings = _upstreams(upstream or []) | {
+        "recording": recording_of(recording, no_recording),
+        "wire": wire,
+    }
     run_command(_try(target, say or [], llm, settings, out, json_path))
 
 

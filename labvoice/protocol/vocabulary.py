@@ -72,6 +72,16 @@ INTERRUPTION_MARKS: Final = (
 of a sound that asks for nothing, that left the caller; the agent's voice ended; it went on; its
 reply to the interruption was heard. And of one that pauses in mid-sentence: the last voiced sample
 before the pause; the agent's voice was heard before the caller had finished."""
+WIRE_MARKS: Final = (
+    "speech_packet_sent",
+    "speech_packet_at_agent",
+    "reply_packet_sent",
+    "reply_packet_received",
+)
+"""Marks of a turn's packets, where relays date them: the packet with the user's last voiced sample
+leaves the caller and reaches the agent, and the first voiced packet of the reply leaves the agent
+and reaches the caller."""
+
 
 Clock = Literal["caller", "worker"]
 """The clock that an instant was read from."""
@@ -146,6 +156,9 @@ YIELD_WINDOW_S: Final = 2.0
 """An agent that is interrupted must yield within this time, in seconds (tau2-bench's τ-voice)."""
 STAND_WINDOW_S: Final = 1.0
 """An agent must not yield within this time of a sound that asks for nothing (likewise)."""
+WIRE_STAGES: Final = (Stage("voice_to_voice_wire", "speech_packet_sent", "reply_packet_received"),)
+"""`voice_to_voice` without what the caller's own ends add; the ear's is behind that turn's jitter
+buffer."""
 
 
 def voice_to_voice_s(marks: Mapping[str, float]) -> float | None:
@@ -177,12 +190,34 @@ MEMORY_STAGES: Final = ("memory_load", "memory_sync", "letta_ttft")
 Letta; request to Letta's first token in letta mode."""
 
 CALIBRATION_STAGES: Final = ("voice_to_voice_error", "uplink", "downlink")
-"""The error of `voice_to_voice` on a reply of known delay, and its two parts: caller to reference,
-and reference to caller."""
+"""The excess of `voice_to_voice` over a known delay, and its two parts: caller to reference, and
+reference to caller, both of which a user's ear has as well."""
+
+INSTRUMENT_ERROR: Final = "instrument_error"
+"""What the caller reads more than its packets say, less its jitter buffer: the error of the
+instrument itself, where packets are dated."""
+
+HEARD_STAGES: Final = ("voice_to_voice", "time_to_greeting", "silence")
+"""Headline stages that end with a sound at the caller's ear, and so have the instrument's error."""
 
 TRANSPORT: Final = "transport"
 """The part that the agent's figures do not explain: voice_to_voice minus e2e_latency; where those
 are of the answer after a filler, answer minus e2e_latency."""
+
+JITTER_BUFFER: Final = "jitter_buffer"
+"""Mean time that the agent's sound spent in the caller's jitter buffer, from the end of speech to
+the end of the reply, by WebRTC's statistics."""
+
+TRANSPORT_PARTS: Final = (
+    "transport_caller",
+    "transport_wire",
+    "transport_agent",
+    JITTER_BUFFER,
+    "transport_rest",
+)
+"""What `transport` consists of, where packets are dated: the last voiced sample leaves the caller;
+packets are under way, both ways; what the agent's end adds to its own figure; the caller's jitter
+buffer; and what else passes until the ear hears the packet."""
 
 OUTCOMES: Final = (
     "ok",

@@ -34,6 +34,8 @@ STAGES: Final = {
     "voice_to_voice_error": "What the caller read for a reply whose delay is known, less that "
     "delay: uplink and downlink. A user's ear has both ways as well, so this bounds the "
     "instrument's own error from above.",
+    "instrument_error": "What the caller reads more than its packets say, less its jitter buffer: "
+    "the error of the instrument itself.",
     "uplink": "From the last voiced sample's leaving the caller to its being heard by the "
     "reference agent.",
     "downlink": "From the first voiced sample's leaving the reference agent to its being heard "
@@ -55,6 +57,18 @@ STAGES: Final = {
     "transport": "voice_to_voice (or answer, where LiveKit's figures are of that) less "
     "e2e_latency: network, jitter buffers and queues at both ends, and whatever else the agent's "
     "figures do not explain. It is shown, never spread.",
+    "voice_to_voice_wire": "From the leaving of the packet with the caller's last voiced sample to "
+    "the arrival of the first voiced packet of the reply: voice_to_voice without what the caller's "
+    "own ends add.",
+    "jitter_buffer": "Mean time that the agent's sound spent in the caller's jitter buffer, from "
+    "the end of speech to the end of the reply, by WebRTC's statistics.",
+    "transport_caller": "Part of transport: from the last voiced sample to the packet that it "
+    "leaves the caller in.",
+    "transport_wire": "Part of transport: packets under way, to the agent and back.",
+    "transport_agent": "Part of transport: what passes between the two packets at the agent beyond "
+    "e2e_latency, such as its own jitter buffer.",
+    "transport_rest": "Part of transport: from the arrival of the first voiced packet of the reply "
+    "to its being heard, less jitter_buffer.",
     "memory_load": "From the start of the session to the first memory blocks from Letta. No call "
     "waits for it.",
     "memory_sync": "From the end of a turn to its facts' being in Letta's memory blocks, in the "
@@ -82,6 +96,7 @@ PHRASES: Final = {
     "time_to_greeting": "from the click until the greeting is heard",
     "recovery": "from the agent's death until another one listens",
     "yield_latency": "from an interruption until the agent is silent",
+    "instrument_error": "what the instrument itself adds, behind its jitter buffer",
     "voice_to_voice_error": "read too much for a reply of known delay",
     "voice_to_voice": "from the end of speech until the reply is heard",
 }

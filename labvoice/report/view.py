@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
+from labvoice.protocol.vocabulary import HEARD_STAGES
 from labvoice.report.glossary import PHRASES
 from labvoice.runs import statistics
 from labvoice.runs.run import Run
@@ -15,6 +16,7 @@ from labvoice.runs.statistics import StageSummary, milliseconds
 from labvoice.runs.turn_taking import FIGURES
 
 _KEY_STAGES: Final = (
+    "instrument_error",
     "voice_to_voice_error",
     "recovery",
     "voice_to_voice",
@@ -78,10 +80,22 @@ def headline(run: Run) -> str:
         )
     if figures:
         words += f" {what[0].upper()}{what[1:]}: {'; '.join(figures)}."
+        if stage in HEARD_STAGES and run.instrument_error_s is not None:
+            words += f" {instrument_words(run)}."
     rate = run.word_error_rate()
     if rate is not None:
         words += f" Word error rate of what the agent understood: {rate:.1%}."
     return words
+
+
+def instrument_words(run: Run) -> str:
+    """Says what the instrument's own error is; for a run that knows it."""
+    error_s = run.instrument_error_s
+    assert error_s is not None
+    return (
+        f"The instrument's own error is {milliseconds(error_s)} ms at the 95th percentile "
+        f"({run.header.host.get('calibration')})"
+    )
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -116,6 +130,8 @@ def tiles(run: Run) -> list[Tile]:
             if summary is None or not summary.n or (several and stage != first):
                 continue
             below = f"p95 {milliseconds(summary.p95_s)} ms"
+            if stage in HEARD_STAGES and run.instrument_error_s is not None:
+                below += f"; instrument ± {milliseconds(run.instrument_error_s)} ms"
             found.append(
                 Tile(
                     f"{stage}, {arm}" if several else str(stage),

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from labvoice.errors import RunFileError, UsageError
+from labvoice.protocol.vocabulary import HEARD_STAGES
 from labvoice.runs import statistics
 from labvoice.runs.lines import FORMAT
 from labvoice.runs.run import Run
@@ -32,6 +33,8 @@ class StageComparison:
         needed: Smallest number of calls per side that can show a difference.
         p_adjusted: The p-value, Holm-corrected for the number of headline stages; uncorrected for
             other stages.
+        instrument_s: The larger instrument's error of the two runs, for what is heard; 0 where
+            it is not known.
     """
 
     stage: str
@@ -42,19 +45,27 @@ class StageComparison:
     calls: int
     needed: int
     p_adjusted: float = math.nan
+    instrument_s: float = 0.0
+
+    @property
+    def below_instrument(self) -> bool:
+        """Whether the difference is smaller than the instrument's own error."""
+        return abs(self.new_p50_s - self.base_p50_s) < self.instrument_s
 
     @property
     def verdict(self) -> str:
         """The verdict of interval and test together.
 
-        `slower` or `faster` where both do, `no difference shown`, or `inconclusive` for too few
-        calls or a median of zero.
+        `slower` or `faster` where both do, `no difference shown`, also for one below the
+        instrument's error, or `inconclusive` for too few calls or a median of zero.
         """
         low, high = self.ratio.ci95
         if math.isnan(self.new_p50_s):
             return "not measured any more"
         if self.calls < self.needed or math.isnan(low) or math.isnan(self.p_adjusted):
             return "inconclusive"
+        if self.below_instrument:
+            return "no difference shown"
         if self.p_adjusted < _SIGNIFICANT and low > 1:
             return "slower"
         if self.p_adjusted < _SIGNIFICANT and high < 1:
@@ -174,7 +185,7 @@ class Comparison:
                 _figure(row.ratio.ratio, ".3f"),
                 f"{_figure(row.ratio.ci95[0], '.3f')} to {_figure(row.ratio.ci95[1], '.3f')}",
                 _figure(row.p_adjusted, ".2g"),
-                row.verdict,
+                _judgement(row),
             ]
             for row in self.stages
         ]
@@ -212,6 +223,7 @@ class Comparison:
                     **row.ratio.to_json(),
                     "p_adjusted": finite(row.p_adjusted),
                     "verdict": row.verdict,
+                    "instrument_error_s": row.instrument_s or None,
                 }
                 for row in self.stages
             ],
@@ -270,6 +282,7 @@ def compare(
             )
     if not allow_different_hosts:
         _require_same_host(base, new)
+    error_s = max(run.instrument_error_s or 0.0 for run in (base, new))
     good = [statistics.measured(run.frame) for run in (base, new)]
     rows = []
     for old_arm, new_arm in _pairs(base, new):
@@ -290,6 +303,7 @@ def compare(
                         of_new["duration_s"],
                         of_new["unit"],
                     ),
+                    instrument_s=error_s if stage in HEARD_STAGES else 0.0,
                     calls=min(of_old["unit"].nunique(), of_new["unit"].nunique()),
                     needed=0,
                 )
@@ -300,6 +314,13 @@ def compare(
             "choose a base run with successful attempts",
         )
     return Comparison(base, new, max_regression, _judged(rows))
+
+
+def _judgement(row: StageComparison) -> str:
+    """The verdict in the table, with the instrument's error where that decided."""
+    if row.verdict == "no difference shown" and row.below_instrument:
+        return f"{row.verdict} (below the instrument's error of {_ms(row.instrument_s)} ms)"
+    return row.verdict
 
 
 def _judged(rows: list[StageComparison]) -> list[StageComparison]:

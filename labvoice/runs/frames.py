@@ -14,9 +14,12 @@ from labvoice.protocol.vocabulary import (
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     INTERRUPTION_STAGES,
+    JITTER_BUFFER,
     READY_MARKS,
     TRANSPORT,
+    TRANSPORT_PARTS,
     TURN_STAGES,
+    WIRE_STAGES,
     Stage,
 )
 from labvoice.runs.lines import FRAME_COLUMNS, RunLine
@@ -157,7 +160,13 @@ class Frames:
         spans: dict[str, _Spans] = {}
         at = self._instants()
         missing = np.full(count, np.nan)
-        derived = (*CONNECTION_STAGES, *TURN_STAGES, *FAILOVER_STAGES, *INTERRUPTION_STAGES)
+        derived = (
+            *CONNECTION_STAGES,
+            *TURN_STAGES,
+            *FAILOVER_STAGES,
+            *INTERRUPTION_STAGES,
+            *WIRE_STAGES,
+        )
         told, untold = (at.get(mark, missing) for mark in READY_MARKS)
         by_audio = (self._ready_by == 1)[self._trial]
         ends = at | {READY_MARKS[0]: np.where(by_audio, untold, told)}
@@ -199,7 +208,33 @@ class Frames:
             heard_s = np.where(answer, spans["answer"].duration_s, voice.duration_s)
             rest = heard_s - agent.duration_s
             spans[TRANSPORT] = _Spans(missing, rest, measured, np.ones(count, bool), (2, 0))
+        for place, (name, part) in enumerate(self._transport(at, spans, missing).items()):
+            known = ~np.isnan(part)
+            spans[name] = _Spans(missing, part, known, np.ones(count, bool), (3, place))
         return spans
+
+    def _transport(
+        self, at: dict[str, _Floats], spans: dict[str, _Spans], missing: _Floats
+    ) -> dict[str, _Floats]:
+        """What transport consists of, of turns whose packets were dated."""
+
+        def lasts(start: str, end: str) -> _Floats:
+            return at.get(end, missing) - at.get(start, missing)
+
+        def told(name: str) -> _Floats:
+            span = spans.get(name)
+            if span is None:
+                return missing
+            return np.where(span.measured & span.plausible, span.duration_s, np.nan)
+
+        caller = lasts("user_speech_end", "speech_packet_sent")
+        wire = lasts("speech_packet_sent", "speech_packet_at_agent") + lasts(
+            "reply_packet_sent", "reply_packet_received"
+        )
+        agent = lasts("speech_packet_at_agent", "reply_packet_sent") - told("e2e_latency")
+        rest = lasts("reply_packet_received", "reply_heard") - told(JITTER_BUFFER)
+        own = [name for name in TRANSPORT_PARTS if name != JITTER_BUFFER]
+        return dict(zip(own, (caller, wire, agent, rest), strict=True))
 
     def _instants(self) -> dict[str, _Floats]:
         """The time of each mark in each unit, NaN where it has none; the first counts."""
@@ -272,9 +307,10 @@ class Frames:
             "arm": self._of_trial("arm", trial),
             "warmup": self._trials["warmup"].to_numpy(bool)[trial],
             "plausible": plausible,
+            "upset": self._fact("upset").astype(bool)[unit],
             "unit": self._of_trial("unit", trial),
             "round": self._trials["round"].to_numpy(np.int64)[trial],
-            "said": pd.Series(self._said[unit], dtype=object),
+            "said": pd.Series(self._fact("said")[unit], dtype=object),
             "ready_by": _categorical(self._ready_by[trial], list(READY_MARKS)),
         }
         frame = pd.DataFrame(columns, columns=list(FRAME_COLUMNS))
@@ -288,17 +324,16 @@ class Frames:
             frame[column] = of_arm.take(frame["arm"].cat.codes.to_numpy()).array
         return frame
 
-    @cached_property
-    def _said(self) -> npt.NDArray[np.object_]:
-        """The words of each turn, where known."""
+    def _fact(self, name: str) -> npt.NDArray[np.object_]:
+        """A fact of each turn; None where it is not known, or empty."""
         notes = self._columns.notes
-        said = np.full(len(self._units), None, object)
+        found = np.full(len(self._units), None, object)
         for unit, turn, facts in zip(
             self._unit_of(notes), notes["turn"], notes["facts"], strict=True
         ):
-            if turn != NO_TURN and facts.get("said"):
-                said[unit] = facts["said"]
-        return said
+            if turn != NO_TURN and facts.get(name):
+                found[unit] = facts[name]
+        return found
 
     @cached_property
     def _ready_by(self) -> npt.NDArray[np.int8]:

@@ -25,6 +25,7 @@ FRAME_COLUMNS: Final = (
     "arm",
     "warmup",
     "plausible",
+    "upset",
     "unit",
     "round",
     "said",
@@ -38,6 +39,7 @@ MARKS: Final = frozenset(
     + stages.FAILOVER_MARKS
     + stages.TURN_MARKS
     + stages.INTERRUPTION_MARKS
+    + stages.WIRE_MARKS
 )
 DERIVED_STAGES: Final = frozenset(
     [
@@ -46,9 +48,10 @@ DERIVED_STAGES: Final = frozenset(
         + stages.FAILOVER_STAGES
         + stages.TURN_STAGES
         + stages.INTERRUPTION_STAGES
+        + stages.WIRE_STAGES
     ]
-    + [stages.TRANSPORT]
-)
+    + [stages.TRANSPORT, *stages.TRANSPORT_PARTS]
+) - {stages.JITTER_BUFFER}
 """Stages that are computed from marks and therefore never written."""
 
 

@@ -55,6 +55,15 @@ class Run:
         return cls(*copies.read(Path(path)), Path(path))
 
     @property
+    def instrument_error_s(self) -> float | None:
+        """The instrument's error on this machine when the run was made, in seconds.
+
+        It is the 95th percentile of what a calibration has found; None where none was made.
+        """
+        error_s = self.header.host.get("instrument_error_s")
+        return float(error_s) if isinstance(error_s, int | float) else None
+
+    @property
     def arms(self) -> list[str]:
         """Names of the configurations, in the order given."""
         return list(self.header.arms)
@@ -66,7 +75,8 @@ class Run:
         Columns: run_id, trial, room, turn (missing for a connection), stage, start_s (since
         the trial's click), duration_s (NaN where it was not reached), outcome, arm, warmup,
         plausible (False for a figure of the agent's that cannot be: negative or longer than the
-        turn), unit (of resampling: the call, or the event that it is part of), round (in which
+        turn), upset (whether a stall of this machine has upset the turn: it is left out of the
+        summary), unit (of resampling: the call, or the event that it is part of), round (in which
         every arm does the same), said (the turn's words, where known), ready_by (the mark that
         ends the trial's `ready` and `connection`: `agent_listening`, or `agent_audio_subscribed`
         where the agent tells no state; missing where it was not ready), then the configuration's

@@ -20,12 +20,15 @@ from labvoice.protocol.vocabulary import (
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
+    INSTRUMENT_ERROR,
     INTERRUPTION_STAGES,
     MEMORY_STAGES,
     OVERLAP,
     READY_MARKS,
     TRANSPORT,
+    TRANSPORT_PARTS,
     TURN_STAGES,
+    WIRE_STAGES,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -38,10 +41,29 @@ HEADLINE: Final = tuple(
 _ORDER: Final = {
     name: i
     for i, name in enumerate(
-        (*HEADLINE, OVERLAP, *CALIBRATION_STAGES, *AGENT_TURN_STAGES, TRANSPORT, *MEMORY_STAGES)
+        (
+            *HEADLINE,
+            OVERLAP,
+            *(stage.name for stage in WIRE_STAGES),
+            *CALIBRATION_STAGES,
+            INSTRUMENT_ERROR,
+            *AGENT_TURN_STAGES,
+            TRANSPORT,
+            *TRANSPORT_PARTS,
+            *MEMORY_STAGES,
+        )
     )
 }
-SUMMARISED: Final = ("stage", "arm", "warmup", "outcome", "duration_s", "plausible", "unit")
+SUMMARISED: Final = (
+    "stage",
+    "arm",
+    "warmup",
+    "outcome",
+    "duration_s",
+    "plausible",
+    "upset",
+    "unit",
+)
 """The columns of the frame that a summary looks at."""
 _RESAMPLES: Final = 2000
 _SEED: Final = 20261
@@ -338,9 +360,14 @@ def summarise(rows: pd.DataFrame) -> StageSummary:
 
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that count: ended ok, have a duration that can be, are no warm-up."""
+    """Returns the rows that count: ended ok, have a duration that can be, are no warm-up.
+
+    Of a turn that a stall of this machine has upset nothing counts, as long as others are left.
+    """
     good = ~rows["warmup"] & (rows["outcome"] == "ok") & rows["duration_s"].notna()
-    return rows[good & rows["plausible"]]
+    good &= rows["plausible"]
+    sound = good & ~rows["upset"]
+    return rows[sound if sound.any() else good]
 
 
 def stage_order(name: str) -> tuple[int, str]:
@@ -392,6 +419,7 @@ def instability_warnings(
             f"The agent of {', '.join(untold)} tells no state: its ready and connection end when "
             "its audio is subscribed."
         )
+    sentences += _upset(frame)
     load, cores = host.get("load_1m"), host.get("cores")
     if isinstance(load, int | float) and isinstance(cores, int) and load / cores > _LOADED:
         sentences.append(
@@ -420,6 +448,19 @@ def instability_warnings(
                     f"{(high - low) / summary.p50_s:.0%} of the median."
                 )
     return sentences
+
+
+def _upset(frame: pd.DataFrame) -> list[str]:
+    """Says how many turns a stall of the machine has upset."""
+    turns = frame.loc[frame["turn"].notna() & ~frame["warmup"], ["trial", "turn", "upset"]]
+    turns = turns.drop_duplicates()
+    upset = int(turns["upset"].sum())
+    if not upset:
+        return []
+    of_all = f"{upset} of {len(turns)} turns were upset by a stall of this machine"
+    if upset == len(turns):
+        return [f"{of_all}: the figures are of the machine as much as of the agent."]
+    return [f"{of_all} (late frames, or a swollen jitter buffer) and are left out of the figures."]
 
 
 def _interval(replicates: Floats) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Stack:
         letta: Letta server; None without Letta.
         turns: The turns not yet written to Letta; None without Letta.
         gateway: Model gateway for agents that are not labvoice's; None until one is needed.
+        on_server: Called with each LiveKit server before an agent is given its address.
     """
 
     def __init__(self, progress: Progress = lambda _: None) -> None:
@@ -52,6 +53,7 @@ class Stack:
         self.letta: LettaServer | None = None
         self.turns: TurnStore | None = None
         self.gateway: GatewayServer | None = None
+        self.on_server: Callable[[LiveKitServer], Awaitable[None]] | None = None
         self._progress = progress
         self._state_dir: Path | None = None
         self._speech_fetched: set[WeightName] = set()
@@ -108,6 +110,8 @@ class Stack:
         )
         self.exits.push_async_callback(server.stop)
         self.exits.enter_context(loopback_spared(server.url))
+        if self.on_server is not None:
+            await self.on_server(server)
         return server
 
     async def start_model(self, settings: Settings) -> Settings:
@@ -170,6 +174,8 @@ class Stack:
         """
         if program == AGENT_PROGRAM:
             await self.fetch_speech(settings)
+        if self.server is not None:
+            settings = settings.model_copy(update={"livekit_url": self.server.agent_url})
         await self.pool.add(settings, state_dir=self.state_dir, count=count, program=program)
 
     async def fetch_speech(self, settings: Settings) -> None:

@@ -72,7 +72,7 @@ class Bot:
         token = self._token(room, identity)
         marks = {"dispatch_requested": time.monotonic()}
         on_mark(Mark("dispatch_requested", marks["dispatch_requested"]))
-        values = {"url": self.server.url, "token": token, "room": room}
+        values = {"url": self.server.agent_url, "token": token, "room": room}
         try:
             process = await ManagedProcess.start(
                 f"the bot {self.target.text}",

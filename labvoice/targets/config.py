@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labvoice.errors import LabvoiceError, UsageError
+from labvoice.link.impairment import LinkProfile
 from labvoice.targets.target import BUILT_IN, Target
 
 CONFIG_NAME: Final = "labvoice.toml"
@@ -33,6 +34,7 @@ class _Agent(BaseModel):
     room: str = ""
     room_metadata: str | dict[str, Any] = ""
     greeting_timeout_s: float = Field(default=Target.greeting_timeout_s, ge=0)
+    link: str = ""
 
 
 class _File(_Agent):
@@ -66,9 +68,9 @@ def read_config(path: Path | None = None) -> Config:
     Keys at the top are of the agent that a command takes which names none: `agent` (AGENT),
     `python`, `env`, `settings` (of labvoice's own agent, by field name), `metadata` (text, a table
     that is sent as JSON, or `@FILE`), `attributes` (of the caller), `room` (a pattern with
-    `{id}`), `room_metadata` and `greeting_timeout_s`. The same keys stand in `[arms.NAME]`; what is
-    left out there but `agent` and `settings` is taken from the top. Scripts, interpreters and files
-    are looked for from the folder of the file.
+    `{id}`), `room_metadata`, `greeting_timeout_s` and `link` (of the caller's media). The same keys
+    stand in `[arms.NAME]`; what is left out there but `agent` and `settings` is taken from the top.
+    Scripts, interpreters and files are looked for from the folder of the file.
 
     Args:
         path: The file; `labvoice.toml` in the working directory when not given, and nothing where
@@ -134,6 +136,7 @@ def _target(path: Path, where: str, given: _Agent) -> Target:
             room=given.room,
             room_metadata=_text(given.room_metadata, folder),
             greeting_timeout_s=given.greeting_timeout_s,
+            link=LinkProfile.parse(given.link) if given.link else None,
         )
     except LabvoiceError as error:
         at = f"{path}: {where}" if where else str(path)

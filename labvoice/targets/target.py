@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from labvoice.errors import UsageError
+from labvoice.link.impairment import LinkProfile
 from labvoice.protocol.metadata import check_name
 from labvoice.settings import Settings, load_settings
 
@@ -53,6 +54,7 @@ class Target:
         room_metadata: Metadata of the rooms.
         greeting_timeout_s: How long a caller waits, in seconds, to find out whether the agent
             greets; once in a lab.
+        link: The link of the media of those who call it; none where not given.
     """
 
     kind: Kind
@@ -66,6 +68,7 @@ class Target:
     room: str = ""
     room_metadata: str = ""
     greeting_timeout_s: float = 8.0
+    link: LinkProfile | None = None
 
     def __post_init__(self) -> None:
         if self.room:

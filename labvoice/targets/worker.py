@@ -221,7 +221,7 @@ def target_environment(
     environment.setdefault("OMP_NUM_THREADS", "1")
     return {
         **environment,
-        "LIVEKIT_URL": server.url,
+        "LIVEKIT_URL": server.agent_url,
         "LIVEKIT_API_KEY": server.api_key,
         "LIVEKIT_API_SECRET": server.api_secret.get_secret_value(),
         "LIVEKIT_INFERENCE_URL": gateway.base_url,

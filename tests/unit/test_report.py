@@ -17,12 +17,15 @@ from labvoice.protocol.vocabulary import (
     CALIBRATION_STAGES,
     CONNECTION_STAGES,
     FAILOVER_STAGES,
+    INSTRUMENT_ERROR,
     INTERRUPTION_STAGES,
     MEMORY_STAGES,
     OUTCOMES,
     OVERLAP,
     TRANSPORT,
+    TRANSPORT_PARTS,
     TURN_STAGES,
+    WIRE_STAGES,
     Mark,
 )
 from labvoice.report import glossary, plots
@@ -156,8 +159,11 @@ def test_every_stage_and_outcome_is_defined() -> None:
         *(stage.name for stage in derived),
         OVERLAP,
         *AGENT_TURN_STAGES,
+        *(stage.name for stage in WIRE_STAGES),
         *CALIBRATION_STAGES,
+        INSTRUMENT_ERROR,
         TRANSPORT,
+        *TRANSPORT_PARTS,
         *MEMORY_STAGES,
     }
     assert set(glossary.OUTCOMES) == set(OUTCOMES)

@@ -110,8 +110,8 @@ def test_frame_has_the_columns_of_the_design_and_of_the_configuration(tmp_path: 
     arms = {"a": {"strategy": "sequential"}, "b": {"strategy": "ahead"}}
     frame = connect_run(tmp_path / "run.jsonl", trials=4, arms=arms).frame
     assert " ".join(frame.columns) == (
-        "run_id trial room turn stage start_s duration_s outcome arm warmup plausible unit round "
-        "said ready_by strategy"
+        "run_id trial room turn stage start_s duration_s outcome arm warmup plausible upset unit "
+        "round said ready_by strategy"
     )
     by_arm = frame.groupby("arm")["strategy"].unique()
     assert {arm: list(values) for arm, values in by_arm.items()} == {

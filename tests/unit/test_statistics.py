@@ -192,6 +192,9 @@ def test_wide_intervals_and_few_calls_are_named() -> None:
             "arm": "default",
             "warmup": False,
             "plausible": True,
+            "upset": False,
+            "turn": pd.NA,
+            "trial": range(5),
             "unit": list("abcde"),
             "ready_by": None,
         }

@@ -132,7 +132,7 @@ def test_the_worker_gets_the_labs_server_and_the_users_environment(
     gateway: Any = SimpleNamespace(base_url="http://127.0.0.1:2/v1", key=SecretStr("gate"))
     target = Target.program(script, env={"STT": "base"})
     server: Any = SimpleNamespace(
-        url="ws://127.0.0.1:3", api_key="its", api_secret=SecretStr("own")
+        agent_url="ws://127.0.0.1:3", api_key="its", api_secret=SecretStr("own")
     )
     environment = target_environment(target, server, settings, gateway)
     assert environment["LIVEKIT_URL"] == "ws://127.0.0.1:3"

@@ -34,6 +34,7 @@ class LiveKitServer(Server):
     Attributes:
         url: WebSocket address, such as `ws://127.0.0.1:7880`.
         http_url: The same address for HTTP.
+        agent_url: What agents are given as its address.
         api_key: API key of the tokens.
         api_secret: API secret of the tokens.
         process: The child process; None if the server is external.
@@ -53,7 +54,7 @@ class LiveKitServer(Server):
         metrics_url: str | None = None,
     ) -> None:
         self.http_url = _http(url)
-        self.url = "ws" + self.http_url.removeprefix("http")
+        self.url = self.agent_url = "ws" + self.http_url.removeprefix("http")
         self.api_key = api_key
         self.api_secret = api_secret
         self.process = process
