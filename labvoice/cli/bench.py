@@ -180,6 +180,8 @@ def bench_interrupt(
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
     llm: LlmOption = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -204,7 +206,8 @@ def bench_interrupt(
     options |= {"arms": chosen, "out": out}
     options |= {name: value for name, value in (("ask", ask), ("at", at)) if value is not None}
     own = any(each.agent_name is None and each.target is None for each in chosen)
-    run_command(_bench("interrupt", llm, json_path, workers=int(own), **options))
+    kept = recording_of(recording, no_recording)
+    run_command(_bench("interrupt", llm, json_path, workers=int(own), recording=kept, **options))
 
 
 def calibrate(

@@ -12,9 +12,12 @@ from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
 from labvoice.cli.common import (
     JsonOption,
     LlmOption,
+    NoRecordingOption,
     OutOption,
+    RecordingOption,
     command_line,
     console,
+    recording_of,
     run_command,
     tell,
     write_json,
@@ -41,6 +44,8 @@ def run_test(
     junit: Annotated[
         Path | None, typer.Option("--junit", dir_okay=False, help="Also write JUnit's XML there.")
     ] = None,
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
     out: OutOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -59,7 +64,7 @@ def run_test(
     target = agents.one()
     suite = Suite(
         [file for path in scenarios for file in load_all(path)],
-        load_settings(llm=llm),
+        load_settings(llm=llm, recording=recording_of(recording, no_recording)),
         RunOptions(out, command_line(), tell),
         repeat=repeat,
         agent=target if agents.agent is not None else None,

@@ -231,6 +231,7 @@ class Suite:
         self._prepared: dict[str, Prepared] = {
             file.scenario.name: prepare(file, settings, options.progress) for file in files
         }
+        self._recording = settings.recording
         self._run: RunWriter | None = None
         self._trials = 0
 
@@ -247,7 +248,8 @@ class Suite:
             chosen = [each for each in self.results if bool(each.file.scenario.model) is scripted]
             if not chosen:
                 continue
-            settings = load_settings(llm=SCRIPTED if scripted else llm)
+            kind: Llm | None = SCRIPTED if scripted else llm
+            settings = load_settings(llm=kind, recording=self._recording)
             if scripted:  # no configured model stands before the script
                 settings = settings.model_copy(update={"upstream_llm": None})
             targets = [self._arms[each.file.scenario.name].target for each in chosen]

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from labvoice.cli import app
-from labvoice.errors import LabvoiceError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.health import doctor
 from labvoice.lab import Lab
 from labvoice.settings import Settings
@@ -93,3 +93,16 @@ def test_the_model_of_the_environment_is_in_force_unless_another_is_given(
     if command != "calibrate":  # its reference needs no model
         CliRunner().invoke(app, [*words, "--llm", "small"])
         assert [lab.settings.llm for lab in asked] + seen == ["small"]
+
+
+@pytest.mark.parametrize("command", COMMANDS[4:])
+def test_how_calls_are_recorded_can_be_said_to_every_command_that_makes_them(
+    monkeypatch: pytest.MonkeyPatch, asked: list[Lab], command: str
+) -> None:
+    """LABVOICE_RECORDING counts unless `--recording` or `--no-recording` is given."""
+    monkeypatch.setenv("LABVOICE_RECORDING", "wav")
+    for words in ([], ["--recording", "ogg"], ["--no-recording"]):
+        CliRunner().invoke(app, [*command.split(), *words])
+    assert [lab.settings.recording for lab in asked] == ["wav", "ogg", "none"]
+    both = CliRunner().invoke(app, [*command.split(), "--recording", "wav", "--no-recording"])
+    assert isinstance(both.exception, UsageError)
