@@ -12,9 +12,12 @@ import httpx
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from labvoice.dispatch import Dispatch
 from labvoice.errors import PortInUseError
 from labvoice.web import server as http_server
+from labvoice.web.models import DispatchRequest
 from labvoice.web.server import HttpServer, bind_port, raise_file_limit
+from labvoice.web.stub import StubBackend
 from tests.unit.web_client import OWNER, app_with
 
 
@@ -135,16 +138,29 @@ async def test_a_length_that_is_a_lie_is_refused(server: HttpServer) -> None:
         await hang_up(writer)
 
 
+class _Counting(StubBackend):
+    """A stub that counts the dispatches it has begun."""
+
+    accepted = 0
+
+    async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
+        """As the stub's."""
+        self.accepted += 1
+        return await super().dispatch(body, traceparent)
+
+
 async def test_what_was_accepted_is_answered_before_the_end() -> None:
     """A server that is told to stop answers the dispatches it is working on."""
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-        async with HttpServer(app_with(), bind_port("127.0.0.1", 0)) as server:
+    backend = _Counting()
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        async with HttpServer(app_with(backend), bind_port("127.0.0.1", 0)) as server:
             url = f"http://127.0.0.1:{server.port}/api/dispatch-agent"
             asked = [
                 asyncio.create_task(client.post(url, headers=OWNER, json={"room": f"r{number}"}))
                 for number in range(20)
             ]
-            await asyncio.sleep(0.05)
+            while backend.accepted < len(asked):
+                await asyncio.sleep(0.01)
         answers = await asyncio.gather(*asked)
     assert all(answer.json()["success"] for answer in answers)
 
