@@ -275,11 +275,20 @@ def _in_words(found: Interruption) -> str:
 def _why_silent(call: Call, turn: Turn) -> str:
     """What is known of an agent that says nothing more."""
     told = []
+    recognised = [
+        event.get("transcript", "")
+        for event in call.session_events
+        if event["event"] == "user_input_transcribed"
+        and event.get("is_final")
+        and event["heard_s"] > turn.marks["user_speech_start"]
+    ]
     states = [e for e in call.session_events if e["event"] == "agent_state_changed"]
     if turn.transcript:
         told.append(f"it understood {turn.transcript!r}")
+    elif recognised:
+        told.append(f"it recognised {recognised[-1]!r} and took it for no turn")
     elif call.session_events:
-        told.append("it took nothing for a turn")
+        told.append("it recognised nothing")
     if states:
         state = str(states[-1].get("new_state", "")).removeprefix("AS_").lower()
         told.append(f"its last state is {state!r}")
