@@ -7,7 +7,7 @@ from typing import Final
 
 from livekit import rtc
 
-from labvoice.dispatch.media import announced_addresses, media_hint
+from labvoice.dispatch.media import announced_addresses, has_network, media_hint
 from labvoice.errors import (
     CredentialsError,
     MediaBlockedError,
@@ -58,6 +58,15 @@ async def _why_not_connected(url: str, token: str) -> StageTimeoutError:
             CONNECT_TIMEOUT_S,
             f"{url} did not finish the handshake",
             "check the address and that the server answers",
+        )
+    if not has_network():
+        return MediaBlockedError(
+            "room_connected",
+            CONNECT_TIMEOUT_S,
+            f"{url} answers, but this machine has no network interface besides loopback, which "
+            "WebRTC does not use",
+            "give the container a network (`docker run` without `--network none`); it needs no "
+            "route to other machines",
         )
     return MediaBlockedError(
         "room_connected",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
+import psutil
 from livekit.protocol.rtc import SignalResponse
 
 from labvoice.proxies import http_session
@@ -52,6 +55,17 @@ async def announced_addresses(url: str, token: str) -> list[str] | None:
                 if response.trickle.final:
                     break
     return addresses if addresses is None else list(dict.fromkeys(addresses))
+
+
+def has_network() -> bool:
+    """Whether an interface besides loopback is up: WebRTC's client uses no loopback interface."""
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    return any(
+        not ipaddress.ip_address(each.address.partition("%")[0]).is_loopback
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if name in up and each.family in (socket.AF_INET, socket.AF_INET6)
+    )
 
 
 def media_hint(addresses: Sequence[str]) -> str:

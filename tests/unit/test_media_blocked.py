@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import psutil
 import pytest
 from livekit import rtc
 
@@ -29,6 +30,25 @@ async def test_a_server_that_says_nothing_is_not_one_whose_media_is_blocked(
         with pytest.raises(StageTimeoutError, match="did not finish the handshake") as raised:
             await connect_room(rtc.Room(), url, "token")
     assert not isinstance(raised.value, MediaBlockedError)
+    assert "rtc.udp_port" not in raised.value.hint
+
+
+async def test_a_container_without_a_network_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With loopback alone the cause is the missing interface, and not a closed port."""
+
+    async def connect(*_: object) -> None:
+        raise TimeoutError
+
+    async def announced(*_: object) -> list[str]:
+        return ["UDP 127.0.0.1:7882"]
+
+    loopback = {name: each for name, each in psutil.net_if_addrs().items() if name in ("lo", "lo0")}
+    assert loopback
+    monkeypatch.setattr(rtc.Room, "connect", connect)
+    monkeypatch.setattr("labvoice.caller.connection.announced_addresses", announced)
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: loopback)
+    with pytest.raises(MediaBlockedError, match="no network interface besides loopback") as raised:
+        await connect_room(rtc.Room(), "ws://127.0.0.1:9", "token")
     assert "rtc.udp_port" not in raised.value.hint
 
 
