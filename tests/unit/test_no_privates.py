@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[1]
-_PROTOCOLS = {"_repr_html_", "_repr_png_"}
-"""Names that IPython looks up."""
+_PROTOCOLS = {"_repr_html_", "_repr_png_", "_replace", "_asdict"}
+"""Names that IPython looks up, and methods of named tuples."""
 _PRIVATE = re.compile(r"(^|\.)_[A-Za-z]\w*$")
 
 
