@@ -2,7 +2,8 @@
 
 `python benchmarks/million_turns.py 1000000` writes such a run (calls of ten turns, the marks and
 the outcome of each) to a temporary folder, and prints seconds and the peak memory of each step,
-for a first load and for one from the copy in columns that the first one leaves.
+without the copy in columns and with it. A run that labvoice records has its copy as soon as it
+ends; without it loads a run file that comes from elsewhere, once.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.jsonl"
         write(path, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
-        for name in ("first load (parses the run file, leaves the copy)", "from the copy"):
+        for name in ("without the copy (parses the run file, leaves the copy)", "from the copy"):
             print(f"\n{name}", flush=True)
             process = multiprocessing.get_context("spawn").Process(target=measure, args=(path,))
             process.start()

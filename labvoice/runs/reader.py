@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import csv
 from pyarrow import json as arrow_json
 from pydantic import BaseModel, ValidationError
 
@@ -47,6 +48,10 @@ _TYPES: Final[Mapping[str, pa.DataType]] = {
     "warmup": pa.bool_(),
 }
 """Types of columns; those of the others are strings."""
+_AS_WRITTEN: Final = ("mark", "stage", "outcome")
+"""Types of line of which a run has many."""
+_NUMBERS: Final = ("trial", "t_s", "duration_s", "start_s")
+"""Their columns of numbers that hardly repeat, none of them the first or last of a line."""
 _DISTINCT: Final = ("room", "unit")
 """Strings that hardly repeat within a block."""
 
@@ -187,7 +192,9 @@ def _parse_by_type(lines: pa.Array, numbers: npt.NDArray[np.int64]) -> dict[str,
             notes = [NoteLine.model_validate_json(line) for line in some.to_pylist()]
             parts[kind] = _note_table(notes, of_some.tolist())
             continue
-        part = schema.empty_table() if not len(some) else _read_json(some, schema)
+        part = _read_as_written(some, kind) if kind in _AS_WRITTEN and len(some) else None
+        if part is None:
+            part = _read_json(some, schema) if len(some) else schema.empty_table()
         checked = _checked(part, kind, of_some) if len(part) == len(some) else None
         if checked is None:
             return None
@@ -195,10 +202,59 @@ def _parse_by_type(lines: pa.Array, numbers: npt.NDArray[np.int64]) -> dict[str,
     return parts if known == len(lines) else None
 
 
-def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
+def _joined(lines: pa.Array) -> pa.Buffer:
     whole = pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines)
+    return pc.binary_join(whole, "\n")[0].as_buffer()
+
+
+def _read_as_written(lines: pa.Array, kind: str) -> pa.Table | None:
+    """Reads lines that have all fields in the writer's order and no comma in a text, as CSV.
+
+    That takes a third of the time of JSON. None for other lines.
+    """
+    schema = _SCHEMAS[kind]
+    words = pa.dictionary(pa.int32(), pa.string())
+    types = {name: pa.string() if name in _NUMBERS else words for name in schema.names}
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(_joined(lines)),
+            csv.ReadOptions(column_names=schema.names, block_size=_PARSED),
+            csv.ParseOptions(quote_char=False),
+            csv.ConvertOptions(column_types=types, null_values=[]),
+        ).unify_dictionaries()
+        columns = []
+        for index, field in enumerate(schema):
+            begin = ("" if index else "{") + f'"{field.name}":'
+            end = "}" if index == len(schema) - 1 else ""
+            column = table[field.name].combine_chunks()
+            read = _numbers if field.name in _NUMBERS else _values
+            columns.append(read(column, begin, end, field.type))
+        return pa.table(columns, schema.names)
+    except (ValueError, pa.ArrowException):
+        return None
+
+
+def _numbers(column: pa.Array, begin: str, _: str, wanted: pa.DataType) -> pa.Array:
+    """Returns the numbers of `"name":number` texts; raises `ValueError` for something else."""
+    if not pc.all(pc.starts_with(column, begin)).as_py():
+        raise ValueError("a field is missing, or out of order")
+    texts = pc.utf8_slice_codeunits(column, len(begin))
+    return pc.if_else(pc.equal(texts, "null"), pa.scalar(None, pa.string()), texts).cast(wanted)
+
+
+def _values(column: pa.Array, begin: str, end: str, wanted: pa.DataType) -> pa.Array:
+    """Returns the values of `"name":value` texts; raises `ValueError` for something else."""
+    words = column.dictionary.to_pylist()
+    if not all(word.startswith(begin) and word.endswith(end) for word in words):
+        raise ValueError("a field is missing, or out of order")
+    values = [json.loads(word[len(begin) : len(word) - len(end)]) for word in words]
+    found = pa.DictionaryArray.from_arrays(column.indices, pa.array(values, wanted))
+    return found if pa.types.is_string(wanted) else found.dictionary_decode()
+
+
+def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
     return arrow_json.read_json(
-        pa.BufferReader(pc.binary_join(whole, "\n")[0].as_buffer()),
+        pa.BufferReader(_joined(lines)),
         arrow_json.ReadOptions(block_size=_PARSED),
         arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )

@@ -370,6 +370,29 @@ def test_a_run_file_is_read_alike_in_blocks_and_by_line(
         Run.load(path)
 
 
+def test_fields_in_any_order_are_the_same_run(tmp_path: Path) -> None:
+    """The writer's own lines, which are read as CSV, give what the same lines give as JSON."""
+    path, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
+    with writer_of(path) as writer:
+        for turn in (None, 0, 1):
+            writer.mark(1, Mark("click", 1.5), turn=turn)
+            writer.mark(1, Mark("job_received", -2e-7, "worker", 0.0125), turn=turn)
+            writer.stage(1, "tts_node_ttfb", 0.25, turn=turn, start_s=None if turn else 3.0)
+            writer.outcome(1, "error", turn=turn, detail='no "reply", said ’nobody’ \\ never')
+            writer.outcome(1, "ok", turn=turn)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    turned = [json.dumps({"type": line["type"], **dict(reversed(line.items()))}) for line in lines]
+    other.write_text(
+        "\n".join(turned).replace('": ', '":').replace(", ", ",") + "\n", encoding="utf-8"
+    )
+    for one, two in zip(reader.read(path)[1], reader.read(other)[1], strict=True):
+        if isinstance(one, pd.DataFrame):
+            one, two = (each.drop(columns="detail", errors="ignore") for each in (one, two))
+            pd.testing.assert_frame_equal(one, two, check_categorical=False)
+    details = set(reader.read(path)[1].outcomes["detail"])
+    assert details == {"", 'no "reply", said ’nobody’ \\ never'}
+
+
 def test_a_run_that_has_just_begun_has_empty_tables(tmp_path: Path) -> None:
     """A file of a first line alone loads, and its figures are none."""
     path = tmp_path / "run.jsonl"
