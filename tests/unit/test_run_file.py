@@ -385,11 +385,12 @@ def test_fields_in_any_order_are_the_same_run(tmp_path: Path) -> None:
     other.write_text(
         "\n".join(turned).replace('": ', '":').replace(", ", ",") + "\n", encoding="utf-8"
     )
-    for one, two in zip(reader.read(path)[1], reader.read(other)[1], strict=True):
-        if isinstance(one, pd.DataFrame):
-            one, two = (each.drop(columns="detail", errors="ignore") for each in (one, two))
-            pd.testing.assert_frame_equal(one, two, check_categorical=False)
-    details = set(reader.read(path)[1].outcomes["detail"])
+    one, two = reader.read(path)[1], reader.read(other)[1]
+    for name in ("trials", "marks", "stages"):
+        pd.testing.assert_frame_equal(
+            getattr(one, name), getattr(two, name), check_categorical=False
+        )
+    details = set(one.outcomes["detail"])
     assert details == {"", 'no "reply", said ’nobody’ \\ never'}
 
 
