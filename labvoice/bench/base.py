@@ -62,9 +62,9 @@ class RunOptions:
     Attributes:
         out: The run file; one in `runs/` named by the time when None.
         command: The command line to show as the way to reproduce the run.
-        progress: Told a line for every trial.
+        progress: Called with a message for each trial.
         warmup: How many rounds go before those that count; they are recorded and flagged.
-        seed: Of the order in which the arms take turns within a round.
+        seed: Seed of the order in which the arms take turns within a round.
         links: Links of the callers' media, as :func:`labvoice.bench.arms.with_links` takes them.
     """
 
@@ -118,7 +118,7 @@ class Trial:
 
     Attributes:
         run: The run file.
-        number: Of the trial.
+        number: Number of the trial.
         words: The result in words, to tell; the error where the trial failed.
         failed: Whether it failed.
         warning: Why it has no recording; empty where it has one, or is to have none.
@@ -181,10 +181,10 @@ async def trial(
 
     Args:
         run: The run file.
-        number: Of the trial.
+        number: Number of the trial.
         room: Name of the room.
         arm: Name of the arm.
-        round_number: Of the round; all arms of it do the same.
+        round_number: Number of the round; all arms of it do the same.
         warmup: Whether it does not count.
         unit: The unit of resampling, where that is not the trial.
         said: What the caller is to say, a text for each turn.
@@ -297,10 +297,10 @@ async def measure_calls(
 
     Args:
         lab: A running lab.
-        kind: Of the run.
+        kind: Kind of the run.
         trials: How many calls of each arm count.
         arms: The arms; each gets its worker.
-        options: Of the run.
+        options: Options of the run.
         talk: What the caller does.
         said: What the caller is to say in a round, a text for each turn.
         config: What else was asked for.
@@ -366,7 +366,7 @@ async def start_workers(
     Args:
         lab: A running lab.
         arms: The arms; where there are several, each foreign worker has a server of its own.
-        progress: Told what is started.
+        progress: Called with each start's message.
         count: How many workers of each; of a foreign agent always one.
 
     Returns:

@@ -228,7 +228,7 @@ async def calibrate(
         lab: It needs no worker.
         trials: How many calls of each variant.
         variants: Of :data:`VARIANTS`, as a list or with commas; each is an arm.
-        options: Of the run.
+        options: Options of the run.
 
     Raises:
         UsageError: A number makes no sense, or there is no such variant.

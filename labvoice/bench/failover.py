@@ -35,11 +35,11 @@ KILLS: Final[tuple[Kill, ...]] = get_args(Kill)
 `hang`: the job's process by SIGSTOP."""
 
 _OTHERS_KILLS: Final[tuple[Kill, ...]] = ("job", "hang")
-"""Of an agent that is not labvoice's: nobody starts its only worker again."""
+"""For an agent that is not labvoice's: its only worker is not restarted."""
 _OTHERS_TIMEOUT_S: Final = 90.0
 """LiveKit notices such an agent's loss after some 21 s, and its supervisor is sure 12 s later."""
 _IDLE_TIMEOUT_S: Final = 150.0
-"""A worker that was killed loads its models anew before the next trial."""
+"""A killed worker loads its models again before the next trial."""
 
 
 def parse_kills(text: str, agent: Target | None = None) -> list[Kill]:
@@ -78,7 +78,7 @@ async def failover(
         lab: With two workers or more.
         trials: How many of each kind.
         kills: The kinds; each is an arm of the run.
-        options: Of the run.
+        options: Options of the run.
         agent: A script or command whose agent is killed; labvoice's own when not given.
 
     Raises:

@@ -150,8 +150,8 @@ async def measure_load(
         idle: Keep-alive connections that are open and silent meanwhile.
         restart_s: How long the second load lasts, in whose middle the service is restarted;
             0 for none.
-        options: Of the run; the seconds of load are the unit of resampling, for dispatches that
-            are under way at once are not independent.
+        options: Options of the run; the seconds of load are the unit of resampling, for dispatches
+            that are under way at once are not independent.
 
     Returns:
         The run, with stage `http_dispatch` from the intended start to the answer, and facts.

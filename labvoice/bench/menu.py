@@ -56,7 +56,7 @@ class Bench:
             warmup: How many go before, of each arm; they are recorded and flagged.
             out: The run file; one in `runs/` named by the time when not given.
             command: The command line to show as the way to reproduce the run.
-            progress: Told a line for every trial.
+            progress: Called with a message for each trial.
 
         Raises:
             UsageError: A number makes no sense.
@@ -212,7 +212,7 @@ class Bench:
             warmup: How many bursts go before, of each arm.
             out: As for :meth:`connect`.
             command: As for :meth:`connect`.
-            progress: Told a line for every burst.
+            progress: Called with a message for each burst.
 
         Raises:
             UsageError: A number makes no sense.
@@ -239,7 +239,7 @@ class Bench:
             agent: A script or command whose agent is killed; labvoice's own when not given.
             out: As for :meth:`connect`.
             command: As for :meth:`connect`.
-            progress: Told a line for every trial.
+            progress: Called with a message for each trial.
         """
         options = RunOptions(out, command, progress)
         return await failover(self._lab, trials, parse_kills(kills, agent), options, agent)

@@ -28,7 +28,7 @@ def record_call(
     """Writes a call that is over, or under way, as a run; see `lab.bench.record`.
 
     Args:
-        settings: Of the lab.
+        settings: Settings of the lab.
         call: The call.
         out: The run file; one in `runs/` named by the time when not given.
         command: The command line to show as the way to reproduce the run.

@@ -173,7 +173,7 @@ class RoomAgent:
         self._marks.changed.set()
 
     def _listen_to(self, participant: rtc.RemoteParticipant) -> None:
-        """Listens to all audio of the agent, and of whoever publishes on its behalf."""
+        """Listens to all audio of the agent, and of participants that publish on its behalf."""
         if not self.identity or self.identity not in (
             participant.identity,
             _on_behalf_of(participant),

@@ -384,7 +384,7 @@ class Call:
         await self.agent.until(present, mark, timeout_s)
 
     async def _until_ready(self) -> None:
-        """Waits for another's agent: it may load its models, tell no state, or publish late."""
+        """Waits for a foreign agent, which may load models, report no state, or publish late."""
         signs = ("agent_listening", "agent_audio_subscribed")
         await self.agent.until(
             lambda: any(sign in self.marks for sign in signs), signs[0], _FOREIGN_READY_TIMEOUT_S
@@ -620,7 +620,7 @@ class Call:
         return error
 
     async def _until_text(self, turn: Turn, timeout_s: float) -> None:
-        """Waits for the reply's words; of an agent that tells none, the turn is whole without."""
+        """Waits for the reply's text; an agent that publishes none leaves the turn without."""
         # What was told so far may be a filler, or the words of a speech-to-speech model.
         told = self.reports.hosts_session and not turn.reply
         try:

@@ -1,4 +1,4 @@
-"""The caller's connection to a room, and in words why there is none."""
+"""The caller's connection to a room, and the errors of a failed one."""
 
 from __future__ import annotations
 

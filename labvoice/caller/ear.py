@@ -106,8 +106,8 @@ class Listener:
 
     Args:
         on_change: Called when voice begins or ends.
-        on_frame: Told every frame: the id of its track, its samples, and its arrival in monotonic
-            seconds.
+        on_frame: Called with every frame: the id of its track, its samples, and its arrival in
+            monotonic seconds.
 
     Attributes:
         voices: All stretches of voice, oldest first.

@@ -1,4 +1,4 @@
-"""The marks of a connection: each is set once, and waking whoever waits."""
+"""The marks of a connection; each is set once."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Microphone:
     handed over.
 
     Args:
-        on_frame: Told every frame with the instant at which it left, in monotonic seconds.
+        on_frame: Called with every frame and the instant at which it left, in monotonic seconds.
 
     Attributes:
         background: Sound around the caller that goes on all the time, int16, shape (n,), at

@@ -1,4 +1,4 @@
-"""What the agent reports of a call, beside what is heard of it.
+"""What the agent reports of a call.
 
 Session events where the agent hosts them, otherwise its text streams, and from labvoice's own agent
 the worker's marks and figures.

@@ -38,7 +38,7 @@ class Track:
 
     @property
     def ambient(self) -> bool:
-        """Whether it is known, or heard, to carry something beside the voice."""
+        """Whether its name or sound shows that it has other sound than the voice."""
         return self.name == BACKGROUND_TRACK or self.listener.never_silent
 
 
@@ -51,8 +51,8 @@ class Ear:
 
     Args:
         on_change: Called when the voice begins or ends.
-        on_frame: Told every frame: the id of its track, its samples, and its arrival in monotonic
-            seconds.
+        on_frame: Called with every frame: the id of its track, its samples, and its arrival in
+            monotonic seconds.
 
     Attributes:
         tracks: Every track that was heard, by id.
@@ -68,7 +68,7 @@ class Ear:
         self._on_frame = on_frame
 
     def listen(self, track: rtc.Track, *, name: str, publisher: str) -> None:
-        """Begins to listen to a subscribed track, beside those before."""
+        """Starts to listen to another subscribed track."""
         if track.sid not in self.tracks:
             self.add(track.sid, name=name, publisher=publisher).listen(track)
 

@@ -26,7 +26,7 @@ class Transcription:
     Args:
         room: The caller's.
         identity: The caller's own: words under it are the user's.
-        on_item: Told every finished message.
+        on_item: Called with every finished message.
     """
 
     def __init__(self, room: rtc.Room, identity: str, on_item: Callable[[Item], None]) -> None:

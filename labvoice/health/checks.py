@@ -1,4 +1,4 @@
-"""Quick checks of a running lab: nothing is started or loaded beside the calls that run."""
+"""Quick checks of a running lab, which start and load nothing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class TargetAgent:
         target: What the user named.
         name: Name to dispatch; empty for an agent that serves every room, and for a bot.
         server: The LiveKit server that it serves.
-        dispatcher: Of that server.
+        dispatcher: Dispatcher of that server.
         worker: Its worker, where the lab has started one that is not labvoice's.
         bot: Starts it in a room, where it joins by itself.
     """

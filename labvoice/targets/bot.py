@@ -31,7 +31,7 @@ _TOKEN_LIFETIME: Final = datetime.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Bot:
-    """A bot that is started anew for each call.
+    """A bot that is started for each call.
 
     Attributes:
         target: The bot.

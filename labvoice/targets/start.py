@@ -28,7 +28,7 @@ async def start_target(
         target: The agent.
         stack: Has a LiveKit server, and a model if the agent is labvoice's.
         settings: Those of the stack.
-        dispatcher: Of the stack's LiveKit server.
+        dispatcher: Dispatcher of the stack's LiveKit server.
         apart: Give a foreign worker a LiveKit server of its own.
         timeout_s: How long to wait for the registration of a foreign worker, in seconds.
 

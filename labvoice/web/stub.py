@@ -39,7 +39,7 @@ from labvoice.web.settings import WebSettings
 
 AGENT_NAME: Final = "stub-agent"
 DISPATCH_S: Final = 0.1
-"""A dispatch takes so long here: about what a warm worker takes to join."""
+"""Duration of a dispatch, about that of a warm worker, in seconds."""
 
 
 class StubBackend:
