@@ -22,7 +22,7 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.settings import Llm, load_settings
+from labvoice.settings import load_settings
 
 if TYPE_CHECKING:
     from labvoice.scenarios.suite import ScenarioResult, Suite, SuiteResult
@@ -71,15 +71,15 @@ def run_test(
         default=target,
         keep_going=keep_going,
     )
-    run_command(_test(suite, llm, junit, json_path))
+    run_command(_test(suite, junit, json_path))
 
 
-async def _test(suite: Suite, llm: Llm | None, junit: Path | None, json_path: Path | None) -> int:
+async def _test(suite: Suite, junit: Path | None, json_path: Path | None) -> int:
     from labvoice.scenarios.junit import write_junit
 
     with suite:
         try:
-            await suite.play_in_labs(llm, tell)
+            await suite.play_in_labs()
         finally:
             if junit is not None:
                 write_junit(junit, suite.results)

@@ -322,6 +322,7 @@ class Suite:
             _record(run, number, player.result)
             first = next(iter(player.result.failures), None)
             this.outcome(outcome, detail=first.observed if first else "")
+        player.result.notices += filter(None, (this.warning, run.trouble))
         result.attempts.append(_attempt(run.path, number, player.result, took_s))
         last = result.attempts[-1]
         place = f"{scenario.name} {made + 1}/{self._repeat}"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
+import os
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from labvoice.bench.base import RunOptions
+from labvoice.cli import app
 from labvoice.lab import Lab
 from labvoice.runs.run import Run
 from labvoice.scenarios.junit import write_junit
+from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.model import (
     HANG_UP,
     Expect,
@@ -241,3 +248,51 @@ async def test_the_rest_is_not_called_once_a_scenario_can_no_longer_pass(
     (each,) = result.to_json()["scenarios"]
     assert (each["calls"], each["stopped_early"], each["pass_k"]) == (1, True, 0)
     assert not result.passed
+
+
+@pytest.mark.smoke
+async def test_labvoice_test_judges_the_examples(tmp_path: Path) -> None:
+    """The scenarios of the example pass, one that expects something else fails: exit 1, JUnit."""
+    wrong = tmp_path / "wrong.scenario.yaml"
+    billing = (EXAMPLES / "billing.scenario.yaml").read_text(encoding="utf-8")
+    wrong.write_text(
+        billing.replace("name: ask", "name: wrong, ask")
+        .replace("agent: agent.py", f"agent: {EXAMPLES / 'agent.py'}")
+        .replace("heard: billing desk", "heard: swimming pool"),
+        encoding="utf-8",
+    )
+    paths = [*sorted(EXAMPLES.glob("*.scenario.yaml")), wrong]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "labvoice", "test", *map(str, paths)),
+        *("--junit", "junit.xml", "--json", "result.json", "--out", "run.jsonl"),
+        cwd=tmp_path,
+        env={**os.environ, "APPOINTMENTS": str(tmp_path / "appointments.json")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(240):
+        output, _ = await process.communicate()
+    assert process.returncode == 1, output.decode()
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    passed = {each["name"]: each["passed"] for each in result["scenarios"]}
+    assert passed == {
+        "change an appointment": True,
+        "ask for the bill": True,
+        "wrong, ask for the bill": False,
+    }, output.decode()
+    line = next(each for each in output.decode().splitlines() if f"{wrong}:7: heard" in each)
+    assert "swimming pool: the pattern does not match" in line
+    assert "at " in output.decode().partition("listen: ")[2]
+    suites = ET.parse(tmp_path / "junit.xml").getroot()  # noqa: S314
+    assert [len(each.findall(".//failure")) for each in suites.findall("testsuite")] == [0, 0, 1]
+
+
+async def test_a_scenario_that_cannot_be_meant_starts_nothing(tmp_path: Path) -> None:
+    """The file and the line are named, the exit code is that of wrong use."""
+    path = tmp_path / "a.scenario.yaml"
+    path.write_text("name: x\nsteps:\n  - say: Hello.\n  - expct: {}\n", encoding="utf-8")
+    done = CliRunner().invoke(app, ["test", str(path)])
+    assert isinstance(done.exception, ScenarioError)
+    assert done.exception.exit_code == 2
+    assert f"{path}:4: " in done.exception.observed
+    assert "starting" not in done.output
