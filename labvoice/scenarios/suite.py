@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ from labvoice.scenarios.livekit_file import load_all
 from labvoice.scenarios.model import Scenario, ScenarioFile
 from labvoice.scenarios.passing import PassRate
 from labvoice.scenarios.runner import CallResult, Failure, Player, Prepared, prepare
-from labvoice.settings import Llm, Settings, load_settings
+from labvoice.settings import Settings
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import BUILT_IN, Target
 
@@ -187,7 +187,7 @@ class Suite:
 
     Args:
         files: The scenarios; their names differ.
-        settings: For the callers' voices.
+        settings: For the callers' voices, and of the labs of :meth:`play_in_labs`.
         options: Of the run; `warmup` is not used.
         repeat: How many calls of each.
         agent: The agent to call in place of the scenarios' own; None: theirs.
@@ -231,32 +231,25 @@ class Suite:
         self._prepared: dict[str, Prepared] = {
             file.scenario.name: prepare(file, settings, options.progress) for file in files
         }
-        self._recording = settings.recording
+        self._settings = settings
         self._run: RunWriter | None = None
         self._trials = 0
 
-    async def play_in_labs(self, llm: Llm | None, progress: Callable[[str], None]) -> None:
-        """Plays all scenarios, in a lab that it starts; in one more those that bring a model.
-
-        Args:
-            llm: The language model of the others, as of :class:`labvoice.settings.Settings`.
-            progress: Told what is started.
-        """
+    async def play_in_labs(self) -> None:
+        """Plays all scenarios in a lab that it starts, and those that bring a model in another."""
         from labvoice.lab import Lab
 
         for scripted in (False, True):
             chosen = [each for each in self.results if bool(each.file.scenario.model) is scripted]
             if not chosen:
                 continue
-            kind: Llm | None = SCRIPTED if scripted else llm
-            settings = load_settings(llm=kind, recording=self._recording)
-            if scripted:  # no configured model stands before the script
-                settings = settings.model_copy(update={"upstream_llm": None})
+            # No configured model stands before a script.
+            changed = {"llm": SCRIPTED, "upstream_llm": None} if scripted else {}
             targets = [self._arms[each.file.scenario.name].target for each in chosen]
             named = all(target is not None and target.kind == "named" for target in targets)
             async with Lab(
-                settings=settings,
-                progress=progress,
+                settings=self._settings.model_copy(update=changed),
+                progress=self._options.progress,
                 workers=0,
                 letta=False,
                 supervise=False,
