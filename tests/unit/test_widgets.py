@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from labvoice.dispatch import STRATEGIES
@@ -55,13 +56,13 @@ def request(method: str, args: Any, number: int = 1) -> dict[str, Any]:
     return {"kind": "request", "id": number, "method": method, "args": args}
 
 
-async def ask(button: ConnectButton, method: str, args: Any) -> dict[str, Any]:
+async def ask(button: ConnectButton, method: str, args: Any, *buffers: bytes) -> dict[str, Any]:
     """Asks a button as the page does; returns its answer."""
     page = Page()
     data = {"method": "custom", "content": request(method, args)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(button.comm, "send", lambda data, **_: page.send(data["content"]))
-        button.comm.handle_msg({"content": {"data": data}, "buffers": []})
+        button.comm.handle_msg({"content": {"data": data}, "buffers": list(buffers)})
         return await page.answer()
 
 
@@ -172,6 +173,25 @@ async def test_a_call_that_cannot_be_saved_is_said_and_kept(
     assert list(lab.recent_calls) == [button.call]
     with pytest.raises(RunFileError):
         button.call.save()
+
+
+async def test_what_the_page_records_is_kept_beside_the_run(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces come as buffers of messages; what comes after the end of the call is dropped."""
+    monkeypatch.chdir(tmp_path)
+    button = lab.connect_button()
+    assert button.recording == "ogg"
+    await ask(button, "record", {**SENT, "ended": False})
+    piece = {"call_id": SENT["call_id"], "first": 0, "rate_hz": 24000, "start_s": 100.5}
+    sound = np.full(48000, 900, np.int16).tobytes()
+    assert "error" not in await ask(button, "sound", piece, sound)
+    assert "does not accept" in (await ask(button, "sound", piece))["error"]["message"]
+    await ask(button, "record", SENT)
+    await ask(button, "sound", {**piece, "first": 24000}, sound)
+    (row,) = button.call.run.recordings.to_dict("records")
+    assert row["start_s"] == pytest.approx(0.5)
+    assert button.call.listen().length_s == pytest.approx(1.0, abs=0.05)
 
 
 # -- the monitor
