@@ -140,7 +140,7 @@ def remeasure(run: Run) -> Remeasured:
     before the caller had finished.
 
     Raises:
-        RunFileError: The run has no recordings.
+        RunFileError: The run has no recordings, or no turns.
     """
     recordings = run.recordings
     if recordings.empty:
@@ -169,6 +169,11 @@ def remeasure(run: Run) -> Remeasured:
             following = [t["user_speech_start"] for n, t in turns.items() if n > number]
             found = _turn(live, caller, heard, min(following, default=math.inf))
             rows += [_row(trial, number, mark, live, found) for mark in REMEASURED]
+    if not rows and not notices:
+        raise RunFileError(
+            "the run has recordings and no turns",
+            "turns are in runs of `call`, `try`, `test`, `bench`",
+        )
     return Remeasured(run.header.run_id, pd.DataFrame(rows, columns=list(_COLUMNS)), notices)
 
 

@@ -139,3 +139,16 @@ def test_a_reply_that_is_not_in_the_recording_disagrees(tmp_path: Path) -> None:
     sound.unlink()
     with pytest.raises(RunFileError, match="no recordings"):
         remeasure(Run.load(path))
+
+
+def test_a_run_without_turns_is_not_called_wrong(tmp_path: Path) -> None:
+    """Connections have no marks that a recording could confirm."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="connect", host_facts={}) as run:
+        run.trial(0, "room", "default")
+        run.mark(0, Mark("click", CLICK_S))
+        run.outcome(0, "ok")
+        Recording(np.zeros((2400, 2), np.int16), CLICK_S).write(tmp_path / "run" / "0000.wav")
+        run.note(0, recording="run/0000.wav", recording_start_s=0.0)
+    with pytest.raises(RunFileError, match="no turns"):
+        remeasure(Run.load(path))
