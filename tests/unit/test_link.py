@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from labvoice.bench.arms import Arm, target_arms, with_links
 from labvoice.errors import UsageError
 from labvoice.link import rtp
 from labvoice.link.impairment import NAMED, Impairment, LinkProfile, Shaper
+from labvoice.targets.config import read_config
 
 _PACKETS = 20_000
 _APART_S = 0.02
@@ -174,3 +177,23 @@ def test_a_packet_without_extensions_is_read_too() -> None:
 def test_protocols_of_one_port_are_told_apart(data: bytes, kind: str) -> None:
     """The first bytes say whether a datagram is media, a check of the path, or neither."""
     assert rtp.kind_of(data) == kind
+
+
+def test_a_link_is_of_all_arms_or_of_one() -> None:
+    """What names an arm is for that one alone; an unknown arm is refused."""
+    linked = with_links([Arm("a"), Arm("b")], ["delay=10ms", "b:4g"])
+    assert [str(arm.link) for arm in linked] == ["delay=10ms", "4g"]
+    assert [arm.link for arm in with_links([Arm("a")], [])] == [None]
+    with pytest.raises(UsageError, match="no arm 'c'"):
+        with_links([Arm("a")], ["c:4g"])
+
+
+def test_a_link_stands_in_the_configuration_file(tmp_path: Path) -> None:
+    """An arm has its own link, else that of the top; a wrong one is named with the file."""
+    file = tmp_path / "labvoice.toml"
+    file.write_text('link = "wifi"\n[arms.good]\n[arms.bad]\nlink = "train,loss=9%"\n')
+    arms = target_arms(read_config(file).arms)
+    assert {arm.name: str(arm.link) for arm in arms} == {"good": "wifi", "bad": "train,loss=9%"}
+    file.write_text('[arms.bad]\nlink = "5g"\n')
+    with pytest.raises(UsageError, match=r"labvoice\.toml: arms\.bad: there is no link '5g'"):
+        read_config(file)
