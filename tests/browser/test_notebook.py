@@ -219,8 +219,6 @@ async def test_a_denied_microphone_has_a_message(
         await widget.get_by_role("button", name="Connect").click()
         await expect(widget.get_by_role("alert")).to_contain_text("microphone was denied")
         await expect(widget.locator(".lv-log")).to_contain_text("start speaking", timeout=60_000)
-        # What is typed before cuts the greeting off, which then may have no line.
-        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(1)
         await widget.get_by_label("Type to the agent").fill("What is the weather like?")
         await page.keyboard.press("Enter")
         await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2)

@@ -220,8 +220,6 @@ async def test_a_denied_microphone_has_a_message(refusing_chromium: Browser, add
         await page.get_by_role("button", name="Connect").click()
         await expect(page.get_by_role("alert")).to_contain_text("microphone was denied")
         await expect(page.locator(".lv-log")).to_contain_text("start speaking")
-        # What is typed before cuts the greeting off, which then may have no line.
-        await expect(page.locator(".lv-talk .lv-agent")).to_have_count(1)
         await page.get_by_label("Type to the agent").fill("What is the weather like?")
         await page.keyboard.press("Enter")
         await expect(page.locator(".lv-talk .lv-agent")).to_have_count(2)
