@@ -135,7 +135,7 @@ _NEIGHBOUR = {
     "says the wrong thing": TOOL,
     "calls the wrong tool": ANSWERS,
     "leaves early": GREETS,
-    "never yields": RECOVERS,
+    "never yields": STANDS,
     "hangs after an interruption": YIELDS,
     "yields to a cough": YIELDS,
 }
