@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from livekit import api
@@ -15,6 +16,7 @@ from labvoice.runs.run import Run
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.stack.test_cli import labvoice
+from tests.stack.test_web_up import up
 
 SHOP = Path(__file__).parent / "kinds" / "shop_agent.py"
 
@@ -122,3 +124,21 @@ async def test_two_agents_of_one_name_are_told_apart(lab: Lab, shop: TargetAgent
     assert len(psutil.Process().children(recursive=True)) <= before
     async with lab.call(agent_name=shop) as call:
         assert "bakery" in await call.hear_greeting()
+
+
+async def test_up_dispatches_an_agent_of_ones_own(tmp_path: Path) -> None:
+    """The HTTP service puts it into a room by its name; Ctrl-C ends it with all the rest."""
+    async with up(tmp_path, {}, "--agent", str(SHOP)) as running:
+        async with httpx.AsyncClient(
+            base_url=running.url, headers=running.headers, trust_env=False, timeout=60
+        ) as client:
+            done = (await client.post("/api/dispatch-agent", json={"room": "up"})).json()
+            assert done["success"], done
+            assert done["agent_name"] == "shop"
+            token = (await client.post("/api/token", json={"room": "up"})).json()
+            assert token["room"] == "up"
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert any(str(SHOP) in " ".join(child.cmdline()) for child in children)
+    assert "is registered as 'shop'" in running.printed
+    _, alive = psutil.wait_procs(children, 20)
+    assert alive == []
