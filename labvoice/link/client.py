@@ -14,6 +14,7 @@ import aiohttp
 from labvoice.errors import ProcessError
 from labvoice.link.impairment import LinkProfile
 from labvoice.link.relay import Packet
+from labvoice.proxies import http_session
 from labvoice.stack.processes import ManagedProcess, free_port
 
 RELAY_KEY: Final = "LABVOICE_RELAY_KEY"
@@ -145,7 +146,7 @@ class Relays:
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, headers=headers) as http,
+                http_session(self._address, timeout=timeout, headers=headers) as http,
                 http.request(method, self._address + path, json=body) as answer,
             ):
                 answer.raise_for_status()

@@ -19,6 +19,7 @@ from livekit.protocol import rtc
 
 from labvoice.link.relay import LOOPBACK, Direction, UdpRelay
 from labvoice.link.rtp import LEVEL_EXTENSION
+from labvoice.proxies import http_session
 
 _CANDIDATE: Final = re.compile(r"^(?:a=)?candidate:\S+ \d+ (\S+) \d+ (\S+) (\d+) typ (\S+)")
 _EXTENSION: Final = re.compile(r"a=extmap:(\d+)")
@@ -52,7 +53,7 @@ class Signalling:
         return app
 
     async def _session(self, _: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession() as self._http:
+        async with http_session(self._server) as self._http:
             yield
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
