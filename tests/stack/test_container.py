@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labvoice.settings import load_settings
+from tests.stack.test_troubleshooting import assert_documented
 
 _CONTAINER = """
 ip link set lo up multicast off
@@ -79,6 +80,6 @@ async def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         tmp_path / "home", {"LABVOICE_CACHE_DIR": str(load_settings().cache_dir)}
     )
     assert code == 2, output
-    assert "cannot be written" in output
+    assert_documented(output, "cannot be written: Read-only file system")  # entry
     assert "LABVOICE_DATA_DIR" in output
     assert "Traceback" not in output
