@@ -10,10 +10,23 @@ import typer
 from rich.table import Table
 
 from labvoice.cli.common import JsonOption, console, tell, write_json
+from labvoice.errors import RunFileError
 
 runs_app = typer.Typer(help="The recorded runs in a folder.", no_args_is_help=True)
 _FOLDER: Final = Path("runs")
 FolderArgument = Annotated[Path, typer.Argument(help="The folder; folders in it count too.")]
+MarkdownOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--markdown", dir_okay=False, help="Also write a summary for a pull request there."
+    ),
+]
+LinkOption = Annotated[
+    str,
+    typer.Option(
+        "--link", metavar="URL", help="Page with the run's files, which the summary links to."
+    ),
+]
 
 
 def report(
@@ -22,6 +35,8 @@ def report(
     pictures: Annotated[
         Path | None, typer.Option("--pictures", help="Also write the plots as PNG to this folder.")
     ] = None,
+    markdown: MarkdownOption = None,
+    link: LinkOption = "",
     json_path: JsonOption = None,
 ) -> None:
     """Writes a single-file HTML report of recorded runs.
@@ -29,14 +44,19 @@ def report(
     Example: labvoice report runs/turns.jsonl --out report.html
     """
     from labvoice.report.html import write_pictures, write_report
+    from labvoice.report.markdown import check_link, summary, write_markdown
     from labvoice.runs.run import Run
 
+    check_link(link)
     loaded = [Run.load(path) for path in runs]
     written = write_report(loaded, out).resolve()
     tell(f"report: {written}")
     drawn = [path for run in loaded if pictures for path in write_pictures(run, pictures)]
     for path in drawn:
         tell(f"picture: {path}")
+    if markdown is not None:
+        found = [summary(run, markdown.parent, report=written, link=link) for run in loaded]
+        tell(f"wrote {write_markdown(markdown, found)}")
     figures = {run.header.run_id: run.to_json() for run in loaded}
     files = {"report": str(written), "pictures": [str(path) for path in drawn]}
     write_json(json_path, {**files, "runs": figures})
@@ -51,22 +71,41 @@ def compare(
     allow_different_hosts: Annotated[
         bool, typer.Option("--allow-different-hosts", help="Allow runs of different machines.")
     ] = False,
+    markdown: MarkdownOption = None,
+    link: LinkOption = "",
     json_path: JsonOption = None,
 ) -> None:
     """Compares two runs; exits 1 if a headline stage regressed.
 
+    The summary of `--markdown` is written also where they cannot be compared, and says why.
+
     Example: labvoice compare base.jsonl new.jsonl --max-regression 0.10
     """
+    from labvoice.report.markdown import check_link, summary, write_markdown
     from labvoice.runs.compare import compare as compare_runs
     from labvoice.runs.run import Run
 
-    comparison = compare_runs(
-        Run.load(base),
-        Run.load(new),
-        max_regression,
-        allow_different_hosts=allow_different_hosts,
-    )
-    tell(repr(comparison))
+    check_link(link)
+    run, comparison, why = Run.load(new), None, None
+    try:
+        comparison = compare_runs(
+            Run.load(base), run, max_regression, allow_different_hosts=allow_different_hosts
+        )
+        tell(repr(comparison))
+    except RunFileError as error:
+        why = error
+    if markdown is not None:
+        text = summary(
+            run,
+            markdown.parent,
+            comparison=comparison,
+            not_compared=why.observed if why else "",
+            link=link,
+        )
+        tell(f"wrote {write_markdown(markdown, [text])}")
+    if comparison is None:
+        assert why is not None
+        raise why
     write_json(json_path, comparison.to_json())
     raise typer.Exit(0 if comparison.passed else 1)
 

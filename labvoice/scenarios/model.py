@@ -36,8 +36,6 @@ PAUSE_SIGN: Final = "…"
 """Stands in a `say` text for a pause of :data:`PAUSE_S`."""
 PAUSE_S: Final = 0.8
 HANG_UP: Final = "hang up"
-SUFFIX: Final = ".scenario.yaml"
-"""How the names of scenario files end where a tool looks for them."""
 SCHEMA_PATH: Final = Path(__file__).with_name("scenario.schema.json")
 """The JSON schema of a scenario file, for editors and reviews."""
 

@@ -237,23 +237,14 @@ class Suite:
 
     async def play_in_labs(self) -> None:
         """Plays all scenarios in a lab that it starts, and those that bring a model in another."""
-        from labvoice.lab import Lab
-
         for scripted in (False, True):
             chosen = [each for each in self.results if bool(each.file.scenario.model) is scripted]
             if not chosen:
                 continue
-            # No configured model stands before a script.
-            changed = {"llm": SCRIPTED, "upstream_llm": None} if scripted else {}
             targets = [self._arms[each.file.scenario.name].target for each in chosen]
             named = all(target is not None and target.kind == "named" for target in targets)
-            async with Lab(
-                settings=self._settings.model_copy(update=changed),
-                progress=self._options.progress,
-                workers=0,
-                letta=False,
-                supervise=False,
-                model=not named,
+            async with lab_for(
+                self._settings, self._options.progress, scripted=scripted, model=not named
             ) as lab:
                 await self.play(lab, chosen)
 
@@ -270,7 +261,7 @@ class Suite:
         for each in chosen:
             arm = self._arms[each.file.scenario.name]
             assert arm.target is not None
-            agent = await _agent_of(lab, arm.target, self._options)
+            agent = await agent_of(lab, arm.target, self._options)
             arms[arm.name] = dataclasses.replace(arm, agent_name=agent)
         if self._run is None:
             self._run = await self._open(lab)
@@ -352,12 +343,46 @@ def _target(file: ScenarioFile, agent: Target | None, default: Target | None) ->
     text = file.scenario.agent
     if agent is not None or text is None:
         return agent or default or Target.own()
-    if file.path is not None and text.endswith(".py") and (file.path.parent / text).is_file():
-        text = str(file.path.parent / text)
+    return target_near(text, None if file.path is None else file.path.parent)
+
+
+def target_near(text: str, folder: Path | None) -> Target:
+    """Reads AGENT; a script is looked for in a folder, then in the working directory.
+
+    Raises:
+        UsageError: It cannot be meant.
+    """
+    if folder is not None and text.endswith(".py") and (folder / text).is_file():
+        text = str(folder / text)
     return Target.parse(text)
 
 
-async def _agent_of(lab: Lab, target: Target, options: RunOptions) -> TargetAgent:
+def lab_for(
+    settings: Settings, progress: Callable[[str], None], *, scripted: bool, model: bool
+) -> Lab:
+    """Returns a lab, not started, in which agents are called and none is labvoice's.
+
+    Args:
+        settings: Its settings.
+        progress: Told what is started.
+        scripted: Whether its language model is the scenarios' script.
+        model: Whether any agent needs a language model.
+    """
+    from labvoice.lab import Lab
+
+    # No configured model stands before a script.
+    changed = {"llm": SCRIPTED, "upstream_llm": None} if scripted else {}
+    return Lab(
+        settings=settings.model_copy(update=changed),
+        progress=progress,
+        workers=0,
+        letta=False,
+        supervise=False,
+        model=model,
+    )
+
+
+async def agent_of(lab: Lab, target: Target, options: RunOptions) -> TargetAgent:
     """Returns a target's agent in a lab, where it is started once; each call has its metadata."""
     agents = _agents.setdefault(lab.dispatcher, {})
     program = dataclasses.replace(target, metadata="", attributes={}, room="", room_metadata="")
