@@ -23,9 +23,9 @@ from labvoice.runs.compare import Comparison, StageComparison
 from labvoice.runs.run import Run
 
 _LONGEST_NAME: Final = 60
-_LONGEST_TEXT: Final = 200
-_MOST_ROWS: Final = 40
-_MOST_FAILURES: Final = 10
+_LONGEST_TEXT: Final = 160
+_MOST_ROWS: Final = 25
+_MOST_FAILURES: Final = 8
 """With these bounds a summary fits in a comment of GitHub's: 65,536 characters."""
 _NONE: Final = "–"
 _MARK_OF_CALL: Final = ("agent_listening", "click")
@@ -83,9 +83,9 @@ def summary(
     """
     lines = [f"### labvoice {escaped(run.header.kind)}: {_result(run)}", ""]
     if comparison is not None:
-        lines += [f"**Against the base run:** {escaped(comparison.conclusion, 1000)}", ""]
+        lines += [f"**Against the base run:** {escaped(comparison.conclusion, 600)}", ""]
     elif not_compared:
-        lines += [f"**Not compared with a base run:** {escaped(not_compared, 1000)}", ""]
+        lines += [f"**Not compared with a base run:** {escaped(not_compared, 600)}", ""]
     lines += _arms(run)
     lines += _stages(run, comparison)
     lines += _failures(run, folder, link)
@@ -196,10 +196,10 @@ def _failures(run: Run, folder: Path, link: str) -> Iterator[str]:
     if not found:
         return
     yield from ("<details open><summary>What did not hold</summary>", "")
-    recordings = {row.trial: row for row in run.recordings.itertuples()}
+    recordings = {int(row["trial"]): row for row in run.recordings.to_dict("records")}
     marks = run.marks
     for trial, failure in found[:_MOST_FAILURES]:
-        where = _code(str(failure.get("where", "")))
+        where = _code(str(failure.get("where", "")), _LONGEST_TEXT)
         expectation = _code(str(failure.get("expectation", "")), _LONGEST_TEXT)
         yield f"- {where}: {expectation}: {escaped(str(failure.get('observed', '')))}"
         if failure.get("judged_by"):
@@ -208,10 +208,10 @@ def _failures(run: Run, folder: Path, link: str) -> Iterator[str]:
             yield f"  <br>heard: {escaped(str(failure['heard']))}"
         if trial in recordings:
             recording = recordings[trial]
-            at_s = _instant(marks, trial, failure.get("turn")) - float(recording.start_s)
-            name = escaped(Path(recording.path).name)
+            at_s = _instant(marks, trial, failure.get("turn")) - float(recording["start_s"])
+            name = escaped(Path(recording["path"]).name)
             if not link:
-                name = f"[{name}]({_relative(Path(recording.path), folder)})"
+                name = f"[{name}]({_relative(Path(recording['path']), folder)})"
             yield f"  <br>listen: {name}" + (
                 "" if math.isnan(at_s) else f" at {max(0.0, at_s):.1f} s"
             )
@@ -225,9 +225,9 @@ def _failed_expectations(run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
     notes = run.notes
     if run.header.kind != "test" or "failures" not in notes:
         return
-    for row in notes.dropna(subset="failures").itertuples():
-        for failure in json.loads(str(row.failures)):
-            yield int(row.trial), failure
+    for row in notes.dropna(subset="failures").to_dict("records"):
+        for failure in json.loads(str(row["failures"])):
+            yield int(row["trial"]), failure
 
 
 def _instant(marks: pd.DataFrame, trial: int, turn: int | None) -> float:
