@@ -58,8 +58,12 @@ class Runner:
     ) -> None:
         self.repository = folder / "repository"
         self._folder = folder
-        defaults = {name: each.get("default", "") for name, each in ACTION["inputs"].items()}
-        self._known = {f"inputs.{name}": text for name, text in {**defaults, **inputs}.items()}
+        defaults: dict[str, str] = {
+            name: each.get("default", "") for name, each in ACTION["inputs"].items()
+        }
+        self._known: dict[str, str] = {
+            f"inputs.{name}": text for name, text in {**defaults, **inputs}.items()
+        }
         self._known["github.event.pull_request.number"] = "7"
         self._known["steps.upload.outputs.artifact-url"] = "https://example.org/artifact"
         for name in ("repository", "temp", "bin"):
