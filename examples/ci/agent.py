@@ -4,7 +4,7 @@ from livekit.agents import Agent, AgentServer, AgentSession, JobContext, cli, fu
 
 HOURS = {"saturday": "nine to noon", "sunday": "closed"}
 
-server = AgentServer()
+server = AgentServer(load_fnc=lambda _: 0.0)  # takes its calls on a busy machine too
 
 
 def hours_of(day: str) -> str:

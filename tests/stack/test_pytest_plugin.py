@@ -45,7 +45,6 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.smoke
 def test_a_repository_tests_its_agents_voice_beside_its_unit_tests(repository: Path) -> None:
     """Scenario, call and unit test pass; each call is a run with its recording."""
     (repository / "wrong.scenario.yaml").write_text(WRONG)
