@@ -166,7 +166,11 @@ def remeasure(run: Run) -> Remeasured:
             notices.append(f"the recording of call {trial} cannot be read: {error}")
             continue
         for number, live in turns.items():
-            following = [t["user_speech_start"] for n, t in turns.items() if n > number]
+            following = [
+                t["user_speech_start"]
+                for n, t in turns.items()
+                if n > number and "user_speech_start" in t
+            ]  # a turn that was typed has none
             found = _turn(live, caller, heard, min(following, default=math.inf))
             rows += [_row(trial, number, mark, live, found) for mark in REMEASURED]
     if not rows and not notices:
