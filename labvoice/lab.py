@@ -96,7 +96,7 @@ class Lab:
         settings: The settings in effect, with the addresses of started parts.
         model_check: Whether the language model answers.
         supervisor: Replaces lost agents; None before :meth:`supervise`.
-        targets: The foreign workers that :meth:`add_target` has started.
+        targets: The agents that :meth:`add_target` has made ready.
         pool: The workers.
         setup_s: How long each part took to start, in seconds.
         load_before: The host's 1-minute load average before the lab started.
@@ -294,8 +294,7 @@ class Lab:
         agent = await start_target(
             target, self._stack, self.settings, self.dispatcher, apart=apart, timeout_s=timeout_s
         )
-        if agent.worker is not None:
-            self.targets.append(agent)
+        self.targets.append(agent)
         return agent
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 from typing import Any, Final
 
@@ -49,7 +50,8 @@ class _Control:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.headers.get("authorization") != f"Bearer {self._key}":
+        given = request.headers.get("authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {self._key}".encode()):
             raise web.HTTPUnauthorized
         answer: web.StreamResponse = await handler(request)
         return answer

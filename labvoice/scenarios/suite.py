@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
-from weakref import WeakKeyDictionary
 
 from labvoice.bench.arms import Arm
 from labvoice.bench.base import (
@@ -24,7 +23,6 @@ from labvoice.bench.base import (
     wait_idle,
 )
 from labvoice.bench.turns import record_turn
-from labvoice.dispatch import Dispatcher
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
 from labvoice.scenarios.livekit_file import load_all
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 KIND: Final = "test"
 SCRIPTED: Final = "script"
 """The language model, by `LABVOICE_LLM`, that answers by a scenario's script."""
-_agents: WeakKeyDictionary[Dispatcher, dict[str, TargetAgent]] = WeakKeyDictionary()
-"""Agents that were started, by the lab's dispatcher: a lab has a new one each time it starts."""
 
 
 @dataclass(frozen=True)
@@ -384,14 +380,13 @@ def lab_for(
 
 async def agent_of(lab: Lab, target: Target, options: RunOptions) -> TargetAgent:
     """Returns a target's agent in a lab, where it is started once; each call has its metadata."""
-    agents = _agents.setdefault(lab.dispatcher, {})
     program = dataclasses.replace(target, metadata="", attributes={}, room="", room_metadata="")
-    key = repr(program)
-    if key not in agents:
-        foreign = any(each.target.kind not in BUILT_IN for each in agents.values())
-        agents[key] = await lab.add_target(program, apart=foreign)
-        options.progress(f"agent: {agents[key]}")
-    return dataclasses.replace(agents[key], target=target)
+    agent = next((each for each in lab.targets if each.target == program), None)
+    if agent is None:
+        foreign = any(each.target.kind not in BUILT_IN for each in lab.targets)
+        agent = await lab.add_target(program, apart=foreign)
+        options.progress(f"agent: {agent}")
+    return dataclasses.replace(agent, target=target)
 
 
 def _record(run: RunWriter, number: int, result: CallResult) -> None:
