@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from labvoice.cli.common import JsonOption, console, tell, write_json
 from labvoice.errors import RunFileError
@@ -174,18 +174,18 @@ def runs_list(folder: FolderArgument = _FOLDER, json_path: JsonOption = None) ->
     from labvoice.runs.stored import size_text, stored_runs
 
     runs = stored_runs(folder)
-    table = Table("started", "kind", "recordings", "of them", "in all", "file")
+    # Without borders a path of the usual length is whole on a line of 80 characters.
+    table = Table(Column("file", overflow="fold"), "kind", "recordings", "in all", box=None)
     for run in runs:
         table.add_row(
-            f"{run.started:%Y-%m-%d %H:%M}",
-            run.kind,
-            str(len(run.recordings)),
-            size_text(run.recordings_size),
-            size_text(run.size),
             str(run.path) + (" (under way)" if run.under_way else ""),
+            run.kind,
+            f"{len(run.recordings)}, {size_text(run.recordings_size)}",
+            size_text(run.size),
         )
     console.print(table)
-    tell(f"{len(runs)} runs, {size_text(sum(run.size for run in runs))}")
+    total = size_text(sum(run.size for run in runs))
+    tell(f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {total}")
     facts = [
         {
             "path": str(run.path),
