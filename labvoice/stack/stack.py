@@ -167,14 +167,14 @@ class Stack:
     async def start_workers(
         self, settings: Settings, count: int = 1, program: str = AGENT_PROGRAM
     ) -> None:
-        """Starts workers.
+        """Starts workers; those of the stack's LiveKit server use its address for agents.
 
         Raises:
             ProcessError: A worker ended or did not register in time.
         """
         if program == AGENT_PROGRAM:
             await self.fetch_speech(settings)
-        if self.server is not None:
+        if self.server is not None and settings.livekit_url == self.server.url:
             settings = settings.model_copy(update={"livekit_url": self.server.agent_url})
         await self.pool.add(settings, state_dir=self.state_dir, count=count, program=program)
 
