@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,6 +17,8 @@ from labvoice.stack.processes import free_port
 MODEL = "tool-model"
 REPLY = "Thank you, I have noted that."
 FILLER = "Let me look that up."
+_THINKS_S = 1.0
+"""So long it takes to answer by what a tool returned, in seconds: a pause that an ear hears."""
 
 
 class ToolModel:
@@ -48,6 +51,8 @@ class ToolModel:
         self.keys.add(request.headers.get("authorization", ""))
         body = await request.json()
         delta = _next_message(body["messages"], body.get("tools") or [])
+        if body["messages"][-1]["role"] == "tool":
+            await asyncio.sleep(_THINKS_S)
         if not body.get("stream"):
             choice = {"index": 0, "message": delta, "finish_reason": "stop"}
             return JSONResponse({"id": "1", "object": "chat.completion", "choices": [choice]})
