@@ -33,11 +33,12 @@ def repository(tmp_path: Path) -> Path:
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs pytest in a folder, as its user does."""
+    """Runs pytest in a folder, as its user does: without the options of the run around it."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTEST_ADDOPTS"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=folder,
-        env={**os.environ, "LABVOICE_CACHE_DIR": str(load_settings().cache_dir)},
+        env={**environment, "LABVOICE_CACHE_DIR": str(load_settings().cache_dir)},
         capture_output=True,
         text=True,
         timeout=300,
