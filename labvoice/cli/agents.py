@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,31 +15,8 @@ from labvoice.errors import UsageError
 if TYPE_CHECKING:  # it takes a second to import, which `--help` need not wait for
     from labvoice.targets.target import Target
 
-AgentOption = Annotated[str | None, typer.Option("--agent", metavar="AGENT", help=AGENT_HELP)]
-ArmOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--arm",
-        metavar="NAME=AGENT",
-        help="An agent to measure beside others; NAME alone is an arm of labvoice.toml.",
-    ),
-]
-EnvOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--env",
-        metavar="[ARM:]KEY=VALUE",
-        help="Set for the agent, or for that of one arm; labvoice's own takes its settings so.",
-    ),
-]
-PythonOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--python",
-        metavar="[ARM:]PATH",
-        help="Interpreter of the agent's environment; that of .venv beside the script if absent.",
-    ),
-]
+_LINKS: Final = "wifi, 4g, satellite, train, or such as delay=80ms,jitter=30ms,loss=3%,rate=64kbit."
+
 MetadataOption = Annotated[
     str | None,
     typer.Option(
@@ -51,34 +25,16 @@ MetadataOption = Annotated[
         help="Sent to an agent of your own as its job's metadata, unchanged.",
     ),
 ]
-GreetingOption = Annotated[
-    float | None,
-    typer.Option(
-        "--greeting-timeout",
-        min=0,
-        help="Seconds to find out, once, whether an agent of your own greets; 8 if absent.",
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="Read agents and arms there; labvoice.toml here if absent."),
-]
 LinkOption = Annotated[
     str | None,
-    typer.Option(
-        "--link",
-        metavar="LINK",
-        help="A bad network for the caller's media: wifi, 4g, satellite, train, or such as "
-        "delay=80ms,jitter=30ms,loss=3%,rate=64kbit.",
-    ),
+    typer.Option("--link", metavar="LINK", help=f"A bad network for the caller's media: {_LINKS}"),
 ]
 LinksOption = Annotated[
     list[str] | None,
     typer.Option(
         "--link",
         metavar="[ARM:]LINK",
-        help="A bad network for the callers' media, or for that of one arm: wifi, 4g, satellite, "
-        "train, or such as delay=80ms,jitter=30ms,loss=3%,rate=64kbit.",
+        help=f"A bad network for the callers' media, or for that of one arm: {_LINKS}",
     ),
 ]
 WireOption = Annotated[
@@ -88,15 +44,47 @@ WireOption = Annotated[
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """The options that name agents, as given; :func:`takes_agents` adds them to a command."""
+    """The options that name agents, as given."""
 
-    agent: AgentOption = None
-    arm: ArmOption = None
-    env: EnvOption = None
-    python: PythonOption = None
+    agent: Annotated[str | None, typer.Option("--agent", metavar="AGENT", help=AGENT_HELP)] = None
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME=AGENT",
+            help="An agent to measure beside others; NAME alone is an arm of labvoice.toml.",
+        ),
+    ] = None
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="[ARM:]KEY=VALUE",
+            help="Set for the agent, or for that of one arm; labvoice's own takes its settings so.",
+        ),
+    ] = None
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--python",
+            metavar="[ARM:]PATH",
+            help="Interpreter of the agent's environment; that of .venv beside the script if "
+            "absent.",
+        ),
+    ] = None
     metadata: MetadataOption = None
-    greeting_timeout: GreetingOption = None
-    config: ConfigOption = None
+    greeting_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--greeting-timeout",
+            min=0,
+            help="Seconds to find out, once, whether an agent of your own greets; 8 if absent.",
+        ),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Read agents and arms there; labvoice.toml here if absent."),
+    ] = None
 
     def one(self) -> Target | None:
         """Returns the one agent that a command or `labvoice.toml` names; None if neither does.
@@ -175,36 +163,7 @@ class AgentOptions:
 
 
 NO_AGENTS: Final = AgentOptions()
-"""Default of the parameter that :func:`takes_agents` replaces."""
-
-
-def takes_agents(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replaces the parameter `agents` of a command by the options of :class:`AgentOptions`.
-
-    Args:
-        left_out: Names of options that the command does not have.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        options = inspect.signature(AgentOptions, eval_str=True).parameters.values()
-        added = [each for each in options if each.name not in left_out]
-        own = inspect.signature(command, eval_str=True)
-        parameters = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for each in own.parameters.values()
-            for parameter in (added if each.name == "agents" else [each])
-        ]
-
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            agents = AgentOptions(**{each.name: given.pop(each.name) for each in added})
-            command(agents=agents, **given)
-
-        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
-
-    return decorate
+"""Default of a parameter that :func:`labvoice.cli.common.command` replaces."""
 
 
 def _of_arms(option: str, text: str, named: dict[str, str | Target]) -> list[tuple[str, str]]:

@@ -8,39 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import (
-    NO_AGENTS,
-    AgentOptions,
-    LinkOption,
-    MetadataOption,
-    WireOption,
-    takes_agents,
-)
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, MetadataOption, WireOption
 from labvoice.cli.common import (
+    CALL_OPTIONS,
     AgentNameOption,
+    CallOptions,
     JsonOption,
     LettaAgentOption,
-    LlmOption,
-    NoRecordingOption,
-    OutOption,
     PortOption,
-    RecordingOption,
+    command,
     command_line,
     console,
-    recording_of,
-    run_command,
     tell,
     tell_recordings,
     write_json,
 )
 from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
-from labvoice.settings import Llm, RecordingFormat, Settings, load_settings, read_settings
+from labvoice.settings import Settings, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
-    from labvoice.dispatch import StrategyName
-    from labvoice.link.impairment import LinkProfile
     from labvoice.targets.target import Target
 
 
@@ -49,8 +37,8 @@ def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
         raise UsageError("both --metadata and --letta-agent are given", "remove one of them")
 
 
-@takes_agents("arm")
-def call(
+@command("arm")
+async def call(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A recording to speak.")] = None,
     channel: Annotated[
@@ -63,15 +51,11 @@ def call(
         str,
         typer.Option(help="When to dispatch: sequential, concurrent, token, ahead or automatic."),
     ] = "sequential",
-    llm: LlmOption = None,
     agents: AgentOptions = NO_AGENTS,
-    recording: RecordingOption = None,
-    no_recording: NoRecordingOption = False,
-    out: OutOption = None,
     link: LinkOption = None,
     wire: WireOption = False,
-    json_path: JsonOption = None,
-) -> None:
+    options: CallOptions = CALL_OPTIONS,
+) -> int:
     """Makes one simulated call and prints every mark; texts are spoken before files.
 
     The call is kept as a run with its recording, in `runs/` or at --out.
@@ -80,8 +64,9 @@ def call(
 
     Example: labvoice call --agent my_agent/agent.py --say "Are you open on Sunday?"
     """
-    from labvoice.dispatch import check_strategy
+    from labvoice.dispatch import STRATEGIES, check_strategy
     from labvoice.link.impairment import LinkProfile
+    from labvoice.speech.utterances import check_channel, load_wav
     from labvoice.targets.config import read_text
 
     metadata = agents.metadata
@@ -96,56 +81,18 @@ def call(
         )
     if target is None and metadata is not None:
         metadata = read_text(metadata)
-    run_command(
-        _call(
-            target,
-            say or [],
-            wav or [],
-            channel,
-            room,
-            agent_name,
-            letta_agent,
-            check_strategy(strategy),
-            llm,
-            metadata,
-            recording_of(recording, no_recording),
-            out,
-            LinkProfile.parse(link) if link else None,
-            wire,
-            json_path,
-        )
-    )
-
-
-async def _call(
-    target: Target | None,
-    say: list[str],
-    wav: list[Path],
-    channel: str | None,
-    room: str | None,
-    agent_name: str | None,
-    letta_agent: str | None,
-    strategy: StrategyName,
-    llm: Llm | None,
-    metadata: str | None,
-    recording: RecordingFormat | None,
-    out: Path | None,
-    link: LinkProfile | None,
-    wire: bool,
-    json_path: Path | None,
-) -> int:
-    from labvoice.speech.utterances import check_channel, load_wav
-
-    files = [load_wav(path, check_channel(channel)) for path in wav]
-    for path, utterance in zip(wav, files, strict=True):
+    when = check_strategy(strategy)
+    profile = LinkProfile.parse(link) if link else None
+    recording = options.format
+    files = [load_wav(path, check_channel(channel)) for path in wav or ()]
+    for path, utterance in zip(wav or (), files, strict=True):
         if utterance.notice:
             tell(f"notice: {path}: {utterance.notice}")
-    from labvoice.dispatch import STRATEGIES
     from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
     async with Lab(
         progress=tell,
-        llm=llm,
+        llm=options.llm,
         letta=letta_agent is not None,
         supervise=False,
         workers=1 if target is None else 0,
@@ -153,7 +100,7 @@ async def _call(
         recording=recording,
         wire=wire,
     ) as lab:
-        spoken = [await lab.utterance(text) for text in say] + files
+        spoken = [await lab.utterance(text) for text in say or ()] + files
         if letta_agent is not None:
             try:
                 await lab.letta_server.until_up()
@@ -162,32 +109,32 @@ async def _call(
         if target is not None:
             agent = await lab.add_target(target)
             tell(f"agent: {agent}")
-            call = lab.new_call(room, agent_name=agent, strategy=strategy, link=link)
+            made = lab.new_call(room, agent_name=agent, strategy=when, link=profile)
         else:
-            if STRATEGIES[strategy].every_room:
+            if STRATEGIES[when].every_room:
                 await lab.add_workers(agent_name="")
-            call = lab.new_call(
+            made = lab.new_call(
                 room,
                 agent_name=agent_name,
                 metadata=metadata or await lab.metadata(letta_agent),
-                strategy=strategy,
-                link=link,
+                strategy=when,
+                link=profile,
             )
         try:
-            await call.connect()
-            if greeting := await call.hear_greeting():
+            await made.connect()
+            if greeting := await made.hear_greeting():
                 tell(f"agent: {greeting}")
-            for notice in call.notices:
+            for notice in made.notices:
                 tell(f"notice: {notice}")
             for utterance in spoken:
-                await call.say(utterance)
-                turn = await call.hear()
+                await made.say(utterance)
+                turn = await made.hear()
                 tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
         finally:
-            await lab.end_call(call)
-            _print_marks(call)
-            _keep(call, lab.settings, target, out)
-            write_json(json_path, _facts(call))
+            await lab.end_call(made)
+            _print_marks(made)
+            _keep(made, lab.settings, target, options.out)
+            write_json(options.json_path, _facts(made))
     return 0
 
 
@@ -247,7 +194,8 @@ def _facts(call: Call) -> dict[str, Any]:
     return {"room": call.room_name, "marks": call.marks, "turns": turns}
 
 
-def dispatch(
+@command()
+async def dispatch(
     room: Annotated[str, typer.Argument(help="Room to put the agent into.")],
     agent_name: AgentNameOption = None,
     letta_agent: LettaAgentOption = None,
@@ -255,7 +203,7 @@ def dispatch(
     metadata: MetadataOption = None,
     port: PortOption = 9000,
     json_path: JsonOption = None,
-) -> None:
+) -> int:
     """Dispatches exactly one agent into a room of a running server, and confirms that it joined.
 
     With LABVOICE_API_KEY set, the diagnosis of a failure includes the workers of a running
@@ -263,24 +211,12 @@ def dispatch(
 
     Example: labvoice dispatch my-room --agent-name letta-voice-agent
     """
-    _check_metadata(metadata, letta_agent)
-    run_command(_dispatch(room, agent_name, letta_agent, timeout_s, metadata, port, json_path))
-
-
-async def _dispatch(
-    room: str,
-    agent_name: str | None,
-    letta_agent: str | None,
-    timeout_s: float,
-    metadata: str | None,
-    port: int,
-    json_path: Path | None,
-) -> int:
     from labvoice.dispatch import Dispatcher
     from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.memory.api import LettaApi
     from labvoice.protocol.metadata import JobMetadata
 
+    _check_metadata(metadata, letta_agent)
     settings = load_settings()
     if not settings.livekit_url:
         raise SettingsError(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import dataclasses
+import functools
+import inspect
 import io
 import json
 import shlex
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -39,6 +43,9 @@ RecordingOption = Annotated[
 ]
 NoRecordingOption = Annotated[
     bool, typer.Option("--no-recording", help="Keep no recording, as --recording none.")
+]
+WarmupOption = Annotated[
+    int, typer.Option("--warmup", min=0, help="Warm-up trials before those that count.")
 ]
 TrialsOption = Annotated[int, typer.Option("--trials", min=1, help="Number of measured trials.")]
 ArmsOption = Annotated[str, typer.Option("--arms", help="Configurations to compare: a,b,…")]
@@ -71,6 +78,35 @@ LettaAgentOption = Annotated[
     str | None, typer.Option("--letta-agent", help="Letta agent by id or name.")
 ]
 
+
+@dataclass(frozen=True)
+class CallOptions:
+    """The options of a command that makes calls: their model, their recordings, the run's files."""
+
+    llm: LlmOption = None
+    recording: RecordingOption = None
+    no_recording: NoRecordingOption = False
+    out: OutOption = None
+    json_path: JsonOption = None
+
+    @property
+    def format(self) -> RecordingFormat | None:
+        """The format that `--recording` and `--no-recording` ask for; None for neither.
+
+        Raises:
+            UsageError: They contradict each other.
+        """
+        if not self.no_recording:
+            return self.recording
+        if self.recording not in (None, "none"):
+            raise UsageError(
+                "both --recording and --no-recording are given", "leave one of them out"
+            )
+        return "none"
+
+
+CALL_OPTIONS: Final = CallOptions()
+"""Default of a parameter that :func:`command` replaces."""
 
 AGENT_HELP: Final = (
     "path/agent.py, path/agent.py@REVISION, a command line, name:NAME at LIVEKIT_URL, "
@@ -121,28 +157,47 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
         return 128 + got[0]
 
 
-def recording_of(recording: RecordingFormat | None, no_recording: bool) -> RecordingFormat | None:
-    """Returns the format that `--recording` and `--no-recording` ask for; None for neither.
-
-    Raises:
-        UsageError: They contradict each other.
-    """
-    if not no_recording:
-        return recording
-    if recording not in (None, "none"):
-        raise UsageError("both --recording and --no-recording are given", "leave one of them out")
-    return "none"
-
-
 def tell_recordings(run: Run) -> None:
     """Prints where a run's recordings are."""
     for path in run.recordings["path"]:
         tell(f"recording: {path}")
 
 
-def run_command(work: Coroutine[Any, Any, int]) -> None:
-    """Runs a command's work and ends with its exit code; a signal stops what it started."""
-    raise typer.Exit(asyncio.run(_until_signal(work)))
+def command(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Makes a command of a coroutine function, whose result is the exit code.
+
+    A parameter whose type is a dataclass of options becomes those options. A signal cancels the
+    coroutine, so that it stops what it started.
+
+    Args:
+        left_out: Names of options of a dataclass that the command does not have.
+    """
+
+    def decorate(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., None]:
+        own = inspect.signature(work, eval_str=True)
+        groups: dict[str, tuple[type, list[str]]] = {}
+        parameters: list[inspect.Parameter] = []
+        for each in own.parameters.values():
+            added = [each]
+            if isinstance(each.annotation, type) and dataclasses.is_dataclass(each.annotation):
+                options = inspect.signature(each.annotation, eval_str=True).parameters.values()
+                added = [option for option in options if option.name not in left_out]
+                groups[each.name] = each.annotation, [option.name for option in added]
+            parameters += (one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in added)
+
+        @functools.wraps(work)
+        def run(**given: Any) -> None:
+            for name, (group, options) in groups.items():
+                given[name] = group(**{option: given.pop(option) for option in options})
+            raise typer.Exit(asyncio.run(_until_signal(work(**given))))
+
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=parameters, return_annotation=None
+        )
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

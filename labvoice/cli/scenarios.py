@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
+from labvoice.cli.agents import NO_AGENTS, AgentOptions
 from labvoice.cli.common import (
-    JsonOption,
-    LlmOption,
-    NoRecordingOption,
-    OutOption,
-    RecordingOption,
+    CALL_OPTIONS,
+    CallOptions,
+    command,
     command_line,
     console,
-    recording_of,
-    run_command,
     tell,
     write_json,
 )
 from labvoice.settings import load_settings
 
 if TYPE_CHECKING:
-    from labvoice.scenarios.suite import ScenarioResult, Suite, SuiteResult
+    from labvoice.scenarios.suite import ScenarioResult, SuiteResult
 
 
-@takes_agents("arm", "greeting_timeout")
-def run_test(
+@command("arm", "greeting_timeout")
+async def run_test(
     scenarios: Annotated[
         list[Path], typer.Argument(help="Scenario files, or LiveKit's scenarios.yaml.")
     ],
@@ -40,15 +37,11 @@ def run_test(
         bool, typer.Option("--keep-going", help="Make every call, though one has failed.")
     ] = False,
     agents: AgentOptions = NO_AGENTS,
-    llm: LlmOption = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", dir_okay=False, help="Also write JUnit's XML there.")
     ] = None,
-    recording: RecordingOption = None,
-    no_recording: NoRecordingOption = False,
-    out: OutOption = None,
-    json_path: JsonOption = None,
-) -> None:
+    options: CallOptions = CALL_OPTIONS,
+) -> int:
     """Plays scenarios over calls to an agent; exits 1 when one fails.
 
     The agent is the one of `--agent`, else the scenario's, else that of labvoice.toml, else
@@ -58,25 +51,21 @@ def run_test(
     Example: labvoice test appointments/change.scenario.yaml --repeat 5 --junit junit.xml
     """
     from labvoice.bench.base import RunOptions
+    from labvoice.scenarios.junit import write_junit
     from labvoice.scenarios.livekit_file import load_all
     from labvoice.scenarios.suite import Suite
 
     target = agents.one()
-    suite = Suite(
+    suite = await asyncio.to_thread(
+        Suite,
         [file for path in scenarios for file in load_all(path)],
-        load_settings(llm=llm, recording=recording_of(recording, no_recording)),
-        RunOptions(out, command_line(), tell),
+        load_settings(llm=options.llm, recording=options.format),
+        RunOptions(options.out, command_line(), tell),
         repeat=repeat,
         agent=target if agents.agent is not None else None,
         default=target,
         keep_going=keep_going,
     )
-    run_command(_test(suite, junit, json_path))
-
-
-async def _test(suite: Suite, junit: Path | None, json_path: Path | None) -> int:
-    from labvoice.scenarios.junit import write_junit
-
     with suite:
         try:
             await suite.play_in_labs()
@@ -87,7 +76,7 @@ async def _test(suite: Suite, junit: Path | None, json_path: Path | None) -> int
     _tell(result)
     if junit is not None:
         tell(f"wrote {junit}")
-    write_json(json_path, result.to_json())
+    write_json(options.json_path, result.to_json())
     return 0 if result.passed else 1
 
 

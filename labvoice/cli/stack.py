@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, takes_agents
+from labvoice.cli.agents import NO_AGENTS, AgentOptions
 from labvoice.cli.common import (
     AgentNameOption,
     FreshOption,
@@ -21,24 +21,24 @@ from labvoice.cli.common import (
     LlmOption,
     PortOption,
     TrialsOption,
+    command,
     command_line,
-    run_command,
     tell,
     write_json,
 )
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.settings import ENV_FILE, Llm, env_file, load_settings, read_settings
+from labvoice.settings import ENV_FILE, env_file, load_settings, read_settings
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.lab import Lab
     from labvoice.runs.run import Run
-    from labvoice.targets.target import Target
 
 _DEMO_AGENT = "labvoice demo"
 
 
-def demo(
+@command()
+async def demo(
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/demo"),
     trials: TrialsOption = 5,
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
@@ -46,23 +46,11 @@ def demo(
     letta: LettaOption = True,
     fresh: FreshOption = False,
     json_path: JsonOption = None,
-) -> None:
+) -> int:
     """Starts the stack, measures connections and turns, and writes report.html.
 
     Example: labvoice demo --trials 3
     """
-    run_command(_demo(out, trials, calls, llm, letta, fresh, json_path))
-
-
-async def _demo(
-    out: Path,
-    trials: int,
-    calls: int,
-    llm: Llm | None,
-    letta: bool,
-    fresh: bool,
-    json_path: Path | None,
-) -> int:
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
 
@@ -113,8 +101,8 @@ async def _tell_a_fact(lab: Lab, out: Path) -> Run:
     return lab.bench.record(call, out)
 
 
-@takes_agents("arm", "metadata", "greeting_timeout")
-def up(
+@command("arm", "metadata", "greeting_timeout")
+async def up(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Number of workers.")] = 1,
     port: PortOption = 9000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
@@ -125,7 +113,7 @@ def up(
     letta: LettaOption = True,
     fresh: FreshOption = False,
     agents: AgentOptions = NO_AGENTS,
-) -> None:
+) -> int:
     """Runs the stack and the HTTP service in the foreground; Ctrl-C stops all of it.
 
     With --agent, that agent is dispatched in place of labvoice's own.
@@ -140,19 +128,6 @@ def up(
             "the HTTP service dispatches agents, and nobody dispatches a bot",
             "`labvoice try` and `labvoice bench` start a bot for each call",
         )
-    run_command(_up(target, workers, port, host, allow_remote, llm, letta, fresh))
-
-
-async def _up(
-    target: Target | None,
-    workers: int,
-    port: int,
-    host: str,
-    allow_remote: bool,
-    llm: Llm | None,
-    letta: bool,
-    fresh: bool,
-) -> int:
     from labvoice.lab import Lab
     from labvoice.web.up import prepare
 
@@ -175,14 +150,14 @@ async def _up(
     return 1
 
 
-@takes_agents("arm", "metadata", "greeting_timeout")
-def doctor(
+@command("arm", "metadata", "greeting_timeout")
+async def doctor(
     agent_name: AgentNameOption = None,
     llm: LlmOption = None,
     port: PortOption = 9000,
     agents: AgentOptions = NO_AGENTS,
     json_path: JsonOption = None,
-) -> None:
+) -> int:
     """Checks every part and dispatches an agent. Prints ✓ or ✗ with a hint for each check.
 
     With LIVEKIT_URL set it checks that server and its registered workers; otherwise it starts its
@@ -195,16 +170,6 @@ def doctor(
     Example: labvoice doctor --agent my_agent/agent.py
     """
     target = agents.one()
-    run_command(_doctor(target, agent_name, llm, port, json_path))
-
-
-async def _doctor(
-    target: Target | None,
-    agent_name: str | None,
-    llm: Llm | None,
-    port: int,
-    json_path: Path | None,
-) -> int:
     from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.health.doctor import examine, to_json
 
@@ -227,15 +192,12 @@ async def _doctor(
     return 0 if result["ok"] else 1
 
 
-def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> None:
+@command()
+async def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> int:
     """Runs one worker against LIVEKIT_URL; Ctrl-C drains its calls, twice stops at once.
 
     Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
     """
-    run_command(_worker(agent_name, llm))
-
-
-async def _worker(agent_name: str | None, llm: Llm | None) -> int:
     from labvoice.lab import Lab
 
     overrides: dict[str, Any] = {"llm": llm}

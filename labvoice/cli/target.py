@@ -9,36 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, WireOption, takes_agents
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, WireOption
 from labvoice.cli.common import (
     AGENT_HELP,
-    JsonOption,
-    LlmOption,
-    NoRecordingOption,
-    RecordingOption,
+    CALL_OPTIONS,
+    CallOptions,
+    command,
     command_line,
-    recording_of,
-    run_command,
     tell,
     tell_recordings,
     write_json,
 )
 from labvoice.errors import LabvoiceError, UsageError
-from labvoice.settings import Llm
 
 if TYPE_CHECKING:
     from labvoice.caller.call import Call
-    from labvoice.targets.target import Target
 
 
-@takes_agents("agent", "arm")
-def try_agent(
+@command("agent", "arm", "out")
+async def try_agent(
     agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     agents: AgentOptions = NO_AGENTS,
     link: LinkOption = None,
     wire: WireOption = False,
-    llm: LlmOption = None,
     upstream: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,26 +41,73 @@ def try_agent(
             "(LABVOICE_UPSTREAM_LLM, …); its key is LABVOICE_UPSTREAM_LLM_KEY, ….",
         ),
     ] = None,
-    recording: RecordingOption = None,
-    no_recording: NoRecordingOption = False,
-    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/try"),
-    json_path: JsonOption = None,
-) -> None:
+    folder: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/try"),
+    options: CallOptions = CALL_OPTIONS,
+) -> int:
     """Starts an agent unmodified, calls it, and prints every stage; with a report and a recording.
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
+    import httpx
+
     from labvoice.link.impairment import LinkProfile
 
     target = dataclasses.replace(agents, agent=agent).one()
     assert target is not None
     if link:
         target = dataclasses.replace(target, link=LinkProfile.parse(link))
-    settings = _upstreams(upstream or []) | {
-        "recording": recording_of(recording, no_recording),
-        "wire": wire,
-    }
-    run_command(_try(target, say or [], llm, settings, out, json_path))
+    settings = _upstreams(upstream or []) | {"recording": options.format, "wire": wire}
+
+    from labvoice.bench.base import run_path
+    from labvoice.bench.record import record_call
+    from labvoice.lab import Lab
+    from labvoice.report.html import write_report
+    from labvoice.speech.utterances import DEFAULT_UTTERANCES
+
+    model = target.kind != "named"
+    async with Lab(
+        progress=tell,
+        llm=options.llm,
+        letta=False,
+        workers=0,
+        supervise=False,
+        model=model,
+        **settings,
+    ) as lab:
+        utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
+        called = await lab.add_target(target)
+        tell(f"agent: {called}")
+        call = lab.new_call(agent_name=called)
+        failure = ""
+        try:
+            await _talk(call, utterances)
+        except LabvoiceError as error:
+            failure = str(error)
+        served = None
+        if lab.gateway is not None:
+            try:
+                served = await lab.gateway.report()
+            except httpx.HTTPError as error:
+                tell(f"warning: the gateway does not answer any more: {error}")
+        path = folder / run_path("try").name
+        for notice in call.notices:
+            tell(f"notice: {notice}")
+        run = record_call(
+            lab.settings, call, path, command=command_line(), target=target, served=served
+        )
+        tell(repr(run))
+        tell_recordings(run)
+        await lab.end_call(call)
+        report = write_report([run], folder / "report.html").resolve()
+        result: dict[str, Any] = {**run.to_json(), "agent_name": called.name, "report": str(report)}
+        if served is not None:
+            result["gateway"] = served
+            _tell_models(served)
+    tell(f"report: {report}")
+    write_json(options.json_path, result)
+    if failure:
+        tell(f"error: {failure}")
+    return 1 if failure else 0
 
 
 def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
@@ -81,62 +122,6 @@ def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
             )
         found[f"upstream_{service}"] = url
     return found
-
-
-async def _try(
-    target: Target,
-    say: list[str],
-    llm: Llm | None,
-    settings: dict[str, Any],
-    out: Path,
-    json_path: Path | None,
-) -> int:
-    import httpx
-
-    from labvoice.bench.base import run_path
-    from labvoice.bench.record import record_call
-    from labvoice.lab import Lab
-    from labvoice.report.html import write_report
-    from labvoice.speech.utterances import DEFAULT_UTTERANCES
-
-    model = target.kind != "named"
-    async with Lab(
-        progress=tell, llm=llm, letta=False, workers=0, supervise=False, model=model, **settings
-    ) as lab:
-        utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
-        agent = await lab.add_target(target)
-        tell(f"agent: {agent}")
-        call = lab.new_call(agent_name=agent)
-        failure = ""
-        try:
-            await _talk(call, utterances)
-        except LabvoiceError as error:
-            failure = str(error)
-        served = None
-        if lab.gateway is not None:
-            try:
-                served = await lab.gateway.report()
-            except httpx.HTTPError as error:
-                tell(f"warning: the gateway does not answer any more: {error}")
-        path = out / run_path("try").name
-        for notice in call.notices:
-            tell(f"notice: {notice}")
-        run = record_call(
-            lab.settings, call, path, command=command_line(), target=target, served=served
-        )
-        tell(repr(run))
-        tell_recordings(run)
-        await lab.end_call(call)
-        report = write_report([run], out / "report.html").resolve()
-        result: dict[str, Any] = {**run.to_json(), "agent_name": agent.name, "report": str(report)}
-        if served is not None:
-            result["gateway"] = served
-            _tell_models(served)
-    tell(f"report: {report}")
-    write_json(json_path, result)
-    if failure:
-        tell(f"error: {failure}")
-    return 1 if failure else 0
 
 
 async def _talk(call: Call, utterances: Sequence[Any]) -> None:
