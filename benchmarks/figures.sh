@@ -39,5 +39,18 @@ bench turns turns --arms stock,stock-naive,labvoice --llm paced --trials 20 --ou
 bench small turns --llm small --trials 20 --out "$folder/small.jsonl"
 bench burst burst --rooms 50 --trials 5 --out "$folder/burst.jsonl"
 bench failover failover --kill job,worker,hang --llm paced --trials 10 --out "$folder/failover.jsonl"
+bench interrupt interrupt --arms labvoice,words-2 --arm starter=examples/inference_agent.py \
+  --llm paced --trials 3 --out "$folder/interrupt.jsonl"
+# Agents of four kinds: labvoice's own, one in the starter's shape, that file at the revision which
+# added it (it has not changed since, so its ratio to starter shows the run's own noise), and Pipecat.
+if [ -z "$chosen" ] || [[ " $chosen " == *" agents "* ]]; then
+  python=$(realpath "$folder")/pipecat/bin/python
+  [ -x "$python" ] || .venv/bin/uv venv --quiet --python .venv/bin/python "$folder/pipecat"
+  .venv/bin/uv pip install --quiet --python "$python" "pipecat-ai[livekit,openai]==1.14.0"
+fi
+bench agents turns --arm own= --arm starter=examples/inference_agent.py \
+  --arm before=examples/inference_agent.py@c2c65ca \
+  --arm pipecat="bot:${python:-python} examples/pipecat_bot.py {url} {token} {room}" \
+  --llm paced --trials 12 --out "$folder/agents.jsonl"
 bench leaks leaks --calls 500 --json "$folder/leaks.json"
 exit $status
