@@ -351,8 +351,13 @@ export class BrowserCall {
       const chunks = await reader.readAll();
       const event = readSessionMessage(new Uint8Array(await new Blob(chunks as BlobPart[]).arrayBuffer()));
       if (!event || this.room !== room) return;
-      if ("agentState" in event) onState(event.agentState);
-      else this.onVoice(() => this.turns.item(event.item));
+      if ("agentState" in event) {
+        onState(event.agentState);
+        return;
+      }
+      const { id, role, text } = event.item;
+      if (role === "assistant") this.transcript.spoken(id, text);
+      this.onVoice(() => this.turns.item(event.item));
     };
     room.registerByteStreamHandler("lk.agent.session", (reader) => {
       void unlessCutOff(readEvent(reader));

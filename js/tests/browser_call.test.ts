@@ -9,6 +9,7 @@ vi.mock("livekit-client", async (original) => ({
 vi.mock("../src/meter", () => ({ Meters: FakeMeters, now_s: () => performance.now() / 1000 }));
 
 const { BrowserCall } = await import("../src/browser_call");
+const { Transcript } = await import("../src/transcript");
 const { BackendError } = await import("../src/types");
 type Choice = import("../src/browser_call").Choice;
 type DispatchAnswer = import("../src/types").DispatchAnswer;
@@ -195,4 +196,31 @@ test("a recording that the backend does not take is said, and the call goes on",
   FakeMeters.onPiece!({ first: 0, rate_hz: 24000, start_s: 1, samples: new Int16Array(2) });
   await vi.waitFor(() => expect(call.log.at(-1)!.text).toBe("a part of the recording was lost"));
   expect(call.connected).toBe(true);
+});
+
+/** A field of a protocol buffer: an enumeration, or bytes. */
+const field = (number: number, value: number | string | Uint8Array): Uint8Array => {
+  if (typeof value === "number") return Uint8Array.of(number << 3, value);
+  const bytes = typeof value === "string" ? new TextEncoder().encode(value) : value;
+  return Uint8Array.of((number << 3) | 2, bytes.length, ...bytes);
+};
+/** The session event of a message that the agent has spoken. */
+const spoken = (id: string, text: string): Uint8Array => {
+  const message = [field(1, id), field(2, 3), field(3, field(1, text))].flatMap((part) => [...part]);
+  return [1, 1, 12, 3].reduce<Uint8Array>((inner, number) => field(number, inner), Uint8Array.from(message));
+};
+
+test("a message whose text stream was lost gets its line from the session's event", async () => {
+  const call = await live();
+  room().sessionEvent(spoken("item-1", "Hello."));
+  await vi.waitFor(() => expect(call.lines.map((line) => line.text)).toEqual(["Hello."]));
+});
+
+test("a message whose text came has one line", () => {
+  const transcript = new Transcript();
+  transcript.set("segment-1", "agent", "Hello", false);
+  transcript.set("segment-1", "agent", "Hello.", true);
+  transcript.spoken("item-1", "Hello.");
+  transcript.spoken("item-2", "It is sunny.");
+  expect(transcript.lines.map((line) => line.text)).toEqual(["Hello.", "It is sunny."]);
 });

@@ -35,7 +35,11 @@ export class FakeRoom {
   }
 
   registerTextStreamHandler(): void {}
-  registerByteStreamHandler(): void {}
+  /** Gives a reader of the agent's session events a whole message. */
+  sessionEvent: (bytes: Uint8Array) => void = () => undefined;
+  registerByteStreamHandler(_: string, onStream: (reader: { readAll(): Promise<Uint8Array[]> }) => void): void {
+    this.sessionEvent = (bytes) => onStream({ readAll: async () => [bytes] });
+  }
 
   /** The agent joins and listens. */
   agentJoins(): void {

@@ -68,6 +68,8 @@ async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: boo
     if resume is not None and server.id in resume.avoid_workers:
         await request.reject(terminate=False)  # the server asks the next worker
         return
+    # By the worker itself: what a job process reports comes through it, and is lost with it.
+    report_event("accepted", **job)
     await request.accept(
         name=request.agent_name,
         identity=f"agent-{request.id}",

@@ -16,7 +16,7 @@ logger = logging.getLogger("labvoice.agent")
 
 
 def report_event(event: str, **facts: Any) -> None:
-    """Writes one event line that the stack reads: registered, rejected, started, ended."""
+    """Writes one event line that the stack reads: registered, accepted, started, ended."""
     logger.info("%s%s", EVENT_PREFIX, json.dumps({"event": event, "at_s": time.time(), **facts}))
 
 

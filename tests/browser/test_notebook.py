@@ -206,22 +206,6 @@ async def test_a_call_with_the_browsers_microphone(
         await page.screenshot(path=pictures / "notebook.png", full_page=True)
 
 
-async def test_a_denied_microphone_has_a_message(
-    refusing_chromium: Browser, jupyter: Jupyter, pictures: Path
-) -> None:
-    """The page says that the microphone was denied and what to do; typing works all the same."""
-    async with notebook(refusing_chromium, jupyter, pictures) as page:
-        widget = page.locator(".labvoice").first
-        await widget.get_by_role("button", name="Connect").click()
-        await expect(widget.get_by_role("alert")).to_contain_text("microphone was denied")
-        await expect(widget.locator(".lv-log")).to_contain_text("start speaking", timeout=60_000)
-        await widget.get_by_label("Type to the agent").fill("What is the weather like?")
-        await page.keyboard.press("Enter")
-        await expect(widget.locator(".lv-talk .lv-agent")).to_have_count(2)
-        await widget.screenshot(path=pictures / "denied.png")
-        await widget.get_by_role("button", name="Hang up").click()
-
-
 HOLD_SOUND_BACK = """() => {
   const play = HTMLMediaElement.prototype.play;
   Object.defineProperty(HTMLMediaElement.prototype, "autoplay", { set() {} });
@@ -352,6 +336,8 @@ async def test_a_fact_that_is_told_is_known_after_the_reconnect(
             await widget.get_by_role("button", name="Connect").click()
             await expect(log).to_contain_text("start speaking", timeout=60_000)
             if number == 1:
+                # What is typed before cuts the greeting off, which then may have no line.
+                await expect(talk.locator(".lv-agent")).to_have_count(1)
                 await widget.get_by_label("Type to the agent").fill("My dog is called Rex.")
                 await page.keyboard.press("Enter")
             else:

@@ -154,10 +154,9 @@ async def test_only_a_worker_that_dies_without_a_job_is_given_up(
     """One that had served is started again however young it was; the next one, idle, is not."""
     pool = Pool(give_up_after=1)
     try:
-        settings = pool_lab.settings.model_copy(update={"agent_name": "young-agent"})
-        await pool.add(settings, state_dir=tmp_path)
+        await brief_worker(pool_lab, pool, tmp_path)
         first = pool.workers[0]
-        await pool_lab.dispatcher.dispatch("a-young-call", "young-agent")
+        await pool_lab.dispatcher.dispatch("a-young-call", "brief-agent")
         # Else the supervisor might give the call to the next one, which then has served as well.
         await pool_lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="a-young-call"))
         Faults(pool).kill_worker(first)

@@ -137,7 +137,7 @@ class Worker:
         agent_name: Name under which it registers.
         settings: As given.
         draining: Whether it is draining: it takes no more jobs and ends.
-        served: Whether it ever started a job.
+        served: Whether it ever accepted a job.
     """
 
     def __init__(self, process: ManagedProcess, url: str, settings: Settings) -> None:
@@ -248,8 +248,9 @@ class Worker:
             case "prewarmed":
                 self._failed = ""
                 self._warm += 1
-            case "started":
+            case "accepted":
                 self.served = True
+            case "started":
                 self._warm -= 1
                 job = JobProcess(event["pid"], event["room"], event["at_s"])
                 _keep(self._jobs, event["job_id"], job)
