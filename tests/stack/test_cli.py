@@ -11,15 +11,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import soundfile
 from pydantic import SecretStr
-from typer.testing import CliRunner
 
 from labvoice.bench.calibrate import DELAYS_S
-from labvoice.cli import app
 from labvoice.lab import Lab
 from labvoice.protocol.vocabulary import CALLER_CONNECTION_MARKS, TURN_MARKS
 from labvoice.settings import load_settings
@@ -30,7 +27,6 @@ from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
-from tests.unit.recorded_runs import connect_run
 
 KEY = "a-key-of-the-users-own-0123456789"
 
@@ -67,53 +63,6 @@ def server_of(lab: Lab) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "demo",
-        "call",
-        "dispatch",
-        "worker",
-        "lab",
-        "report",
-        "compare",
-        "remeasure",
-        "export",
-        "runs list",
-        "runs prune",
-        "bench connect",
-        "bench turns",
-        "bench burst",
-        "bench failover",
-        "bench endpointing",
-        "bench interrupt",
-        "bench http",
-        "bench leaks",
-        "calibrate",
-        "doctor",
-        "up",
-    ],
-)
-async def test_every_command_has_help_with_an_example(command: str, tmp_path: Path) -> None:
-    """`--help` exits 0 and shows how to call it."""
-    code, output = await labvoice(*command.split(), "--help", cwd=tmp_path)
-    assert code == 0
-    assert "Example:" in output
-
-
-async def test_a_demo_whose_letta_is_down_still_reports(tmp_path: Path) -> None:
-    """What was measured is in the report; what could not be shown is said, and the exit is 1."""
-    code, output = await labvoice(
-        *("demo", "--trials", "1", "--calls", "1", "--llm", "paced"),
-        cwd=tmp_path,
-        env={"LETTA_BASE_URL": "http://127.0.0.1:9"},
-    )
-    assert code == 1, output
-    assert "memory: not shown: nothing answers at http://127.0.0.1:9" in output
-    assert (tmp_path / "runs" / "demo" / "report.html").stat().st_size
-    assert (tmp_path / "runs" / "demo" / "summary.json").stat().st_size
-
-
 @pytest.mark.smoke
 async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None:
     """`labvoice dispatch` prints the agent that joined, and writes it as JSON."""
@@ -130,22 +79,13 @@ async def test_a_dispatch_by_command_is_proved(lab: Lab, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "env", "code", "words"),
     [
-        (["dispatch", "a/b"], {}, 2, "cannot be used as a room name"),
         (["dispatch", "room", "--agent-name", "nobody", "--timeout", "1"], {}, 1, "nobody"),
         (["dispatch", "room"], {"LIVEKIT_API_SECRET": "x" * 32}, 1, "refuses the key"),
         (["dispatch", "room"], {"LIVEKIT_API_KEY": "nokey"}, 1, "refuses the key"),
-        (["dispatch", "room"], {"LIVEKIT_URL": "nonsense"}, 2, "LIVEKIT_URL"),
         (["worker"], {"LIVEKIT_API_SECRET": "x" * 32}, 1, "refuse"),
-        (["report", "missing.jsonl"], {}, 2, "missing.jsonl"),
-        (["compare", "missing.jsonl", "missing.jsonl"], {}, 2, "missing.jsonl"),
-        (["bench", "connect", "--trials", "0"], {}, 2, "--trials"),
-        (["bench", "endpointing", "--arms", "soon"], {}, 2, "silence in seconds"),
-        (["calibrate", "--out", "."], {}, 2, "exists already"),
-        (["calibrate", "--json", "."], {}, 2, "directory"),
-        (["calibrate"], {"LABVOICE_DATA_DIR": "/proc/none"}, 2, "LABVOICE_DATA_DIR"),
     ],
 )
-async def test_bad_input_ends_in_one_clear_error(
+async def test_what_the_server_refuses_ends_in_one_clear_error(
     lab: Lab,
     tmp_path: Path,
     arguments: list[str],
@@ -161,27 +101,15 @@ async def test_bad_input_ends_in_one_clear_error(
     assert "hint:" in output or "Usage:" in output
 
 
-async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    """Every command that needs a server says which address does not answer."""
+async def test_a_worker_whose_server_is_not_there(tmp_path: Path) -> None:
+    """The worker's command says which address does not answer."""
     url = f"ws://127.0.0.1:{free_port()}"
     env = {"LIVEKIT_URL": url, "LIVEKIT_API_KEY": "key", "LIVEKIT_API_SECRET": "s" * 32}
-    for arguments in (["dispatch", "room"], ["worker"], ["bench", "connect"]):
-        code, output = await labvoice(*arguments, cwd=tmp_path, env=env)
-        assert code == 1, output
-        assert url.removeprefix("ws://") in output
-        assert "hint:" in output
-        assert "Traceback" not in output
-
-
-async def test_a_wav_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """A file that is no WAV, and one of an odd shape, end with exit code 2."""
-    (tmp_path / "text.wav").write_text("this is text", encoding="utf-8")
-    soundfile.write(tmp_path / "three.wav", np.zeros((100, 3), np.int16), 48000)
-    for name in ("text.wav", "three.wav", "missing.wav"):
-        code, output = await labvoice("call", "--wav", name, cwd=tmp_path)
-        assert code == 2, output
-        assert name in output
-        assert "Traceback" not in output
+    code, output = await labvoice("worker", cwd=tmp_path, env=env)
+    assert code == 1, output
+    assert url.removeprefix("ws://") in output
+    assert "hint:" in output
+    assert "Traceback" not in output
 
 
 async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
@@ -271,17 +199,6 @@ async def test_runs_by_command_are_reported_and_compared(tmp_path: Path) -> None
     assert code == 2, output
     assert "never written over" in output
     assert "starting" not in output
-
-
-def test_a_regression_fails_the_comparison(tmp_path: Path) -> None:
-    """`compare` exits 1 when a headline stage became slower than allowed."""
-    base, slow = str(tmp_path / "base.jsonl"), str(tmp_path / "slow.jsonl")
-    connect_run(tmp_path / "base.jsonl", trials=20)
-    connect_run(tmp_path / "slow.jsonl", trials=20, slower=1.5)
-    assert CliRunner().invoke(app, ["compare", slow, base]).exit_code == 0
-    result = CliRunner().invoke(app, ["compare", base, slow])
-    assert result.exit_code == 1
-    assert "slower" in result.output
 
 
 @pytest.mark.parametrize("lacks", ["model", "server"])
