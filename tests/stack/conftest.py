@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from livekit import api
 
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
@@ -28,12 +30,23 @@ def its_lab(request: pytest.FixtureRequest) -> Lab | None:
     return request.getfixturevalue("lab") if "lab" in request.fixturenames else None
 
 
+async def delete_rooms(lab: Lab) -> None:
+    """Deletes a lab's rooms: an agent that is left in one keeps its worker from idling."""
+    listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+    for room in listed.rooms:
+        with contextlib.suppress(api.TwirpError):  # it has gone meanwhile
+            await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room.name))
+
+
 @pytest.fixture(autouse=True)
-async def _workers_end_with_their_test(its_lab: Lab | None) -> AsyncIterator[None]:
-    """A worker that a test has added to a lab which others use is not there for the next one."""
+async def _rooms_and_workers_end_with_their_test(its_lab: Lab | None) -> AsyncIterator[None]:
+    """What a test has added to a lab which others use is not there for the next one."""
     before = list(its_lab.pool.workers) if its_lab else []
     yield
-    if its_lab is None or len(its_lab.pool.workers) == len(before):
+    if its_lab is None:
+        return
+    await delete_rooms(its_lab)
+    if len(its_lab.pool.workers) == len(before):
         return
     for worker in set(its_lab.pool.workers) - set(before):
         if worker.agent_name != its_lab.settings.agent_name:  # else it has replaced one of them

@@ -25,19 +25,3 @@ async def test_deepgram_recognises_and_speaks_where_its_key_is_set(lab: Lab) -> 
     assert fake.said == [lab.settings.greeting, REPLY]
     assert fake.refused == 0
     assert turn.metrics["tts_node_ttfb"] > 0
-
-
-async def test_an_openai_compatible_endpoint_answers_the_call(lab: Lab) -> None:
-    """OPENAI_BASE_URL and LABVOICE_LLM_MODEL name the model that answers, and none is started."""
-    async with Lab(
-        letta=False, openai_base_url=lab.settings.openai_base_url, llm_model="paced"
-    ) as other:
-        assert [part.name for part in other.parts()][1] == "model (paced)"
-        call = await other.call()
-        try:
-            await call.hear_greeting()
-            await call.say(await other.utterance("Why is the sky blue during the day?"))
-            turn = await call.hear()
-        finally:
-            await other.end_call(call)
-    assert turn.reply == REPLY

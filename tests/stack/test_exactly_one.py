@@ -14,6 +14,7 @@ from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
 from labvoice.errors import DispatchError
 from labvoice.lab import Lab
+from tests.stack.conftest import delete_rooms
 from tests.stack.faulty_agent import SLOW_S
 from tests.stack.link import Link
 from tests.stack.test_cli import labvoice, server_of
@@ -33,6 +34,13 @@ async def noop_lab() -> AsyncIterator[Lab]:
     async with Lab(llm="paced", workers=0, letta=False, max_jobs=64) as lab:
         await add_noop_worker(lab)
         yield lab
+
+
+@pytest.fixture(autouse=True)
+async def _rooms_end_with_their_test(noop_lab: Lab) -> AsyncIterator[None]:
+    """Workers are idle for the next test; nobody else ends these agents."""
+    yield
+    await delete_rooms(noop_lab)
 
 
 async def test_callers_in_several_processes_get_the_same_agent(
@@ -157,7 +165,9 @@ async def test_who_waits_short_takes_nothing_from_who_waits_long(slow: Lab) -> N
 
 async def test_a_dispatch_that_is_called_off_leaves_nothing(noop_lab: Lab) -> None:
     """Cancelled while it waits, it takes its dispatch back."""
-    waiting = asyncio.create_task(noop_lab.dispatcher.dispatch("called-off", "zzz", timeout_s=30))
+    waiting = asyncio.create_task(
+        noop_lab.dispatcher.dispatch("called-off", "nobody", timeout_s=30)
+    )
     async with asyncio.timeout(20):
         while not await noop_lab.dispatcher.api.agent_dispatch.list_dispatch("called-off"):
             await asyncio.sleep(0.05)
@@ -165,7 +175,7 @@ async def test_a_dispatch_that_is_called_off_leaves_nothing(noop_lab: Lab) -> No
     with pytest.raises(asyncio.CancelledError):
         await waiting
     listed = await noop_lab.dispatcher.api.agent_dispatch.list_dispatch("called-off")
-    assert [each for each in listed if each.agent_name == "zzz"] == []
+    assert [each for each in listed if each.agent_name == "nobody"] == []
 
 
 async def test_a_broken_connection_is_made_anew(noop_lab: Lab) -> None:

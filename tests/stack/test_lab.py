@@ -214,8 +214,13 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "crash"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGKILL, id="crash", marks=pytest.mark.smoke),
+    ],
+)
 async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
     """After Ctrl-C and after a crash of the parent, every process of the lab is gone."""
     parent = await asyncio.create_subprocess_exec(

@@ -127,16 +127,13 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
     assert len(told) == 2
 
 
-@pytest.mark.smoke
 async def test_two_rooms_with_two_agents_stay_apart(talking: Lab, model: RecordingModel) -> None:
     """At once, in two rooms, each agent knows and learns what is its own, nothing of the other."""
     names = ("Anna", "Bert")
     agents = [await talking.letta.create(f"For {n}", human=f"I am for {n}.") for n in names]
     before = len(model.prompts)
     async with connected(talking, *agents) as calls:
-        heard = await asyncio.gather(
-            *(tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False))
-        )
+        heard = [await tell(talking, call, text) for call, text in zip(calls, TOLD, strict=False)]
         await asyncio.gather(*(call.until_synced() for call in calls))
         for call in calls:
             await tell(talking, call, "Thank you.")
@@ -156,6 +153,7 @@ async def test_two_rooms_with_two_agents_stay_apart(talking: Lab, model: Recordi
         )
 
 
+@pytest.mark.smoke
 async def test_the_worker_finds_a_names_agent_itself(talking: Lab, model: RecordingModel) -> None:
     """A dispatch that carries a name, as one made while Letta was down, is served as by the id."""
     agent = await talking.letta.create("Day watch", human="The user is called Anna.")

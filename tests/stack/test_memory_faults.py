@@ -92,7 +92,6 @@ async def all_known_once(letta: Running, agent: str) -> None:
     assert human == list(dict.fromkeys(stated))
 
 
-@pytest.mark.smoke
 async def test_letta_down_at_the_start_of_a_call(
     letta: Running, lab: Lab, proxy: FaultyLetta, model: RecordingModel
 ) -> None:
@@ -115,7 +114,7 @@ async def test_letta_down_at_the_start_of_a_call(
     assert " ".join(await told(letta, agent)) == heard(call)
 
 
-@pytest.mark.parametrize("fault", ["refuse", "slow", "500", "garbage"])
+@pytest.mark.parametrize("fault", ["refuse", "slow"])  # the unit tests have every other
 async def test_letta_fails_in_mid_call(
     letta: Running, lab: Lab, proxy: FaultyLetta, fault: Mode
 ) -> None:

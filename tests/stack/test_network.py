@@ -1,4 +1,4 @@
-"""What a lab asks of the network: proxies, and the world outside."""
+"""What a lab asks of the network outside, with a proxy of the user's: nothing."""
 
 from __future__ import annotations
 
@@ -13,28 +13,15 @@ import pytest
 
 from labvoice.settings import load_settings
 from tests.stack.alone import CONTROL_ADDRESS, CONTROL_NAME
-from tests.stack.recording_proxy import RecordingProxy
-from tests.stack.test_cli import labvoice
 
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_LOWER = tuple(name.lower() for name in _PROXIES)
-_WITHOUT = dict.fromkeys((*_PROXIES, *_LOWER, "NO_PROXY", "no_proxy"), "")
-"""Whatever the tests' own environment says."""
-
-
-async def test_nothing_of_an_embedded_stack_goes_through_a_proxy(tmp_path: Path) -> None:
-    """Where all is on this machine a call works, and the proxy is asked for nothing."""
-    proxy = RecordingProxy(9)
-    async with proxy.serving():
-        code, output = await labvoice(
-            "call",
-            "--llm=paced",
-            cwd=tmp_path,
-            # In both cases: an empty variable in lower case hides the other one.
-            env={**_WITHOUT, **dict.fromkeys(_PROXIES + _LOWER, proxy.url)},
-        )
-    assert code == 0, output
-    assert proxy.asked == []
+PROXY = "http://192.0.2.2:3128"
+"""Outside: whatever goes through it is seen."""
+NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+PROXIES = {
+    # In both cases: an empty variable in lower case hides the other one.
+    **dict.fromkeys((*NAMES, *(name.lower() for name in NAMES)), PROXY),
+    **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
+}
 
 
 def _why_no_namespace() -> str:
@@ -50,7 +37,10 @@ def _why_no_namespace() -> str:
 
 
 async def test_a_demo_asks_for_nothing_outside(tmp_path: Path) -> None:
-    """A whole demo looks up no name, sends no packet outside, and leaves no telemetry file."""
+    """A whole demo looks up no name, sends no packet outside, and leaves no telemetry file.
+
+    Where all is on this machine, the user's proxy is asked for nothing either.
+    """
     if reason := _why_no_namespace():
         pytest.skip(f"no network namespace can be made: {reason}")
     home = tmp_path / "home"
@@ -60,7 +50,7 @@ async def test_a_demo_asks_for_nothing_outside(tmp_path: Path) -> None:
         *(sys.executable, "-m", "labvoice", "demo", "--trials=1", "--calls=1", "--fresh"),
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
-            **_WITHOUT,
+            **PROXIES,
             "HOME": str(home),  # where a library would keep files of its own
             "LABVOICE_CACHE_DIR": str(load_settings().cache_dir),
         },

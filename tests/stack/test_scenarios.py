@@ -57,6 +57,8 @@ MODEL = [
     ),
     Rule(user="stop|other", say="Of course, what else?"),
 ]
+BRIEF = [Rule(user="hours|open", say="The surgery is open from eight in the morning."), *MODEL[1:]]
+"""Where nobody interrupts the agent."""
 GREETS = Scenario(
     name="greets",
     steps=[Expect(greeting=LONG_S, heard="surgery"), HANG_UP],
@@ -73,12 +75,12 @@ TOOL = Scenario(
 ANSWERS = Scenario(
     name="answers",
     steps=[Say("What are your opening hours?"), Expect(reply=LONG_S, heard="open from eight")],
-    model=MODEL,
+    model=BRIEF,
 )
 STAYS = Scenario(
     name="stays",
     steps=[Say("What are your opening hours?"), Say("Please find my appointment.")],
-    model=MODEL,
+    model=BRIEF,
 )
 ASKED = Say("What are your opening hours?")
 WAIT = Say("Stop, I mean the other day.", Interrupt(after=1.5))
@@ -160,8 +162,11 @@ def failed(result: SuiteResult) -> list[str]:
 
 
 async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None:
-    """Every scenario passes, its call is kept with a recording, and JUnit says so."""
-    scenarios = [GREETS, TOOL, ANSWERS, STAYS, YIELDS, RECOVERS, STANDS]
+    """Scenarios pass, each call is kept with a recording, and JUnit says so.
+
+    The other scenarios pass as the neighbours of a fault, below.
+    """
+    scenarios = [GREETS, STAYS, RECOVERS]
     result = await play(lab, tmp_path, *scenarios)
     assert result.passed, words(result)
     run = Run.load(result.run_path)

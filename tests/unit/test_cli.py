@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from labvoice.runs.run import Run
 from labvoice.stack.processes import free_port
 from tests.unit.recorded_runs import connect_run, turns_run
 
+OPEN = ("--host", "0.0.0.0", "--allow-remote")  # noqa: S104
 SERVER = {
     "LIVEKIT_URL": "ws://127.0.0.1:9",
     "LIVEKIT_API_KEY": "key",
@@ -86,6 +88,11 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["call", "--wav", "text.wav"], {}, 2, "text.wav"),
         (["call", "--wav", "three.wav"], {}, 2, "three.wav"),
         (["call", "--wav", "missing.wav"], {}, 2, "missing.wav"),
+        (["up", "--host", "0.0.0.0"], {}, 2, "--allow-remote"),  # noqa: S104
+        (["up", *OPEN], {"LABVOICE_API_KEY": "k" * 20}, 2, "32"),
+        (["up"], {"LABVOICE_API_KEY": "short"}, 2, "at least 16"),
+        (["up", "--port", "0"], {}, 2, "--port"),
+        (["up", "--host", "203.0.113.1", "--allow-remote"], {}, 1, "203.0.113.1"),
     ],
 )
 def test_wrong_use_ends_in_one_clear_error(
@@ -96,7 +103,7 @@ def test_wrong_use_ends_in_one_clear_error(
     code: int,
     words: str,
 ) -> None:
-    """A user's mistake is one sentence with a hint and exit code 2, before anything is started."""
+    """A user's mistake is one sentence with a hint and its exit code; nothing was started."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.wav").write_text("this is text", encoding="utf-8")
     soundfile.write(tmp_path / "three.wav", np.zeros((100, 3), np.int16), 48000)
@@ -104,6 +111,17 @@ def test_wrong_use_ends_in_one_clear_error(
     assert got == code, output
     assert words in output
     assert "hint:" in output or "Usage:" in output
+    assert "starting" not in output
+
+
+def test_a_taken_port_is_told_before_anything_starts() -> None:
+    """The port of another server ends the start at once, in words."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, output = labvoice("up", "--port", str(port))
+    assert code == 1, output
+    assert f"port {port}" in output
+    assert "starting" not in output
 
 
 @pytest.mark.parametrize("arguments", [["dispatch", "room"], ["bench", "connect"]])

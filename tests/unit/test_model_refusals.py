@@ -37,6 +37,7 @@ async def test_a_temperature_is_sent_only_where_it_was_asked_for(
             await anext(stream)
     (request,) = requests
     assert request.get("temperature") == sent
+    assert not {"max_tokens", "max_completion_tokens", "top_p"} & set(request)
 
 
 @pytest.mark.parametrize(

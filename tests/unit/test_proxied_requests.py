@@ -22,7 +22,7 @@ from labvoice.dispatch.media import announced_addresses
 from labvoice.errors import LabvoiceError
 from labvoice.proxies import http_client
 from labvoice.settings import load_settings
-from tests.stack.recording_proxy import RecordingProxy
+from tests.unit.recording_proxy import RecordingProxy
 
 HOST = "elsewhere.test:7880"  # a name that only the proxy could know
 _NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
