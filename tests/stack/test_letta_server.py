@@ -86,9 +86,10 @@ async def test_a_named_server_is_used_as_it_is(letta: Running) -> None:
     settings = load_settings(
         letta_base_url=letta.server.base_url, letta_api_key=letta.server.api_key
     )
+    agent = await letta.server.api.create("On a named server")
     server = await LettaServer.start(settings, letta.state_dir)
     assert (server.state, server.processes) == ("external", [])
-    assert not (await server.api.agents()).empty
+    assert agent in set((await server.api.agents())["id"])
     await server.stop()
     await letta.server.api.check()
 

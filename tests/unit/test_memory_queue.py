@@ -177,7 +177,7 @@ async def test_a_look_that_fails_says_nothing_of_the_turn(
     letta: FakeLetta, client: AsyncLetta, tmp_path: Path
 ) -> None:
     """Letta's HTTP 500 to the question for its runs does not end the one that is under way."""
-    letta.faults, letta.hang_s, letta.failing_looks = ["hang"], 5.0, 1
+    letta.faults, letta.hang_s, letta.failing_looks = ["hang"], 2.0, 1
     async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
         queue.start()
         await put(queue, A, "one")
@@ -191,7 +191,7 @@ async def test_a_look_that_fails_says_nothing_of_the_turn(
 async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path) -> None:
     """Behind a port where nothing listens for a while, Letta may still finish what it was told."""
     fake = FakeLetta(free_port())
-    fake.hang_s = 5.0
+    fake.hang_s = 2.0
     async with (
         new_client(fake.base_url, None) as client,
         open_queue(tmp_path, client, send_timeout_s=0.1) as queue,
