@@ -39,6 +39,8 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
         yield running
 
 
+# The small recogniser mishears a word of the synthesised caller now and then.
+@pytest.mark.flaky(reruns=1, only_rerun=["AssertionError"])
 @pytest.mark.parametrize(
     ("script", "greeting", "said", "understood", "reply", "filler", "models"),
     [

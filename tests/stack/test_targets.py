@@ -56,22 +56,13 @@ def test_an_agent_in_the_starters_shape_talks_offline_with_no_key(tmp_path: Path
     assert list((tmp_path / "data" / "labs").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("this is no python", "SyntaxError"),
-        ("raise SystemExit('no model today')", "no model today"),
-    ],
-)
-def test_a_script_that_ends_is_told_with_its_last_lines(
-    tmp_path: Path, source: str, words: str
-) -> None:
+def test_a_script_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
     """The error shows the script's own words, and nothing is left running."""
     script = tmp_path / "agent.py"
-    script.write_text(source, encoding="utf-8")
+    script.write_text("raise SystemExit('no model today')", encoding="utf-8")
     done = labvoice_try(tmp_path, str(script))
     assert done.returncode == 1
-    assert words in done.stderr
+    assert "no model today" in done.stderr
     assert "Traceback" not in done.stderr.split("last log lines")[0]
     assert "hint:" in done.stderr
 
