@@ -32,7 +32,7 @@ test: lint ## before a commit: lint, types, unit tests, each promise once on the
 
 test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
-	$(PYTEST) -m "npm or registry" tests/unit
+	$(PYTEST) -m "npm or registry" -n 2 tests/unit
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
 
 test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx and prometheus

@@ -7,6 +7,7 @@ from pydantic import SecretStr
 from labvoice.lab import Lab
 from labvoice.stack.models.paced_model import REPLY
 from tests.stack.fake_deepgram import HEARD, KEY, FakeDeepgram
+from tests.stack.talking import PATIENCE_S
 
 
 async def test_deepgram_recognises_and_speaks_where_its_key_is_set(lab: Lab) -> None:
@@ -17,9 +18,9 @@ async def test_deepgram_recognises_and_speaks_where_its_key_is_set(lab: Lab) -> 
             agent_name=name, deepgram_api_key=SecretStr(KEY), deepgram_base_url=fake.base_url
         )
         async with lab.call(agent_name=name) as call:
-            await call.hear_greeting()
+            await call.hear_greeting(PATIENCE_S)
             await call.say(await lab.utterance("Why is the sky blue during the day?"))
-            turn = await call.hear()
+            turn = await call.hear(PATIENCE_S)
     assert turn.transcript == HEARD
     assert turn.reply == REPLY
     assert fake.said == [lab.settings.greeting, REPLY]

@@ -134,7 +134,7 @@ async def test_silence_makes_no_turn(lab: Lab) -> None:
     silence = Utterance("", np.zeros(2 * SAMPLE_RATE, np.int16), SAMPLE_RATE, "file")
     call = await lab.call()
     try:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         turn = await call.say(silence)
         with pytest.raises(NoReplyError, match="reply_heard did not happen within 3 s"):
             await call.hear(timeout_s=3)
@@ -150,7 +150,7 @@ async def test_an_agent_that_leaves_is_said_to_be_lost(lab: Lab, recorded: list[
     """An agent that is removed in mid-call ends the wait at once, with the outcome agent_lost."""
     call = await lab.call()
     try:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         turn = await call.say(recorded[0])
         assert call.dispatch is not None
         await lab.dispatcher.api.room.remove_participant(
@@ -175,7 +175,7 @@ async def test_a_call_that_is_left_takes_agent_and_room_with_it(
 ) -> None:
     """Nothing of a call is there after its `async with`; a second caller is told who is heard."""
     async with lab.call("one-room-for-two") as first:
-        await first.hear_greeting()
+        await first.hear_greeting(PATIENCE_S)
         async with lab.call("one-room-for-two") as second:
             assert second.identity != first.identity
             await second.say(recorded[0])
@@ -183,7 +183,7 @@ async def test_a_call_that_is_left_takes_agent_and_room_with_it(
                 await second.hear(3.0)
             assert f"{first.identity!r} is in the room as well" in caught.value.observed
         await first.say(recorded[0])
-        assert (await first.hear()).reply
+        assert (await first.hear(PATIENCE_S)).reply
         listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
         assert first.room_name in [room.name for room in listed.rooms]
     listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())

@@ -10,6 +10,7 @@ import pytest
 from labvoice.lab import Lab
 from labvoice.targets.target import Target
 from tests.serving import serving
+from tests.stack.talking import PATIENCE_S
 from tests.stack.tool_model import MODEL, REPLY, ToolModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -112,7 +113,7 @@ async def test_an_example_is_measured_as_it_is(
         if greeting:
             assert greeting in await call.hear_greeting()
         await call.say(await lab.utterance(said))
-        turn = await call.hear()
+        turn = await call.hear(PATIENCE_S)
     assert turn.outcome == "ok"
     assert understood in turn.transcript.lower()
     assert reply in turn.reply

@@ -13,6 +13,7 @@ from labvoice.speech.utterances import Utterance
 from labvoice.stack.models.paced_model import REPLY
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
+from tests.stack.talking import PATIENCE_S
 
 AGENT = Path(__file__).parent / "foreign_agent.py"
 
@@ -50,7 +51,7 @@ async def test_a_voice_is_heard_beside_the_background_players_track(
     async with lab.call(agent_name=foreign, metadata=asked) as call:
         assert "shop" in await call.hear_greeting()
         await call.say(recorded[0])
-        turn = await call.hear()
+        turn = await call.hear(PATIENCE_S)
         assert turn.outcome == "ok"
         assert turn.reply == REPLY
         told = {event["event"] for event in call.session_events}
@@ -89,7 +90,7 @@ async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
                 assert any("does not greet" in notice for notice in call.notices)
                 continue
             await call.say(recorded[0])
-            turn = await call.hear()
+            turn = await call.hear(PATIENCE_S)
             assert turn.outcome == "ok"
             assert turn.voice_to_voice_s is not None
             assert bool(turn.transcript) == transcript
@@ -109,7 +110,7 @@ async def test_a_filler_and_the_answer_are_two_figures(
     async with lab.call(agent_name=foreign, metadata=asked) as call:
         await call.hear_greeting()
         await call.say(recorded[0])
-        turn = await call.hear()
+        turn = await call.hear(PATIENCE_S)
         assert turn.outcome == "ok"
         assert turn.voice_to_voice_s is not None
         assert turn.answer_s is not None

@@ -10,6 +10,7 @@ from labvoice.lab import Lab
 from labvoice.report.html import write_report
 from labvoice.stack.models.paced_model import LONG_REPLY
 from labvoice.targets.target import Target
+from tests.stack.talking import PATIENCE_S
 
 AGENT = Path(__file__).parent / "turn_taking_agent.py"
 
@@ -17,10 +18,10 @@ AGENT = Path(__file__).parent / "turn_taking_agent.py"
 async def test_an_interruption_is_yielded_to_and_answered(lab: Lab) -> None:
     """The caller speaks into the reply: the agent stops, and answers what was said last."""
     async with lab.call() as call:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         await call.say(await lab.utterance("Please explain to me in detail how that works."))
         turn = await call.say(await lab.utterance("Wait, what time is it now?"), at=2.0)
-        await call.hear()
+        await call.hear(PATIENCE_S)
         found = call.interruption(turn)
         cut = call.turns[0].reply
     assert turn.over_agent

@@ -18,6 +18,7 @@ from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.stack.environments import node_with, python_with
 from tests.stack.fake_realtime import HEARD, RATE, FakeRealtime
+from tests.stack.talking import PATIENCE_S
 
 KINDS = Path(__file__).parent / "kinds"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,7 +40,7 @@ async def answers(lab: Lab, agent: TargetAgent, greeting: str) -> None:
         heard = await call.hear_greeting()
         assert greeting in heard or not heard
         await call.say(await lab.utterance(SAID))
-        turn = await call.hear()
+        turn = await call.hear(PATIENCE_S)
     assert turn.outcome == "ok"
     assert "table" in turn.transcript.lower() or not turn.transcript
     assert REPLY in turn.reply or not turn.reply
@@ -111,7 +112,7 @@ async def test_an_agent_with_a_speech_to_speech_model(lab: Lab) -> None:
         agent = await lab.add_target(Target.program(KINDS / "realtime_agent.py", env=env))
         async with lab.call(agent_name=agent, timeout_s=60) as call:
             await call.say(await lab.utterance(SAID))
-            turn = await call.hear()
+            turn = await call.hear(PATIENCE_S)
         assert model.answered == 1
     assert turn.outcome == "ok"
     assert turn.transcript == HEARD

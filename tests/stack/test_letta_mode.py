@@ -17,7 +17,7 @@ from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
-from tests.stack.talking import answered_turn, answers_nothing_twice
+from tests.stack.talking import PATIENCE_S, answered_turn, answers_nothing_twice
 
 SLOWLY = "Let me tell you a long story. " + "Then they went on and on along the road. " * 8
 
@@ -69,7 +69,7 @@ async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle:
     agent = await letta.server.api.create("Interrupted", model=slow_handle)
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent, mode="letta")
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     async with new_client(letta.server.base_url, letta.server.api_key) as client:
         await call.say(await lab.utterance("My dog is called Rex."))
@@ -93,10 +93,10 @@ async def test_a_fact_told_by_voice_is_filed_once(letta: Running, lab: Lab) -> N
     agent = await letta.server.api.create("Files by itself", model="lab/scripted-llm")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent, mode="letta")
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     await call.say(await lab.utterance("My dog is called Rex."))
-    turn = await call.hear()
+    turn = await call.hear(PATIENCE_S)
     assert (turn.outcome, turn.reply) == ("ok", NOTED)
     await call.until_synced(150)
     await lab.end_call(call)
@@ -113,7 +113,7 @@ async def test_letta_down_or_slow_the_fast_model_answers(
     agent = await letta.server.api.create("Falls back", model="lab/scripted-llm")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent, mode="letta")
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     asked: tuple[tuple[Mode, str, str], ...] = (
         ("pass", "How are you today?", NOTHING),

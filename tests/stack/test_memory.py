@@ -23,7 +23,7 @@ from labvoice.stack.models.scripted_llm import facts
 from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
-from tests.stack.talking import answered_turn
+from tests.stack.talking import PATIENCE_S, answered_turn
 from tests.stack.test_cli import labvoice, server_of
 
 TOLD = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
@@ -80,7 +80,7 @@ async def connected(lab: Lab, *agents: str) -> AsyncIterator[list[Call]]:
     try:
         for agent in agents:
             calls.append(await lab.call(letta_agent=agent))
-            await calls[-1].hear_greeting()
+            await calls[-1].hear_greeting(PATIENCE_S)
             await calls[-1].until_memory()
         yield calls
     finally:
@@ -109,7 +109,7 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
         await lab.letta.create("Companion", persona="I am a friendly companion.")
         async with connected(lab, "Companion") as [call]:
             await call.say(await lab.utterance("My dog is called Rex."))
-            await call.hear()
+            await call.hear(PATIENCE_S)
         # What is not in Letta by now waits on disk.
 
     async with Lab(settings=settings) as lab:
@@ -119,7 +119,7 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
                 await asyncio.sleep(0.2)
         async with connected(lab, "Companion") as [call]:
             await call.say(await lab.utterance("What is the name of my dog?"))
-            turn = await call.hear()
+            turn = await call.hear(PATIENCE_S)
             await call.until_synced()
         assert await known(lab, "Companion") == ["The user's dog is called Rex."]
         told = await history(lab, "Companion")
@@ -160,7 +160,7 @@ async def test_the_worker_finds_a_names_agent_itself(talking: Lab, model: Record
     await talking.wait_idle()
     call = talking.new_call(metadata=JobMetadata(letta_agent_id="Day watch"))
     await call.connect()
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     await tell(talking, call, "I live in Oslo.")
     assert "The user is called Anna." in model.prompts[-1]
@@ -207,7 +207,7 @@ async def test_a_call_before_letta_is_up_takes_its_memory_up_later(
         with pytest.raises(LabvoiceError, match="does not answer yet"):
             await lab.letta.agents()
         call = await lab.call(letta_agent="Comes late")
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         await tell(lab, call, "I live in Oslo.")
         assert call.memory["state"] != "ready"
         gate.set()
@@ -290,7 +290,7 @@ async def test_direct_mode_has_no_memory(talking: Lab) -> None:
     agent = await talking.letta.create("Left alone")
     await talking.wait_idle()
     call = await talking.call(letta_agent=agent, mode="direct")
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await tell(talking, call, "My dog is called Rex.")
     assert call.memory["state"] == "off"
     await talking.end_call(call)

@@ -18,7 +18,7 @@ from labvoice.stack.models.scripted_llm import facts
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
-from tests.stack.talking import answered_turn
+from tests.stack.talking import PATIENCE_S, answered_turn
 
 SAID = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
 SYNC_TIMEOUT_S = 150.0  # a circuit that was opened tries again after 30 s at most
@@ -100,7 +100,7 @@ async def test_letta_down_at_the_start_of_a_call(
     await lab.wait_idle()
     await proxy.set("refuse")
     call = await lab.call(letta_agent="Down at start")
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory("unavailable")
     assert "nothing answers" in call.memory["error"]
     await answered(lab, call, SAID[:1])
@@ -122,7 +122,7 @@ async def test_letta_fails_in_mid_call(
     agent = await letta.server.api.create(f"Fails by {fault}")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     await proxy.set(fault)
     await answered(lab, call, SAID[:2])
@@ -142,7 +142,7 @@ async def test_a_worker_with_a_wrong_key_still_answers(letta: Running, lab: Lab)
         lab.settings.letta_api_key = right
     agent = await letta.server.api.create("Locked")
     call = await lab.call(agent_name="wrong-key", letta_agent=agent)
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory("unavailable")
     assert "refuses the key" in call.memory["error"]
     await answered(lab, call, SAID[:1])
@@ -165,7 +165,7 @@ async def test_the_agent_is_deleted_during_the_call(letta: Running, lab: Lab) ->
     agent = await letta.server.api.create("Deleted")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     lost = call.memory["lost_turns"]
     await letta.server.api.delete(agent)
@@ -183,7 +183,7 @@ async def test_the_database_is_restarted_during_the_call(letta: Running, lab: La
     agent = await letta.server.api.create("Without database")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     await answered(lab, call, SAID[:1])
     postgres = next(p for p in letta.server.processes if p.name == "PostgreSQL")
@@ -200,7 +200,7 @@ async def test_a_killed_worker_leaves_its_turns_to_the_next(
     agent = await letta.server.api.create("Orphaned")
     await lab.wait_idle()
     call = await lab.call(letta_agent=agent)
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     await call.until_memory()
     await proxy.set("500")
     await answered(lab, call, SAID[:2])

@@ -16,6 +16,7 @@ from labvoice.faults import Faults
 from labvoice.lab import Lab
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.workers.pool import COLUMNS, Pool
+from tests.stack.talking import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
     """The drained worker keeps its call to the end, takes no other, and then is gone."""
     name = pool_lab.settings.agent_name
     call = await pool_lab.call()
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
     going = pool_lab.pool.remove(worker)
     assert pool_lab.pool.frame().set_index("worker").loc[worker.process.name, "state"] == "draining"
@@ -77,7 +78,7 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
     other = await pool_lab.dispatch("while-draining")
     assert other.worker_id != worker.worker_id
     await call.say(recorded[0])
-    turn = await call.hear()
+    turn = await call.hear(PATIENCE_S)
     assert turn.outcome == "ok"
     assert worker.process.running
     await pool_lab.end_call(call)
@@ -96,7 +97,7 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
 async def test_a_drain_that_takes_too_long_moves_the_call(pool_lab: Lab) -> None:
     """A call that outlives the drain's time goes on with an agent on another worker."""
     call = await pool_lab.call()
-    await call.hear_greeting()
+    await call.hear_greeting(PATIENCE_S)
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
     worker.settings = worker.settings.model_copy(update={"drain_timeout_s": 1.0})
     going = pool_lab.pool.remove(worker)
@@ -220,12 +221,12 @@ async def test_scaling_up_leaves_a_running_call_alone(
     await pool_lab.pool.wait_idle(150)
     call = await pool_lab.call()
     try:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         job = call.worker["job_id"]
         await pool_lab.pool.scale(3, agent_name=name)
         assert len(pool_lab.pool.workers) == 3
         await call.say(recorded[0])
-        turn = await call.hear()
+        turn = await call.hear(PATIENCE_S)
         assert turn.outcome == "ok"
         assert call.worker["job_id"] == job
     finally:

@@ -10,6 +10,7 @@ from livekit import api
 
 from labvoice.dispatch import STRATEGIES, StrategyName
 from labvoice.lab import Lab
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_dispatch import agents_in
 from tests.stack.test_troubleshooting import assert_documented
 
@@ -34,7 +35,7 @@ async def test_each_strategy_brings_one_agent_that_greets(lab: Lab, strategy: St
     """The agent listens and greets, whenever it was dispatched."""
     call = await lab.call(strategy=strategy)
     try:
-        assert await call.hear_greeting()
+        assert await call.hear_greeting(PATIENCE_S)
         assert call.notice == ""
         assert call.dispatch is not None
         assert call.dispatch.found == (strategy == "token")
@@ -52,7 +53,7 @@ async def test_a_token_is_ignored_by_a_room_that_exists_and_the_call_says_so(lab
     await lab.dispatcher.api.room.create_room(api.CreateRoomRequest(name="old-room"))
     call = await lab.call("old-room", strategy="token")
     try:
-        assert await call.hear_greeting()
+        assert await call.hear_greeting(PATIENCE_S)
         assert_documented(
             call.notice, "so the server ignored the agent that the token names"
         )  # entry
@@ -66,7 +67,7 @@ async def test_a_worker_without_a_name_serves_every_room(nameless: Lab) -> None:
     """Nobody dispatches, and the agent comes."""
     call = await nameless.call(strategy="automatic")
     try:
-        assert await call.hear_greeting()
+        assert await call.hear_greeting(PATIENCE_S)
         assert call.dispatch is not None
         assert call.dispatch.attempts == 0
         assert call.notice == ""

@@ -25,7 +25,7 @@ from labvoice.protocol.metadata import (
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.workers.events import EventLog
 from tests.stack.link import Link
-from tests.stack.talking import answered_turn, was_said
+from tests.stack.talking import PATIENCE_S, answered_turn, was_said
 from tests.stack.test_exactly_one import dispatcher_of
 
 
@@ -42,7 +42,7 @@ async def call(pair: Lab) -> AsyncIterator[Call]:
     await pair.pool.wait_idle(150)
     running = await pair.call()
     try:
-        await running.hear_greeting()
+        await running.hear_greeting(PATIENCE_S)
         yield running
     finally:
         await pair.end_call(running)
@@ -305,7 +305,7 @@ async def test_a_room_without_an_agent_is_not_forgotten(
     await pair.add_workers(agent_name="only-agent")
     call = await pair.call(agent_name="only-agent")
     try:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         turn = await answered_turn(call, recorded[0])
         (worker,) = [w for w in pair.pool.workers if w.agent_name == "only-agent"]
         pair.faults.kill_worker(worker, restart=False)
@@ -428,7 +428,7 @@ async def test_an_agent_without_network_is_replaced(pair: Lab) -> None:
     await pair.add_workers(agent_name="far", livekit_url=f"ws://127.0.0.1:{link.port}")
     call = await pair.call(agent_name="far")
     try:
-        await call.hear_greeting()
+        await call.hear_greeting(PATIENCE_S)
         lost = call.worker
         await pair.add_workers(agent_name="far")
         await link.cut()
