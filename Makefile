@@ -28,7 +28,7 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 
 test: lint ## before a commit: lint, types, unit tests, each promise once on the real stack
 	$(PYTEST) -m "not npm and not registry" $(PAIRS) tests/unit
-	$(PYTEST) -m smoke $(PAIRS) tests/stack tests/notebooks
+	$(PYTEST) -m smoke $(PAIRS) tests/notebooks tests/stack
 
 test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
