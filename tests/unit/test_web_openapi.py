@@ -30,7 +30,7 @@ _CHECKS: list[Any] = [
 @pytest.mark.filterwarnings("ignore")
 @schema.parametrize()
 @settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,
