@@ -124,7 +124,9 @@ def test_a_taken_port_is_told_before_anything_starts() -> None:
     assert "starting" not in output
 
 
-@pytest.mark.parametrize("arguments", [["dispatch", "room"], ["bench", "connect"]])
+@pytest.mark.parametrize(
+    "arguments", [["dispatch", "room"], ["bench", "connect", "--llm", "paced"]]
+)
 def test_a_server_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
