@@ -20,81 +20,22 @@ from labvoice.lab import Lab
 from labvoice.runs.run import Run
 from labvoice.scenarios.junit import write_junit
 from labvoice.scenarios.lines import ScenarioError
-from labvoice.scenarios.model import (
-    HANG_UP,
-    Expect,
-    ExpectCall,
-    Interrupt,
-    Latency,
-    ModelCall,
-    Persona,
-    Play,
-    Rule,
-    Say,
-    Scenario,
-    Tool,
-)
+from labvoice.scenarios.model import ExpectCall, Persona, Scenario
 from labvoice.scenarios.suite import SuiteResult, run_scenarios
-from labvoice.targets.target import Target
 from tests.scripted_judge import LINES, ScriptedJudge
 from tests.serving import serving
+from tests.stack.planted.scenarios import (
+    FOUND_BY,
+    GREETS,
+    MODEL,
+    PLANTED,
+    RECOVERS,
+    STANDS,
+    TOOL,
+    YIELDS,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "appointments"
-PLANTED = Target.program(Path(__file__).parent / "planted" / "agent.py")
-LONG_S = 15.0
-"""Bound of what must happen and may take long on a busy machine."""
-
-STORY = (
-    "The surgery is open from eight in the morning, and it closes at six in the evening, but "
-    "on Wednesdays it is open until eight, and on Saturdays only from nine until noon."
-)
-MODEL = [
-    Rule(user="hours|open", say=STORY),
-    Rule(
-        user="find|appointment",
-        call=[ModelCall("find_appointment", {"user": "Ann"})],
-        say="It is on {result}.",
-    ),
-    Rule(user="stop|other", say="Of course, what else?"),
-]
-BRIEF = [Rule(user="hours|open", say="The surgery is open from eight in the morning."), *MODEL[1:]]
-"""Where nobody interrupts the agent."""
-GREETS = Scenario(
-    name="greets",
-    steps=[Expect(greeting=LONG_S, heard="surgery"), HANG_UP],
-    model=MODEL,
-)
-TOOL = Scenario(
-    name="calls the tool",
-    steps=[
-        Say("Please find my appointment."),
-        Expect(reply=LONG_S, heard="Monday", tool=[Tool("find_appointment", {"user": "*"})]),
-    ],
-    model=MODEL,
-)
-ANSWERS = Scenario(
-    name="answers",
-    steps=[Say("What are your opening hours?"), Expect(reply=LONG_S, heard="open from eight")],
-    model=BRIEF,
-)
-STAYS = Scenario(
-    name="stays",
-    steps=[Say("What are your opening hours?"), Say("Please find my appointment.")],
-    model=BRIEF,
-)
-ASKED = Say("What are your opening hours?")
-WAIT = Say("Stop, I mean the other day.", Interrupt(after=1.5))
-YIELDS = Scenario(name="yields", steps=[ASKED, WAIT, Expect(yields=2.5), HANG_UP], model=MODEL)
-RECOVERS = Scenario(name="recovers", steps=[ASKED, WAIT, Expect(heard="of course")], model=MODEL)
-STANDS = Scenario(
-    name="stands a cough",
-    steps=[
-        ASKED,
-        Play("cough", interrupt=Interrupt(after=1.5)),
-        Expect(yields="never", heard="until noon"),
-    ],
-    model=MODEL,
-)
 
 
 @pytest.fixture(scope="module")
@@ -132,18 +73,6 @@ async def play(
     )
 
 
-_NEIGHBOUR = {
-    "forgets to greet": ANSWERS,
-    "says the wrong thing": TOOL,
-    "calls the wrong tool": ANSWERS,
-    "leaves early": GREETS,
-    "never yields": STANDS,
-    "hangs after an interruption": YIELDS,
-    "yields to a cough": YIELDS,
-}
-"""The scenario that comes nearest to finding a fault, and must not."""
-
-
 def words(result: SuiteResult) -> str:
     """What failed, in words."""
     return "\n".join(
@@ -151,22 +80,9 @@ def words(result: SuiteResult) -> str:
     )
 
 
-def failed(result: SuiteResult) -> list[str]:
-    """The outcomes of the calls that did not pass."""
-    return [
-        attempt.outcome
-        for each in result.scenarios
-        for attempt in each.attempts
-        if not attempt.passed
-    ]
-
-
 async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None:
-    """Scenarios pass, each call is kept with a recording, and JUnit says so.
-
-    The other scenarios pass as the neighbours of a fault, below.
-    """
-    scenarios = [GREETS, STAYS, RECOVERS]
+    """Every scenario passes, its call is kept with a recording, and JUnit says so."""
+    scenarios = [TOOL, YIELDS, RECOVERS, STANDS]
     result = await play(lab, tmp_path, *scenarios)
     assert result.passed, words(result)
     run = Run.load(result.run_path)
@@ -178,46 +94,24 @@ async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("fault", "finds", "outcome", "expectation"),
+    ("fault", "outcome", "expectation"),
     [
-        ("forgets to greet", GREETS, "assertion_failed", "greeting: within 15 s"),
-        ("says the wrong thing", ANSWERS, "assertion_failed", "heard: open from eight"),
-        ("calls the wrong tool", TOOL, "assertion_failed", "tool: find_appointment(user=*)"),
-        ("leaves early", STAYS, "agent_lost", "the call goes on"),
-        ("never yields", YIELDS, "assertion_failed", "yields: within 2.5 s"),
-        ("hangs after an interruption", RECOVERS, "no_reply", "the agent answers"),
-        ("yields to a cough", STANDS, "assertion_failed", "yields: never"),
+        ("calls the wrong tool", "assertion_failed", "tool: find_appointment(user=*)"),
+        ("leaves early", "agent_lost", "the call goes on"),
+        ("hangs after an interruption", "no_reply", "the agent answers"),
     ],
 )
-async def test_a_planted_fault_is_found_by_its_scenario_and_by_no_other(
-    lab: Lab, tmp_path: Path, fault: str, finds: Scenario, outcome: str, expectation: str
+async def test_a_planted_fault_is_found(
+    lab: Lab, tmp_path: Path, fault: str, outcome: str, expectation: str
 ) -> None:
-    """The failure says step, expectation, what was observed, and where to listen."""
-    other = _NEIGHBOUR[fault]
-    result = await play(lab, tmp_path, finds, other, fault=fault)
-    found, spared = result.scenarios
-    assert spared.passed, words(result)
-    (attempt,) = found.attempts
+    """The failure says expectation and where to listen; `benchmarks/planted_faults.py` has all."""
+    result = await play(lab, tmp_path, FOUND_BY[fault], fault=fault)
+    (attempt,) = result.scenarios[0].attempts
     assert attempt.outcome == outcome, words(result)
     assert expectation in [failure.expectation for failure in attempt.failures]
     assert attempt.recording is not None
     assert attempt.recording.is_file()
     assert attempt.listen_s[0] is not None
-
-
-async def test_a_late_agent_is_found_by_a_latency_budget(lab: Lab, tmp_path: Path) -> None:
-    """A bound of 0.6 s above what the agent takes without a fault finds one that is 1 s late."""
-    measured = await play(lab, tmp_path / "before", ANSWERS, repeat=3)
-    frame = measured.run.frame
-    took_s = frame.loc[frame["stage"] == "voice_to_voice", "duration_s"].max()
-    bound = ExpectCall(voice_to_voice=Latency(max=float(took_s) + 0.6))
-    in_time = dataclasses.replace(ANSWERS, name="in time", expect=bound)
-    late = await play(lab, tmp_path / "late", in_time, ANSWERS, fault="late")
-    found, spared = late.scenarios
-    assert spared.passed, words(late)
-    assert "voice_to_voice: max below" in words(late)
-    assert failed(late) == ["assertion_failed"]
-    assert found.attempts[0].failures[0].step is None
 
 
 async def test_a_model_plays_the_caller_and_another_judges(

@@ -8,6 +8,7 @@ from livekit.agents import (
     AgentSession,
     JobContext,
     StopResponse,
+    UserInputTranscribedEvent,
     cli,
     function_tool,
     inference,
@@ -37,11 +38,13 @@ class Clerk(Agent):
     async def on_user_turn_completed(self, turn_ctx: ChatContext, new_message: ChatMessage) -> None:
         """Lets the model answer, but for the fault."""
         self._turns += 1
+        said = self.session.history.items
+        interrupted = any(isinstance(item, ChatMessage) and item.interrupted for item in said)
         if self._fault == "late":
             await asyncio.sleep(LATE_S)
-        if self._fault == "hangs after an interruption" and self._turns > 1:
+        if self._fault == "hangs after an interruption" and interrupted:
             raise StopResponse
-        if self._fault == "leaves early" and self._turns == 1:
+        if self._fault == "leaves early" and self._turns > 1 and not interrupted:
             self._ctx.shutdown("it leaves early")
             await self._ctx.room.disconnect()
         if self._fault == "says the wrong thing" and "hours" in (new_message.text_content or ""):
@@ -103,6 +106,16 @@ async def entrypoint(ctx: JobContext) -> None:
             },
         },
     )
+    if fault == "never yields":
+
+        @session.on("user_input_transcribed")
+        def answer_later(event: UserInputTranscribedEvent) -> None:
+            """Answers what was said over it once it has ended: LiveKit drops such a turn."""
+            speech = session.current_speech
+            if event.is_final and event.transcript.strip() and speech is not None:
+                words = event.transcript
+                speech.add_done_callback(lambda _: session.generate_reply(user_input=words))
+
     clerk = WrongToolClerk if fault == "calls the wrong tool" else Clerk
     await session.start(agent=clerk(fault, ctx), room=ctx.room)
 
