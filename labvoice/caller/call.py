@@ -623,9 +623,16 @@ class Call:
         """Waits for the reply's text; an agent that publishes none leaves the turn without."""
         # What was told so far may be a filler, or the words of a speech-to-speech model.
         told = self.reports.hosts_session and not turn.reply
+
+        def is_there() -> bool:
+            if turn.voice_to_voice_s is None:
+                return turn.replied or bool(turn.reply)
+            # What an agent that falls into a pause says first is no reply to the rest.
+            return turn.replied and turn.user_messages > turn.early_messages
+
         try:
             await self.agent.until(
-                lambda: turn.replied or (turn.voice_to_voice_s is None and bool(turn.reply)),
+                is_there,
                 "the reply's text",
                 timeout_s if told else _TEXT_TIMEOUT_S,
             )

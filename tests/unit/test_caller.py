@@ -193,6 +193,33 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted() -> Non
     assert turn.reply == "Well Sure."
 
 
+async def test_the_reply_to_the_first_part_is_not_the_reply_to_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where an agent answers what was said before a pause, the reply to the rest is heard too."""
+    call = _call()
+
+    async def play(_: Microphone, __: object, first: int, last: int) -> tuple[float, float]:
+        call.reports.add(Item("u", "user", "On"))
+        return 1.0 + first / 48000, 1.0 + last / 48000
+
+    monkeypatch.setattr(Microphone, "play", play)
+    samples = np.random.default_rng(1).normal(0, 0.1, 48000)
+    turn = await call.say(Utterance("On Tuesday", samples, 48000, "noise"))
+    _agent_sounds(call, 2.3, 2.8)
+    call.reports.add(Item("a", "assistant", "On which day?"))
+    hearing = asyncio.create_task(call.hear())
+    assert not (await asyncio.wait([hearing], timeout=0.1))[0]
+    call.reports.add(Item("b", "user", "Tuesday"))
+    assert not (await asyncio.wait([hearing], timeout=0.1))[0]
+    _agent_sounds(call, 4.0, 4.5)
+    call.reports.add(Item("c", "assistant", "It is booked."))
+    assert await hearing is turn
+    assert turn.reply == "On which day? It is booked."
+    assert turn.user_messages == 2
+    assert turn.marks["reply_end"] == pytest.approx(4.5, abs=0.02)
+
+
 @pytest.mark.parametrize(("gone", "error"), [("it left", AgentLostError), ("", LabvoiceError)])
 async def test_an_agent_that_does_not_answer_is_lost_if_it_left(
     monkeypatch: pytest.MonkeyPatch, gone: str, error: type[LabvoiceError]
