@@ -43,7 +43,9 @@ def load_hook(file: ScenarioFile) -> Hook | None:
     sys.path.insert(0, folder)  # as pytest does: a hook imports its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # `sys.exit()` and `pytest.skip()` are no Exceptions
         raise ScenarioError(
             f"final: {place} cannot be imported: {_place_of(error, path)}", path=file.path
         ) from None
@@ -75,7 +77,9 @@ async def run_hook(hook: Hook, result: Any, timeout_s: float = HOOK_TIMEOUT_S) -
         return str(error) or f"an assertion failed: {_place_of(error)}"
     except TimeoutError:
         raise HookError(f"the hook did not end within {timeout_s:g} s") from None
-    except Exception as error:
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # `sys.exit()` and `pytest.fail()` are no Exceptions
         raise HookError(f"the hook raised an error: {_place_of(error)}") from None
     return "" if answer is None or answer else f"it returned {answer!r}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 from livekit import rtc
 from pydantic import SecretStr
@@ -48,6 +49,19 @@ async def test_a_call_is_awaited_or_entered_and_leaving_it_ends_it() -> None:
         await other.end()
     assert ended == [call, other]
     assert "ended" in repr(other)
+
+
+async def test_a_recording_that_cannot_be_written_costs_the_call_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """On a full disk the call ends as it would, and its notice says what is missing."""
+    ended: list[Call] = []
+    (tmp_path / "file").touch()
+    async with _call(ended) as call:
+        call.recorder.sent(np.ones(480, np.int16), 0.0)
+        call.recording_path = tmp_path / "file" / "call.wav"
+    assert ended == [call]
+    assert "call.wav cannot be written" in call.notice
 
 
 @pytest.mark.parametrize(

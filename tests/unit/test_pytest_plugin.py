@@ -74,6 +74,37 @@ def test_a_file_that_is_not_there_fails_the_test_before_anything_starts(
     assert "missing.py" in folder.path.joinpath("junit.xml").read_text()
 
 
+@pytest.mark.parametrize(
+    "options", [("-n", "2", "-o", "asyncio_mode=auto"), ("-o", "asyncio_mode=strict")]
+)
+def test_it_works_beside_xdist_and_asyncio(
+    folder: pytest.Pytester, options: tuple[str, ...]
+) -> None:
+    """Scenarios are played and async tests awaited, in processes of their own too."""
+    folder.makeini(
+        "[pytest]\naddopts = -p labvoice -p xdist -p asyncio\n"
+        "asyncio_default_fixture_loop_scope = function\n"
+    )
+    folder.path.joinpath("a.scenario.yaml").write_text("agent: missing.py\n" + GREETS)
+    folder.makepyfile(
+        """
+        import asyncio
+
+        import pytest
+
+        @pytest.mark.asyncio
+        async def test_awaited(labvoice_call):
+            await asyncio.sleep(0)
+        """
+    )
+
+    result = folder.runpytest_subprocess(*options, "--junit-xml", "junit.xml")
+
+    result.assert_outcomes(passed=1, failed=1)
+    assert "missing.py" in folder.path.joinpath("junit.xml").read_text()
+    assert "Traceback" not in result.stdout.str()
+
+
 def test_a_number_of_calls_that_makes_no_sense_is_refused(folder: pytest.Pytester) -> None:
     """`--labvoice-repeat 0` is wrong use."""
     result = folder.runpytest_subprocess("--labvoice-repeat", "0")

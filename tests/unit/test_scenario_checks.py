@@ -211,10 +211,12 @@ async def test_a_hook_judges_the_final_state(tmp_path: Path, body: str, why: str
 
 async def test_a_hook_that_raises_is_an_error_with_its_line(tmp_path: Path) -> None:
     """What is wrong with the hook is not the agent's failure."""
-    hook = load_hook(hooked(tmp_path, "def check(result):\n    return result['x']\n"))
-    assert hook is not None
-    with pytest.raises(HookError, match=r"hooks\.py:2: TypeError"):
-        await run_hook(hook, 1)
+    for body, words in (("return result['x']", "TypeError"), ("raise SystemExit(1)", "SystemExit")):
+        for kind in ("def", "async def"):
+            hook = load_hook(hooked(tmp_path, f"{kind} check(result):\n    {body}\n"))
+            assert hook is not None
+            with pytest.raises(HookError, match=rf"hooks\.py:2: {words}"):
+                await run_hook(hook, 1)
 
 
 async def test_a_hook_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
@@ -231,6 +233,7 @@ async def test_a_hook_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
     [
         ("def check(", "check", r"hooks\.py:1: SyntaxError"),
         ("import nothing_of_that_name\n", "check", r"hooks\.py:1: ModuleNotFoundError"),
+        ("raise SystemExit(1)\n", "check", r"hooks\.py:1: SystemExit"),
         ("x = 1\n", "check", "has no function 'check'"),
     ],
 )
