@@ -244,6 +244,7 @@ def _facts(call: Call, turn: Turn, probe: Probe, found: Interruption) -> dict[st
         "answers": answers,
         "caller_spoke": [[since(begin_s), since(end_s)] for begin_s, end_s in caller],
         "agent_spoke": [[since(begin_s), since(end_s)] for begin_s, end_s in agent],
+        "agent_goes_on": any(not voice.ended for voice in call.voices),
     }
 
 

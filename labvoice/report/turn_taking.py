@@ -65,7 +65,8 @@ def who_speaks_when(run: Run) -> Picture:
         axes.legend(
             handles=[Patch(color=ORANGE, label="caller"), Patch(color=BLUE, label="agent")],
             loc="lower right",
-            bbox_to_anchor=(1, 1.04),
+            bbox_to_anchor=(1, 1),
+            borderaxespad=2.4,
             ncols=2,
             frameon=False,
             fontsize=8,
@@ -74,7 +75,7 @@ def who_speaks_when(run: Run) -> Picture:
             axes,
             "Who speaks when",
             f"up to {_ROWS} calls of each probe; dashed: {STAND_WINDOW_S:g} s to go on, "
-            f"{YIELD_WINDOW_S:g} s to yield; red cross: it said nothing more",
+            f"{YIELD_WINDOW_S:g} s to yield; arrow: it goes on; red cross: it said nothing more",
         )
     return figure
 
@@ -94,6 +95,9 @@ def _call(axes: Axes, y: float, row: dict[str, Any]) -> None:
             (y + offset - 0.17, 0.34),
             color=color,
         )
+    end_s = row["agent_spoke"][-1][1] if row["agent_spoke"] else _AFTER_S
+    if row.get("agent_goes_on") is True and end_s < _AFTER_S:
+        axes.plot(end_s + 0.12, y + 0.17, marker=">", color=BLUE, markersize=5)
     if row.get("hang") is True:
         axes.plot(_AFTER_S - 0.15, y, marker="x", color=VERMILION, markersize=5)
 

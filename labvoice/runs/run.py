@@ -182,7 +182,8 @@ class Run:
 
         Columns: trial, turn, arm, outcome, and the notes of the turns: probe, kind, sound, source,
         said, over_agent, yielded_after_s, resumed_after_s, replied_after_s, answers, cut, hang,
-        caller_spoke and agent_spoke (pairs of seconds since the probe's onset).
+        caller_spoke and agent_spoke (pairs of seconds since the probe's onset), agent_goes_on
+        (whether it still spoke when the call was ended).
         """
         notes = self.notes
         if "kind" not in notes:

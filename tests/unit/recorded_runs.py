@@ -198,7 +198,8 @@ def interrupt_run(path: Path, *, rounds: int = 4, arms: tuple[str, ...] = ("defa
                 facts |= {"source": "signal", "said": probe, "over_agent": kind != "pause"}
                 facts |= {"hang": hangs, "caller_spoke": [[-5.0, -3.0], [0.0, 1.0]]}
                 facts["yielded_after_s"] = 0.6 if stops else None
-                facts["agent_spoke"] = [[-2.0, 0.6 if stops else 12.0]]
+                facts["agent_spoke"] = [[-2.0, 0.6 if stops else 3.0]]
+                facts["agent_goes_on"] = not stops
                 if kind == "pause":
                     facts["cut"] = False
                 if kind == "interruption":

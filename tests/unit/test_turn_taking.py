@@ -117,6 +117,9 @@ def test_a_report_shows_turn_taking(tmp_path: Path) -> None:
     (axes,) = turn_taking.who_speaks_when(run).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:2] == ["question, stops", "question, never"]
+    goes_on = [line for line in axes.lines if line.get_marker() == ">"]
+    drawn = run.probes.groupby(["probe", "arm"]).head(3)
+    assert len(goes_on) == drawn["agent_goes_on"].sum() > 0
     assert len(turn_taking.yield_trade(run).axes) == 1
 
 
