@@ -623,24 +623,31 @@ class Call:
         """Waits for the reply's text; an agent that publishes none leaves the turn without."""
         # What was told so far may be a filler, or the words of a speech-to-speech model.
         told = self.reports.hosts_session and not turn.reply
+        early = self._early_messages(turn)
 
         def is_there() -> bool:
             if turn.voice_to_voice_s is None:
                 return turn.replied or bool(turn.reply)
-            # What an agent that falls into a pause says first is no reply to the rest.
-            return turn.replied and turn.user_messages > turn.early_messages
+            return turn.replied and turn.user_messages > early
 
         try:
             await self.agent.until(
-                is_there,
-                "the reply's text",
-                timeout_s if told else _TEXT_TIMEOUT_S,
+                is_there, "the reply's text", timeout_s if told else _TEXT_TIMEOUT_S
             )
         except StageTimeoutError:
-            if told:
+            if told and not turn.reply:
                 raise
             if not turn.reply:
                 turn.add_notice("the agent published no text of its reply")
+
+    def _early_messages(self, turn: Turn) -> int:
+        """How many messages an agent made of what was said before a pause in the utterance."""
+        start_s, end_s = turn.marks["user_speech_start"], turn.marks["user_speech_end"]
+        return sum(
+            start_s < event["heard_s"] < end_s
+            and event.get("item", {}).get("message", {}).get("role") == "USER"
+            for event in self.session_events
+        )
 
     async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller that interrupts it.

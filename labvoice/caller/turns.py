@@ -66,7 +66,6 @@ class Turn:
             the end of speech to the end of the reply; None where unknown.
         upset: Which stall of this machine its figures are of; empty where they are sound.
         message_ids: LiveKit's ids of the messages whose figures are the turn's.
-        early_messages: How many of `user_messages` came before the utterance was over.
         replied: Whether the text of the reply to what was understood last is there.
         voices: When the agent's voice began in this turn.
         cut: Whether the reply was cut off.
@@ -86,7 +85,6 @@ class Turn:
     jitter_buffer_s: float | None = None
     upset: str = ""
     message_ids: list[str] = field(default_factory=list, repr=False)
-    early_messages: int = field(default=0, repr=False)
     replied: bool = field(default=False, repr=False)
     voices: list[AgentVoice] = field(default_factory=list, repr=False)
     cut: bool = field(default=False, repr=False)
@@ -181,7 +179,6 @@ class Turns:
     def spoken(self, turn: Turn, start_s: float, end_s: float) -> None:
         """The user has spoken: first and last voiced sample, in seconds."""
         turn.marks |= {"user_speech_start": start_s, "user_speech_end": end_s}
-        turn.early_messages = turn.user_messages
         _judge(turn)
 
     def agent_starts(self, at_s: float) -> None:

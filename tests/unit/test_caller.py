@@ -193,19 +193,14 @@ async def test_a_reply_that_begins_too_early_makes_its_turn_interrupted() -> Non
     assert turn.reply == "Well Sure."
 
 
-async def test_the_reply_to_the_first_part_is_not_the_reply_to_the_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("played")
+async def test_the_reply_to_the_first_part_is_not_the_reply_to_the_whole() -> None:
     """Where an agent answers what was said before a pause, the reply to the rest is heard too."""
-    call = _call()
-
-    async def play(_: Microphone, __: object, first: int, last: int) -> tuple[float, float]:
-        call.reports.add(Item("u", "user", "On"))
-        return 1.0 + first / 48000, 1.0 + last / 48000
-
-    monkeypatch.setattr(Microphone, "play", play)
-    samples = np.random.default_rng(1).normal(0, 0.1, 48000)
-    turn = await call.say(Utterance("On Tuesday", samples, 48000, "noise"))
+    call = await _spoken()
+    turn = call.turns[0]
+    message = {"event": "conversation_item_added", "item": {"message": {"role": "USER"}}}
+    call.session_events.append({**message, "heard_s": 1.5})
+    call.reports.add(Item("u", "user", "On"))
     _agent_sounds(call, 2.3, 2.8)
     call.reports.add(Item("a", "assistant", "On which day?"))
     hearing = asyncio.create_task(call.hear())
