@@ -14,6 +14,7 @@ from livekit.agents import (
     inference,
 )
 from livekit.agents.llm import ChatContext, ChatMessage
+from livekit.agents.voice import SpeechHandle
 
 server = AgentServer(load_fnc=lambda _: 0.0)  # tests beside it make the host busy
 NAME = "planted-agent"
@@ -112,9 +113,12 @@ async def entrypoint(ctx: JobContext) -> None:
         def answer_later(event: UserInputTranscribedEvent) -> None:
             """Answers what was said over it once it has ended: LiveKit drops such a turn."""
             speech = session.current_speech
+
+            def answer(_: SpeechHandle) -> None:
+                session.generate_reply(user_input=event.transcript)
+
             if event.is_final and event.transcript.strip() and speech is not None:
-                words = event.transcript
-                speech.add_done_callback(lambda _: session.generate_reply(user_input=words))
+                speech.add_done_callback(answer)
 
     clerk = WrongToolClerk if fault == "calls the wrong tool" else Clerk
     await session.start(agent=clerk(fault, ctx), room=ctx.room)
