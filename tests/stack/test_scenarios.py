@@ -186,7 +186,7 @@ async def test_labvoice_test_judges_the_examples(tmp_path: Path) -> None:
     assert [len(each.findall(".//failure")) for each in suites.findall("testsuite")] == [0, 0, 1]
 
 
-async def test_a_scenario_that_cannot_be_meant_starts_nothing(tmp_path: Path) -> None:
+def test_a_scenario_that_cannot_be_meant_starts_nothing(tmp_path: Path) -> None:
     """The file and the line are named, the exit code is that of wrong use."""
     path = tmp_path / "a.scenario.yaml"
     path.write_text("name: x\nsteps:\n  - say: Hello.\n  - expct: {}\n", encoding="utf-8")
