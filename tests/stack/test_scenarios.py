@@ -32,7 +32,6 @@ from tests.stack.planted.scenarios import (
     RECOVERS,
     STANDS,
     TOOL,
-    YIELDS,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "appointments"
@@ -82,7 +81,7 @@ def words(result: SuiteResult) -> str:
 
 async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None:
     """Every scenario passes, its call is kept with a recording, and JUnit says so."""
-    scenarios = [TOOL, YIELDS, RECOVERS, STANDS]
+    scenarios = [TOOL, RECOVERS, STANDS]
     result = await play(lab, tmp_path, *scenarios)
     assert result.passed, words(result)
     run = Run.load(result.run_path)
