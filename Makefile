@@ -15,9 +15,11 @@ UV := $(or $(shell command -v uv 2>/dev/null || true),$(UV_CACHED)/bin/uv)
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
-# Two run at a time: most wait more than they compute. The tests of one file share what is slow.
+# Two run at a time (JOBS=3: three), as most wait more than they compute. The tests of one file share
+# what is slow.
 # In the order given: by number of tests, the notebooks' few long ones would come last, and alone.
-PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
+JOBS ?= 2
+PAIRS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 READY := .venv/labvoice.stamp
 
 help: ## list these targets
@@ -32,7 +34,7 @@ test: lint ## before a commit: lint, types, unit tests, each promise once on the
 
 test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
-	$(PYTEST) -m "npm or registry" -n 2 tests/unit
+	$(PYTEST) -m "npm or registry" -n $(JOBS) tests/unit
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
 
 test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx and prometheus
