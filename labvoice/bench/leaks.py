@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -53,7 +55,8 @@ async def leaks(
     Returns:
         A row for each figure: `before`, `halfway`, `after`, `change` (from before to after),
         `allowed` and whether it is `ok`. Memory is in MiB, with the job processes in `worker_pss`
-        and without them in `worker_rss`. A growth that levels off is in the first half alone.
+        and without them in `worker_rss`; `lab_rss` is what is in use, without what the allocator
+        keeps. A growth that levels off is in the first half alone.
 
     Raises:
         UsageError: The number makes no sense.
@@ -95,7 +98,20 @@ async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
     await asyncio.sleep(1)
 
 
+def _release_free_memory() -> None:
+    """Returns what this process has freed to the system, where its C library is glibc.
+
+    Sound buffers and decoders come and go with each call, and glibc keeps much of what they free:
+    without this the lab's memory grew by 0.15 MiB a call, with it by 0.02.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 async def _figures(lab: Lab) -> dict[str, float]:
+    _release_free_memory()
     worker = psutil.Process(lab.pool.workers[0].process.pid)
     own = psutil.Process(os.getpid())
     rooms = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
