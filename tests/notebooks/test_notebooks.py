@@ -20,8 +20,8 @@ NUMBERS = re.compile(r"^(trials|calls|turns_each) = \d+", re.MULTILINE)
 
 @pytest.mark.smoke
 def test_the_story_is_whole() -> None:
-    """Nine steps, each with its text source."""
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 10)]
+    """Ten steps, each with its text source."""
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 11)]
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.py")) == NAMES
 
 
