@@ -104,7 +104,7 @@ for each in result.scenarios:
 # %%
 turns = result.run.frame.query("stage == 'voice_to_voice'")
 slow = turns.loc[turns["duration_s"].idxmax()]
-print(f"turn {slow.turn} of call {slow.trial}: {slow.duration_s * 1e3:.0f} ms")
+print(f"{slow.arm}, turn {slow.turn}: {slow.duration_s * 1e3:.0f} ms")
 plots.turn_waterfall(result.run, slow.trial, slow.turn)
 
 # %%
