@@ -64,7 +64,7 @@ call.listen()
 # answer. A tester can write it, and a developer can review it.
 
 # %%
-Path("hurry.scenario.yaml").write_text(
+_ = Path("hurry.scenario.yaml").write_text(
     """
 name: a caller in a hurry
 steps:
@@ -113,13 +113,13 @@ result.run.listen(slow.trial)
 # %% [markdown]
 # ## 4. Two settings
 #
-# A cough is no interruption: the agent should go on. `labvoice` waits for half a second of speech
-# before it yields; `duration-0.2` is the same agent with 0.2 s. In the bench of turn-taking each
-# call has one probe. Look at the picture: who speaks when, from the cough on.
+# A cough is no interruption: the agent should go on. `labvoice` yields to half a second of any
+# voice; `words-2` is the same agent, which yields once two words are understood. In the bench of
+# turn-taking each call has one probe. Look at the picture: who speaks when, from the cough on.
 
 # %%
 run = await lab.bench.interrupt(
-    trials, probes="cough", arms="labvoice,duration-0.2", at=1.0, warmup=0, progress=print
+    trials, probes="cough", arms="labvoice,words-2", at=1.0, warmup=0, progress=print
 )
 turn_taking.who_speaks_when(run)
 
@@ -128,8 +128,8 @@ print("\n".join(run.turn_taking))
 
 # %% [markdown]
 # The brackets are 95 % intervals: one cough proves little. Take `trials = 10`, and also the probe
-# `question`, for what yields to nothing never answers a question either: `labvoice bench
-# interrupt` measures all probes, and its report draws that trade.
+# `question`: who waits for words yields later to a real interruption. `labvoice bench interrupt`
+# measures all probes, and its report draws that trade.
 
 # %%
 await lab.stop()

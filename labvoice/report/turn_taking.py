@@ -55,7 +55,7 @@ def who_speaks_when(run: Run) -> Picture:
             y += 0.5
         axes.axvline(0, color=INK, linewidth=1, zorder=0)
         for at_s in (STAND_WINDOW_S, YIELD_WINDOW_S):
-            axes.axvline(at_s, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+            axes.axvline(at_s, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.6)
         axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
         axes.set_ylim(y - 0.3, -0.8)
         axes.set_xlim(-_BEFORE_S, _AFTER_S)

@@ -95,6 +95,7 @@ async def entrypoint(ctx: JobContext) -> None:
         stt="deepgram/nova-3",
         llm="openai/gpt-4.1-mini",
         tts="cartesia/sonic-3",
+        aec_warmup_duration=None,  # it is deaf to interruptions in its first 3 s of speech else
         turn_handling={
             "turn_detection": inference.TurnDetector(),
             "interruption": {
