@@ -19,6 +19,7 @@ from labvoice.cli.common import (
     WarmupOption,
     command,
     command_line,
+    send_traces,
     tell,
     write_json,
 )
@@ -249,7 +250,7 @@ async def bench_burst(
             command=command_line(),
             progress=tell,
         )
-    result = _tell(run, json_path)
+    result = await _tell(run, json_path)
     # The plain arm is the baseline; the confirmed one decides the exit code.
     confirmed = result.get("arms", {}).get("confirmed", result)
     return 1 if confirmed["failed"] else 0
@@ -351,7 +352,7 @@ async def bench_failover(
             command=command_line(),
             progress=tell,
         )
-    return 1 if _tell(run, options.json_path)["failed"] else 0
+    return 1 if (await _tell(run, options.json_path))["failed"] else 0
 
 
 async def _bench(
@@ -383,15 +384,16 @@ async def _bench(
         run = await getattr(lab.bench, kind)(
             out=options.out, command=command_line(), progress=tell, **given
         )
-    result = _tell(run, options.json_path)
+    result = await _tell(run, options.json_path)
     if kind == "endpointing":  # too short a delay is expected to split turns
         return 1 if result["failed"] == result["n"] else 0
     return 1 if result["failed"] else 0
 
 
-def _tell(run: Run, json_path: Path | None) -> dict[str, Any]:
-    """Prints a run's summary; returns the machine-readable result."""
+async def _tell(run: Run, json_path: Path | None) -> dict[str, Any]:
+    """Prints a run's summary, and sends its traces; returns the machine-readable result."""
     tell(repr(run))
+    await send_traces(run)
     result = run.to_json()
     write_json(json_path, result)
     return result

@@ -19,6 +19,7 @@ from labvoice.cli.common import (
     command,
     command_line,
     console,
+    send_traces,
     tell,
     tell_recordings,
     write_json,
@@ -133,12 +134,12 @@ async def call(
         finally:
             await lab.end_call(made)
             _print_marks(made)
-            _keep(made, lab.settings, target, options.out)
+            await _keep(made, lab.settings, target, options.out)
             write_json(options.json_path, _facts(made))
     return 0
 
 
-def _keep(call: Call, settings: Settings, target: Target | None, out: Path | None) -> None:
+async def _keep(call: Call, settings: Settings, target: Target | None, out: Path | None) -> None:
     """Writes the call as a run, with its recording; a disk that takes neither is no failed call."""
     from labvoice.bench.record import record_call
 
@@ -149,6 +150,7 @@ def _keep(call: Call, settings: Settings, target: Target | None, out: Path | Non
         return
     tell(f"run: {run.path}")
     tell_recordings(run)
+    await send_traces(run)
     for sentence in run.warnings:
         tell(f"warning: {sentence}")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from labvoice.errors import UsageError
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.settings import Llm, RecordingFormat
 
 if TYPE_CHECKING:  # it takes a second to import, which `--help` need not wait for
@@ -161,6 +161,25 @@ def tell_recordings(run: Run) -> None:
     """Prints where a run's recordings are."""
     for path in run.recordings["path"]:
         tell(f"recording: {path}")
+
+
+async def send_traces(run: Run) -> None:
+    """Sends a run's calls as traces where the environment names an endpoint.
+
+    One that does not take them is told, and fails no command.
+    """
+    from labvoice.protocol.tracing import traced
+
+    if not traced():
+        return
+    from labvoice.traces import send
+
+    try:
+        sent = await asyncio.to_thread(send, run)
+    except LabvoiceError as error:
+        tell(f"warning: {error.observed}")
+    else:
+        tell(f"traces: {len(sent.trace_ids)}, sent to {sent.endpoint}")
 
 
 def command(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from labvoice.cli.common import JsonOption, console, tell, write_json
-from labvoice.errors import RunFileError
+from labvoice.errors import RunFileError, UsageError
 
 runs_app = typer.Typer(help="The recorded runs in a folder.", no_args_is_help=True)
 _FOLDER: Final = Path("runs")
@@ -146,23 +146,45 @@ def remeasure(
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run file.")],
-    to: Annotated[str, typer.Option("--to", help="Format: audacity or parquet.")],
+    to: Annotated[str, typer.Option("--to", help="Format: audacity, otlp or parquet.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder (audacity) or file; beside the run.")
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="Collector's base address (otlp); OTEL_EXPORTER_OTLP_ENDPOINT's."),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Send what was spoken as well (otlp).")
+    ] = False,
     json_path: JsonOption = None,
 ) -> None:
     """Writes a run in another program's format: Audacity's label tracks, or Parquet.
 
+    Or sends it by OTLP, for Jaeger, Langfuse or another collector: a trace for each call.
+
     Example: labvoice export runs/turns.jsonl --to audacity
+
+    Example: labvoice export runs/turns.jsonl --to otlp --endpoint http://127.0.0.1:4318
     """
     from labvoice.runs.export import export as export_run
     from labvoice.runs.run import Run
 
-    written = export_run(Run.load(run), to, out)
-    for path in written:
-        tell(f"wrote {path}")
-    write_json(json_path, {"to": to, "files": [str(path) for path in written]})
+    if to != "otlp" and (endpoint is not None or words):
+        raise UsageError("--endpoint and --words are for `--to otlp`", "leave them out")
+    if to != "otlp":
+        written = export_run(Run.load(run), to, out)
+        for path in written:
+            tell(f"wrote {path}")
+        write_json(json_path, {"to": to, "files": [str(path) for path in written]})
+        return
+    if out is not None:
+        raise UsageError("`--to otlp` writes no file", "leave out `--out`; see `--endpoint`")
+    from labvoice.traces import send
+
+    sent = send(Run.load(run), endpoint, words=words)
+    tell(f"sent {len(sent.trace_ids)} traces, {sent.spans} spans, to {sent.endpoint}")
+    write_json(json_path, {"to": to, **sent._asdict()})
 
 
 @runs_app.command("list")

@@ -16,6 +16,7 @@ from labvoice.cli.common import (
     command,
     command_line,
     console,
+    send_traces,
     tell,
     write_json,
 )
@@ -74,6 +75,7 @@ async def run_test(
                 write_junit(junit, suite.results)
         result = suite.result()
     _tell(result)
+    await send_traces(result.run)
     if junit is not None:
         tell(f"wrote {junit}")
     write_json(options.json_path, result.to_json())

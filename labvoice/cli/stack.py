@@ -23,6 +23,7 @@ from labvoice.cli.common import (
     TrialsOption,
     command,
     command_line,
+    send_traces,
     tell,
     write_json,
 )
@@ -73,6 +74,7 @@ async def demo(
         sizes = {part.name: part.memory for part in lab.parts() if part.memory}
     for run in runs:
         tell(repr(run))
+        await send_traces(run)
     tell("memory usage: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
     report = await asyncio.to_thread(write_report, runs, out / "report.html")
     results = {run.header.kind: run.to_json() for run in runs}

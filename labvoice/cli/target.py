@@ -16,6 +16,7 @@ from labvoice.cli.common import (
     CallOptions,
     command,
     command_line,
+    send_traces,
     tell,
     tell_recordings,
     write_json,
@@ -97,6 +98,7 @@ async def try_agent(
         )
         tell(repr(run))
         tell_recordings(run)
+        await send_traces(run)
         await lab.end_call(call)
         report = write_report([run], folder / "report.html").resolve()
         result: dict[str, Any] = {**run.to_json(), "agent_name": called.name, "report": str(report)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Final
 
 from opentelemetry import propagate, trace
@@ -13,7 +14,14 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+TRACES_PATH: Final = "/v1/traces"
+"""Where a collector takes spans by HTTP."""
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def traced() -> bool:
+    """Returns whether the environment names an endpoint for spans."""
+    return any(os.environ.get(name) for name in _ENDPOINTS)
 
 
 @functools.cache
@@ -26,7 +34,7 @@ def set_up_traces(service_name: str) -> TracerProvider | None:
     Returns:
         The provider, to shut down at the end; None without an endpoint.
     """
-    if not any(os.environ.get(name) for name in _ENDPOINTS):
+    if not traced():
         return None
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service_name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -44,3 +52,23 @@ def current_traceparent() -> str | None:
 def context_of(traceparent: str | None) -> Context:
     """Returns the context of a remote parent span."""
     return propagate.extract({"traceparent": traceparent} if traceparent else {})
+
+
+def start_span(
+    tracer: trace.Tracer,
+    name: str,
+    at_s: float,
+    context: Context | None = None,
+    attributes: Mapping[str, str | bool | int | float] | None = None,
+) -> trace.Span:
+    """Returns a span that began at an instant, in seconds since 1970; :func:`end_span` ends it."""
+    return tracer.start_span(name, context, start_time=_ns(at_s), attributes=attributes)
+
+
+def end_span(span: trace.Span, at_s: float) -> None:
+    """Ends a span at an instant, in seconds since 1970."""
+    span.end(_ns(at_s))
+
+
+def _ns(at_s: float) -> int:
+    return round(at_s * 1e9)

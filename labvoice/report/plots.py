@@ -15,11 +15,23 @@ from labvoice.protocol.vocabulary import CONNECTION_STAGES, FAILOVER_STAGES, TRA
 from labvoice.report import style
 from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION, Picture
 from labvoice.runs import statistics
+from labvoice.runs.placement import measured_stages, place
 from labvoice.runs.run import Run
 
 _HEARD, _ANSWER = (stage.name for stage in TURN_STAGES)
-_GENERATION: Final = ("playback_latency", "tts_node_ttfb", "llm_node_ttfs")
-"""LiveKit's stages of a reply, each of which ends where the one before it here begins."""
+_COLORS: Final = {
+    _HEARD: GREEN,
+    _ANSWER: GREEN,
+    "e2e_latency": MUTED,
+    "transcription_delay": BLUE,
+    "end_of_turn_delay": BLUE,
+    "on_user_turn_completed_delay": BLUE,
+    "llm_node_ttft": ORANGE,
+    "llm_node_ttfs": ORANGE,
+    "tts_node_ttfb": ORANGE,
+    "playback_latency": ORANGE,
+    TRANSPORT: VERMILION,
+}
 _DOTS: Final = 2000
 """Measurements of a stage and arm that are drawn one by one; more than these only blacken."""
 
@@ -37,7 +49,7 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
     frame = run.frame
     of_connections = frame[frame["turn"].isna()]
     trial = _typical(run, of_connections, "connection") if trial is None else trial
-    measured = _spans(of_connections[of_connections["trial"] == trial])
+    measured = measured_stages(of_connections[of_connections["trial"] == trial])
     marks = run.marks
     marks = marks[(marks["trial"] == trial) & marks["turn"].isna()].sort_values("t_s")
     if marks.empty:
@@ -101,10 +113,8 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
 def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) -> Picture:
     """Draws one turn: what the ear waited for, and LiveKit's own figures inside it.
 
-    LiveKit reports how long its stages took and not when they began. Where a start was not
-    recorded, recognition is placed forward from the end of speech and generation backward
-    from the first audio, so work done ahead of the end of turn shows as an overlap. The rest
-    is `transport`; it lies partly before the agent's time and is drawn behind it, whole.
+    They lie where :func:`labvoice.runs.placement.place` puts them, so work done ahead of the end
+    of turn shows as an overlap.
 
     Args:
         run: The run.
@@ -127,12 +137,12 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
     nearest = _nearest_median(heard)
     trial, turn = (int(heard[name].to_numpy(int)[nearest]) for name in ("trial", "turn"))
     total_ms = float(heard["duration_s"].to_numpy(float)[nearest]) * 1e3
-    spans = _placed(_spans(frame[(frame["trial"] == trial) & (frame["turn"] == turn)]))
+    spans = place(measured_stages(frame[(frame["trial"] == trial) & (frame["turn"] == turn)]))
     with style.picture(9.6, 1.35 + 0.3 * len(spans)) as figure:
         axes = figure.add_subplot()
         labels = []
-        for y, (name, start_s, duration_s, color) in enumerate(spans):
-            rest = name == TRANSPORT
+        for y, (name, start_s, duration_s) in enumerate(spans):
+            color, rest = _COLORS[name], name == TRANSPORT
             axes.barh(
                 y,
                 duration_s * 1e3,
@@ -150,8 +160,8 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
         _rows(axes, labels, len(spans))
         for at_ms in (0.0, total_ms):
             axes.axvline(at_ms, color=INK, linewidth=1, zorder=0)
-        low_ms = min(0.0, *(start_s * 1e3 for _, start_s, _, _ in spans))
-        answers_ms = [took_s * 1e3 for name, _, took_s, _ in spans if name == _ANSWER]
+        low_ms = min(0.0, *(start_s * 1e3 for _, start_s, _ in spans))
+        answers_ms = [took_s * 1e3 for name, _, took_s in spans if name == _ANSWER]
         high_ms = max([total_ms, *answers_ms])
         axes.set_xlim(low_ms - 0.01 * high_ms, high_ms * 1.12)
         _time_axis(axes, "milliseconds since the last voiced sample left the caller")
@@ -249,47 +259,6 @@ def _spread(values: statistics.Floats) -> statistics.Floats:
     if len(values) <= _DOTS:
         return values
     return np.sort(values)[np.linspace(0, len(values) - 1, _DOTS).astype(np.int64)]
-
-
-def _spans(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Gives the measured stages of one unit: name to start and duration, in seconds."""
-    starts, durations = (rows[name].to_numpy(float) for name in ("start_s", "duration_s"))
-    return {
-        str(name): (float(start_s), float(duration_s))
-        for name, start_s, duration_s in zip(rows["stage"], starts, durations, strict=True)
-        if not math.isnan(duration_s)
-    }
-
-
-def _placed(measured: dict[str, tuple[float, float]]) -> list[tuple[str, float, float, str]]:
-    """Places the stages of a turn: name, start and duration in seconds after speech, colour."""
-    zero_s = measured[_HEARD][0]
-    e2e_s = measured.get("e2e_latency", (0.0, math.nan))[1]
-    end_of_turn_s = measured.get("end_of_turn_delay", (0.0, math.nan))[1]
-    answer: dict[str, tuple[float, str]] = {}
-    begin_s = e2e_s
-    for name in _GENERATION:
-        begin_s -= measured.get(name, (0.0, 0.0))[1]
-        answer[name] = (begin_s, ORANGE)
-    places = {
-        _HEARD: (0.0, GREEN),
-        _ANSWER: (0.0, GREEN),
-        "e2e_latency": (0.0, MUTED),
-        "transcription_delay": (0.0, BLUE),
-        "end_of_turn_delay": (0.0, BLUE),
-        "on_user_turn_completed_delay": (end_of_turn_s, BLUE),
-        "llm_node_ttft": (begin_s, ORANGE),
-        **dict(reversed(answer.items())),
-        TRANSPORT: (e2e_s, VERMILION),
-    }
-    spans = []
-    for name, (start_s, color) in places.items():
-        recorded_s, duration_s = measured.get(name, (math.nan, math.nan))
-        if not math.isnan(recorded_s):
-            start_s = recorded_s - zero_s
-        if not math.isnan(start_s + duration_s):
-            spans.append((name, start_s, duration_s, color))
-    return spans
 
 
 def _typical(run: Run, frame: pd.DataFrame, stage: str) -> int:

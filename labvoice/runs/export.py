@@ -79,7 +79,9 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
         RunFileError: The run has nothing of what the format holds.
     """
     if to not in FORMATS:
-        raise UsageError(f"the format {to!r} is unknown", f"one of {', '.join(sorted(FORMATS))}")
+        raise UsageError(
+            f"the format {to!r} is unknown", f"one of {', '.join(sorted(FORMATS))}; or `otlp`"
+        )
     try:
         return FORMATS[to](run, out)
     except OSError as error:

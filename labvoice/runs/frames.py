@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -111,6 +112,21 @@ class Frames:
         clicks = np.flatnonzero((marks["mark"] == "click").to_numpy())[::-1]  # the first one stays
         zero_s[trial[clicks]] = at_s[clicks]
         return zero_s
+
+    @property
+    def clicks(self) -> pd.Series:
+        """The wall clock's time of each trial's zero, in seconds since 1970; index: trial.
+
+        Of a run that does not say, its first mark is at its start.
+        """
+        started = datetime.fromisoformat(self._header.started_at)
+        started = started if started.tzinfo else started.replace(tzinfo=UTC)
+        zero_s = self._header.started_s
+        if zero_s is None:
+            zero_s = float(self._columns.marks["t_s"].min())
+        has_marks = np.isin(self._number, self._columns.marks["trial"].to_numpy())
+        at_s = started.timestamp() + self._origins - zero_s
+        return pd.Series(at_s[has_marks], self._number[has_marks])
 
     @cached_property
     def marks(self) -> pd.DataFrame:

@@ -97,6 +97,8 @@ class RunLine(_Line):
     run_id: str
     kind: str
     started_at: str
+    started_s: FiniteFloat | None = None
+    """The same instant on the clock of the marks; None where it is not known."""
     loop: Literal["closed", "open"]
     config: dict[str, JsonValue]
     arms: Annotated[dict[str, dict[str, Scalar]], Field(min_length=1), AfterValidator(_columns)]

@@ -90,6 +90,15 @@ class Run:
         return self._frames.marks.copy()
 
     @property
+    def clicks(self) -> pd.Series:
+        """The wall clock's time of each trial's click, in seconds since 1970; index: trial.
+
+        Trials without a mark are left out. Of a run that does not say, its first mark is at its
+        start.
+        """
+        return self._frames.clicks
+
+    @property
     def notes(self) -> pd.DataFrame:
         """Facts other than times, one row for each connection or turn that has any."""
         return self._frames.notes.copy()

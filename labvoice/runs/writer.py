@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,8 @@ class RunWriter:
         arms: Each configuration's name and its columns in the frame.
         host_facts: As :func:`labvoice.runs.host.facts` gives them; taken now when not given.
         run_id: Made from the time and the kind when not given.
+        started: When the run began, and the same instant on the clock of the marks, in seconds
+            (None where unknown); now, on the caller's clock, when not given.
 
     Attributes:
         path: As given.
@@ -73,8 +76,9 @@ class RunWriter:
         arms: Mapping[str, Mapping[str, Any]] | None = None,
         host_facts: Mapping[str, Any] | None = None,
         run_id: str | None = None,
+        started: tuple[datetime, float | None] | None = None,
     ) -> None:
-        now = datetime.now(UTC)
+        now, now_s = started or (datetime.now(UTC), time.monotonic())
         self.path = path
         self.run_id = run_id or f"{now:%Y%m%dT%H%M%SZ}-{kind}-{secrets.token_hex(2)}"
         self._arms = dict(arms or {"default": {}})
@@ -84,7 +88,8 @@ class RunWriter:
         header = RunLine(
             run_id=self.run_id,
             kind=kind,
-            started_at=now.isoformat(timespec="seconds"),
+            started_at=now.isoformat(timespec="milliseconds"),
+            started_s=now_s,
             loop=loop,
             config=dict(config or {}),
             arms={name: dict(columns) for name, columns in self._arms.items()},

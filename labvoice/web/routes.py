@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from labvoice.dispatch.strategies import STRATEGIES, StrategyName, ahead_lifetime_s
 from labvoice.errors import DispatchError, LabvoiceError
-from labvoice.protocol.tracing import context_of, current_traceparent
+from labvoice.protocol.tracing import context_of, current_traceparent, end_span, start_span
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, OUTCOMES, TURN_MARKS
 from labvoice.web import models as m
 from labvoice.web.backend import Backend
@@ -273,8 +273,7 @@ def _trace(new: list[Measured], click_s: float, traceparent: str | None) -> None
     for one in new:
         if one.stage in _TRACED and one.start_s is not None:
             start_s = click_s + one.start_s
-            span = tracer.start_span(one.stage, context, start_time=int(start_s * 1e9))
-            span.end(int((start_s + one.seconds) * 1e9))
+            end_span(start_span(tracer, one.stage, start_s, context), start_s + one.seconds)
 
 
 @router.post(

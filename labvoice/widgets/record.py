@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,7 +91,8 @@ def write_run(
     known = CALLER_CONNECTION_MARKS + WORKER_CONNECTION_MARKS
     config = {"caller": "browser", "agent_name": settings.agent_name}
     arms = {"default": {**columns(settings), "strategy": record.strategy or None}}
-    with RunWriter(path, kind="call", config=config, arms=arms) as run:
+    started = (datetime.now(UTC), None)  # the marks are on the browser's clock
+    with RunWriter(path, kind="call", config=config, arms=arms, started=started) as run:
         run.trial(0, record.room or "none", "default")
         for mark in record.marks:
             if mark.name in known:
