@@ -63,7 +63,7 @@ class Metrics:
         for outcome in OUTCOMES:
             self.dispatches.labels(outcome)  # a missing series has no rate
         self.stages = Histogram(
-            "labvoice_stage_seconds",
+            "labvoice_stage_duration_seconds",
             "Durations by stage: of dispatches made here, and of calls that pages report.",
             ["stage"],
             buckets=_STAGE_BUCKETS_S,
@@ -76,7 +76,7 @@ class Metrics:
             registry=self.registry,
         )
         self.request_seconds = Histogram(
-            "labvoice_http_request_seconds",
+            "labvoice_http_request_duration_seconds",
             "Durations of HTTP requests.",
             ["route"],
             buckets=_HTTP_BUCKETS_S,
@@ -97,13 +97,13 @@ class Metrics:
             ["event"],
             registry=self.registry,
         )
-        self._failovers = Gauge(
+        self._failovers = Counter(
             "labvoice_failovers",
-            "Agents lost and replaced so far.",
+            "Agents lost and replaced.",
             registry=self.registry,
         )
         self._backlog = Gauge(
-            "labvoice_memory_backlog",
+            "labvoice_memory_backlog_turns",
             "Turns that wait to be written to Letta; NaN while they cannot be counted.",
             registry=self.registry,
         )
@@ -133,7 +133,7 @@ class Metrics:
             registry=self.registry,
         )
         self._load = Gauge(
-            "labvoice_worker_load",
+            "labvoice_worker_load_ratio",
             "Load of a worker, 0 to 1.",
             ["worker_id"],
             registry=self.registry,
@@ -144,6 +144,7 @@ class Metrics:
             ["dependency"],
             registry=self.registry,
         )
+        self._counted = 0
         self._looked_s = float("-inf")
         self._looking = asyncio.Lock()
         self._checks: list[Check] = []
@@ -191,7 +192,9 @@ class Metrics:
         self._callers.set(
             nan if rooms is None else sum(person.kind != "agent" for person in people)
         )
-        self._failovers.set(nan if counts is None else counts.failovers)
+        if counts is not None:
+            self._failovers.inc(counts.failovers - self._counted)
+            self._counted = counts.failovers
         self._backlog.set(nan if counts is None else counts.memory_backlog or 0)
 
 

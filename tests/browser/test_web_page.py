@@ -151,7 +151,7 @@ async def test_a_call_from_the_page(
         assert call["turns"][0]["marks"].keys() >= {"user_speech_end", "reply_heard"}
         text = await page.evaluate("fetch('/metrics').then((answer) => answer.text())")
         for stage in ("connection", "voice_to_voice", "e2e_latency"):
-            assert f'labvoice_stage_seconds_count{{stage="{stage}"}}' in text
+            assert f'labvoice_stage_duration_seconds_count{{stage="{stage}"}}' in text
 
 
 async def read_call(page: Page, url: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -256,6 +257,17 @@ async def test_prometheus_answers_what_the_dashboard_asks(
     report = {"room": room, "marks": {"click": 0, "agent_listening": 1.5}, "turns": [turn]}
     assert (await client.post("/api/calls/call-0001", json=report)).is_success
     assert (await client.post("/api/dispatch-agent", json={})).is_client_error
+    text = (await client.get("/metrics")).text
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr + checked.stdout
     config = (DEPLOY / "prometheus.yml").read_text(encoding="utf-8")
     config = config.replace("127.0.0.1:9000", f"127.0.0.1:{client.base_url.port}")
     (tmp_path / "prometheus.yml").write_text(config.replace("5s", "1s"), encoding="utf-8")

@@ -99,7 +99,7 @@ async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
                         break
                     await asyncio.sleep(0.1)
         assert 'labvoice_agents{state="listening"}' in text
-        assert "labvoice_worker_load" in text
+        assert "labvoice_worker_load_ratio" in text
         children = psutil.Process(running.process.pid).children(recursive=True)
         assert len(children) >= 3
         assert await running.end() == 128 + signal.SIGINT

@@ -165,12 +165,26 @@ def test_what_cannot_be_counted_is_unknown_and_not_zero() -> None:
     text = client.get("/metrics", headers=OWNER).text
     for line in (
         'labvoice_dependency_up{dependency="memory store"} 0.0',
-        "labvoice_memory_backlog NaN",
-        "labvoice_failovers 3.0",
+        "labvoice_memory_backlog_turns NaN",
+        "labvoice_failovers_total 3.0",
         "labvoice_rooms NaN",
         'labvoice_workers{agent_name="stub-agent"} 1.0',
     ):
         assert line in text
+
+
+def test_metrics_are_named_as_prometheus_names_them() -> None:
+    """One prefix, counters that end in _total, base units: seconds and ratios."""
+    client = client_with()
+    client.post("/api/dispatch-agent", headers=OWNER, json={"room": "r"})
+    text = client.get("/metrics", headers=OWNER).text
+    found = [line.split()[2:] for line in text.splitlines() if line.startswith("# TYPE ")]
+    own = {name: kind for name, kind in found if not name.startswith(("process_", "python_"))}
+    assert len(own) > 10
+    for name, kind in own.items():
+        assert name.startswith("labvoice_"), name
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert name.endswith("_seconds") == (kind == "histogram"), name
 
 
 def test_rooms_are_not_asked_for_where_livekit_is_down() -> None:
@@ -197,7 +211,7 @@ def test_a_dispatch_is_counted_once(strategy: str, counted: int) -> None:
     assert call["stages"] == {"dispatch": 0.2, "join": 0.5}
     text = client.get("/metrics", headers=OWNER).text
     for stage in ("dispatch", "join"):
-        assert f'labvoice_stage_seconds_count{{stage="{stage}"}} {counted:.1f}' in text
+        assert f'labvoice_stage_duration_seconds_count{{stage="{stage}"}} {counted:.1f}' in text
 
 
 def test_a_duration_below_zero_is_not_counted() -> None:
@@ -211,7 +225,8 @@ def test_a_duration_below_zero_is_not_counted() -> None:
     report = {"room": "r", "marks": {"click": 2, "agent_listening": 1}, "turns": [turn]}
     call = client.post("/api/calls/call-0001", headers=OWNER, json=report).json()
     assert call["stages"] == {}
-    assert "labvoice_stage_seconds_count{" not in client.get("/metrics", headers=OWNER).text
+    text = client.get("/metrics", headers=OWNER).text
+    assert "labvoice_stage_duration_seconds_count{" not in text
 
 
 def test_all_calls_together_hold_so_many_turns() -> None:
@@ -303,7 +318,7 @@ def test_a_call_is_put_together_from_its_reports() -> None:
     assert call["turns"][0]["marks"] == {"user_speech_end": 4.0, "reply_heard": 5.0}
     text = client.get("/metrics", headers=OWNER).text
     for stage in ("connection", "time_to_greeting", "voice_to_voice", "e2e_latency"):
-        assert f'labvoice_stage_seconds_count{{stage="{stage}"}} 1.0' in text
+        assert f'labvoice_stage_duration_seconds_count{{stage="{stage}"}} 1.0' in text
     other_room = client.post(url, headers=OWNER, json={"room": "other"})
     assert other_room.status_code == 409
 
