@@ -33,6 +33,7 @@ from labvoice.link.impairment import LinkProfile
 from labvoice.memory.api import LettaApi
 from labvoice.memory.turn_store import DISK_ERRORS
 from labvoice.protocol.metadata import JobMetadata, Metadata
+from labvoice.protocol.tracing import new_traceparent, traced
 from labvoice.protocol.vocabulary import Mark
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
@@ -546,6 +547,10 @@ class Lab:
                 self._relays.open, agent.server.http_url, profile, keep_packets=self.wire
             )
         key = (agent.name, repr(target), repr(metadata))
+        own = any(each.agent_name == agent.name for each in self.pool.workers)
+        if traced() and own and (metadata is None or isinstance(metadata, JobMetadata)):
+            linked = {"traceparent": new_traceparent()}
+            metadata = (metadata or JobMetadata()).model_copy(update=linked)
 
         def ended(call: Call) -> None:
             self._calls.discard(call)

@@ -125,19 +125,20 @@ class _Reasons(logging.Handler):
 
 
 class _Ids(IdGenerator):
-    """Ids that follow from a seed."""
+    """Ids that follow from a seed; those of the first span may be given."""
 
     def __init__(self) -> None:
         self.seed("")
 
-    def seed(self, text: str) -> None:
+    def seed(self, text: str, traceparent: str | None = None) -> None:
         self._seed, self._made = text, 0
+        self._given = [int(each, 16) for each in traceparent.split("-")[1:3]] if traceparent else []
 
     def generate_trace_id(self) -> int:
-        return self._next(16)
+        return self._given.pop(0) if self._given else self._next(16)
 
     def generate_span_id(self) -> int:
-        return self._next(8)
+        return self._given.pop(0) if self._given else self._next(8)
 
     def _next(self, size: int) -> int:
         self._made += 1
@@ -160,9 +161,11 @@ def spans_of(run: Run, *, words: bool = False) -> tuple[ReadableSpan, ...]:
     provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(memory))
     calls = _Calls(run, provider.get_tracer(_SCOPE), words)
-    for trial, click_s in clicks.items():
-        ids.seed(f"{run.header.run_id}/{trial}")
-        calls.make(int(trial), float(click_s))  # type: ignore[call-overload]
+    for trial, click_s in zip(clicks.index.astype(int), clicks.astype(float), strict=True):
+        # A call that was traced live has spans of its agent already, under a root not yet sent.
+        traceparent = calls.facts(trial, None).get("traceparent")
+        ids.seed(f"{run.header.run_id}/{trial}", traceparent)
+        calls.make(trial, click_s)
     return memory.get_finished_spans()
 
 
@@ -176,8 +179,7 @@ class _Calls:
         self._marks = dict(iter(run.marks.groupby("trial")))
         self._outcomes = dict(iter(run.outcomes.groupby("trial")))
         self._notes = dict(iter(run.notes.groupby("trial")))
-        recordings = run.recordings.set_index("trial")
-        self._recordings = recordings.to_dict("index")
+        self._recordings = {row["trial"]: row for row in run.recordings.to_dict("records")}
 
     def make(self, trial: int, click_s: float) -> None:
         marks = self._marks[trial]
@@ -276,9 +278,9 @@ class _Calls:
             at_s = click_s + mark["t_s"]
             span.add_event(str(mark["mark"]), {"labvoice.clock": mark["clock"]}, round(at_s * 1e9))
 
-    def _about_call(self, trial: int, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    def _about_call(self, trial: int, outcome: Mapping[Any, Any]) -> dict[str, Any]:
         columns = self._header.arms[outcome["arm"]]
-        facts = self._facts(trial, None)
+        facts = self.facts(trial, None)
         about = {
             "session.id": self._header.run_id,
             "gen_ai.conversation.id": outcome["room"],
@@ -308,13 +310,13 @@ class _Calls:
             "gen_ai.output.type": "speech",
         }
         if self._words:
-            facts = self._facts(trial, turn)
+            facts = self.facts(trial, turn)
             said = facts.get("said") or facts.get("transcript")
             about["gen_ai.input.messages"] = _messages("user", said)
             about["gen_ai.output.messages"] = _messages("assistant", facts.get("reply"))
         return {name: value for name, value in about.items() if value is not None}
 
-    def _facts(self, trial: int, turn: int | None) -> dict[str, Any]:
+    def facts(self, trial: int, turn: int | None) -> dict[str, Any]:
         """What is known of a unit besides times."""
         notes = self._notes.get(trial)
         if notes is None:

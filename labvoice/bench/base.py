@@ -435,8 +435,9 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
 def ending_facts(call: Call) -> dict[str, Any]:
     """Returns what is known at the end of a call; its session events as JSON."""
     ready = {"ready_by": call.ready_by} if call.ready_by else {}
+    traced = {"traceparent": call.traceparent} if call.traceparent else {}
     events = json.dumps(call.session_events)
-    return {"notice": "; ".join(call.notices), **ready, "session_events": events}
+    return {"notice": "; ".join(call.notices), **ready, **traced, "session_events": events}
 
 
 def connection_facts(call: Call) -> dict[str, Any]:

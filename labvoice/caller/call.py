@@ -43,7 +43,7 @@ from labvoice.errors import (
     UsageError,
 )
 from labvoice.link.client import Link
-from labvoice.protocol.metadata import Metadata, check_name
+from labvoice.protocol.metadata import JobMetadata, Metadata, check_name
 from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.players import Player
@@ -244,6 +244,11 @@ class Call:
         self._foreign = False
         self._ending: asyncio.Task[None] | None = None
         self.recording_path: Path | None = None
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C `traceparent` of the call's span, under which the agent's are; None if untraced."""
+        return self._metadata.traceparent if isinstance(self._metadata, JobMetadata) else None
 
     @property
     def marks(self) -> dict[str, float]:

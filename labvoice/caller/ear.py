@@ -28,6 +28,7 @@ from labvoice.speech.detection import (
     HighPass,
     VoiceProbability,
     frame_levels,
+    resample,
     voiced_runs,
 )
 
@@ -255,4 +256,29 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self.close()
+
+    def close(self) -> None:
+        """Frees the detector."""
         self._detector.close()
+
+
+def voices_in(samples: npt.NDArray[np.int16], rate: int) -> list[Voice]:
+    """Returns the stretches of voice in a recorded track, in seconds from its first sample.
+
+    Blocks for about a second a minute.
+
+    Args:
+        samples: Shape (n,), mono.
+        rate: Samples per second.
+    """
+    listener = Listener()
+    line = resample(samples, rate, SAMPLE_RATE_HZ)
+    size = SAMPLE_RATE_HZ * _FRAME_MS // 1000
+    try:
+        for number in range(len(line) // size):
+            listener.feed(line[number * size : (number + 1) * size], number * _FRAME_S)
+        listener.finish()
+    finally:
+        listener.close()
+    return listener.voices

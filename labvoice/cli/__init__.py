@@ -10,7 +10,7 @@ from rich.console import Console
 from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
 from labvoice.cli.common import show_anywhere
-from labvoice.cli.runs import compare, export, remeasure, report, runs_app
+from labvoice.cli.runs import compare, export, import_runs, remeasure, report, runs_app
 from labvoice.cli.scenarios import run_test
 from labvoice.cli.stack import demo, doctor, lab, up, worker
 from labvoice.cli.target import try_agent
@@ -27,6 +27,7 @@ for _command in (demo, lab, up, doctor, worker, dispatch, call, calibrate):
     app.command()(_command)
 for _of_runs in (report, compare, remeasure, export):
     app.command()(_of_runs)
+app.command("import")(import_runs)
 app.command("try")(try_agent)
 app.command("test")(run_test)
 app.add_typer(bench_app, name="bench")

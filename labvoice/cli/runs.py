@@ -1,4 +1,4 @@
-"""Commands on recorded runs: report, compare, remeasure, export, and the folder of runs."""
+"""Commands on recorded runs: report, compare, remeasure, export, import, the folder of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Annotated, Final
 import typer
 from rich.table import Column, Table
 
-from labvoice.cli.common import JsonOption, console, tell, write_json
+from labvoice.cli.common import (
+    CallOptions,
+    JsonOption,
+    NoRecordingOption,
+    OutOption,
+    RecordingOption,
+    command_line,
+    console,
+    tell,
+    tell_recordings,
+    write_json,
+)
 from labvoice.errors import RunFileError, UsageError
 
 runs_app = typer.Typer(help="The recorded runs in a folder.", no_args_is_help=True)
@@ -185,6 +196,70 @@ def export(
     sent = send(Run.load(run), endpoint, words=words)
     tell(f"sent {len(sent.trace_ids)} traces, {sent.spans} spans, to {sent.endpoint}")
     write_json(json_path, {"to": to, **sent._asdict()})
+
+
+def import_runs(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Session reports (JSON) and recordings with two channels."),
+    ] = None,
+    caller: Annotated[
+        Path | None, typer.Option("--caller", help="A call's recording of the caller alone.")
+    ] = None,
+    agent: Annotated[
+        Path | None, typer.Option("--agent", help="The same call's recording of the agent alone.")
+    ] = None,
+    agent_delay: Annotated[
+        float,
+        typer.Option("--agent-delay", help="How much later the agent's file begins, in seconds."),
+    ] = 0.0,
+    caller_channel: Annotated[
+        str, typer.Option("--caller-channel", help="The caller's channel: left or right.")
+    ] = "left",
+    arm: Annotated[str, typer.Option("--arm", help="Name of the configuration.")] = "production",
+    recording: RecordingOption = None,
+    no_recording: NoRecordingOption = False,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measures calls that were recorded elsewhere, and writes them as a run.
+
+    A call is a session report of livekit-agents, a recording (of egress, or of the agent), or both:
+    a report belongs to the recording that it names, or that has its name. The caller is on the left
+    channel, as livekit-agents records; egress with DUAL_CHANNEL_AGENT has it on the right.
+
+    Example: labvoice import calls/*.json calls/*.ogg --out runs/last-week.jsonl
+
+    Example: labvoice import call.ogg --caller-channel right
+
+    Example: labvoice import --caller caller.ogg --agent agent.ogg --agent-delay 0.35
+    """
+    from labvoice.bench.imports import find_calls, import_calls
+
+    if caller_channel not in ("left", "right"):
+        raise UsageError(f"there is no channel {caller_channel!r}", "left or right")
+    if (caller is None) != (agent is None):
+        raise UsageError("one side of a call is given", "give `--caller` and `--agent`")
+    calls = find_calls(
+        files or [],
+        (caller, agent) if caller is not None and agent is not None else None,
+        caller="left" if caller_channel == "left" else "right",
+        agent_delay_s=agent_delay,
+    )
+    run = import_calls(
+        calls,
+        out,
+        arm=arm,
+        command=command_line(),
+        recording=CallOptions(recording=recording, no_recording=no_recording).format or "ogg",
+    )
+    tell(repr(run))
+    for notice in run.notes.get("notice", []):
+        if isinstance(notice, str) and notice:
+            tell(f"notice: {notice}")
+    tell(f"run: {run.path}")
+    tell_recordings(run)
+    write_json(json_path, run.to_json())
 
 
 @runs_app.command("list")

@@ -358,7 +358,8 @@ def _require_same_host(base: Run, new: Run) -> None:
         old_value, new_value = base.header.host.get(fact), new.header.host.get(fact)
         if old_value != new_value:
             raise RunFileError(
-                f"the runs come from different hosts: {fact} {old_value} and {new_value}",
+                f"the runs come from different hosts: {fact} {old_value or 'unknown'} "
+                f"and {new_value or 'unknown'}",
                 "measure both on one host, or allow it explicitly "
                 "(`allow_different_hosts=True`, `--allow-different-hosts`)",
             )

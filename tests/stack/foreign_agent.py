@@ -3,11 +3,14 @@
 The metadata is a JSON object: `nameless` (as agents of livekit-agents before 1.4 join), `identity`
 (chosen by the request handler), `greeting` (text), `background` and `music` (volumes of the
 background player's office ambience and music on hold), `filler` (said before the answer),
-`untold` (any of `events`, `text`, `state`: what the agent does not publish).
+`untold` (any of `events`, `text`, `state`: what the agent does not publish), `report` (a folder, to
+which the session's report and its recording are written at the end).
 """
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from livekit.agents import (
@@ -51,7 +54,20 @@ class Clerk(Agent):
             await asyncio.sleep(FILLER_GAP_S)
 
 
-@server.rtc_session(agent_name=NAME, on_request=on_request)
+async def on_session_end(ctx: JobContext) -> None:
+    """Writes the report, the recording first: who waits for the report finds both."""
+    folder = json.loads(ctx.job.metadata or "{}").get("report")
+    if folder is None:
+        return
+    report = ctx.make_session_report()
+    assert report.audio_recording_path is not None
+    shutil.copy(report.audio_recording_path, folder)
+    written = Path(folder) / "report.tmp"
+    written.write_text(json.dumps(report.to_dict(), default=str))
+    written.rename(written.with_suffix(".json"))
+
+
+@server.rtc_session(agent_name=NAME, on_request=on_request, on_session_end=on_session_end)
 async def entrypoint(ctx: JobContext) -> None:
     """Runs one call."""
     asked: dict[str, Any] = json.loads(ctx.job.metadata or "{}")
@@ -72,6 +88,7 @@ async def entrypoint(ctx: JobContext) -> None:
     await session.start(
         agent=Clerk(asked.get("filler", "")),
         room=ctx.room,
+        record={"audio": "report" in asked, "traces": False, "logs": False, "transcript": False},
         session_host="events" not in untold,
         room_options=RoomOptions(text_output="text" not in untold),
     )

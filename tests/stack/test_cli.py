@@ -27,6 +27,7 @@ from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
+from tests.collector import collecting
 
 KEY = "a-key-of-the-users-own-0123456789"
 
@@ -160,12 +161,24 @@ async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
 async def test_a_call_by_command_shows_every_mark(
     recorded: list[Utterance], tmp_path: Path
 ) -> None:
-    """A spoken file is answered; marks of the connection and of the turn are shown and written."""
+    """A spoken file is answered; marks of the connection and of the turn are shown and written.
+
+    Where an endpoint is set, the call and its agent's session are one trace.
+    """
     soundfile.write(tmp_path / "said.wav", recorded[0].samples, recorded[0].sample_rate)
-    code, output = await labvoice(
-        "call", "--wav", "said.wav", "--llm", "paced", "--json", "call.json", cwd=tmp_path
-    )
+    with collecting() as collector:
+        code, output = await labvoice(
+            *("call", "--wav", "said.wav", "--llm", "paced", "--json", "call.json"),
+            cwd=tmp_path,
+            env={
+                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+                "OTEL_BSP_SCHEDULE_DELAY": "200",
+            },
+        )
     assert code == 0, output
+    (root,) = (span for who, span in collector.spans if (who, span.name) == ("labvoice", "call"))
+    (session,) = (span for _, span in collector.spans if span.name == "agent_session")
+    assert (session.trace_id, session.parent_span_id) == (root.trace_id, root.span_id)
     call = json.loads((tmp_path / "call.json").read_text(encoding="utf-8"))
     (turn,) = call["turns"]
     assert turn["outcome"] == "ok"

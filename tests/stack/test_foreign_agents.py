@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from labvoice.bench.imports import find_calls, import_calls
+from labvoice.caller.recorder import Recording
 from labvoice.caller.turns import FILLER_GAP_S
 from labvoice.lab import Lab
+from labvoice.runs.remeasure import AGREES_S
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.models.paced_model import REPLY
 from labvoice.targets.agent import TargetAgent
@@ -118,6 +123,44 @@ async def test_a_filler_and_the_answer_are_two_figures(
         assert turn.reply == ("" if untold else f"Let me check. {REPLY}")
         if not untold:
             assert turn.voice_to_voice_s < turn.metrics["e2e_latency"] < turn.answer_s
+
+
+async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
+    lab: Lab, foreign: TargetAgent, recorded: list[Utterance], tmp_path: Path
+) -> None:
+    """The report of livekit-agents has its words; by ear it is what was heard live.
+
+    The recording that the agent made has no network in it. One from the caller's side, as another
+    program records it, with the channels the other way round, is laid by the report.
+    """
+    asked = {"greeting": "Hello, this is the shop.", "report": str(tmp_path)}
+    async with lab.call(agent_name=foreign, metadata=asked) as call:
+        await call.hear_greeting()
+        await call.say(recorded[0])
+        live = await call.hear()
+        sound = call.recorder.recording()
+    report = tmp_path / "report.json"
+    async with asyncio.timeout(30):
+        while not report.exists():  # the job writes it when it is over
+            await asyncio.sleep(0.1)
+    assert sound is not None
+    assert live.voice_to_voice_s is not None
+    there = tmp_path / "egress.wav"
+    Recording(np.ascontiguousarray(sound.samples[:, ::-1]), 0.0).write(there)
+    own = find_calls([report])
+    assert [path.name for path in own[0].recordings] == ["audio.ogg"]
+    found = []
+    for name, calls in (("own", own), ("egress", find_calls([report, there], caller="right"))):
+        run = await asyncio.to_thread(import_calls, calls, tmp_path / f"{name}.jsonl")
+        (turn,) = run.notes.dropna(subset="turn").to_dict("records")
+        assert (turn["transcript"], turn["reply"]) == (live.transcript, live.reply)
+        assert "shop" in run.notes["greeting"].dropna().iloc[0]
+        figures = run.frame.set_index("stage")["duration_s"]
+        assert figures["e2e_latency"] == pytest.approx(live.metrics["e2e_latency"], abs=1e-3)
+        assert set(run.frame["room"].astype(str)) == {call.room_name}
+        found.append(figures["voice_to_voice"])
+    assert 0 < found[0] < live.voice_to_voice_s
+    assert found[1] == pytest.approx(live.voice_to_voice_s, abs=AGREES_S)
 
 
 def _of(room: str) -> Any:

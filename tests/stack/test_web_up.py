@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import re
 import signal
 import sys
@@ -13,14 +12,13 @@ from pathlib import Path
 
 import httpx
 import psutil
-from aiohttp import web
 from livekit import api
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydantic import SecretStr
 
 from labvoice.lab import Lab
 from labvoice.report.html import write_report
 from labvoice.stack.processes import free_port
+from tests.collector import collecting
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 
@@ -226,43 +224,22 @@ async def test_listening_to_all_says_so(lab: Lab, tmp_path: Path) -> None:
             assert (await client.get(f"{printed[1]}/healthz")).status_code == 200
 
 
-class Collector:
-    """Takes spans as an OTLP endpoint does."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, str, str, str]] = []
-        self.bodies = b""
-
-    async def take(self, request: web.Request) -> web.Response:
-        """Takes one export."""
-        body = await request.read()
-        body = gzip.decompress(body) if request.headers.get("content-encoding") else body
-        self.bodies += body
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            names = {a.key: a.value.string_value for a in resource.resource.attributes}
-            for scope in resource.scope_spans:
-                self.spans += [
-                    (names["service.name"], s.name, s.trace_id.hex(), s.parent_span_id.hex())
-                    for s in scope.spans
-                ]
-        return web.Response()
-
-
 async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
     """With an endpoint set, the page's trace goes on in the service and in the agent's session."""
-    collector = Collector()
-    app = web.Application()
-    app.router.add_post("/v1/traces", collector.take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
     trace_id, click = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    env = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
-        "OTEL_BSP_SCHEDULE_DELAY": "200",
-    }
-    try:
+
+    def spans() -> list[tuple[str, str, str, str]]:
+        """Service, name, trace and parent of all that came."""
+        return [
+            (service, span.name, span.trace_id.hex(), span.parent_span_id.hex())
+            for service, span in list(collector.spans)
+        ]
+
+    with collecting() as collector:
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
         async with (
             up(tmp_path, env) as running,
             httpx.AsyncClient(
@@ -281,15 +258,12 @@ async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
             async with asyncio.timeout(30):
                 # Spans come when their batch is due; there is nothing to be woken by.
                 while not any(
-                    span[:3] == ("labvoice-agent", "agent_session", trace_id)
-                    for span in collector.spans
+                    span[:3] == ("labvoice-agent", "agent_session", trace_id) for span in spans()
                 ):
                     await asyncio.sleep(0.1)
-    finally:
-        await runner.cleanup()
     service = ("labvoice-service", "POST /api/dispatch-agent", trace_id, click)
-    assert service in collector.spans
+    assert service in spans()
     for name in ("connection", "voice_to_voice"):
-        assert ("labvoice-service", name, trace_id, click) in collector.spans
-    assert not [span for span in collector.spans if "/api/calls" in span[1]]
+        assert ("labvoice-service", name, trace_id, click) in spans()
+    assert not [span for span in spans() if "/api/calls" in span[1]]
     assert b"how can I help" not in collector.bodies

@@ -51,6 +51,7 @@ def labvoice(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int
         "compare",
         "remeasure",
         "export",
+        "import",
         "runs list",
         "runs prune",
         "bench connect",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from typer.testing import CliRunner
 
@@ -20,53 +17,23 @@ from labvoice.errors import RunFileError, ServerUnreachableError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run, RunWriter
 from labvoice.traces import send
+from tests.collector import Collector, collecting
 
 STARTED = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 CLICK_S = STARTED.timestamp() + 5
 """The run begins at 100 s of its clock, and its click is at 105."""
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes spans as an OTLP collector does, by the official protocol package."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.spans: list[Span] = []
-        self.body = b""
-        self.status = 200
-
-    @property
-    def endpoint(self) -> str:
-        """Its base address."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        collector = self.server
-        assert isinstance(collector, Collector)
-        body = self.rfile.read(int(self.headers["content-length"]))
-        found = self.path == "/v1/traces"
-        self.send_response(collector.status if found else 404)
-        self.end_headers()
-        collector.body += body
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                collector.spans += scope.spans
-
-    def log_message(self, *_: Any) -> None:
-        """Prints nothing."""
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     """A collector on a free port."""
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with collecting() as server:
         yield server
-        server.shutdown()
-        thread.join()
+
+
+def sent_to(collector: Collector) -> list[Span]:
+    """The spans that came."""
+    return [span for _, span in collector.spans]
 
 
 def recorded(path: Path, started_s: float | None = 100.0) -> Path:
@@ -117,9 +84,8 @@ def recorded(path: Path, started_s: float | None = 100.0) -> Path:
 
 def facts(span: Span) -> dict[str, Any]:
     """The attributes of a span."""
-    return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes
-    }
+    values = {each.key: each.value for each in span.attributes}
+    return {key: getattr(value, value.WhichOneof("value") or "") for key, value in values.items()}
 
 
 def lies(span: Span) -> tuple[float, float]:
@@ -134,16 +100,16 @@ def test_a_call_is_a_trace_with_a_span_for_each_stage(tmp_path: Path, collector:
     command = ["export", str(path), "--to", "otlp", "--endpoint", collector.endpoint]
     done = CliRunner().invoke(app, [*command, "--json", str(result)])
     assert done.exit_code == 0, done.output
-    spans = {span.name: span for span in collector.spans if "invoke" not in span.name}
+    spans = {span.name: span for span in sent_to(collector) if "invoke" not in span.name}
     told = json.loads(result.read_text())
     assert told["trace_ids"] == [spans["call"].trace_id.hex()]
     assert told["spans"] == len(collector.spans)
     assert f"sent 1 traces, {len(collector.spans)} spans" in done.output
-    assert {span.trace_id for span in collector.spans} == {spans["call"].trace_id}
+    assert {span.trace_id for span in sent_to(collector)} == {spans["call"].trace_id}
     assert lies(spans["call"]) == (0.0, 7.0)
     assert lies(spans["connection"]) == (0.0, 0.6)
     assert lies(spans["job_request"]) == (0.1, 0.1)
-    turns = [span for span in collector.spans if span.name == "invoke_agent shop"]
+    turns = [span for span in sent_to(collector) if span.name == "invoke_agent shop"]
     assert [lies(turn) for turn in turns] == [(2.0, 3.0), (6.0, 1.0)]
     assert lies(spans["voice_to_voice"]) == (3.0, 1.0)
     for span in (spans["connection"], *turns):
@@ -165,8 +131,8 @@ def test_attributes_follow_the_conventions(tmp_path: Path, collector: Collector)
     """A turn is an invoke_agent, a failure has its error.type, the recording is linked."""
     path = recorded(tmp_path / "run.jsonl")
     send(Run.load(path), collector.endpoint)
-    (call,) = (span for span in collector.spans if not span.parent_span_id)
-    first, second = (span for span in collector.spans if "invoke" in span.name)
+    (call,) = (span for span in sent_to(collector) if not span.parent_span_id)
+    first, second = (span for span in sent_to(collector) if "invoke" in span.name)
     assert facts(call)["labvoice.recording"] == (tmp_path / "run" / "0000.ogg").as_uri()
     assert facts(call)["labvoice.recording.start_s"] == 0.5
     assert facts(call)["session.id"] == Run.load(path).header.run_id
@@ -185,11 +151,11 @@ def test_words_are_sent_only_on_request(tmp_path: Path, collector: Collector) ->
     """Neither text, transcript, command line nor an outcome's detail is sent without `--words`."""
     path = recorded(tmp_path / "run.jsonl")
     send(Run.load(path), collector.endpoint)
-    assert b"secret" not in collector.body
-    assert b"is safe" not in collector.body
+    assert b"secret" not in collector.bodies
+    assert b"is safe" not in collector.bodies
     collector.spans.clear()
     send(Run.load(path), collector.endpoint, words=True)
-    first, second = (span for span in collector.spans if "invoke" in span.name)
+    first, second = (span for span in sent_to(collector) if "invoke" in span.name)
     for name, role, text in (("input", "user", "my secret"), ("output", "assistant", "is safe")):
         (message,) = json.loads(facts(first)[f"gen_ai.{name}.messages"])
         assert message["role"] == role
@@ -201,11 +167,28 @@ def test_a_run_sent_again_has_the_same_ids(tmp_path: Path, collector: Collector)
     """Otherwise a backend would show each call twice."""
     path = recorded(tmp_path / "run.jsonl")
     sent = send(Run.load(path), collector.endpoint)
-    ids = [(span.trace_id, span.span_id) for span in collector.spans]
+    ids = [(span.trace_id, span.span_id) for span in sent_to(collector)]
     assert len(set(ids)) == len(ids)
     collector.spans.clear()
     assert send(Run.load(path), f"{collector.endpoint}/v1/traces") == sent
-    assert [(span.trace_id, span.span_id) for span in collector.spans] == ids
+    assert [(span.trace_id, span.span_id) for span in sent_to(collector)] == ids
+
+
+def test_a_call_that_was_traced_live_is_the_root_of_its_agents_spans(
+    tmp_path: Path, collector: Collector
+) -> None:
+    """The worker got the ids of the call's span before the span was there."""
+    path = tmp_path / "run.jsonl"
+    ids = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+    with RunWriter(path, kind="call", host_facts={}) as run:
+        run.trial(0, "room-1", "default")
+        run.mark(0, Mark("click", 105.0))
+        run.mark(0, Mark("agent_listening", 105.6))
+        run.outcome(0, "ok")
+        run.note(0, traceparent=f"00-{ids[0]}-{ids[1]}-01")
+    assert send(Run.load(path), collector.endpoint).trace_ids == [ids[0]]
+    (call,) = (span for span in sent_to(collector) if span.name == "call")
+    assert call.span_id.hex() == ids[1]
 
 
 def test_a_run_of_another_clock_begins_with_its_first_mark(tmp_path: Path) -> None:
