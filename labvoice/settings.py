@@ -113,6 +113,11 @@ class Settings(BaseSettings):
         1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
     )
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
+    turn_detector: Literal["v1-mini", "vad"] = Field(
+        "v1-mini", validation_alias="LABVOICE_TURN_DETECTOR"
+    )
+    """What says whether a turn has ended: `v1-mini` (LiveKit's model on the device) or `vad`
+    (silence alone)."""
     interruption_mode: Literal["vad", "adaptive", "off"] = Field(
         "vad", validation_alias="LABVOICE_INTERRUPTION_MODE"
     )

@@ -8,6 +8,8 @@ export interface Item {
   interrupted: boolean;
   /** LiveKit's own figures, in seconds. */
   metrics: Record<string, number>;
+  /** When it was spoken, first to last word, in seconds on the agent's clock; null if unknown. */
+  spoken: [number, number] | null;
 }
 
 export type SessionEvent = { agentState: string } | { item: Item } | null;
@@ -80,6 +82,12 @@ const text = (of: Map<number, Field[]>, number: number): string => {
   return value instanceof Uint8Array ? new TextDecoder().decode(value) : "";
 };
 
+/** A protobuf Timestamp of a message, in seconds; null if it has none. */
+const instant = (of: Map<number, Field[]> | null, number: number): number | null => {
+  const stamp = inside(of, number);
+  return stamp && Number(stamp.get(1)?.[0] ?? 0) + Number(stamp.get(2)?.[0] ?? 0) / 1e9;
+};
+
 /** Reads an AgentSessionMessage; null for one that is not used here. */
 export function readSessionMessage(bytes: Uint8Array): SessionEvent {
   const event = inside(fields(bytes), 3);
@@ -88,7 +96,9 @@ export function readSessionMessage(bytes: Uint8Array): SessionEvent {
   const message = inside(inside(inside(event, 12), 1), 1);
   if (!message) return null;
   const metrics: Record<string, number> = {};
-  for (const [number, values] of inside(message, 7) ?? []) {
+  const told = inside(message, 7);
+  const [started, stopped] = [instant(told, 1), instant(told, 2)];
+  for (const [number, values] of told ?? []) {
     const name = METRICS[number];
     if (name && typeof values[0] === "number") metrics[name] = values[0];
   }
@@ -100,6 +110,7 @@ export function readSessionMessage(bytes: Uint8Array): SessionEvent {
       text: parts.filter(Boolean).join(" "),
       interrupted: Boolean(message.get(4)?.[0]),
       metrics,
+      spoken: started !== null && stopped !== null ? [started, stopped] : null,
     },
   };
 }

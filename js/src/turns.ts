@@ -11,6 +11,8 @@ const SHORTEST_TURN_S = 0.3;
 const FILLER_GAP_S = 1;
 /** A first part of a reply that lasts longer is no filler. */
 const FILLER_LONGEST_S = 3;
+/** A voice that begins so near to where its message does is that message. */
+const NEAR_S = 0.5;
 
 /** The beginning of a stretch of the agent's voice in a turn. */
 interface AgentVoice {
@@ -29,6 +31,8 @@ interface State {
   messageIds: string[];
   /** When the agent's voice began in this turn. */
   voices: AgentVoice[];
+  /** When the messages of the reply were spoken, on the agent's clock, where it tells. */
+  messages: [number, number][];
   /** Whether the reply was cut off. */
   cut: boolean;
   /** Whether the agent spoke when the turn began. */
@@ -67,6 +71,7 @@ export class Turns {
     this.states.set(turn, {
       messageIds: [],
       voices: [],
+      messages: [],
       cut: false,
       overAgent: this.agentSpeaks,
       finished: false,
@@ -164,6 +169,7 @@ export class Turns {
         // The reply that is dated is the one to come.
         turn.metrics = {};
         this.state(turn).messageIds = [];
+        this.state(turn).messages = [];
       }
       this.take(turn, item);
     } else if (item.role === "assistant") {
@@ -190,6 +196,7 @@ export class Turns {
     owner.reply = `${owner.reply} ${item.text}`.trim();
     this.take(owner, item);
     if (item.interrupted) this.state(owner).cut = true;
+    else if (item.spoken) this.state(owner).messages.push(item.spoken);
     this.judge(owner);
   }
 
@@ -213,10 +220,11 @@ export class Turns {
    * turn interrupted; then the reply to the rest is the next voice after another message of the
    * user's, and without one the early voice dates the reply, which has no latency. A reply to the
    * whole that breaks off soon, and goes on with another message or after a gap, began with a
-   * filler: what follows is the answer.
+   * filler: what follows is the answer. Two messages whose times the agent tells are told apart by
+   * these, however short the pause between them is.
    */
   private judge(turn: Turn): void {
-    const { voices, cut, overAgent, finished } = this.state(turn);
+    const { voices, messages: spoken, cut, overAgent, finished } = this.state(turn);
     if (finished) return;
     const start_s = turn.marks["user_speech_start"] ?? -Infinity;
     const end_s = turn.typed ? -Infinity : (turn.marks["user_speech_end"] ?? Infinity);
@@ -227,20 +235,30 @@ export class Turns {
     const answered = early[0] ? Math.max(1, early[0].messages) : -1;
     const late = voices.filter(({ at_s, messages }) => at_s >= end_s && messages > answered);
     const heard = late[0] ?? early[0];
-    for (const [name, voice] of [["reply_heard", heard], ["answer_heard", Turns.answer(late)]] as const)
-      if (voice) turn.marks[name] = voice.at_s;
+    const instants = [["reply_heard", heard?.at_s], ["answer_heard", Turns.answer(late, spoken)]] as const;
+    for (const [name, at_s] of instants)
+      if (at_s !== undefined) turn.marks[name] = at_s;
       else delete turn.marks[name];
     if (cut || early.length > 0) turn.outcome = "interrupted";
     else turn.outcome = heard ? "ok" : "no_reply";
   }
 
-  /** The voice that begins what follows a filler; undefined if the reply has none. */
-  private static answer(voices: AgentVoice[]): AgentVoice | undefined {
+  /** When what follows a filler began; undefined if the reply has none. */
+  private static answer(voices: AgentVoice[], messages: [number, number][]): number | undefined {
     const [first, ...others] = voices;
+    const [filler, next] = [...messages].sort((one, other) => one[0] - other[0]);
+    if (first && filler && next) {
+      if (filler[1] - filler[0] > FILLER_LONGEST_S) return undefined;
+      const at_s = first.at_s + next[0] - filler[0];
+      const off = (voice: AgentVoice) => Math.abs(voice.at_s - at_s);
+      // By the ear, where it has heard the pause.
+      const near = others.filter((voice) => off(voice) <= NEAR_S).sort((one, other) => off(one) - off(other));
+      return near[0]?.at_s ?? at_s;
+    }
     for (const voice of others) {
       const ended_s = voice.before_s;
       if (ended_s !== null && ended_s - first!.at_s > FILLER_LONGEST_S) return undefined;
-      if (voice.anew || (ended_s !== null && voice.at_s - ended_s >= FILLER_GAP_S)) return voice;
+      if (voice.anew || (ended_s !== null && voice.at_s - ended_s >= FILLER_GAP_S)) return voice.at_s;
     }
     return undefined;
   }

@@ -12,7 +12,7 @@ interface Case {
 }
 
 function feed(turns: Turns, [name, ...given]: Event): void {
-  const [first, second, third] = given as [never, never, never];
+  const [first, second, third, fourth] = given as [never, never, never, never];
   if (name === "user_starts") turns.userStarts({ start_s: first, end_s: first });
   else if (name === "user_ends") turns.userEnds({ start_s: first, end_s: second });
   else if (name === "agent_starts") turns.agentStarts({ start_s: first, end_s: first });
@@ -22,7 +22,8 @@ function feed(turns: Turns, [name, ...given]: Event): void {
   else if (name === "figures") turns.figures(first);
   else {
     const role = name === "user" ? "user" : "assistant";
-    turns.item({ id: first, role, text: second, interrupted: name === "cut_off", metrics: third ?? {} });
+    const message = { id: first, role, text: second, interrupted: name === "cut_off" } as const;
+    turns.item({ ...message, metrics: third ?? {}, spoken: fourth ?? null });
   }
 }
 

@@ -10,6 +10,7 @@ const item = (role: Item["role"], text: string, more: Partial<Item> = {}): Item 
   text,
   interrupted: false,
   metrics: {},
+  spoken: null,
   ...more,
 });
 const voice = (start_s: number, end_s: number): Voice => ({ start_s, end_s });

@@ -64,15 +64,18 @@ test("the axis ends at a round number at or behind the last bar", () => {
 });
 
 // AgentSessionMessage{event{conversation_item_added{item{message{id: "m", role: ASSISTANT,
-// content{text: "Hi"}, interrupted: true, metrics{e2e_latency: 0.5}}}}}} as Python's protobuf
-// of livekit-protocol 1.1.29 writes it.
-const MESSAGE = "1a1e621c0a1a0a180a016d10031a040a02486920013a0941000000000000e03f";
+// content{text: "Hi"}, interrupted: true, metrics{started_speaking_at: 511.5,
+// stopped_speaking_at: 513, e2e_latency: 0.5}}}}}} as Python's protobuf of livekit-protocol 1.1.29
+// writes it.
+const MESSAGE =
+  "1a2e622c0a2a0a280a016d10031a040a02486920013a190a0908ff031080cab5ee01120308810441000000000000e03f";
 const STATE = "1a06520408021004";
 const bytes = (hex: string) => Uint8Array.from(hex.match(/../g)!, (two) => parseInt(two, 16));
 
 test("an item of the conversation is read as Python wrote it", () => {
+  const item = { id: "m", role: "assistant", text: "Hi", interrupted: true };
   expect(readSessionMessage(bytes(MESSAGE))).toEqual({
-    item: { id: "m", role: "assistant", text: "Hi", interrupted: true, metrics: { e2e_latency: 0.5 } },
+    item: { ...item, metrics: { e2e_latency: 0.5 }, spoken: [511.5, 513] },
   });
 });
 

@@ -155,6 +155,7 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
     In letta mode nothing is generated before the turn has ended: a speculative turn would
     already be in Letta's memory.
     """
+    by_silence = settings.turn_detector == "vad"
     return AgentSession(
         stt=models.stt,
         tts=models.tts,
@@ -162,7 +163,7 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
         vad=models.vad,
         turn_handling=TurnHandlingOptions(
             # The default picks a cloud model as soon as LiveKit keys are set.
-            turn_detection=inference.TurnDetector(version="v1-mini"),
+            turn_detection="vad" if by_silence else inference.TurnDetector(version="v1-mini"),
             endpointing={
                 "min_delay": settings.min_endpointing_delay_s,
                 "max_delay": settings.max_endpointing_delay_s,

@@ -66,6 +66,7 @@ _STOCK_ARMS: Final = tuple(
             "executor": "process",
             "min_endpointing_delay_s": None,
             "max_endpointing_delay_s": None,
+            "turn_detector": None,
             "baseline": True,
         },
     )

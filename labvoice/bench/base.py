@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+import httpx
 from livekit import api, rtc
 
 from labvoice.bench.arms import SEED, Arm, interleave, with_links
@@ -345,6 +346,8 @@ async def measure_calls(
                 progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
                 for warning in filter(None, (this.warning, run.trouble)):
                     progress(f"warning: {warning}")
+            if served := await gateway_facts(lab):
+                run.note(number, **served)
     return Run.load(path)
 
 
@@ -398,6 +401,23 @@ async def host_facts(lab: Lab) -> dict[str, Any]:
     return facts | known_error(lab.settings, facts)
 
 
+async def gateway_facts(lab: Lab) -> dict[str, str]:
+    """Returns which models stood for those that foreign agents asked for, and what was refused."""
+    if lab.gateway is None:
+        return {}
+    try:
+        served = await lab.gateway.report()
+    except httpx.HTTPError as error:
+        return {"gateway_error": words_of(error)}
+    models = sorted(
+        f"{asked} → {answering}"
+        for of_service in served["models"].values()
+        for asked, answering in of_service.items()
+    )
+    found = {"models": ", ".join(models), "refused": ", ".join(sorted(served["refused"]))}
+    return {name: text for name, text in found.items() if text}
+
+
 async def connect_and_greet(this: Trial, call: Call) -> None:
     """Connects, hears the greeting, and records what is known of the connection."""
     await call.connect()
@@ -418,6 +438,7 @@ def columns(settings: Settings) -> dict[str, Any]:
         "executor": settings.executor,
         "min_endpointing_delay_s": settings.min_endpointing_delay_s,
         "max_endpointing_delay_s": settings.max_endpointing_delay_s,
+        "turn_detector": settings.turn_detector,
     }
 
 

@@ -112,6 +112,8 @@ class BurstEvent:
         late_s: How long a second agent is waited for at the end, in seconds: a job reaches the
             list of its dispatch up to 5 s after its assignment, and only then a withdrawn dispatch
             ends it.
+        resumes_s: How long the server is asked again, in seconds, that does not answer or no longer
+            lists an agent: that may be connecting anew, as the SDK does on a busy machine.
     """
 
     def __init__(
@@ -124,14 +126,16 @@ class BurstEvent:
         *,
         wait_s: float = 30.0,
         late_s: float = 6.0,
+        resumes_s: float = 5.0,
     ) -> None:
         self._run, self._dispatcher, self._arm = run, dispatcher, arm
         self._round, self._warmup = round_number, warmup
-        self._wait_s, self._late_s = wait_s, late_s
+        self._wait_s, self._late_s, self._resumes_s = wait_s, late_s, resumes_s
         self._name = str(arm.agent_name)
         self._settled = asyncio.Event()
         self._left = 0
         self._agents: dict[str, int | None] = {}
+        self._came: dict[str, str] = {}
         self._click_s = 0.0
 
     async def happen(self, first_trial: int, rooms: int) -> str:
@@ -174,13 +178,15 @@ class BurstEvent:
                     self._settled.set()
             await self._settled.wait()
             await asyncio.sleep(self._late_s)
-            count = self._agents[room] = await self._count(room)
+            count = self._agents[room] = await self._count(this, room)
             if count > 1:
                 raise DuplicateAgentError(f"{count} agents are in the room")
             if failure is not None:
                 raise failure
             if count == 0:
-                raise AgentLostError("the agent left again")
+                agent = self._came[room]
+                why = await self._dispatcher.why_ended("", agent) or "nothing says why"
+                raise AgentLostError(f"{agent} left again: {why}")
 
     async def _ask_and_watch(self, this: Trial, room: str) -> None:
         """Asks as the arm does, and watches the room in the same way for every arm."""
@@ -215,7 +221,8 @@ class BurstEvent:
         while time.monotonic() < until:
             await asyncio.sleep(_POLL_S)
             with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next request may be answered
-                if await self._present(room):
+                if there := await self._present(room):
+                    self._came[room] = there[0]
                     this.mark(Mark("agent_visible", time.monotonic()))
                     return
         raise NoWorkerError(
@@ -223,27 +230,39 @@ class BurstEvent:
             "the server's log tells whether a worker was asked",
         )
 
-    async def _count(self, room: str) -> int:
-        """Counts the agents; a server that is still busy is asked again.
+    async def _count(self, this: Trial, room: str) -> int:
+        """Counts the agents, and asks again where one that came is not listed.
 
         Raises:
-            LabvoiceError: It gave no answer.
+            LabvoiceError: The server gave no answer.
         """
-        for _ in range(5):
+        until = time.monotonic() + self._resumes_s
+        count: int | None = None
+        while True:
+            before = count
             with contextlib.suppress(*INFRASTRUCTURE_ERRORS):
-                return await self._present(room)
-            await asyncio.sleep(1)
-        raise LabvoiceError("the server did not say who is in the room", "repeat the run")
+                count = len(await self._present(room))
+            if count and before == 0:
+                this.note(resumed=True)
+            if count or (count == 0 and room not in self._came):
+                return count
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(_POLL_S)
+        if count is None:
+            raise LabvoiceError("the server did not say who is in the room", "repeat the run")
+        return count
 
-    async def _present(self, room: str) -> int:
+    async def _present(self, room: str) -> list[str]:
         listed = await self._dispatcher.api.room.list_participants(
             api.ListParticipantsRequest(room=room)
         )
-        return sum(
-            participant.kind == ParticipantInfo.Kind.AGENT
-            and participant.state == ParticipantInfo.State.ACTIVE
+        return [
+            participant.identity
             for participant in listed.participants
-        )
+            if participant.kind == ParticipantInfo.Kind.AGENT
+            and participant.state == ParticipantInfo.State.ACTIVE
+        ]
 
     async def _remove(self, room: str) -> None:
         with contextlib.suppress(*INFRASTRUCTURE_ERRORS):

@@ -128,6 +128,8 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
         if stage != "memory_sync":  # it comes later
             run.stage(trial, stage, duration_s, turn=turn.number)
     record_buffer(run, trial, turn)
+    if turn.uncertain_s:
+        run.note(trial, turn.number, uncertain_s=turn.uncertain_s)
     run.note(trial, turn.number, **_facts(turn))
 
 

@@ -576,7 +576,11 @@ class Call:
             await self.hear_end()
             voice = self.agent.ear.voice_since(turn.marks["reply_heard"])
             if voice is not None and voice.doubt:
-                turn.add_notice(f"the reply's beginning is uncertain: {voice.doubt}")
+                turn.uncertain_s = voice.uncertainty_s
+                turn.add_notice(
+                    f"the reply's beginning is uncertain by {turn.uncertain_s * 1000:.0f} ms: "
+                    f"{voice.doubt}"
+                )
             await self.take_media(turn)
             await self._until_text(turn, timeout_s)
             await self.hear_end()  # what follows a filler

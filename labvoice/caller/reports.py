@@ -189,6 +189,17 @@ class AgentReports:
                     for name in AGENT_TURN_STAGES
                     if name in known and message.metrics.HasField(name)
                 },
+                _spoken(message.metrics),
             )
         )
         self._marks.changed.set()
+
+
+def _spoken(metrics: session_pb.MetricsReport) -> tuple[float, float] | None:
+    """Returns when a message was spoken, in seconds on the agent's clock; None where untold."""
+    if not (metrics.HasField("started_speaking_at") and metrics.HasField("stopped_speaking_at")):
+        return None
+    return (
+        metrics.started_speaking_at.ToNanoseconds() / 1e9,
+        metrics.stopped_speaking_at.ToNanoseconds() / 1e9,
+    )

@@ -20,6 +20,8 @@ FILLER_GAP_S: Final = 1.0
 sentences."""
 FILLER_LONGEST_S: Final = 3.0
 """A first part of a reply that lasts longer, in seconds, is no filler."""
+_NEAR_S: Final = 0.5
+"""A voice that begins so near to where its message does, in seconds, is that message."""
 
 
 def word_error_rate(said: str, recognised: str) -> float:
@@ -65,9 +67,13 @@ class Turn:
         jitter_buffer_s: Mean time that the agent's sound spent in the caller's jitter buffer, from
             the end of speech to the end of the reply; None where unknown.
         upset: Which stall of this machine its figures are of; empty where they are sound.
+        uncertain_s: How far the reply's beginning may be off, for noise or music in the agent's
+            voice, in seconds; 0 where it is reliable.
         message_ids: LiveKit's ids of the messages whose figures are the turn's.
         replied: Whether the text of the reply to what was understood last is there.
         voices: When the agent's voice began in this turn.
+        messages: When the messages of the reply were spoken, first to last word, in seconds on the
+            agent's clock, where its session events tell.
         cut: Whether the reply was cut off.
         over_agent: Whether the agent spoke when the turn began.
         finished: Whether the outcome is final.
@@ -84,9 +90,11 @@ class Turn:
     notice: str = ""
     jitter_buffer_s: float | None = None
     upset: str = ""
+    uncertain_s: float = 0.0
     message_ids: list[str] = field(default_factory=list, repr=False)
     replied: bool = field(default=False, repr=False)
     voices: list[AgentVoice] = field(default_factory=list, repr=False)
+    messages: list[tuple[float, float]] = field(default_factory=list, repr=False)
     cut: bool = field(default=False, repr=False)
     over_agent: bool = field(default=False, repr=False)
     finished: bool = field(default=False, repr=False)
@@ -140,6 +148,8 @@ class Item:
         text: What was recognised, or the spoken part of the reply.
         interrupted: Whether it was cut off.
         metrics: LiveKit's figures, in seconds.
+        spoken: When it was spoken, first to last word, in seconds on the agent's clock; None where
+            unknown.
     """
 
     id: str
@@ -147,6 +157,7 @@ class Item:
     text: str
     interrupted: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spoken: tuple[float, float] | None = None
 
 
 class Turns:
@@ -220,7 +231,7 @@ class Turns:
             turn.transcript = f"{turn.transcript} {item.text}".strip()
             turn.replied = False
             if turn.voice_to_voice_s is None:  # the reply that is dated is the one to come
-                turn.metrics, turn.message_ids = {}, []
+                turn.metrics, turn.message_ids, turn.messages = {}, [], []
             _take(turn, item)
         elif item.role == "assistant":
             self._reply(turn, item)
@@ -246,6 +257,8 @@ class Turns:
         _take(owner, item)
         if item.interrupted:
             owner.cut = True
+        elif item.spoken is not None:
+            owner.messages.append(item.spoken)
         _judge(owner)
 
     def figures(self, by_message: Mapping[str, Mapping[str, float]]) -> None:
@@ -270,7 +283,8 @@ def _judge(turn: Turn) -> None:
     turn interrupted; then the reply to the rest is the next voice after another message of the
     user's, and without one the early voice dates the reply, which has no latency. A reply to the
     whole that breaks off soon, and goes on with another message or after a gap, began with a
-    filler: what follows is the answer.
+    filler: what follows is the answer. Two messages whose times the agent tells are told apart by
+    these, however short the pause between them is.
     """
     if turn.finished:
         return
@@ -285,9 +299,10 @@ def _judge(turn: Turn) -> None:
     answered = max(1, early[0].messages) if early else -1
     late = [voice for voice in turn.voices if voice.at_s >= end_s and voice.messages > answered]
     heard = late or early
-    for name, voice in (("reply_heard", next(iter(heard), None)), ("answer_heard", _answer(late))):
-        if voice is not None:
-            turn.marks[name] = voice.at_s
+    reply_s = heard[0].at_s if heard else None
+    for name, at_s in (("reply_heard", reply_s), ("answer_heard", _answer(late, turn.messages))):
+        if at_s is not None:
+            turn.marks[name] = at_s
         else:
             turn.marks.pop(name, None)
     if turn.cut or early:
@@ -296,14 +311,22 @@ def _judge(turn: Turn) -> None:
         turn.outcome = "ok" if heard else "no_reply"
 
 
-def _answer(voices: Sequence[AgentVoice]) -> AgentVoice | None:
-    """Returns the voice that begins what follows a filler; None if the reply has none."""
-    for voice in voices[1:]:
-        ended_s = voice.before_s
-        if ended_s is not None and ended_s - voices[0].at_s > FILLER_LONGEST_S:
+def _answer(voices: Sequence[AgentVoice], messages: Sequence[tuple[float, float]]) -> float | None:
+    """Returns when what follows a filler began, in seconds; None if the reply has none."""
+    if voices and len(messages) > 1:
+        (begun_s, ended_s), (follows_s, _) = sorted(messages)[:2]
+        if ended_s - begun_s > FILLER_LONGEST_S:
             return None
-        if voice.anew or (ended_s is not None and voice.at_s - ended_s >= FILLER_GAP_S):
-            return voice
+        # By the ear, where it has heard the pause.
+        at_s = voices[0].at_s + follows_s - begun_s
+        later = [voice.at_s for voice in voices[1:] if abs(voice.at_s - at_s) <= _NEAR_S]
+        return min(later, key=lambda each: abs(each - at_s), default=at_s)
+    for voice in voices[1:]:
+        before_s = voice.before_s
+        if before_s is not None and before_s - voices[0].at_s > FILLER_LONGEST_S:
+            return None
+        if voice.anew or (before_s is not None and voice.at_s - before_s >= FILLER_GAP_S):
+            return voice.at_s
     return None
 
 

@@ -265,6 +265,8 @@ class Run:
         return (
             self._file_warnings
             + self._not_recorded
+            + self._uncertain
+            + self._stand_ins
             + statistics.instability_warnings(
                 self._frames.stages, self.attempts, self.header.host, self.stage_summaries
             )
@@ -277,6 +279,31 @@ class Run:
             return []
         errors = notes["recording_error"].dropna()
         return [f"{len(errors)} calls have no recording: {errors.iloc[0]}"] if len(errors) else []
+
+    @property
+    def _stand_ins(self) -> list[str]:
+        """Which models of the lab's answered foreign agents, and what was not served."""
+        sentences = {
+            "models": "Models of the lab's stood for those that the agents asked for: {}.",
+            "refused": "Not served offline, so that the SDK took its local fallback: {}.",
+        }
+        notes = self._frames.notes
+        return [
+            sentence.format(notes[name].dropna().iloc[-1])
+            for name, sentence in sentences.items()
+            if name in notes and notes[name].notna().any()
+        ]
+
+    @property
+    def _uncertain(self) -> list[str]:
+        turns = self._turn_notes(None, "uncertain_s")
+        if turns.empty:
+            return []
+        which = "One reply begins" if len(turns) == 1 else f"{len(turns)} replies begin"
+        return [
+            f"{which} in noise or music, which leaves the beginning uncertain by up to "
+            f"{turns['uncertain_s'].max() * 1000:.0f} ms: see the turns' notices."
+        ]
 
     def summary(self) -> pd.DataFrame:
         """Returns the table of stages, in milliseconds; p99 only where n reaches 100.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +14,14 @@ import pytest
 from livekit import api
 
 from labvoice.errors import UsageError
+from labvoice.health.doctor import examine
 from labvoice.lab import Lab
 from labvoice.runs.run import Run
+from labvoice.settings import load_settings
+from labvoice.stack.processes import free_port
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
-from tests.stack.test_cli import labvoice
+from tests.stack.test_cli import labvoice, server_of
 from tests.stack.test_web_up import up
 
 SHOP = Path(__file__).parent / "kinds" / "shop_agent.py"
@@ -34,6 +40,27 @@ async def shop(lab: Lab) -> TargetAgent:
     return await lab.add_target(Target.program(SHOP))
 
 
+def git(folder: Path, *words: str) -> str:
+    """Runs git as somebody; returns what it printed."""
+    who = ("-c", "user.name=any", "-c", "user.email=any@test.invalid")
+    argv = ["git", "-C", str(folder), *who, *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository in which the agent once was a mill and is a bakery now."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    for words in ("mill", "bakery"):
+        source = SHOP.read_text(encoding="utf-8").replace("bakery", words)
+        (folder / "agent.py").write_text(source, encoding="utf-8")
+        git(folder, "add", "agent.py")
+        git(folder, "commit", "--quiet", "--message", words)
+    return folder
+
+
 def started_in(folder: Path) -> list[psutil.Process]:
     """Returns processes whose state is kept there."""
     found = []
@@ -41,6 +68,47 @@ def started_in(folder: Path) -> list[psutil.Process]:
         if (process.info["environ"] or {}).get("LABVOICE_DATA_DIR") == str(folder):
             found.append(process)
     return found
+
+
+async def test_a_script_its_former_revision_and_labvoices_own_take_turns(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Three arms, one run: in a round all hear the same words, and each is what it should be."""
+    (repository / "labvoice.toml").write_text('[arms.own]\nagent = "own"\n', encoding="utf-8")
+    data = tmp_path / "data"
+    code, output = await labvoice(
+        *("bench", "turns", "--trials", "1", "--warmup", "0", "--llm", "paced"),
+        *("--arm", "now=agent.py", "--arm", "before=agent.py@HEAD~1", "--arm", "own"),
+        *("--no-recording", "--out", "run.jsonl", "--json", "run.json"),
+        cwd=repository,
+        env={"LABVOICE_DATA_DIR": str(data)},
+        timeout_s=300,
+    )
+    assert code == 0, output
+    run = Run.load(repository / "run.jsonl")
+    assert run.arms == ["now", "before", "own"]
+    assert {str(run.header.arms[arm]["agent"]) for arm in run.arms} == {
+        "agent.py",
+        "agent.py@HEAD~1",
+        "own",
+    }
+    heard = run.marks.merge(run.outcomes[["trial", "arm"]].drop_duplicates(), on="trial")
+    heard = heard[heard["mark"] == "reply_heard"]
+    assert sorted(heard["arm"]) == ["before", "now", "own"], output
+    turns = run.frame[run.frame["stage"] == "voice_to_voice"]
+    assert turns["said"].nunique() == 1
+    assert set(turns["round"]) == {0}
+    notes = run.notes.merge(run.outcomes[["trial", "arm"]].drop_duplicates(), on="trial")
+    greetings = notes.dropna(subset="greeting").set_index("arm")["greeting"]
+    assert "bakery" in greetings["now"]
+    assert "mill" in greetings["before"]
+    written = json.loads((repository / "run.json").read_text(encoding="utf-8"))
+    assert set(written["ratios"]) == {"before/now", "own/now"}
+    assert any("deepgram/nova-3 → moonshine" in sentence for sentence in run.warnings)
+    # Nothing stays: no checkout, no folder, no process.
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert list((data / "labs").iterdir()) == []
+    assert started_in(data) == []
 
 
 @pytest.mark.parametrize("name", ["shop-elsewhere", ""])
@@ -73,6 +141,19 @@ async def test_an_agent_elsewhere_is_called_and_nothing_is_left_there(
     assert [room.name for room in rooms] == []
     assert list((data / "labs").iterdir()) == []
     assert started_in(data) == []
+
+
+async def test_what_the_user_sends_reaches_the_agent(lab: Lab) -> None:
+    """Metadata of job and room, the caller's attributes and the rooms' names are the user's own."""
+    target = dataclasses.replace(
+        Target.program(SHOP, env={"AGENT_NAME": "shop-told"}, metadata="From the job."),
+        room="support-{id}",
+        room_metadata="From the room.",
+        attributes={"note": "From the caller."},
+    )
+    async with lab.call(agent_name=await lab.add_target(target)) as call:
+        assert call.room_name.startswith("support-")
+        assert await call.hear_greeting() == "From the job. From the room. From the caller."
 
 
 async def test_a_burst_gives_each_room_one_agent_of_ones_own(
@@ -124,6 +205,17 @@ async def test_two_agents_of_one_name_are_told_apart(lab: Lab, shop: TargetAgent
     assert len(psutil.Process().children(recursive=True)) <= before
     async with lab.call(agent_name=shop) as call:
         assert "bakery" in await call.hear_greeting()
+
+
+async def test_the_doctor_has_ones_own_agent_join(
+    lab: Lab, shop: TargetAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dispatches the agent that is named; no worker here has labvoice's."""
+    for name, value in {**server_of(lab), "LABVOICE_LLM": "paced"}.items():
+        monkeypatch.setenv(name, value)
+    named = Target.named(shop.name)
+    checks = await examine(load_settings(), port=free_port(), target=named)
+    assert {check.name for check in checks if check.ok} >= {"livekit", "dispatch"}, checks
 
 
 async def test_up_dispatches_an_agent_of_ones_own(tmp_path: Path) -> None:

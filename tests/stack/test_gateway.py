@@ -17,9 +17,11 @@ from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError, inference, llm, stt, tts
 from livekit.plugins import deepgram
 from livekit.plugins import openai as openai_plugin
+from livekit.protocol.agent_pb import agent_inference
 from pydantic import SecretStr
 
 from labvoice.settings import load_settings
+from labvoice.speech.detection import find_speech, resample
 from labvoice.speech.utterances import SAMPLE_RATE, Utterance, human_utterances
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.models.paced_model import REPLY
@@ -217,6 +219,36 @@ async def test_deepgram_recognises_and_speaks(
     samples, rate = await spoken(voice)
     await voice.aclose()
     assert "fine today" in await transcribed(client, samples, rate)
+
+
+async def test_livekit_inference_tells_the_end_of_a_turn(
+    gateway: GatewayServer, http: aiohttp.ClientSession, question: Utterance
+) -> None:
+    """`/v1/eot` answers by the SDK's protocol: a clause is over, the beginning of one is not."""
+    headers = {"Authorization": f"Bearer {gateway.key.get_secret_value()}"}
+    spoken = resample(question.samples, question.sample_rate, 16000)
+    speech = find_speech(spoken, 16000)
+    assert speech is not None
+    told = []
+    for end in (speech.last + 3200, speech.first + (speech.last - speech.first) // 3):
+        async with http.ws_connect(f"{gateway.base_url}/eot", headers=headers) as socket:
+            create = agent_inference.ClientMessage()
+            create.session_create.settings.sample_rate = 16000
+            audio = agent_inference.ClientMessage()
+            audio.input_audio.audio = spoken[:end].tobytes()
+            ask = agent_inference.ClientMessage()
+            ask.inference_start.request_id = "turn"
+            for message in (create, audio, ask):
+                await socket.send_bytes(message.SerializeToString())
+            async with asyncio.timeout(10):
+                created, answer = [
+                    agent_inference.ServerMessage.FromString(await socket.receive_bytes())
+                    for _ in range(2)
+                ]
+        assert created.session_created.default_threshold > 0
+        assert answer.request_id == "turn"
+        told.append(answer.eot_prediction.probability)
+    assert 0 <= told[1] < told[0] <= 1
 
 
 async def test_what_is_not_served_is_refused_at_the_handshake(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from labvoice.bench.arms import CONNECT_ARMS, choose, endpointing_arms, interleave
-from labvoice.errors import UsageError
+from labvoice.bench.arms import (
+    CONNECT_ARMS,
+    choose,
+    choose_endpointing,
+    endpointing_arms,
+    interleave,
+    target_arms,
+)
+from labvoice.bench.base import arm_columns
+from labvoice.errors import SettingsError, UsageError
 from labvoice.lab import Lab
+from labvoice.settings import load_settings
+from labvoice.targets.target import Target
 
 
 def test_arms_are_chosen_by_name_in_the_order_given() -> None:
@@ -38,6 +49,38 @@ def test_a_wrong_silence_is_refused(delays: str) -> None:
     """What is no number of seconds from 0 to 5, or given twice, is a usage error."""
     with pytest.raises(UsageError):
         endpointing_arms(delays)
+
+
+def test_silences_and_agents_are_arms_of_one_endpointing_run() -> None:
+    """Agents alone bring no silences of labvoice's own with them."""
+    (mine,) = target_arms({"mine": "name:my-agent"})
+    assert [arm.name for arm in choose_endpointing(["0.2", mine])] == ["0.2", "mine"]
+    assert [arm.name for arm in choose_endpointing([mine])] == ["mine"]
+    assert [arm.name for arm in choose_endpointing({"mine": "name:my-agent"})] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({"stt": "tiny", "min_endpointing_delay_s": 0.2}, {"min_endpointing_delay_s": 0.2}),
+        ({"turn_detector": "vad"}, {"turn_detector": "vad"}),
+        ({"openai_base_url": "http://127.0.0.1:9/v1", "llm": "openai"}, {"llm": "openai"}),
+    ],
+)
+def test_settings_of_the_own_agent_are_arms(
+    settings: dict[str, Any], columns: dict[str, Any]
+) -> None:
+    """Any field, engine, model endpoint or turn detector; the frame's columns tell them apart."""
+    (arm,) = target_arms({"other": Target.own(**settings)})
+    assert arm.target is not None
+    assert dict(arm.target.settings) == settings
+    assert columns.items() <= arm_columns(load_settings(), arm).items()
+
+
+def test_a_turn_detector_that_nobody_knows_is_refused() -> None:
+    """The setting names those there are."""
+    with pytest.raises(SettingsError, match="v1-mini"):
+        Target.own(turn_detector="psychic")
 
 
 def test_every_arm_has_its_turn_in_every_round() -> None:

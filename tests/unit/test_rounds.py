@@ -158,3 +158,45 @@ async def test_a_burst_keeps_every_rooms_outcome(tmp_path: Path) -> None:
     assert list(loaded.outcomes["outcome"]) == ["ok", "error", "no_worker", "ok"]
     assert loaded.complete
     assert loaded.frame["unit"].nunique() == 1
+
+
+class _Leaving(_Server):
+    """Every room gets an agent; of the first one it is not listed for a moment, the second left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked: dict[str, int] = {}
+
+    async def create_dispatch(self, request: Any) -> None:
+        self.asked.append(request.room)
+
+    async def list_participants(self, request: Any) -> Any:
+        room = request.room
+        looks = self.looked[room] = self.looked.get(room, 0) + 1
+        away = looks in (2, 3) if room == self.asked[0] else looks > 1 and room == self.asked[1]
+        agent = ParticipantInfo(
+            identity=f"agent-of-{room}",
+            kind=ParticipantInfo.Kind.AGENT,
+            state=ParticipantInfo.State.JOINED if away else ParticipantInfo.State.ACTIVE,
+        )
+        return ListParticipantsResponse(participants=[agent])
+
+    async def why_ended(self, _: str, identity: str) -> str:
+        return f"the log says that {identity} crashed"
+
+
+async def test_an_agent_that_connects_anew_has_not_left(tmp_path: Path) -> None:
+    """One look that finds no agent is no loss; of one that left the server's reason is told."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="burst", loop="open", arms={"plain": {}}) as run:
+        server: Any = _Leaving()
+        times = {"wait_s": 0.5, "late_s": 0.0, "resumes_s": 0.5}
+        event = BurstEvent(run, server, BURST_ARMS[0], 0, False, **times)
+        await event.happen(0, 3)
+    loaded = Run.load(path)
+    outcomes = loaded.outcomes.set_index("room")
+    resumed, left, stayed = server.asked
+    assert outcomes["outcome"].to_dict() == {resumed: "ok", left: "agent_lost", stayed: "ok"}
+    said = f"agent-of-{left} left again: the log says that agent-of-{left} crashed"
+    assert outcomes.loc[left, "detail"] == said
+    assert list(loaded.notes.dropna(subset="resumed")["room"]) == [resumed]

@@ -170,6 +170,22 @@ def test_warm_ups_are_kept_and_not_counted(tmp_path: Path) -> None:
     assert run.to_json()["n"] == 6
 
 
+def test_what_the_figures_rest_on_is_said_with_them(tmp_path: Path) -> None:
+    """Uncertain beginnings, models that stood for others, and what was refused are warnings."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="turns", arms={"default": {}}) as run:
+        for number, uncertain in enumerate(({"uncertain_s": 0.06}, {"uncertain_s": 0.25}, {})):
+            run.trial(number, f"room-{number}", "default")
+            run.note(number, 0, **uncertain)
+            run.outcome(number, "ok", turn=0)
+        run.note(2, models="deepgram/nova-3 → moonshine-base-en", refused="/v1/bargein")
+    warnings = Run.load(path).warnings
+    begin = "2 replies begin in noise or music, which leaves the beginning uncertain by up to 250"
+    assert any(sentence.startswith(begin) for sentence in warnings)
+    assert any("deepgram/nova-3 → moonshine-base-en." in sentence for sentence in warnings)
+    assert any("local fallback: /v1/bargein." in sentence for sentence in warnings)
+
+
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     """What was recorded can be read while the run still goes on."""
     path = tmp_path / "run.jsonl"

@@ -87,6 +87,22 @@ def test_a_voice_mixed_with_ambience_is_dated_above_the_floor(voice: Samples) ->
     assert abs(heard.end_s - clean.end_s) <= WITHIN_S
 
 
+@pytest.mark.parametrize(("share", "uncertain_s"), [(1.0, 0.25), (0.25, 0.06)])
+def test_a_voice_mixed_with_music_says_how_uncertain_its_beginning_is(
+    voice: Samples, share: float, uncertain_s: float
+) -> None:
+    """In one track with music, as loud as the voice or a quarter of that, it is off by no more."""
+    (clean,) = hear(voice=voice).voices
+    assert clean.uncertainty_s == 0
+    music = clip("hold_music.ogg", len(voice)) * share
+    ear = hear(voice=np.clip(voice + music, -32768, 32767).astype(np.int16))
+    heard = ear.voice_since(SILENCE_S - 1)
+    assert heard is not None
+    assert heard.uncertainty_s == uncertain_s
+    assert abs(heard.start_s - clean.start_s) <= uncertain_s
+    assert "there is noise only" in heard.doubt
+
+
 def test_a_track_that_is_never_silent_is_named(voice: Samples) -> None:
     """The warning says which track it is and whose."""
     ear = hear(voice=voice, hold=clip("hold_music.ogg", len(voice)))

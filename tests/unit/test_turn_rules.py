@@ -19,9 +19,9 @@ def _feed(turns: Turns, name: str, *given: Any) -> None:
     elif name == "user_ends":
         turns.spoken(turns.all[-1], *given)
     elif name in ("user", "assistant", "cut_off"):
-        message_id, text, *metrics = given
+        message_id, text, *told = given  # figures, and when it was spoken
         role = "user" if name == "user" else "assistant"
-        turns.item(Item(message_id, role, text, name == "cut_off", *metrics))
+        turns.item(Item(message_id, role, text, name == "cut_off", *told))
     else:
         getattr(turns, name)(*given)
 

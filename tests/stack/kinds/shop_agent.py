@@ -1,4 +1,7 @@
-"""An agent that greets. Its name and greeting can be set by `AGENT_NAME` and `GREETING`."""
+"""An agent that greets. Its name and greeting can be set by `AGENT_NAME` and `GREETING`.
+
+What its job's metadata, its room's and its caller's attribute `note` say is its greeting, if any.
+"""
 
 import os
 
@@ -15,7 +18,11 @@ async def entrypoint(ctx: JobContext) -> None:
         stt="deepgram/nova-3", llm="openai/gpt-4.1-mini", tts="cartesia/sonic-3"
     )
     await session.start(agent=Agent(instructions="You sell bread."), room=ctx.room)
-    await session.say(os.environ.get("GREETING", "Hello, this is the bakery."))
+    greeting = os.environ.get("GREETING", "Hello, this is the bakery.")
+    if ctx.job.metadata:
+        caller = await ctx.wait_for_participant()
+        greeting = f"{ctx.job.metadata} {ctx.room.metadata} {caller.attributes['note']}"
+    await session.say(greeting)
 
 
 if __name__ == "__main__":
