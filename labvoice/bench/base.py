@@ -401,7 +401,7 @@ async def host_facts(lab: Lab) -> dict[str, Any]:
     return facts | known_error(lab.settings, facts)
 
 
-async def gateway_facts(lab: Lab) -> dict[str, str]:
+async def gateway_facts(lab: Lab) -> dict[str, Any]:
     """Returns which models stood for those that foreign agents asked for, and what was refused."""
     if lab.gateway is None:
         return {}
