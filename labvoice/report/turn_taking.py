@@ -122,13 +122,13 @@ def yield_trade(run: Run) -> Picture:
         )
     with style.picture(9.6, 5.4) as figure:
         axes = figure.add_subplot()
-        for number, (arm, yields, stands) in enumerate(drawn):
+        for number, (_, yields, stands) in enumerate(drawn):
             color = style.ARMS[number % len(style.ARMS)]
             # Points that lie on each other are told apart by a shift of the size of a marker.
             shift = 0.012 * (number - (len(drawn) - 1) / 2)
             for place, (stood, marker) in enumerate(stands):
                 at = stood.share + shift, yields.share + shift - 0.018 * place
-                _point(axes, at, stood, yields, color, marker, named=arm if not place else "")
+                _point(axes, at, stood, yields, color, marker, first=not place)
         axes.plot(1, 1, marker="*", markersize=13, color=GRID, zorder=0)
         axes.set_xlim(-0.05, 1.08)
         axes.set_ylim(-0.05, 1.08)
@@ -139,7 +139,11 @@ def yield_trade(run: Run) -> Picture:
         axes.set_xlabel(f"goes on for {STAND_WINDOW_S:g} s over a sound that asks for nothing")
         axes.set_ylabel(f"yields to an interruption within {YIELD_WINDOW_S:g} s")
         there = {marker for _, _, stands in drawn for _, marker in stands}
+        # The arms' names stand here: beside points that lie on each other they would, too.
         handles = [
+            Patch(color=style.ARMS[number % len(style.ARMS)], label=arm)
+            for number, (arm, _, _) in enumerate(drawn)
+        ] + [
             axes.plot([], [], marker, color=MUTED, markersize=6, label=words)[0]
             for _, marker, words in _STANDS
             if marker in there
@@ -160,7 +164,8 @@ def _point(
     yields: Share,
     color: str,
     marker: str,
-    named: str,
+    *,
+    first: bool,
 ) -> None:
     x, y = at
     spread = [
@@ -171,23 +176,13 @@ def _point(
         x,
         y,
         xerr=spread[0],
-        yerr=spread[1] if named else None,
+        yerr=spread[1] if first else None,
         fmt=marker,
         color=color,
-        markersize=8 if named else 5.5,
+        markersize=8 if first else 5.5,
         elinewidth=1,
-        alpha=1.0 if named else 0.7,
+        alpha=1.0 if first else 0.7,
     )
-    if named:
-        axes.annotate(
-            named,
-            (x, y),
-            xytext=(8, 7),
-            textcoords="offset points",
-            fontsize=8.5,
-            fontweight="bold",
-            color=color,
-        )
 
 
 def probe_table(probes: pd.DataFrame) -> list[dict[str, Any]]:
