@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import aiohttp
 import httpx
@@ -54,6 +55,16 @@ INFRASTRUCTURE_ERRORS: Final = (
     OSError,
 )
 """What a server under load answers; it ends a trial with the outcome `error`, and not the run."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """The options of a run that a user gives by name; :class:`RunOptions` describes them."""
+
+    out: Path | None
+    command: str
+    progress: Callable[[str], None]
+    warmup: int
+    links: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,14 @@ class Trial:
     Attributes:
         run: The run file.
         number: Number of the trial.
+        arm: Name of the arm.
         words: The result in words, to tell; the error where the trial failed.
         failed: Whether it failed.
         warning: Why it has no recording; empty where it has one, or is to have none.
     """
 
-    def __init__(self, run: RunWriter, number: int, turns: int) -> None:
-        self.run = run
-        self.number = number
+    def __init__(self, run: RunWriter, number: int, arm: str, turns: int) -> None:
+        self.run, self.number, self.arm = run, number, arm
         self.words = self.warning = ""
         self.failed = False
         self._connection: str | None = None
@@ -194,7 +205,7 @@ async def trial(
     for turn, text in enumerate(said):
         # A turn that is never tried has a row too.
         run.note(number, turn, **({"said": text} if text else {}))
-    this = Trial(run, number, len(said))
+    this = Trial(run, number, arm, len(said))
     try:
         yield this
         if this._connection is None:
@@ -310,44 +321,82 @@ async def measure_calls(
         UsageError: A number makes no sense.
         RunFileError: The run file exists already.
     """
+    options.rounds(trials)
+    arms = await start_workers(lab, with_links(arms, options.links), options.progress)
+    async with memories_of(lab, arms, options.progress) as memories:
+        return await run_calls(
+            lab,
+            kind,
+            trials,
+            arms,
+            options,
+            talk,
+            said=said,
+            config={"agent_name": lab.settings.agent_name, **(config or {})},
+            metadata=memories,
+        )
+
+
+async def run_calls(
+    lab: Lab,
+    kind: str,
+    trials: int,
+    arms: Sequence[Arm],
+    options: RunOptions,
+    talk: Talk,
+    *,
+    said: Callable[[int], Sequence[str]] = lambda _: (),
+    config: Mapping[str, Any],
+    metadata: Mapping[str, JobMetadata] = MappingProxyType({}),
+    idle_timeout_s: float | None = None,
+) -> Run:
+    """As :func:`measure_calls`, of arms whose workers run already.
+
+    Args:
+        lab: A running lab.
+        kind: Kind of the run.
+        trials: How many calls of each arm count.
+        arms: The arms.
+        options: Options of the run.
+        talk: What the caller does.
+        said: What the caller is to say in a round, a text for each turn.
+        config: What else was asked for.
+        metadata: Metadata of the jobs, by the arms' names.
+        idle_timeout_s: How long idle workers are waited for before each call; the lab's when None.
+    """
     rounds = options.rounds(trials)
-    arms = with_links(arms, options.links)
-    settings, progress = lab.settings, options.progress
-    path = options.path(kind)
     header = {
         "command": options.command,
         "trials": trials,
         "warmup": options.warmup,
         "seed": options.seed,
-        "agent_name": settings.agent_name,
         **({"link": "; ".join(options.links)} if options.links else {}),
         **({"wire": True} if lab.wire else {}),
-        **(config or {}),
+        **config,
     }
-    arms = await start_workers(lab, arms, progress)
     facts = await host_facts(lab)
-    table = {arm.name: arm_columns(settings, arm) for arm in arms}
-    async with memories_of(lab, arms, progress) as memories:
-        with RunWriter(path, kind=kind, config=header, arms=table, host_facts=facts) as run:
-            for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
-                await wait_idle(lab, progress)
-                async with call_trial(
-                    lab,
-                    run,
-                    number,
-                    arm,
-                    round_number=this_round,
-                    warmup=this_round < options.warmup,
-                    said=said(this_round),
-                    metadata=memories.get(arm.name),
-                ) as (this, call):
-                    this.words = await talk(this, call, this_round)
-                name = f" {arm.name}" if len(arms) > 1 else ""
-                progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
-                for warning in filter(None, (this.warning, run.trouble)):
-                    progress(f"warning: {warning}")
-            if served := await gateway_facts(lab):
-                run.note(number, **served)
+    table = {arm.name: arm_columns(lab.settings, arm) for arm in arms}
+    path = options.path(kind)
+    with RunWriter(path, kind=kind, config=header, arms=table, host_facts=facts) as run:
+        for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
+            await wait_idle(lab, options.progress, idle_timeout_s)
+            async with call_trial(
+                lab,
+                run,
+                number,
+                arm,
+                round_number=this_round,
+                warmup=this_round < options.warmup,
+                said=said(this_round),
+                metadata=metadata.get(arm.name),
+            ) as (this, call):
+                this.words = await talk(this, call, this_round)
+            name = f" {arm.name}" if len(arms) > 1 else ""
+            options.progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
+            for warning in filter(None, (this.warning, run.trouble)):
+                options.progress(f"warning: {warning}")
+        if served := await gateway_facts(lab):
+            run.note(number, **served)
     return Run.load(path)
 
 

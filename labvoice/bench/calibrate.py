@@ -13,8 +13,8 @@ import numpy.typing as npt
 from livekit import api, rtc
 from pydantic import SecretStr
 
-from labvoice.bench.arms import SEED, Arm, choose, interleave
-from labvoice.bench.base import RunOptions, Trial, call_trial, host_facts
+from labvoice.bench.arms import SEED, Arm, choose
+from labvoice.bench.base import RunOptions, Trial, run_calls
 from labvoice.bench.instrument import keep_calibration
 from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
@@ -22,9 +22,10 @@ from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.protocol.vocabulary import CALIBRATION_STAGES, INSTRUMENT_ERROR, Mark
-from labvoice.runs.run import Run, RunWriter
+from labvoice.runs.run import Run
 from labvoice.speech.detection import PEAK_RATIO
 from labvoice.speech.utterances import Pcm, Utterance
+from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -234,42 +235,28 @@ async def calibrate(
         UsageError: A number makes no sense, or there is no such variant.
         RunFileError: The run file exists already.
     """
-    rounds = options.rounds(trials)
-    arms = choose(variants, [Arm(name, agent_name=_AGENT_NAME) for name in VARIANTS])
-    path = options.path("calibrate")
-    config = {
-        "command": options.command,
-        "trials": trials,
-        "warmup": options.warmup,
-        "delays_s": list(DELAYS_S),
-        **({"wire": True} if lab.wire else {}),
-    }
-    facts = await host_facts(lab)
-    columns: dict[str, dict[str, str]] = {arm.name: {} for arm in arms}
-    with RunWriter(path, kind="calibrate", config=config, arms=columns, host_facts=facts) as run:
-        for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
-            async with call_trial(
-                lab,
-                run,
-                number,
-                arm,
-                round_number=this_round,
-                warmup=this_round < options.warmup,
-                said=[""] * len(DELAYS_S),
-            ) as (this, call):
-                this.words = await _calibrate(lab, this, call, arm.name)
-            name = f" {arm.name}" if len(arms) > 1 else ""
-            options.progress(f"calibrate{name} {this_round + 1}/{rounds}: {this.words}")
-    calibration = Run.load(path)
+    options.rounds(trials)
+    reference = Target.named(_AGENT_NAME)  # none of labvoice's engines
+    known = [Arm(name, agent_name=_AGENT_NAME, target=reference) for name in VARIANTS]
+    calibration = await run_calls(
+        lab,
+        "calibrate",
+        trials,
+        choose(variants, known),
+        options,
+        lambda this, call, _: _calibrate(lab, this, call),
+        said=lambda _: [""] * len(DELAYS_S),
+        config={"delays_s": list(DELAYS_S)},
+    )
     keep_calibration(lab.settings, calibration)
     return calibration
 
 
-async def _calibrate(lab: Lab, this: Trial, call: Call, variant: str) -> str:
+async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
     settings = lab.settings
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
-    reference = _ReferenceAgent(variant)
+    reference = _ReferenceAgent(this.arm)
     try:
         await reference.join(
             lab.agent_url,

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.bench.arms import Arm, interleave
-from labvoice.bench.base import (
-    RunOptions,
-    Trial,
-    arm_columns,
-    call_trial,
-    host_facts,
-    wait_idle,
-)
+from labvoice.bench.arms import Arm
+from labvoice.bench.base import RunOptions, Trial, run_calls
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import DuplicateAgentError, UsageError
-from labvoice.faults import Fault
 from labvoice.protocol.vocabulary import Mark
-from labvoice.runs.run import Run, RunWriter
+from labvoice.runs.run import Run
 from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
@@ -85,7 +77,7 @@ async def failover(
         UsageError: A number makes no sense, or the lab does not replace lost agents.
         RunFileError: The run file exists already.
     """
-    rounds = options.rounds(trials)
+    options.rounds(trials)
     if not kills:
         raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
     if not lab.supervised:
@@ -93,35 +85,23 @@ async def failover(
     if agent is None and len(lab.pool.workers) < 2:
         raise UsageError("a pool of one worker cannot take over", "use `Lab(workers=2)`")
     settings = lab.settings
-    path = options.path("failover")
     arms = [Arm(kind, columns={"kill": kind}) for kind in kills]
     if agent is not None:
         arms = await _arms_of(lab, agent, arms)
-    config = {
-        "command": options.command,
-        "trials": trials,
-        "warmup": options.warmup,
-        "seed": options.seed,
-        "workers": len(lab.pool.workers) if agent is None else 1,
-        "failover_after_s": settings.failover_after_s,
-        "agent_name": settings.agent_name if agent is None else str(arms[0].agent_name),
-    }
-    table = {arm.name: arm_columns(settings, arm) for arm in arms}
-    facts = await host_facts(lab)
-    with RunWriter(path, kind="failover", config=config, arms=table, host_facts=facts) as run:
-        for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
-            await wait_idle(lab, options.progress, _IDLE_TIMEOUT_S)
-            async with call_trial(
-                lab,
-                run,
-                number,
-                arm,
-                round_number=this_round,
-                warmup=this_round < options.warmup,
-            ) as (this, call):
-                this.words = await _kill(lab, this, call, cast("Kill", arm.name))
-            options.progress(f"failover {arm.name} {this_round + 1}/{rounds}: {this.words}")
-    return Run.load(path)
+    return await run_calls(
+        lab,
+        "failover",
+        trials,
+        arms,
+        options,
+        lambda this, call, _: _kill(lab, this, call),
+        config={
+            "workers": len(lab.pool.workers) if agent is None else 1,
+            "failover_after_s": settings.failover_after_s,
+            "agent_name": settings.agent_name if agent is None else str(arms[0].agent_name),
+        },
+        idle_timeout_s=_IDLE_TIMEOUT_S,
+    )
 
 
 async def _arms_of(lab: Lab, agent: Target, arms: Sequence[Arm]) -> list[Arm]:
@@ -150,8 +130,8 @@ async def _arms_of(lab: Lab, agent: Target, arms: Sequence[Arm]) -> list[Arm]:
     ]
 
 
-async def _kill(lab: Lab, this: Trial, call: Call, kind: Kill) -> str:
-    fault: Fault | None = None
+async def _kill(lab: Lab, this: Trial, call: Call) -> str:
+    kind, fault = this.arm, None
     try:
         await call.connect()
         await call.hear_greeting()

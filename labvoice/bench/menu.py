@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from labvoice.bench.arms import Arms
-from labvoice.bench.base import RunOptions
+from labvoice.bench.base import RunKeywords, RunOptions
 from labvoice.bench.burst import burst
 from labvoice.bench.calibrate import calibrate
 from labvoice.bench.connect import connect
@@ -27,21 +27,17 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """The benches of a lab; each returns the recorded :class:`labvoice.runs.run.Run`."""
+    """The benches of a lab; each returns the recorded :class:`labvoice.runs.run.Run`.
+
+    All take the options of a run, which are those of
+    :class:`labvoice.bench.base.RunOptions`: `out`, `command`, `progress`, `warmup` and `links`.
+    """
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
 
     async def connect(
-        self,
-        trials: int = 10,
-        *,
-        arms: Arms = "",
-        links: Sequence[str] = (),
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        self, trials: int = 10, *, arms: Arms = "", **options: Unpack[RunKeywords]
     ) -> Run:
         """Measures connections: fresh room, dispatch, join, greeting; one after the other.
 
@@ -51,19 +47,13 @@ class Bench:
                 a list or with commas; or agents by the names of their arms, such as
                 `{"mine": Target.program("agent.py"), "before": "agent.py@main"}`; the lab as it
                 is when not given.
-            links: The link of the callers' media, such as `["4g"]`, or of an arm's,
-                `["mine:delay=80ms,loss=3%"]`.
-            warmup: How many go before, of each arm; they are recorded and flagged.
-            out: The run file; one in `runs/` named by the time when not given.
-            command: The command line to show as the way to reproduce the run.
-            progress: Called with a message for each trial.
+            options: Options of the run.
 
         Raises:
             UsageError: A number makes no sense.
             RunFileError: The run file exists already.
         """
-        options = RunOptions(out, command, progress, warmup, links=links)
-        return await connect(self._lab, trials, arms, options)
+        return await connect(self._lab, trials, arms, _with_warmup(options))
 
     async def turns(
         self,
@@ -72,11 +62,7 @@ class Bench:
         turns: int = 1,
         arms: Arms = "",
         utterances: Sequence[Utterance] | None = None,
-        links: Sequence[str] = (),
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Measures turns: in each trial one call, in each call some turns.
 
@@ -86,29 +72,22 @@ class Bench:
             arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
             utterances: What the caller says, in rotation; human recordings and synthesised
                 questions when not given.
-            links: As for :meth:`connect`.
-            warmup: As for :meth:`connect`.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
+            options: Options of the run.
 
         Raises:
             UsageError: A number makes no sense, or the list of utterances is empty.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        options = RunOptions(out, command, progress, warmup, links=links)
-        return await measure_turns(self._lab, trials, turns, arms, utterances, options)
+        run = _with_warmup(options)
+        return await measure_turns(self._lab, trials, turns, arms, utterances, run)
 
     async def endpointing(
         self,
         trials: int = 16,
         *,
         arms: Arms = "0.2,0.3,0.4,0.6",
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Measures turns with several silences before the end of a turn, side by side.
 
@@ -119,18 +98,14 @@ class Bench:
             trials: How many calls of one turn count, of each arm.
             arms: The silences, in seconds, as a list or with commas; or agents, as for
                 :meth:`connect`.
-            warmup: As for :meth:`connect`.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
+            options: Options of the run.
 
         Raises:
             UsageError: A number makes no sense.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        options = RunOptions(out, command, progress, warmup)
-        return await endpointing(self._lab, trials, arms, options)
+        return await endpointing(self._lab, trials, arms, _with_warmup(options))
 
     async def interrupt(
         self,
@@ -140,10 +115,7 @@ class Bench:
         arms: Arms = "",
         ask: str | Utterance = ASK,
         at: float = AT_S,
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Measures turn-taking: in each trial one call, in each call one probe.
 
@@ -159,30 +131,25 @@ class Bench:
             ask: What the caller asks: the reply must be long enough to be interrupted. The paced
                 model answers at length who asks "in detail".
             at: When the probe begins, in seconds after the onset of the reply.
-            warmup: As for :meth:`connect`.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: As for :meth:`connect`.
+            options: Options of the run.
 
         Raises:
             UsageError: A number, a probe or an arm makes no sense.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        options = RunOptions(out, command, progress, warmup)
-        return await interrupt(self._lab, trials, probes, arms, ask, at, options)
+        run = _with_warmup(options)
+        return await interrupt(self._lab, trials, probes, arms, ask, at, run)
 
     async def calibrate(
         self,
         trials: int = 10,
         *,
         arms: str | Sequence[str] = "plain",
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Measures the instrument's own error; see :func:`labvoice.bench.calibrate.calibrate`."""
-        return await calibrate(self._lab, trials, arms, RunOptions(out, command, progress))
+        return await calibrate(self._lab, trials, arms, RunOptions(**options))
 
     async def burst(
         self,
@@ -192,10 +159,7 @@ class Bench:
         workers: int = 2,
         arms: str | Sequence[str] = "plain,confirmed",
         agent: Target | None = None,
-        warmup: int = 1,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Measures bursts: many rooms ask for an agent at once; each must get exactly one.
 
@@ -209,17 +173,14 @@ class Bench:
             arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
             agent: The agent that is dispatched, by its one worker; one of `workers` that joins
                 and does nothing when not given.
-            warmup: How many bursts go before, of each arm.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: Called with a message for each burst.
+            options: Options of the run.
 
         Raises:
             UsageError: A number makes no sense.
             RunFileError: The run file exists already.
         """
-        options = RunOptions(out, command, progress, warmup)
-        return await burst(self._lab, rooms, trials, workers, arms, options, agent)
+        run = _with_warmup(options)
+        return await burst(self._lab, rooms, trials, workers, arms, run, agent)
 
     async def failover(
         self,
@@ -227,9 +188,7 @@ class Bench:
         *,
         kills: str = "",
         agent: Target | None = None,
-        out: Path | None = None,
-        command: str = "",
-        progress: Callable[[str], None] = lambda _: None,
+        **options: Unpack[RunKeywords],
     ) -> Run:
         """Kills agents in their calls; see :func:`labvoice.bench.failover.failover`.
 
@@ -237,21 +196,25 @@ class Bench:
             trials: How many of each kind of death.
             kills: Kinds of death with commas: job, worker, hang; all that can be when not given.
             agent: A script or command whose agent is killed; labvoice's own when not given.
-            out: As for :meth:`connect`.
-            command: As for :meth:`connect`.
-            progress: Called with a message for each trial.
+            options: Options of the run.
         """
-        options = RunOptions(out, command, progress)
-        return await failover(self._lab, trials, parse_kills(kills, agent), options, agent)
+        chosen = parse_kills(kills, agent)
+        return await failover(self._lab, trials, chosen, RunOptions(**options), agent)
 
     def record(self, call: Call, out: Path | None = None) -> Run:
         """Writes a call that is over, or under way, as a run of one trial, and loads it.
 
         Args:
             call: The call.
-            out: As for :meth:`connect`.
+            out: The run file; one in `runs/` named by the time when not given.
 
         Raises:
             RunFileError: The run file exists already.
         """
         return record_call(self._lab.settings, call, out)
+
+
+def _with_warmup(options: RunKeywords) -> RunOptions:
+    """Returns the options of a run; one round goes before those that count, unless told."""
+    options.setdefault("warmup", 1)
+    return RunOptions(**options)
