@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -16,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import aiohttp
-from livekit import api
-
-from labvoice.caller.call import Call, PastCall, PendingCall
+from labvoice.caller.call import Call
+from labvoice.caller.connection import PendingCall
+from labvoice.caller.marks import PastCall
 from labvoice.caller.recorder import check_recording
 from labvoice.caller.reports import SESSION_MODULE
-from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
+from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.errors import LabvoiceError, UsageError
@@ -31,13 +29,12 @@ from labvoice.faults import Faults
 from labvoice.link.client import Link, Relays
 from labvoice.link.impairment import LinkProfile
 from labvoice.memory.api import LettaApi
-from labvoice.memory.turn_store import DISK_ERRORS
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.protocol.tracing import new_traceparent, traced
 from labvoice.protocol.vocabulary import Mark
 from labvoice.settings import Mode, Settings, load_settings
 from labvoice.speech import engines
-from labvoice.speech.utterances import Channel, Utterance, audio_file, load_wav, synthesize
+from labvoice.speech.utterances import Channel, Utterance, make_utterance
 from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
@@ -436,15 +433,7 @@ class Lab:
         Raises:
             LabvoiceError: The file of these turns cannot be read.
         """
-        if self._stack.turns is None:
-            return None
-        try:
-            return (await self._stack.turns.counts()).waiting
-        except DISK_ERRORS as error:
-            raise LabvoiceError(
-                f"the turns not yet written to Letta cannot be read: {error}",
-                f"check {self.settings.letta_turns_path} and the free space on its disk",
-            ) from None
+        return await self._stack.memory_backlog()
 
     async def metadata(
         self, letta_agent: str | None, mode: Mode | None = None
@@ -651,17 +640,6 @@ class Lab:
         """Ends a call; same as :meth:`labvoice.caller.call.Call.end`."""
         await call.end()
 
-    async def end_room(self, room: str, agent_name: str, *, gone: str = "") -> None:
-        """Ends the agent of a finished call, and deletes the room unless a human is in it.
-
-        Args:
-            room: Name of the room.
-            agent_name: Of the agent.
-            gone: Identity of the caller who hung up.
-        """
-        with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
-            await rooms.clear(self.dispatcher.api, room, agent_name=agent_name, gone={gone})
-
     async def wait_idle(self) -> None:
         """Waits until the workers are idle and warm again, as benchmarks do between trials."""
         await self.pool.wait_idle()
@@ -680,12 +658,7 @@ class Lab:
             UsageError: A channel is given for a text.
             WeightsError: The voice's weights could not be obtained.
         """
-        path = what if isinstance(what, Path) else audio_file(what)
-        if path is not None:
-            return await asyncio.to_thread(load_wav, path, channel)
-        if channel is not None:
-            raise UsageError("a text has no channels", "give `channel` with a recording only")
-        return await asyncio.to_thread(synthesize, str(what), self.settings, self._progress)
+        return await asyncio.to_thread(make_utterance, what, channel, self.settings, self._progress)
 
     # -- display --------------------------------------------------------------------------
 

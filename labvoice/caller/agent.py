@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from livekit import rtc
 
+from labvoice.caller.interruption import reply_onset
 from labvoice.caller.marks import ConnectionMarks
 from labvoice.caller.tracks import Ear, OnFrame
 from labvoice.caller.turns import Turns
@@ -17,7 +19,15 @@ from labvoice.errors import AgentLostError, NoReplyError, StageTimeoutError
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID
 
 NO_VOICE_HINT: Final = "the worker's log tells whether it recognised speech and what its model said"
+REPLY_TIMEOUT_S: Final = 15.0
 _ENDING_TIMEOUT_S: Final = 1.0
+_FOREIGN_READY_TIMEOUT_S: Final = 30.0
+"""Agents that are not labvoice's often load their models after they have joined."""
+_OTHER_SIGN_S: Final = 3.0
+"""Once an agent is audible, how long it may take to report its state, and the other way round."""
+_PATIENCE_S: Final = 2.0
+"""Silence that ends the reply of an agent that reports no state: longer than after a filler."""
+_LONGEST_SPEECH_S: Final = 60.0  # a small model may ramble; its reply started in time
 _POLL_S: Final = 0.1
 _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGENT_STATE
 _LISTENING_STATES: Final = ("listening", "thinking", "speaking")
@@ -246,6 +256,64 @@ class RoomAgent:
         onset_s = self.ear.onset_since(since_s)
         assert onset_s is not None
         return onset_s
+
+    async def until_ready(self) -> str:
+        """Waits for a foreign agent, which may load models, report no state, or publish late.
+
+        Returns:
+            The mark that shows it to be ready: `agent_listening`, or `agent_audio_subscribed` of
+            one that reports no state.
+
+        Raises:
+            StageTimeoutError: It is not ready in time.
+            AgentLostError: It left.
+        """
+        signs, marks = ("agent_listening", "agent_audio_subscribed"), self._marks.by_name
+        await self.until(
+            lambda: any(sign in marks for sign in signs), signs[0], _FOREIGN_READY_TIMEOUT_S
+        )
+        with contextlib.suppress(StageTimeoutError):
+            await self.until(lambda: all(sign in marks for sign in signs), signs[0], _OTHER_SIGN_S)
+        return next(sign for sign in signs if sign in marks)
+
+    async def until_into_reply(self, after_s: float) -> None:
+        """Waits until a reply has been heard for so long, in seconds.
+
+        Raises:
+            NoReplyError: No reply was heard in time.
+            AgentLostError: The agent left.
+        """
+
+        def onset_s() -> float | None:
+            return reply_onset(self._turns.all, self.ear.voices)
+
+        await self.until(
+            lambda: onset_s() is not None, "reply_heard", REPLY_TIMEOUT_S, NO_VOICE_HINT
+        )
+        began_s = onset_s()
+        assert began_s is not None
+        await asyncio.sleep(began_s + after_s - time.monotonic())
+
+    async def until_silent(self) -> None:
+        """Waits until it listens again and its voice has ended.
+
+        Raises:
+            StageTimeoutError: It still speaks after a minute.
+            AgentLostError: It left.
+        """
+        while True:
+            await self.until(
+                lambda: self.state in ("listening", "") and self.ear.silent,
+                "the end of the agent's speech",
+                _LONGEST_SPEECH_S,
+            )
+            if self.state or self.ear.ended_s is None:
+                return
+            wait_s = self.ear.ended_s + _PATIENCE_S - time.monotonic()
+            try:
+                await self.until(lambda: not self.ear.silent, "more speech", wait_s)
+            except StageTimeoutError:
+                return
 
     async def until_left(self, timeout_s: float) -> None:
         """Waits until it has left.

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from livekit import api, rtc
 from pydantic import SecretStr
 
-from labvoice.caller.agent import NO_VOICE_HINT, RoomAgent
+from labvoice.caller.agent import NO_VOICE_HINT, REPLY_TIMEOUT_S, RoomAgent
 from labvoice.caller.clock import ClockOffset
-from labvoice.caller.connection import connect_room
+from labvoice.caller.connection import both, connect_room
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
-from labvoice.caller.interruption import Interruption, check_at, interruption, reply_onset
-from labvoice.caller.listening import call_player
+from labvoice.caller.interruption import Interruption, check_at, interruption
+from labvoice.caller.listening import call_player, heard_audio
 from labvoice.caller.marks import ConnectionMarks, instants
 from labvoice.caller.media import Media, OpenLink
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
@@ -44,41 +43,20 @@ from labvoice.errors import (
 )
 from labvoice.link.client import Link
 from labvoice.protocol.metadata import JobMetadata, Metadata, check_name
-from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.players import Player
 from labvoice.show import Facts, call_facts
 from labvoice.speech.utterances import Utterance
 
 _JOIN_TIMEOUT_S = 10.0
-_FOREIGN_READY_TIMEOUT_S = 30.0
-"""Agents that are not labvoice's often load their models after they have joined."""
-_OTHER_SIGN_S = 3.0
-"""Once an agent is audible, how long it may take to report its state, and the other way round."""
 GREETING_TIMEOUT_S = 8.0
 """How long an agent that may or may not greet is waited for, the first time."""
 _TEXT_TIMEOUT_S = 3.0
 """How long the words of a reply that was heard to its end may take without session events."""
-_PATIENCE_S = 2.0
-"""Silence that ends the reply of an agent that reports no state: longer than after a filler."""
-_REPLY_TIMEOUT_S = 15.0
 _REST_TIMEOUT_S = 5.0
-_LONGEST_SPEECH_S = 60.0  # a small model may ramble; its reply started in time
 _CLOSE_TIMEOUT_S = 5.0
 _FAREWELL_S = 0.3  # below the time after which a supervisor counts an agent as lost
-_MODEL_HINT = "`labvoice doctor` asks the model what a call asks it"
 _SERVER_ERRORS = (LabvoiceError, api.TwirpError, aiohttp.ClientError, TimeoutError)
-
-
-async def _both(*work: Coroutine[Any, Any, None]) -> None:
-    """Runs both concurrently; if one fails, cancels the other and raises the error."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 BringBot = Callable[
@@ -86,48 +64,6 @@ BringBot = Callable[
 ]
 """Brings a bot that joins by itself: of a room, the caller's identity, a time-out in seconds and
 who is told the marks. The bot stays until the block is left."""
-
-
-class PendingCall:
-    """A call being connected: `call = await pending`, or `async with pending as call:`.
-
-    Leaving `async with` ends the call, its agent and its room.
-    """
-
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Call]]) -> None:
-        self._connect = connect
-        self._call: Call | None = None
-
-    def __await__(self) -> Generator[Any, None, Call]:
-        return self._connect().__await__()
-
-    async def __aenter__(self) -> Call:
-        self._call = await self._connect()
-        return self._call
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._call is not None
-        await self._call.end()
-
-
-@dataclass(frozen=True)
-class PastCall:
-    """The figures of a call without its connections and what it heard; both grow together.
-
-    Attributes:
-        room_name: Name of the room.
-        connection_marks: As :attr:`Call.connection_marks`.
-        turns: As :attr:`Call.turns`.
-    """
-
-    room_name: str
-    connection_marks: dict[str, Mark]
-    turns: list[Turn]
-
-    @property
-    def marks(self) -> dict[str, float]:
-        """As :attr:`Call.marks`."""
-        return instants(self.connection_marks)
 
 
 class Call:
@@ -368,7 +304,7 @@ class Call:
         if strategy.by_server:
             self._marks.set("dispatch_requested")  # by connecting
         if strategy.when == "during":
-            await _both(self._join(token), self.dispatch_ahead())
+            await both(self._join(token), self.dispatch_ahead())
         else:
             await self._join(token)
         if self.dispatch is None:
@@ -382,23 +318,11 @@ class Call:
             self.ready_by = "agent_listening"
         else:
             self._foreign = True
-            await self._until_ready()
+            self.ready_by = await self.agent.until_ready()
 
     async def _until_mark(self, mark: str, timeout_s: float) -> None:
         present = functools.partial(self.connection_marks.__contains__, mark)
         await self.agent.until(present, mark, timeout_s)
-
-    async def _until_ready(self) -> None:
-        """Waits for a foreign agent, which may load models, report no state, or publish late."""
-        signs = ("agent_listening", "agent_audio_subscribed")
-        await self.agent.until(
-            lambda: any(sign in self.marks for sign in signs), signs[0], _FOREIGN_READY_TIMEOUT_S
-        )
-        with contextlib.suppress(StageTimeoutError):
-            await self.agent.until(
-                lambda: all(sign in self.marks for sign in signs), signs[0], _OTHER_SIGN_S
-            )
-        self.ready_by = next(sign for sign in signs if sign in self.marks)
 
     async def _join(self, token: str) -> None:
         self.agent.follow()
@@ -408,13 +332,7 @@ class Call:
         self._marks.set("room_connected")
         for participant in self._room.remote_participants.values():
             self.agent.on_participant(participant)
-        try:
-            async with asyncio.timeout(_JOIN_TIMEOUT_S):
-                await self._microphone.publish(self._room)
-        except TimeoutError:
-            raise StageTimeoutError(
-                "mic_published", _JOIN_TIMEOUT_S, "the server did not accept the caller's track"
-            ) from None
+        await self._microphone.publish(self._room)
         self._marks.set("mic_published")
 
     def _report(self, turn: Turn, name: str) -> None:
@@ -443,7 +361,7 @@ class Call:
         """
         unknown = self.greets is None
         if self.greets is not False:
-            wait_s = self._greeting_timeout_s if unknown else _REPLY_TIMEOUT_S
+            wait_s = self._greeting_timeout_s if unknown else REPLY_TIMEOUT_S
             wait_s = wait_s if timeout_s is None else timeout_s
             try:
                 onset_s = await self.agent.until_onset(0.0, "greeting_heard", wait_s)
@@ -502,7 +420,7 @@ class Call:
         """
         speech = await asyncio.to_thread(lambda: utterance.speech)
         if at is not None:
-            await self._until_into_reply(check_at(at) - speech.first / utterance.sample_rate)
+            await self.agent.until_into_reply(check_at(at) - speech.first / utterance.sample_rate)
         turn = self._turns.begin(utterance.text, utterance.notice)
         if at is not None and not turn.over_agent:
             turn.add_notice(f"the reply was over {at:g} s after its onset: nothing was interrupted")
@@ -521,18 +439,6 @@ class Call:
         await self.media.said()
         return turn
 
-    async def _until_into_reply(self, after_s: float) -> None:
-        """Waits until a reply has been heard for so long; see :meth:`say`."""
-        await self.agent.until(
-            lambda: reply_onset(self.turns, self.voices) is not None,
-            "reply_heard",
-            _REPLY_TIMEOUT_S,
-            NO_VOICE_HINT,
-        )
-        onset_s = reply_onset(self.turns, self.voices)
-        assert onset_s is not None
-        await asyncio.sleep(onset_s + after_s - time.monotonic())
-
     def interruption(self, turn: Turn) -> Interruption:
         """Returns what the agent's voice has done so far since the caller spoke over it.
 
@@ -547,7 +453,7 @@ class Call:
         """All stretches of the agent's voice so far, oldest first."""
         return list(self.agent.ear.voices)
 
-    async def hear(self, timeout_s: float = _REPLY_TIMEOUT_S) -> Turn:
+    async def hear(self, timeout_s: float = REPLY_TIMEOUT_S) -> Turn:
         """Waits for the end of the reply to the last utterance.
 
         Returns:
@@ -617,16 +523,7 @@ class Call:
         if cut := self.media.cut():
             hint = "`await call.link.clear()` lets packets pass again"
             return NoReplyError(error.stage, error.timeout_s, cut, hint)
-        with contextlib.suppress(LabvoiceError):
-            await self.reports.fetch()
-            if self.reports.model_error:
-                return NoReplyError(
-                    error.stage,
-                    error.timeout_s,
-                    self.reports.model_error,
-                    refusal_hint(self.reports.model_error, _MODEL_HINT),
-                )
-        return error
+        return await self.reports.why_no_reply(error)
 
     async def _until_text(self, turn: Turn, timeout_s: float) -> None:
         """Waits for the reply's text; an agent that publishes none leaves the turn without."""
@@ -658,7 +555,7 @@ class Call:
             for event in self.session_events
         )
 
-    async def hear_onset(self, timeout_s: float = _REPLY_TIMEOUT_S) -> float:
+    async def hear_onset(self, timeout_s: float = REPLY_TIMEOUT_S) -> float:
         """Waits until the reply begins, for a caller that interrupts it.
 
         Returns:
@@ -680,20 +577,7 @@ class Call:
             StageTimeoutError: It still speaks after a minute.
             AgentLostError: The agent left.
         """
-        ear = self.agent.ear
-        while True:
-            await self.agent.until(
-                lambda: self.agent.state in ("listening", "") and ear.silent,
-                "the end of the agent's speech",
-                _LONGEST_SPEECH_S,
-            )
-            if self.agent.state or ear.ended_s is None:
-                return
-            wait_s = ear.ended_s + _PATIENCE_S - time.monotonic()
-            try:
-                await self.agent.until(lambda: not ear.silent, "more speech", wait_s)
-            except StageTimeoutError:
-                return
+        await self.agent.until_silent()
 
     async def until_memory(self, state: str = "ready", timeout_s: float = 30.0) -> None:
         """Waits until the agent's memory is in a state, such as `ready`.
@@ -725,15 +609,7 @@ class Call:
         Args:
             turn: Only from this turn's start to the next one's; None: the whole call.
         """
-        recording = self.recorder.recording()
-        if recording is None:
-            return np.zeros(0, np.int16), SAMPLE_RATE_HZ
-        start_s, end_s = recording.start_s, recording.end_s
-        if turn is not None:
-            start_s = turn.marks.get("user_speech_start", start_s)
-            for following in self.turns[turn.number + 1 : turn.number + 2]:
-                end_s = following.marks.get("user_speech_start", end_s)
-        return recording.heard(start_s, end_s), SAMPLE_RATE_HZ
+        return heard_audio(self.recorder.recording(), self.turns, turn), SAMPLE_RATE_HZ
 
     def listen(self) -> Player:
         """Returns the player of the call so far: both sides, marks and words on one time axis.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Final
 
 from livekit import rtc
 
@@ -15,7 +16,32 @@ from labvoice.errors import (
     StageTimeoutError,
 )
 
+if TYPE_CHECKING:
+    from labvoice.caller.call import Call
+
 CONNECT_TIMEOUT_S: Final = 10.0
+
+
+class PendingCall:
+    """A call being connected: `call = await pending`, or `async with pending as call:`.
+
+    Leaving `async with` ends the call, its agent and its room.
+    """
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Call]]) -> None:
+        self._connect = connect
+        self._call: Call | None = None
+
+    def __await__(self) -> Generator[Any, None, Call]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Call:
+        self._call = await self._connect()
+        return self._call
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._call is not None
+        await self._call.end()
 
 
 async def connect_room(room: rtc.Room, url: str, token: str) -> None:
@@ -75,3 +101,14 @@ async def _why_not_connected(url: str, token: str) -> StageTimeoutError:
         "address that it announces cannot be reached)",
         media_hint(addresses),
     )
+
+
+async def both(*work: Coroutine[Any, Any, None]) -> None:
+    """Runs both concurrently; if one fails, cancels the other and raises the error."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from labvoice.caller.turns import Turn
 from labvoice.protocol.vocabulary import Mark
 
 
@@ -42,3 +44,23 @@ class ConnectionMarks:
     def set(self, name: str, at_s: float | None = None) -> None:
         """Sets a mark of the caller's: now, or at an instant in monotonic seconds."""
         self.add(Mark(name, time.monotonic() if at_s is None else at_s))
+
+
+@dataclass(frozen=True)
+class PastCall:
+    """The figures of a call without its connections and what it heard; both grow together.
+
+    Attributes:
+        room_name: Name of the room.
+        connection_marks: As :attr:`labvoice.caller.call.Call.connection_marks`.
+        turns: As :attr:`labvoice.caller.call.Call.turns`.
+    """
+
+    room_name: str
+    connection_marks: dict[str, Mark]
+    turns: list[Turn]
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """As :attr:`labvoice.caller.call.Call.marks`."""
+        return instants(self.connection_marks)

@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
-from labvoice.errors import LabvoiceError
+from labvoice.errors import LabvoiceError, StageTimeoutError
 
 SAMPLE_RATE_HZ = 48000
 _FRAME_S = 0.01
 _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
 _LATE_KEPT = 1000
+_PUBLISH_TIMEOUT_S = 10.0
 
 
 @dataclass(eq=False)
@@ -61,11 +62,21 @@ class Microphone:
         self.gaps = 0
 
     async def publish(self, room: rtc.Room) -> None:
-        """Publishes the track and starts to send silence."""
+        """Publishes the track and starts to send silence.
+
+        Raises:
+            StageTimeoutError: The server does not take the track in time.
+        """
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         # DTX would drop silence, and with it the pauses that end a turn.
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
-        await room.local_participant.publish_track(track, options)
+        try:
+            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                await room.local_participant.publish_track(track, options)
+        except TimeoutError:
+            raise StageTimeoutError(
+                "mic_published", _PUBLISH_TIMEOUT_S, "the server did not accept the caller's track"
+            ) from None
         self._task = asyncio.create_task(self._send(), name="labvoice-microphone")
 
     async def play(

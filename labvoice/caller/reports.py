@@ -7,6 +7,7 @@ the worker's marks and figures.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import json
@@ -23,7 +24,8 @@ from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.marks import ConnectionMarks
 from labvoice.caller.transcription import Transcription
 from labvoice.caller.turns import Item, Turns
-from labvoice.errors import AgentLostError, LabvoiceError, StageTimeoutError
+from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
+from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ SESSION_EVENTS: Final = tuple(
 """All events of `AgentSessionEvent` but the SDK's own debugging."""
 _ROLES: Final = {session_pb.ChatRole.USER: "user", session_pb.ChatRole.ASSISTANT: "assistant"}
 _POLL_S: Final = 0.1
+_MODEL_HINT: Final = "`labvoice doctor` asks the model what a call asks it"
 
 
 class AgentReports:
@@ -149,6 +152,15 @@ class AgentReports:
             if time.monotonic() > until_s:
                 raise StageTimeoutError(stage, timeout_s, f"the agent reports: {self.memory}")
             await asyncio.sleep(_POLL_S)
+
+    async def why_no_reply(self, error: NoReplyError) -> NoReplyError:
+        """Returns the same error, with what the agent's model answered where that is the cause."""
+        with contextlib.suppress(LabvoiceError):
+            await self.fetch()
+            if why := self.model_error:
+                hint = refusal_hint(why, _MODEL_HINT)
+                return NoReplyError(error.stage, error.timeout_s, why, hint)
+        return error
 
     def add(self, item: Item) -> None:
         """Adds a message from a text stream, which session events bring with LiveKit's figures."""

@@ -28,7 +28,7 @@ from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.media import announced_addresses
 from labvoice.dispatch.records import new_history, remembered
 from labvoice.dispatch.request import DispatchRequest, under_way
-from labvoice.dispatch.rooms import withdraw
+from labvoice.dispatch.rooms import clear, withdraw
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
     CredentialsError,
@@ -264,6 +264,11 @@ class Dispatcher:
             agents, strays, _ = await look(self.api, room, agent_name)
             if agents or strays:
                 await keep_first(self.api, room, agent_name, agents or strays)
+
+    async def end_room(self, room: str, agent_name: str) -> None:
+        """Ends the agent of a finished call, and deletes the room unless a human is in it."""
+        with contextlib.suppress(api.TwirpError, aiohttp.ClientError, TimeoutError):
+            await clear(self.api, room, agent_name=agent_name)
 
     async def _bring(self, request: DispatchRequest) -> list[ParticipantInfo]:
         """Retries until an agent has joined, the timeout, or a failure that a retry cannot repair.

@@ -146,6 +146,18 @@ def speech_bounds(samples: Pcm, rate: int) -> tuple[int, int] | None:
     return None if speech is None else (speech.first, speech.last)
 
 
+def make_utterance(
+    what: str | Path, channel: Channel | None, settings: Settings, progress: Progress | None = None
+) -> Utterance:
+    """Returns an utterance: a recording, or synthesised from text; see `Lab.utterance`. Blocks."""
+    path = what if isinstance(what, Path) else audio_file(what)
+    if path is not None:
+        return load_wav(path, channel)
+    if channel is not None:
+        raise UsageError("a text has no channels", "give `channel` with a recording only")
+    return synthesize(str(what), settings, progress)
+
+
 def audio_file(text: str) -> Path | None:
     """Returns the path if a text names an audio file; None if it is words."""
     try:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from labvoice.memory.turn_store import TurnStore
+from labvoice.errors import LabvoiceError
+from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.proxies import loopback_spared
 from labvoice.settings import Settings, new_state_dir
 from labvoice.speech import engines
@@ -192,6 +193,22 @@ class Stack:
             for name in missing:
                 await asyncio.to_thread(require, name, settings, self._progress)
         self._speech_fetched |= needed
+
+    async def memory_backlog(self) -> int | None:
+        """Returns how many turns are not yet written to Letta; None without Letta.
+
+        Raises:
+            LabvoiceError: The file of these turns cannot be read.
+        """
+        if self.turns is None or self.letta is None:
+            return None
+        try:
+            return (await self.turns.counts()).waiting
+        except DISK_ERRORS as error:
+            raise LabvoiceError(
+                f"the turns not yet written to Letta cannot be read: {error}",
+                f"check {self.letta.turns_path} and the free space on its disk",
+            ) from None
 
     def parts(self, settings: Settings) -> list[Part]:
         """State, address, process id and memory of every part."""

@@ -248,7 +248,7 @@ class ConnectButton(anywidget.AnyWidget):
                 if known := STRATEGIES.get(call.record.strategy):
                     name = known.dispatched_as(name)
                 with contextlib.suppress(LabvoiceError):
-                    await self._lab.end_room(room, name)
+                    await self._lab.dispatcher.end_room(room, name)
 
     def __repr__(self) -> str:
         return f"<ConnectButton agent={self.agent_name!r} calls={len(self.calls)}>"

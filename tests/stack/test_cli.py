@@ -263,7 +263,7 @@ async def test_a_worker_by_command_serves_and_drains(lab: Lab, tmp_path: Path) -
         with pytest.raises(TimeoutError):  # its call goes on, and so does it
             async with asyncio.timeout(1):
                 await process.wait()
-        await lab.end_room("by command", "by-command")
+        await lab.dispatcher.end_room("by command", "by-command")
         async with asyncio.timeout(60):
             rest, _ = await process.communicate()
         assert process.returncode == 128 + signal.SIGTERM

@@ -221,7 +221,7 @@ async def test_two_agents_of_a_name(lab: Lab) -> None:
             await asyncio.sleep(0.2)
         while len(await agents_in(lab, "doubled")) != 1:
             await asyncio.sleep(0.2)
-    await lab.end_room("doubled", "plain-agent")
+    await lab.dispatcher.end_room("doubled", "plain-agent")
     await lab.pool.scale(0, agent_name="plain-agent")
     assert_documented(told()[0], "the first one stays")  # entry
 

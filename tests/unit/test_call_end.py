@@ -11,7 +11,8 @@ from livekit import rtc
 from pydantic import SecretStr
 
 from labvoice.caller.agent import RoomAgent
-from labvoice.caller.call import Call, PendingCall
+from labvoice.caller.call import Call
+from labvoice.caller.connection import PendingCall
 from labvoice.caller.marks import ConnectionMarks
 from labvoice.caller.turns import Turns
 from labvoice.dispatch import Dispatcher
