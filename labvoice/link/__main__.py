@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import os
 import secrets
-import signal
 from typing import Any, Final
 
 from aiohttp import web
@@ -46,6 +43,7 @@ class _Control:
         app.router.add_get("/relays/{number}", self._counts)
         app.router.add_get("/relays/{number}/packets", self._packets)
         app.router.add_delete("/relays/{number}", self._remove)
+        app.on_cleanup.append(self.close)
         return app
 
     @web.middleware
@@ -102,28 +100,25 @@ class _Control:
         await made.close()
         return web.json_response({})
 
-    async def close(self) -> None:
+    async def close(self, _: web.Application) -> None:
         for made in self._open.values():
             await made.close()
 
 
-async def _main() -> None:
+def main() -> None:
+    """Serves on loopback until a signal ends the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
-    control = _Control(os.environ[RELAY_KEY])
-    runner = web.AppRunner(control.app(), access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
-    await runner.setup()
-    await web.TCPSite(runner, LOOPBACK, port).start()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await stop.wait()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(2):
-            await control.close()
-            await runner.cleanup()
+    web.run_app(
+        _Control(os.environ[RELAY_KEY]).app(),
+        host=LOOPBACK,
+        port=port,
+        print=None,
+        access_log=None,
+        shutdown_timeout=_CLOSE_TIMEOUT_S,
+    )
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    main()

@@ -54,12 +54,17 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self.dispatches = Counter(
-            "labvoice_dispatches", "Dispatches by outcome.", ["outcome"], registry=self.registry
-        )
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"labvoice_{name}", about, labels, registry=registry)
+
+        def gauge(name: str, about: str, *labels: str) -> Gauge:
+            return Gauge(f"labvoice_{name}", about, labels, registry=registry)
+
+        self.dispatches = counter("dispatches", "Dispatches by outcome.", "outcome")
         for outcome in OUTCOMES:
             self.dispatches.labels(outcome)  # a missing series has no rate
         self.stages = Histogram(
@@ -67,83 +72,33 @@ class Metrics:
             "Durations by stage: of dispatches made here, and of calls that pages report.",
             ["stage"],
             buckets=_STAGE_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
-        self.requests = Counter(
-            "labvoice_http_requests",
-            "HTTP requests.",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
+        self.requests = counter("http_requests", "HTTP requests.", "method", "route", "status")
         self.request_seconds = Histogram(
             "labvoice_http_request_duration_seconds",
             "Durations of HTTP requests.",
             ["route"],
             buckets=_HTTP_BUCKETS_S,
-            registry=self.registry,
+            registry=registry,
         )
-        self.tokens = Counter(
-            "labvoice_tokens_issued", "Access tokens issued.", registry=self.registry
-        )
-        self.refused = Counter(
-            "labvoice_refused_requests",
-            "Requests refused, by error code.",
-            ["code"],
-            registry=self.registry,
-        )
-        self.webhooks = Counter(
-            "labvoice_webhooks",
-            "Verified LiveKit webhooks, by event.",
-            ["event"],
-            registry=self.registry,
-        )
-        self._failovers = Counter(
-            "labvoice_failovers",
-            "Agents lost and replaced.",
-            registry=self.registry,
-        )
-        self._backlog = Gauge(
-            "labvoice_memory_backlog_turns",
+        self.tokens = counter("tokens_issued", "Access tokens issued.")
+        self.refused = counter("refused_requests", "Requests refused, by error code.", "code")
+        self.webhooks = counter("webhooks", "Verified LiveKit webhooks, by event.", "event")
+        self._failovers = counter("failovers", "Agents lost and replaced.")
+        self._backlog = gauge(
+            "memory_backlog_turns",
             "Turns that wait to be written to Letta; NaN while they cannot be counted.",
-            registry=self.registry,
         )
-        self._rooms = Gauge(
-            "labvoice_rooms",
-            "Rooms of the LiveKit server; NaN while it does not tell.",
-            registry=self.registry,
+        self._rooms = gauge("rooms", "Rooms of the LiveKit server; NaN while it does not tell.")
+        self._callers = gauge(
+            "callers", "Participants that are no agents; NaN while LiveKit does not tell."
         )
-        self._callers = Gauge(
-            "labvoice_callers",
-            "Participants that are no agents; NaN while LiveKit does not tell.",
-            registry=self.registry,
-        )
-        self._agents = Gauge(
-            "labvoice_agents", "Agents in rooms, by state.", ["state"], registry=self.registry
-        )
-        self._workers = Gauge(
-            "labvoice_workers",
-            "Workers that answer, by agent name.",
-            ["agent_name"],
-            registry=self.registry,
-        )
-        self._jobs = Gauge(
-            "labvoice_worker_active_jobs",
-            "Jobs that a worker runs.",
-            ["worker_id"],
-            registry=self.registry,
-        )
-        self._load = Gauge(
-            "labvoice_worker_load_ratio",
-            "Load of a worker, 0 to 1.",
-            ["worker_id"],
-            registry=self.registry,
-        )
-        self._ready = Gauge(
-            "labvoice_dependency_up",
-            "Whether a dependency works.",
-            ["dependency"],
-            registry=self.registry,
-        )
+        self._agents = gauge("agents", "Agents in rooms, by state.", "state")
+        self._workers = gauge("workers", "Workers that answer, by agent name.", "agent_name")
+        self._jobs = gauge("worker_active_jobs", "Jobs that a worker runs.", "worker_id")
+        self._load = gauge("worker_load_ratio", "Load of a worker, 0 to 1.", "worker_id")
+        self._ready = gauge("dependency_up", "Whether a dependency works.", "dependency")
         self._counted = 0
         self._looked_s = float("-inf")
         self._looking = asyncio.Lock()

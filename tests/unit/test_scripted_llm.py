@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from labvoice.memory.text import turn_text, user_part
-from labvoice.stack.models.scripted_llm import FAILED, NOTED, NOTHING, TOOL, app, facts
+from labvoice.stack.models.scripted_llm import FAILED, NOTED, NOTHING, TOOL, facts, server
 
 KNOWN = "The user's cat is called Tom. The user's name is Anna."
 TOOLS = [{"type": "function", "function": {"name": TOOL, "parameters": {}}}]
@@ -91,7 +91,7 @@ def says(text: str) -> dict[str, Any]:
 
 
 async def post(body: dict[str, Any]) -> httpx.Response:
-    transport = httpx.ASGITransport(app=app)
+    transport = httpx.ASGITransport(app=server.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://llm") as client:
         return await client.post("/v1/chat/completions", json=body)
 
@@ -170,7 +170,7 @@ async def test_refuses_what_is_no_request() -> None:
 
 async def test_says_how_long_its_context_is() -> None:
     """Letta needs `max_model_len` of each model."""
-    transport = httpx.ASGITransport(app=app)
+    transport = httpx.ASGITransport(app=server.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://llm") as client:
         [model] = (await client.get("/v1/models")).json()["data"]
     assert model["id"] == "scripted-llm"

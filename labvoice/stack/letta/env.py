@@ -116,6 +116,11 @@ def _unpack(archive: Path, into: Path) -> None:
         tar.extractall(into, members=wanted)  # noqa: S202  # the archive is the pinned one
 
 
+def _module(env: LettaEnv, line: str) -> list[str | Path]:
+    """Returns the command of a module in the environment, with its arguments."""
+    return [env.python, "-P", "-m", *line.split()]
+
+
 async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
     """Returns the environment; installs it first if it does not exist.
 
@@ -151,34 +156,16 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
             log,
             progress,
         )
-        pip: list[str | Path] = [
-            env.python,
-            "-P",
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-        ]
         # Its build tool is in the lock file, so that no other one is fetched.
-        source = [*pip, "--no-build-isolation", "-d", env.root, f"letta=={LETTA_VERSION}"]
+        pip = _module(env, "pip download --no-deps --no-binary :all: --no-build-isolation -d")
+        source = [*pip, env.root, f"letta=={LETTA_VERSION}"]
         await _step("fetching its migrations", source, log, progress)
         archive = env.root / f"letta-{LETTA_VERSION}.tar.gz"
         await asyncio.to_thread(_unpack, archive, env.root / "source")
         archive.unlink()
-        compiling: list[str | Path] = [
-            env.python,
-            "-P",
-            "-m",
-            "compileall",
-            "-q",
-            "-j",
-            "2",
-            venv / "lib",
-        ]
+        compiling = [*_module(env, "compileall -q -j 2"), venv / "lib"]
         # Some packages ship test files that no Python 3 compiles: the status says nothing.
-        await _step("compiling its packages", ["sh", "-c", '"$@" || true', "-", *compiling],
-                    log, progress)  # fmt: skip
+        tolerant = ["sh", "-c", '"$@" || true', "-", *compiling]
+        await _step("compiling its packages", tolerant, log, progress)
         complete.touch()
     return env

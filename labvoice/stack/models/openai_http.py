@@ -75,14 +75,23 @@ class ChatServer:
         model: The model's name; requests for any other name get this model too.
         answer: Yields the model's answer.
         routes: Further routes.
+        context_tokens: Length of its context, which `/v1/models` reports as vLLM does.
 
     Attributes:
         app: The ASGI application.
     """
 
-    def __init__(self, model: str, answer: Answer, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(
+        self,
+        model: str,
+        answer: Answer,
+        routes: Sequence[BaseRoute] = (),
+        *,
+        context_tokens: int | None = None,
+    ) -> None:
         self._model = model
         self._answer = answer
+        self._context = {} if context_tokens is None else {"max_model_len": context_tokens}
         self._counts = {"active": 0, "completed": 0, "cancelled": 0}
         self.app = Starlette(
             routes=[
@@ -102,7 +111,7 @@ class ChatServer:
 
     async def _models(self, _: Request) -> Response:
         entry = {"id": self._model, "object": "model", "created": 0, "owned_by": "labvoice"}
-        return JSONResponse({"object": "list", "data": [entry]})
+        return JSONResponse({"object": "list", "data": [entry | self._context]})
 
     async def _chat(self, request: Request) -> Response:
         arrived_s = time.monotonic()
@@ -156,7 +165,7 @@ class ChatServer:
                 delta: dict[str, Any] = {} if count else {"role": "assistant"}
                 if isinstance(token, ToolCall):
                     called = True
-                    delta |= {"content": None, "tool_calls": [token.delta()]}
+                    delta |= {"tool_calls": [token.delta()]}
                 else:
                     delta |= {"content": token}
                 yield chunk(delta)
@@ -197,8 +206,17 @@ def _finish_reason(chat: ChatRequest, tokens: int) -> str:
 
 
 def _usage(tokens: int) -> dict[str, int]:
-    # Prompts are not tokenised here.
-    return {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+    # Prompts are not tokenised here; of zero Letta would make an estimate of its own.
+    return {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 1 + tokens}
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Returns the text of a message, whose content is a text or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
 async def sleep_until(instant_s: float) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from labvoice.stack.models.openai_http import ChatRequest, ChatServer, sleep_until
+from labvoice.stack.models.openai_http import ChatRequest, ChatServer, sleep_until, text_of
 
 MODEL: Final = "paced"
 FIRST_TOKEN_S: Final = 0.200
@@ -42,20 +42,12 @@ def reply_to(messages: Sequence[dict[str, Any]]) -> str:
     Args:
         messages: OpenAI's; the user's count.
     """
-    said = [_text(message) for message in messages if message.get("role") == "user"]
+    said = [text_of(message) for message in messages if message.get("role") == "user"]
     if not any(_ASKS_AT_LENGTH.search(text) for text in said):
         return REPLY
     if _ASKS_AT_LENGTH.search(said[-1]):
         return LONG_REPLY
     return f"You said: {said[-1].rstrip(' .?!')}. I will look at that at once."
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 async def answer(request: ChatRequest, arrived_s: float) -> AsyncIterator[str]:

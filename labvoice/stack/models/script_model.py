@@ -17,7 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from labvoice.stack.models.openai_http import ChatRequest, ChatServer, ToolCall, sleep_until
+from labvoice.stack.models.openai_http import (
+    ChatRequest,
+    ChatServer,
+    ToolCall,
+    sleep_until,
+    text_of,
+)
 from labvoice.stack.models.paced_model import FIRST_TOKEN_S, TOKEN_S
 
 MODEL: Final = "script"
@@ -67,15 +73,15 @@ def next_answer(
         messages: As OpenAI's API has them.
     """
     users = [number for number, each in enumerate(messages) if each.get("role") == "user"]
-    user = _text(messages[users[-1]]) if users else None
+    user = text_of(messages[users[-1]]) if users else None
     instructions = " ".join(
-        _text(each) for each in messages if each.get("role") in ("system", "developer")
+        text_of(each) for each in messages if each.get("role") in ("system", "developer")
     )
     rule = next((each for each in rules if _applies(each, user, instructions)), None)
     if rule is None:
         return None
     since = messages[users[-1] + 1 if users else 0 :]
-    results = [_text(each) for each in since if each.get("role") == "tool"]
+    results = [text_of(each) for each in since if each.get("role") == "tool"]
     if len(results) < len(rule.call):
         call = rule.call[len(results)]
         return ToolCall(call.name, call.arguments)
@@ -88,13 +94,6 @@ def _applies(rule: Rule, user: str | None, instructions: str) -> bool:
     if user is None or rule.user is None:
         return user is None and rule.user is None
     return re.search(rule.user, user, re.IGNORECASE) is not None
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return " ".join(part.get("text", "") for part in content if isinstance(part, Mapping))
 
 
 class ScriptModel:
@@ -124,7 +123,7 @@ class ScriptModel:
         """Yields the answer, at the pace of the model `paced`."""
         found = next_answer(self.rules, chat.messages)
         if found is None:
-            self._note(f"no rule of the script matches {_text(chat.messages[-1])!r}")
+            self._note(f"no rule of the script matches {text_of(chat.messages[-1])!r}")
         elif isinstance(found, ToolCall) and found.name not in (names := _tools(chat)):
             there = ", ".join(names) or "none"
             self._note(f"the script calls {found.name!r}, and the agent has {there}")

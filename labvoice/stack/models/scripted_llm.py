@@ -11,19 +11,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-import uvicorn
-from pydantic import BaseModel, Field, ValidationError
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
-
 from labvoice.memory.text import user_part
+from labvoice.stack.models.openai_http import ChatRequest, ChatServer, ToolCall, text_of
 
 MODEL: Final = "scripted-llm"
 TOOL: Final = "core_memory_append"
@@ -35,6 +27,7 @@ FAILED: Final = "I could not make a note of that."
 _CONTEXT_TOKENS: Final = 32768
 _MAX_VALUE_WORDS: Final = 12
 
+_WORDS: Final = re.compile(r"\S+\s*")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 _CLAUSE: Final = re.compile(r",?\s+(?:and|but)\s+(?=(?:i|i'm|my)\b)|;\s*", re.IGNORECASE)
 _LEAD_IN: Final = re.compile(
@@ -147,21 +140,13 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-class ChatRequest(BaseModel):
-    """The part of a chat completion request that it reads."""
-
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-    stream: bool = False
-
-
-def reply(chat: ChatRequest) -> dict[str, Any]:
+def reply(chat: ChatRequest) -> ToolCall | str:
     """Returns its next message: a call of Letta's tool, or the closing sentence."""
     last_user = max(
         (i for i, message in enumerate(chat.messages) if message.get("role") == "user"), default=-1
     )
     if last_user < 0:
-        return {"role": "assistant", "content": NOTHING}
+        return NOTHING
     filed = [
         call["function"].get("arguments", "")
         for message in chat.messages[last_user + 1 :]
@@ -170,13 +155,13 @@ def reply(chat: ChatRequest) -> dict[str, Any]:
     # One tool round per message, regardless of the tool's answer: no loop on a refusal.
     if filed:
         refused = any(_refusal(message) for message in chat.messages[last_user + 1 :])
-        return {"role": "assistant", "content": FAILED if refused else NOTED}
+        return FAILED if refused else NOTED
     offered = {tool.get("function", {}).get("name") for tool in chat.tools or ()}
     system = (m for m in chat.messages if m.get("role") in {"system", "developer"})
     known = {
         _plain(sentence)
         for message in system
-        for line in _TAG.sub("\n", _text(message)).splitlines()
+        for line in _TAG.sub("\n", text_of(message)).splitlines()
         for sentence in (line, *_SENTENCE_END.split(line))
     }
     new = [
@@ -185,23 +170,8 @@ def reply(chat: ChatRequest) -> dict[str, Any]:
         if _plain(fact) not in known
     ]
     if not new or TOOL not in offered:
-        return {"role": "assistant", "content": NOTHING}
-    call = {
-        "id": f"call_{uuid.uuid4().hex[:24]}",
-        "type": "function",
-        "function": {
-            "name": TOOL,
-            "arguments": json.dumps({"label": BLOCK, "content": "\n".join(new)}),
-        },
-    }
-    return {"role": "assistant", "content": None, "tool_calls": [call]}
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return " ".join(part.get("text", "") for part in content)
+        return NOTHING
+    return ToolCall(TOOL, {"label": BLOCK, "content": "\n".join(new)})
 
 
 def _refusal(message: dict[str, Any]) -> bool:
@@ -209,7 +179,7 @@ def _refusal(message: dict[str, Any]) -> bool:
     if message.get("role") != "tool":
         return False
     try:
-        answer = json.loads(_text(message))
+        answer = json.loads(text_of(message))
     except ValueError:
         return False
     return isinstance(answer, dict) and answer.get("status") == "Failed"
@@ -217,7 +187,7 @@ def _refusal(message: dict[str, Any]) -> bool:
 
 def _user_words(message: dict[str, Any]) -> str:
     """Returns the user's text; older kinds of Letta agents wrap it in JSON."""
-    text = _text(message)
+    text = text_of(message)
     try:
         wrapped = json.loads(text)
     except ValueError:
@@ -225,65 +195,14 @@ def _user_words(message: dict[str, Any]) -> str:
     return str(wrapped.get("message", "")) if isinstance(wrapped, dict) else text
 
 
-def _deltas(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the message in chunks: a tool call at once, a sentence word by word."""
-    if message.get("tool_calls"):
-        calls = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
-        yield {"role": "assistant", "tool_calls": calls}
-        return
-    for index, word in enumerate(re.findall(r"\S+\s*", message["content"])):
-        yield {"content": word, **({} if index else {"role": "assistant"})}
-
-
-async def _models(_: Request) -> Response:
-    entry = {"id": MODEL, "object": "model", "created": 0, "owned_by": "labvoice"}
-    data = [{**entry, "max_model_len": _CONTEXT_TOKENS}]
-    return JSONResponse({"object": "list", "data": data})
-
-
-async def _health(_: Request) -> Response:
-    return JSONResponse({"status": "ok", "model": MODEL})
-
-
-async def _chat(request: Request) -> Response:
-    try:
-        chat = ChatRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        problem = {"message": str(error.errors()[0]["msg"]), "type": "invalid_request_error"}
-        return JSONResponse({"error": problem}, status_code=400)
+async def answer(chat: ChatRequest, _: float) -> AsyncIterator[str | ToolCall]:
+    """Yields the message: a tool call at once, a sentence word by word."""
     message = reply(chat)
-    finish_reason = "tool_calls" if message.get("tool_calls") else "stop"
-    envelope = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": MODEL}
-    # Nothing is tokenised here; zero would make Letta estimate.
-    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    if not chat.stream:
-        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-        return JSONResponse(
-            {**envelope, "object": "chat.completion", "choices": [choice], "usage": usage}
-        )
-
-    async def events() -> AsyncIterator[str]:
-        chunk = {**envelope, "object": "chat.completion.chunk"}
-        for delta in [*_deltas(message), None]:
-            choice = {
-                "index": 0,
-                "delta": delta or {},
-                "finish_reason": None if delta else finish_reason,
-            }
-            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n"
-        yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n"
-        yield "data: [DONE]\n\n"
-
-    return StreamingResponse(events(), media_type="text/event-stream")
+    for token in [message] if isinstance(message, ToolCall) else _WORDS.findall(message):
+        yield token
 
 
-app: Final = Starlette(
-    routes=[
-        Route("/health", _health),
-        Route("/v1/models", _models),
-        Route("/v1/chat/completions", _chat, methods=["POST"]),
-    ]
-)
+server: Final = ChatServer(MODEL, answer, context_tokens=_CONTEXT_TOKENS)
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    server.run(int(sys.argv[1]))

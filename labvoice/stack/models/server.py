@@ -63,12 +63,8 @@ class ModelServer(Server):
             WeightsError: The weights cannot be obtained.
             ProcessError: The model cannot be loaded, or the server did not become ready.
         """
-        command: list[str | Path] = [
-            sys.executable,
-            "-P",
-            "-m",
-            f"labvoice.stack.models.{kind}_model",
-        ]
+        module = f"labvoice.stack.models.{kind}_model"
+        command: list[str | Path] = [sys.executable, "-P", "-m", module]
         if kind == "small":
             if gguf is None:
                 folder = await asyncio.to_thread(require, "smollm2", settings, progress)
