@@ -261,11 +261,8 @@ class Call:
             on_mark=self._marks.add,
         )
 
-    async def connect(self, *, click_s: float | None = None) -> Call:
+    async def connect(self) -> Call:
         """Joins, publishes the microphone, dispatches the agent and waits until it listens.
-
-        Args:
-            click_s: The intended start, in monotonic seconds; None: now.
 
         Raises:
             ServerUnreachableError: The server does not answer.
@@ -277,18 +274,18 @@ class Call:
         """
         try:
             await self.media.open()
-            await self._connect(click_s)
+            await self._connect()
             await self.media.check_path()
         except LabvoiceError as error:
             self.failure = error.observed
             raise
         return self
 
-    async def _connect(self, click_s: float | None) -> None:
+    async def _connect(self) -> None:
         strategy = strategy_of(self.strategy)
         if strategy.when == "ahead" and self.dispatch is None:
             await self.dispatch_ahead()
-        self._marks.set("click", click_s if click_s is not None else time.monotonic())
+        self._marks.set("click")
         token = caller_token(
             self._key,
             self._secret,

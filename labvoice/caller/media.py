@@ -18,7 +18,6 @@ from labvoice.link.client import Link
 _STATS_TIMEOUT_S: Final = 2.0
 _PATH_TIMEOUT_S: Final = 3.0
 _POLL_S: Final = 0.05
-_OPUS_HZ: Final = 48000
 _PACKETS_UNDER_WAY: Final = 50
 _AROUND_S: Final = 1.0
 _LATE_S: Final = 0.03

@@ -90,7 +90,6 @@ async def examine(
     on_check: Callable[[Check], None] = lambda _: None,
     *,
     port: int = HTTP_PORT,
-    dispatcher: Dispatcher | None = None,
     evidence: Evidence | None = None,
     target: Target | None = None,
 ) -> list[Check]:
@@ -103,7 +102,6 @@ async def examine(
         settings: The settings to check.
         on_check: Called with each check as it is done.
         port: Port of the HTTP service.
-        dispatcher: Dispatches into the scratch room; None: one of its own.
         evidence: Returns the status of the workers that serve `livekit_url`, if known.
         target: The agent that has to join; None: labvoice's own.
 
@@ -112,7 +110,7 @@ async def examine(
     """
     stack = Stack()
     stack.make_state_dir(settings, "doctor")
-    doctor = _Doctor(settings, stack, on_check, port, dispatcher, evidence, target or Target("own"))
+    doctor = _Doctor(settings, stack, on_check, port, evidence, target or Target("own"))
     try:
         await doctor.run()
     finally:
@@ -126,10 +124,10 @@ class _Doctor:
     stack: Stack
     on_check: Callable[[Check], None]
     port: int
-    dispatcher: Dispatcher | None
     evidence: Evidence | None
     target: Target
     checks: list[Check] = field(default_factory=list)
+    dispatcher: Dispatcher | None = None
     agent: TargetAgent | None = None
 
     async def run(self) -> None:
@@ -189,12 +187,9 @@ class _Doctor:
                 return f"a LiveKit server answers at {self.settings.livekit_url}"
             server = self.stack.server
             assert server is not None
-            if self.dispatcher is None:
-                self.dispatcher = await self.stack.exits.enter_async_context(
-                    Dispatcher(
-                        server.url, server.api_key, server.api_secret, self._workers, server.log
-                    )
-                )
+            self.dispatcher = await self.stack.exits.enter_async_context(
+                Dispatcher(server.url, server.api_key, server.api_secret, self._workers, server.log)
+            )
             version = f"{server.version}, started" if server.version else "answers"
             return f"LiveKit server {version} at {server.url}"
 

@@ -47,17 +47,14 @@ class LettaApi:
     Args:
         base_url: The server's address.
         api_key: Its key.
-        model: Handle or name of the model for new agents, if the server offers it; otherwise the
-            server's first model is used.
 
     Attributes:
-        model: As given.
+        model: Handle or name of the model for new agents, if the server offers it; otherwise the
+            server's first model is used.
     """
 
-    def __init__(
-        self, base_url: str, api_key: SecretStr | None = None, model: str | None = None
-    ) -> None:
-        self.model = model
+    def __init__(self, base_url: str, api_key: SecretStr | None = None) -> None:
+        self.model: str | None = None
         self._base_url = base_url
         self._client = new_client(base_url, api_key)
 

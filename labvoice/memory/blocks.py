@@ -84,7 +84,6 @@ async def watch(
     known: MemorySnapshot | None = None,
     on_error: Callable[[LabvoiceError | None], None] = lambda _: None,
     interval_s: float = INTERVAL_S,
-    timeout_s: float = _TIMEOUT_S,
 ) -> None:
     """Follows an agent's memory until cancelled; a failing server never ends it.
 
@@ -96,14 +95,13 @@ async def watch(
         on_error: Called with the error when loading starts to fail, and with None when it works
             again.
         interval_s: Polling interval, in seconds; longer while the server fails.
-        timeout_s: Timeout of one request, in seconds.
     """
     failing = False
     pause_s = interval_s if known else 0.0
     while True:
         await asyncio.sleep(pause_s)
         try:
-            found = await load_memory(client, letta_agent_id, timeout_s)
+            found = await load_memory(client, letta_agent_id)
         except LabvoiceError as error:
             pause_s = min(_LONGEST_INTERVAL_S, max(interval_s, pause_s * 2))
             if not failing:

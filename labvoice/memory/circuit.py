@@ -7,11 +7,13 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Final, Literal
 
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError
 
 Circuit = Literal["closed", "open", "half-open"]
+_THRESHOLD: Final = 3
+"""Consecutive failures after which the circuit is open."""
 
 
 class CircuitOpenError(LabvoiceError):
@@ -27,15 +29,11 @@ class CircuitBreaker:
     Args:
         first_s: Longest pause after the first failure, in seconds.
         longest_s: Upper bound of the pause, in seconds.
-        threshold: Consecutive failures after which the circuit is open.
     """
 
-    def __init__(
-        self, *, first_s: float = 0.5, longest_s: float = 30.0, threshold: int = 3
-    ) -> None:
+    def __init__(self, *, first_s: float = 0.5, longest_s: float = 30.0) -> None:
         self._first_s = first_s
         self._longest_s = longest_s
-        self._threshold = threshold
         self._failures = 0
         self._retry_at_s = 0.0
         self._one_at_a_time = asyncio.Lock()
@@ -43,7 +41,7 @@ class CircuitBreaker:
     @property
     def state(self) -> Circuit:
         """Whether attempts are allowed, paused, or tried one at a time."""
-        if self._failures < self._threshold:
+        if self._failures < _THRESHOLD:
             return "closed"
         return "open" if self.is_open else "half-open"
 

@@ -30,6 +30,7 @@ PAGE: Final = 100
 # 408 and 429 mean: retry later; 409 means that the agent is busy with another request.
 _PASSING: Final = {408, 409, 429}
 _AT_ONCE_S: Final = 1.0
+_TIMEOUT_S: Final = 30.0
 MAX_STEPS: Final = 4
 """How many rounds of its model Letta may take for one message."""
 
@@ -55,22 +56,21 @@ def _authorities() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def new_client(base_url: str, api_key: SecretStr | None, *, timeout_s: float = 30.0) -> AsyncLetta:
+def new_client(base_url: str, api_key: SecretStr | None) -> AsyncLetta:
     """Returns a client without retries: the queue checks a message's outcome first.
 
     Args:
         base_url: The server's address.
         api_key: Its key.
-        timeout_s: For each request, in seconds.
     """
     return AsyncLetta(
         base_url=base_url,
         api_key=api_key.get_secret_value() if api_key else None,
-        timeout=timeout_s,
+        timeout=_TIMEOUT_S,
         max_retries=0,
         http_client=http_client(
             base_url,
-            timeout=timeout_s,
+            timeout=_TIMEOUT_S,
             # Loading CA certificates takes as long; plain HTTP does not need them.
             verify=_authorities() if base_url.startswith("https") else False,
         ),

@@ -203,13 +203,12 @@ def _waveform(samples: npt.NDArray[np.float32], middle: float) -> str:
 # -- of a run ---------------------------------------------------------------------------------
 
 
-def listen(run: Run, trial: int, title: str = "") -> Player:
+def listen(run: Run, trial: int) -> Player:
     """Returns the player of a recorded call.
 
     Args:
         run: The run.
         trial: Number of the call.
-        title: Its heading; the call's number and outcomes when not given.
 
     Raises:
         RunFileError: There is no recording of that call, or it cannot be read.
@@ -220,7 +219,7 @@ def listen(run: Run, trial: int, title: str = "") -> Player:
         raise RunFileError(f"call {trial} has no recording", f"recorded calls: {known}")
     row = recordings[trial]
     try:
-        return _of_trial(run, trial, title or _title(run, trial), row["path"], row["start_s"])
+        return _of_trial(run, trial, _title(run, trial), row["path"], row["start_s"])
     except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
         raise RunFileError(f"{row['path']} cannot be read: {error}") from None
 

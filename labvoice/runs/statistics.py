@@ -253,19 +253,18 @@ def _ranked(
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike, units: npt.ArrayLike, q: float = 50.0, *, seed: int = _SEED
+    values: npt.ArrayLike, units: npt.ArrayLike, *, seed: int = _SEED
 ) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of a percentile; NaN where units are below two.
+    """Returns the 95 % bootstrap interval of the median; NaN where units are below two.
 
     Args:
         values: Shape (n,).
         units: Shape (n,): which unit each value belongs to.
-        q: Percentile, in [0, 100].
         seed: The same seed gives the same interval.
     """
     if pd.unique(_labels(units)).size < 2:
         return math.nan, math.nan
-    return _interval(bootstrap_percentiles(values, units, q, seed=seed))
+    return _interval(bootstrap_percentiles(values, units, seed=seed))
 
 
 def compare_medians(
@@ -273,8 +272,6 @@ def compare_medians(
     base_units: npt.ArrayLike,
     new: npt.ArrayLike,
     new_units: npt.ArrayLike,
-    *,
-    seed: int = _SEED,
 ) -> Ratio:
     """Compares two medians: their ratio, its bootstrap interval, and a rank test.
 
@@ -283,7 +280,6 @@ def compare_medians(
         base_units: Shape (n,): which unit each value belongs to.
         new: Shape (m,).
         new_units: Shape (m,).
-        seed: The same seed gives the same interval.
     """
     from scipy import stats  # takes a second, which not every command shall wait
 
@@ -292,8 +288,8 @@ def compare_medians(
     enough = min(np.unique(np.asarray(s)).size for s in (base_units, new_units)) >= 2
     if not enough or math.isnan(ratio):
         return Ratio(ratio, (math.nan, math.nan), math.nan)
-    below = bootstrap_percentiles(base, base_units, seed=seed)
-    above = bootstrap_percentiles(new, new_units, seed=seed + 1)
+    below = bootstrap_percentiles(base, base_units)
+    above = bootstrap_percentiles(new, new_units, seed=_SEED + 1)
     test = stats.mannwhitneyu(_unit_medians(base, base_units), _unit_medians(new, new_units))
     # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
     interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
@@ -305,8 +301,6 @@ def compare_rounds(
     base_rounds: npt.ArrayLike,
     new: npt.ArrayLike,
     new_rounds: npt.ArrayLike,
-    *,
-    seed: int = _SEED,
 ) -> Ratio:
     """Compares two configurations of which each round measured both, at one time and alike.
 
@@ -318,7 +312,6 @@ def compare_rounds(
         base_rounds: Shape (n,): the round of each value; several values are one by their median.
         new: Shape (m,).
         new_rounds: Shape (m,).
-        seed: The same seed gives the same interval.
     """
     from scipy import stats
 
@@ -330,7 +323,7 @@ def compare_rounds(
     if not len(pairs) or pairs.min() <= 0:  # LiveKit reports delays of exactly zero
         return Ratio(math.nan, (math.nan, math.nan), math.nan)
     ratios = pairs[:, 1] / pairs[:, 0]
-    interval = bootstrap_interval(ratios, range(len(ratios)), seed=seed)
+    interval = bootstrap_interval(ratios, range(len(ratios)))
     if len(ratios) < 2:
         return Ratio(float(ratios[0]), interval, math.nan)
     same = bool(np.all(ratios == 1))  # of which the test can say nothing

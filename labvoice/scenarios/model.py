@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -40,7 +40,6 @@ SCHEMA_PATH: Final = Path(__file__).with_name("scenario.schema.json")
 """The JSON schema of a scenario file, for editors and reviews."""
 
 _STRICT: Final = ConfigDict(extra="forbid", populate_by_name=True)
-_Spaced = Callable[[str], str]
 
 
 def _spaced(name: str) -> Any:

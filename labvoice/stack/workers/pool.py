@@ -22,8 +22,7 @@ from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, Wor
 COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load", "memory")
 _REST_S: Final = 15.0
 _HUNG_AFTER: Final = 3
-"""Consecutive unanswered health checks, 2 s each, after which a worker counts as
-hung."""
+"""Consecutive unanswered health checks, 2 s each, after which a worker counts as hung."""
 _JOBS_KEPT: Final = 1000
 _SHORT_LIFE_S: Final = 30.0
 

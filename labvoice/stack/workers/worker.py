@@ -29,6 +29,7 @@ _PREPARED = re.compile("(process|job runner) initialized|error initializing proc
 _LIVEKIT_LOAD_THRESHOLD = 0.7  # livekit-agents' default in production, worker.py
 _KEPT = 1000
 """Maximum number of events, jobs, rejections and endings kept of a worker."""
+_STATUS_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 90.0  # models load cold from disk on two busy cores: 10 to 40 s seen
 
 
@@ -260,11 +261,13 @@ class Worker:
             case "rejected":
                 _keep(self._rejections, event["dispatch_id"], event["reason"])
 
-    async def status(self, timeout_s: float = 2.0) -> WorkerStatus | None:
+    async def status(self) -> WorkerStatus | None:
         """Returns the worker's status; None if it does not answer in time."""
         try:
             async with (
-                http_session(self.url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as http,
+                http_session(
+                    self.url, timeout=aiohttp.ClientTimeout(total=_STATUS_TIMEOUT_S)
+                ) as http,
                 http.get(f"{self.url}/worker") as response,
             ):
                 info = await response.json()
