@@ -82,11 +82,6 @@ async def livekit_api(url: str, key: str, secret: str) -> AsyncIterator[api.Live
     """Context manager: a client of a LiveKit server's API, through the proxy that is meant for it.
 
     A job's own client (`JobContext.api`) shares the session that its plugins use, and its proxy.
-
-    Args:
-        url: The server's address.
-        key: API key.
-        secret: Its secret.
     """
     from livekit import api
 
@@ -120,11 +115,7 @@ def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> N
 
 @contextmanager
 def loopback_spared(livekit_url: str) -> Iterator[None]:
-    """Context manager: this process and its children use no proxy for this machine.
-
-    Args:
-        livekit_url: The LiveKit server's address.
-    """
+    """Context manager: this process and its children use no proxy for this machine."""
     global _entered  # the environment is shared by the whole process
     with _lock:
         if not _entered:

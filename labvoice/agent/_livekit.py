@@ -47,11 +47,6 @@ def audio_output(room: rtc.Room, *, sample_rate_hz: int, track: str) -> _Partici
 
     The room's own audio output publishes only when a participant is present; an agent that was
     dispatched ahead would look absent until then (room_io.py, `_init_task`).
-
-    Args:
-        room: Where to publish.
-        sample_rate_hz: Of the audio.
-        track: Name of the track.
     """
     from livekit import rtc
     from livekit.agents.voice.room_io._output import _ParticipantAudioOutput

@@ -175,9 +175,6 @@ def choose_endpointing(given: Arms, longest_s: float = 0.0) -> list[Arm]:
 def target_arms(targets: Mapping[str, Target | str]) -> list[Arm]:
     """Returns an arm for each agent.
 
-    Args:
-        targets: Agents by the arms' names.
-
     Raises:
         UsageError: An agent or an arm's name cannot be used.
     """

@@ -47,11 +47,6 @@ class PendingCall:
 async def connect_room(room: rtc.Room, url: str, token: str) -> None:
     """Connects signalling and media.
 
-    Args:
-        room: What is connected.
-        url: Address of the server.
-        token: The caller's.
-
     Raises:
         ServerUnreachableError: The server does not answer.
         CredentialsError: It refuses the token.

@@ -23,11 +23,7 @@ _SCRATCH_TIMEOUT_S: Final = 15.0
 
 
 async def look(lab: Lab) -> list[Check]:
-    """Checks the LiveKit server, the workers, the model and Letta, each within 3 s.
-
-    Args:
-        lab: The running lab.
-    """
+    """Checks the LiveKit server, the workers, the model and Letta, each within 3 s."""
     looks: dict[str, Callable[[Lab], Awaitable[str]]] = {
         "livekit": _livekit,
         "workers": _workers,
@@ -43,9 +39,6 @@ async def diagnose(lab: Lab) -> list[Check]:
     """Checks every part and, where LiveKit answers, whether an agent really joins.
 
     As the doctor does, for a lab that is in use.
-
-    Args:
-        lab: The running lab.
     """
     checks = await look(lab)
     if all(check.ok for check in checks if check.name == "livekit"):

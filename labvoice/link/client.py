@@ -78,11 +78,7 @@ class Link:
 
 
 class Relays:
-    """The relays of a lab, in a process of their own that starts with the first of them.
-
-    Args:
-        state_dir: Folder of the process's log.
-    """
+    """The relays of a lab, in a process of their own that starts with the first of them."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir

@@ -216,10 +216,6 @@ class Shaper:
 
     The fate of the n-th packet (lost, held back, sent twice, and how much it jitters) follows from
     the seed and n alone.
-
-    Args:
-        impairment: What happens to them.
-        seed: Of all chance in it.
     """
 
     def __init__(self, impairment: Impairment, seed: str) -> None:

@@ -73,11 +73,6 @@ def _receive(source: socket.socket) -> tuple[bytes, float, Any] | None:
 class UdpRelay:
     """Forwards between a UDP port of its own and the server's.
 
-    Args:
-        profile: What happens to the packets.
-        seed: Of all chance in it.
-        keep: Whether RTP packets are kept.
-
     Attributes:
         port: UDP port for the clients.
         server: Address of the server's media; nothing passes before it is known.

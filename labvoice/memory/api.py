@@ -44,10 +44,6 @@ COLUMNS: Final = ("id", "name", "created_at", "model", "blocks", "human")
 class LettaApi:
     """A Letta server's agents and models.
 
-    Args:
-        base_url: The server's address.
-        api_key: Its key.
-
     Attributes:
         model: Handle or name of the model for new agents, if the server offers it; otherwise the
             server's first model is used.
@@ -174,11 +170,7 @@ class LettaApi:
         return await resolve_at_once(self._client, agent)
 
     async def blocks(self, agent: str) -> dict[str, str]:
-        """Returns the text of each memory block of an agent, by label.
-
-        Args:
-            agent: Its id or name.
-        """
+        """Returns the text of each memory block of an agent, by label."""
         agent_id = await self.resolve(agent)
         with translate_errors(self._client, f"the memory of {agent}"):
             page = await self._client.agents.blocks.list(agent_id, limit=PAGE)
@@ -200,11 +192,7 @@ class LettaApi:
             await self._client.agents.blocks.update(label, agent_id=agent_id, value=value)
 
     async def delete(self, agent: str) -> None:
-        """Deletes an agent and its memory.
-
-        Args:
-            agent: Its id or name.
-        """
+        """Deletes an agent and its memory."""
         agent_id = await self.resolve(agent)
         with translate_errors(self._client, f"the agent {agent}"):
             # HTTP 409 while a turn of the agent is starting (0.16.8).

@@ -57,12 +57,7 @@ def _authorities() -> ssl.SSLContext:
 
 
 def new_client(base_url: str, api_key: SecretStr | None) -> AsyncLetta:
-    """Returns a client without retries: the queue checks a message's outcome first.
-
-    Args:
-        base_url: The server's address.
-        api_key: Its key.
-    """
+    """Returns a client without retries: the queue checks a message's outcome first."""
     return AsyncLetta(
         base_url=base_url,
         api_key=api_key.get_secret_value() if api_key else None,

@@ -55,10 +55,6 @@ class Frames:
 
     See the properties of :class:`labvoice.runs.run.Run`. A unit is a trial's connection or one
     of its turns.
-
-    Args:
-        header: The run's first line.
-        columns: The other lines.
     """
 
     def __init__(self, header: RunLine, columns: Columns) -> None:

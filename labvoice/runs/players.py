@@ -206,10 +206,6 @@ def _waveform(samples: npt.NDArray[np.float32], middle: float) -> str:
 def listen(run: Run, trial: int) -> Player:
     """Returns the player of a recorded call.
 
-    Args:
-        run: The run.
-        trial: Number of the call.
-
     Raises:
         RunFileError: There is no recording of that call, or it cannot be read.
     """

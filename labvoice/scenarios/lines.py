@@ -40,10 +40,6 @@ class ScenarioError(UsageError):
 class Document:
     """One YAML document.
 
-    Args:
-        path: The file.
-        node: Its root.
-
     Attributes:
         path: As given.
         data: What it says, in Python's types.

@@ -204,10 +204,6 @@ class _StopError(Exception):
 class Player:
     """Plays one scenario over one call that is not connected yet.
 
-    Args:
-        prepared: The scenario.
-        call: The call.
-
     Attributes:
         result: What came of it so far.
     """

@@ -38,9 +38,6 @@ _LONGEST_NAME: Final = 60
 class BackgroundLab:
     """A running lab whose event loop runs in a thread; close it by :meth:`stop`.
 
-    Args:
-        make: Returns the lab, not started.
-
     Attributes:
         lab: The lab; what it returns to be awaited goes through :meth:`run`.
 

@@ -23,13 +23,7 @@ MAX_BODY_BYTES: Final = 256 * 1024
 
 
 def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Guard:
-    """Builds the application.
-
-    Args:
-        backend: What it serves.
-        settings: Allowed hosts and origins, limits.
-        keyring: The valid keys.
-    """
+    """Builds the application."""
     app = FastAPI(
         title="labvoice",
         summary="Dispatches LiveKit voice agents, proves that they joined, and measures them.",

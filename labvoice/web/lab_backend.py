@@ -41,11 +41,7 @@ _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGE
 
 
 class LabBackend:
-    """Serves a running lab.
-
-    Args:
-        lab: The lab.
-    """
+    """Serves a running lab."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab

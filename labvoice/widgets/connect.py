@@ -72,9 +72,6 @@ class ConnectButton(anywidget.AnyWidget):
     Made by `lab.connect_button()`; show it as the last line of a cell. Every call that is made
     with it is kept in :attr:`calls`.
 
-    Args:
-        lab: The running lab.
-
     Attributes:
         calls: All calls made with this button, oldest first.
 

@@ -32,9 +32,6 @@ _SHOWN = 20
 class Watcher:
     """Reads the state of a lab once a second for all its monitors; ends with the last of them.
 
-    Args:
-        lab: The running lab.
-
     Attributes:
         views: The monitors.
         seen: The last state.
@@ -182,9 +179,6 @@ class Monitor(anywidget.AnyWidget):
 
     All monitors of a lab share one reading a second; the page gets a message only if something has
     changed. It ends with the lab, or with :meth:`close`.
-
-    Args:
-        lab: The running lab.
 
     Attributes:
         snapshot: The last state.

@@ -27,11 +27,7 @@ from labvoice.stack.gateway.openai import failure
 
 
 class Deepgram:
-    """The endpoints.
-
-    Args:
-        engines: What recognises and speaks.
-    """
+    """The endpoints."""
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines

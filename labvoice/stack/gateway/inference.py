@@ -41,11 +41,7 @@ _MESSAGE_TYPES: Final = {
 
 
 class Inference:
-    """The three sockets.
-
-    Args:
-        engines: What recognises and speaks.
-    """
+    """The three sockets."""
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
