@@ -219,7 +219,7 @@ def choose(given: Arms, known: Sequence[Arm]) -> list[Arm]:
         known: The built-in arms.
 
     Raises:
-        UsageError: A name is unknown or given twice, or an agent cannot be meant.
+        UsageError: A name is unknown or given twice, or an agent is invalid.
     """
     if isinstance(given, Mapping):
         return target_arms(given) or [DEFAULT]

@@ -1,4 +1,4 @@
-"""What all benches share: the options of a run, one trial of it, and arms that take turns."""
+"""Shared by all benches: options of a run, trials, and the loop over interleaved arms."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class RunOptions:
         """Returns how many rounds there are, warm-up included.
 
         Raises:
-            UsageError: A number makes no sense.
+            UsageError: A number is out of range.
         """
         if trials < 1 or self.warmup < 0:
             raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
@@ -318,7 +318,7 @@ async def measure_calls(
         config: What else was asked for.
 
     Raises:
-        UsageError: A number makes no sense.
+        UsageError: A number is out of range.
         RunFileError: The run file exists already.
     """
     options.rounds(trials)

@@ -1,4 +1,4 @@
-"""Burst: many rooms ask for an agent in the same moment; who gets one, and who gets two."""
+"""The burst bench: many rooms request an agent at once; counts rooms with one, none or two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: what the caller reads for a reply whose delay is known, and so what it adds."""
+"""Calibration: measures replies of known delay, to find the instrument's own error."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ async def calibrate(
         options: Options of the run.
 
     Raises:
-        UsageError: A number makes no sense, or there is no such variant.
+        UsageError: A number is out of range, or there is no such variant.
         RunFileError: The run file exists already.
     """
     options.rounds(trials)

@@ -1,4 +1,4 @@
-"""The failover benchmark: kills the agent of a call and measures how soon another one listens."""
+"""The failover bench: kills the agent of a call and measures the time to its replacement."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def failover(
         agent: A script or command whose agent is killed; labvoice's own when not given.
 
     Raises:
-        UsageError: A number makes no sense, or the lab does not replace lost agents.
+        UsageError: A number is out of range, or the lab does not replace lost agents.
         RunFileError: The run file exists already.
     """
     options.rounds(trials)

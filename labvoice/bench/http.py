@@ -1,4 +1,4 @@
-"""Load on the HTTP service's own part: dispatches at a constant rate, idle clients, a restart.
+"""Load test of the HTTP service: constant dispatch rate, idle clients, a restart.
 
 Behind the service stands :mod:`labvoice.web.stub`, whose dispatches take 100 ms, so that what
 is measured is keys, limits, validation, metrics and logs, and not agents.
@@ -245,7 +245,7 @@ async def _one(
     second: int,
     intended_s: float,
 ) -> Asked:
-    """Asks, and records what became of it as soon as that is known."""
+    """Sends one dispatch request and records its result."""
     asked = Asked(room, intended_s, 0.0, "", 0, "was not answered")
     async with trial(run, number, room, arm, round_number=0, unit=f"{arm} {second}") as this:
         asked = await _ask(http, room, intended_s)
@@ -257,7 +257,7 @@ async def _one(
 
 
 async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Asked:
-    """Asks until there is an answer: asking twice makes one agent, so a client may."""
+    """Sends a request and retries until it is answered; a retry never makes a second agent."""
     tries, dispatch_id, detail = 0, "", ""
     while not dispatch_id and time.monotonic() - intended_s < _GIVE_UP_S:
         tries += 1

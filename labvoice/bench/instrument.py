@@ -1,4 +1,4 @@
-"""The instrument's own error on this machine: written by a calibration, read by every other run."""
+"""Stores the instrument's error of this machine: written by calibrations, read by other runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench of turn-taking: in each trial one call, in each call one probe."""
+"""The turn-taking bench (barge-in, backchannel): one call with one probe in each trial."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _settled(call: Call, turn: Turn, probe: Probe, found: Interruption, now_s: f
 
 
 def _facts(call: Call, turn: Turn, probe: Probe, found: Interruption) -> dict[str, Any]:
-    """What is noted of a probe; times are seconds since its onset."""
+    """Returns the notes of a probe; times are seconds since its onset."""
     zero_s = found.start_s
 
     def since(at_s: float | None) -> float | None:

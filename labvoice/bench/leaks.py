@@ -1,4 +1,4 @@
-"""Finds leaks: resources of worker, lab and server before and after many calls."""
+"""The leak bench: resources of worker, lab and server before and after many calls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def leaks(
         keeps. A growth that levels off is in the first half alone.
 
     Raises:
-        UsageError: The number makes no sense.
+        UsageError: The number is out of range.
         LabvoiceError: More than a tenth of the calls failed; the last one's error. Fewer failures
             are warnings: what a failed call leaves behind counts as well.
     """

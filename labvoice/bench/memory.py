@@ -1,4 +1,4 @@
-"""Letta's part in a turn benchmark: an agent for each arm, and the stages of its memory."""
+"""Letta in benchmarks: an agent for each arm, and the memory stages."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Bench:
             options: Options of the run.
 
         Raises:
-            UsageError: A number makes no sense.
+            UsageError: A number is out of range.
             RunFileError: The run file exists already.
         """
         return await connect(self._lab, trials, arms, _with_warmup(options))
@@ -75,7 +75,7 @@ class Bench:
             options: Options of the run.
 
         Raises:
-            UsageError: A number makes no sense, or the list of utterances is empty.
+            UsageError: A number is out of range, or the list of utterances is empty.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
@@ -101,7 +101,7 @@ class Bench:
             options: Options of the run.
 
         Raises:
-            UsageError: A number makes no sense.
+            UsageError: A number is out of range.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
@@ -134,7 +134,7 @@ class Bench:
             options: Options of the run.
 
         Raises:
-            UsageError: A number, a probe or an arm makes no sense.
+            UsageError: A number, a probe or an arm is invalid.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
@@ -176,7 +176,7 @@ class Bench:
             options: Options of the run.
 
         Raises:
-            UsageError: A number makes no sense.
+            UsageError: A number is out of range.
             RunFileError: The run file exists already.
         """
         run = _with_warmup(options)

@@ -1,4 +1,4 @@
-"""A call that was made by hand, as a run of one trial."""
+"""Records a single call as a run of one trial."""
 
 from __future__ import annotations
 

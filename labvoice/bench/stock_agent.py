@@ -1,4 +1,4 @@
-"""What labvoice is compared with: a plain livekit-agents worker, written as LiveKit's starter is.
+"""The baseline: a plain livekit-agents worker, written like LiveKit's starter.
 
 The models are loaded in the process's set-up (`setup_fnc`), so that a job finds them; every option
 of the worker and of the session is at its default for production, except the load. LiveKit's

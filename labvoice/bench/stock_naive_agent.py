@@ -1,4 +1,4 @@
-"""The stock agent as one writes it first: it loads its models when the job comes.
+"""The stock agent without prewarm: it loads its models in the job.
 
 Otherwise it is :mod:`labvoice.bench.stock_agent`. Run as
 `python -m labvoice.bench.stock_naive_agent --port PORT --agent-name NAME`.

@@ -1,4 +1,4 @@
-"""The bench of turns: in each trial one call, in each call some turns."""
+"""The turn bench: one call with one or more turns in each trial."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def measure_turns(
     """Makes calls with a number of turns; round and turn determine the utterance, for every arm.
 
     Raises:
-        UsageError: A number makes no sense.
+        UsageError: A number is out of range.
         RunFileError: The run file exists already.
         WeightsError: The caller's voice could not be obtained.
     """

@@ -1,4 +1,4 @@
-"""What the agent's voice does while the caller speaks over it: it yields, goes on, answers."""
+"""Barge-in and backchannel: the agent's voice while the caller speaks over it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`labvoice test`: scenarios, played over and over, pass or fail."""
+"""`labvoice test`: plays scenarios repeatedly; pass or fail."""
 
 from __future__ import annotations
 

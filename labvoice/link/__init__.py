@@ -1,1 +1,1 @@
-"""Bad networks on purpose: a relay on the caller's media path, which also dates its packets."""
+"""Network impairment: a relay on the caller's media path, which also timestamps packets."""

@@ -1,4 +1,4 @@
-"""The relays' process: a lab opens, changes and closes relays in it by HTTP, with a key."""
+"""The process of the relays; a lab controls it over HTTP with a key."""
 
 from __future__ import annotations
 

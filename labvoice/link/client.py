@@ -1,4 +1,4 @@
-"""The relays of a lab, from the lab's side: a process, and a link in it for each call."""
+"""Client of the relay process: one link for each call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Link:
     Attributes:
         url: What its client is given in place of the server's address, `ws://…`.
         udp_port: The port that the client's media goes to.
-        profile: What happens to packets now.
+        profile: The current impairment.
         keeps_packets: Whether :meth:`packets` has any.
     """
 
@@ -44,7 +44,7 @@ class Link:
         self.keeps_packets = keeps_packets
 
     async def set(self, profile: LinkProfile | str) -> None:
-        """Changes what happens to packets from now on.
+        """Changes the impairment from now on.
 
         Args:
             profile: A link, or its text as :meth:`LinkProfile.parse` reads it.
@@ -58,7 +58,7 @@ class Link:
         self.profile = wanted
 
     async def clear(self) -> None:
-        """Lets packets pass as they come from now on."""
+        """Removes the impairment from now on."""
         await self.set(LinkProfile())
 
     async def counts(self) -> dict[str, int]:
@@ -119,7 +119,7 @@ class Relays:
 
         Args:
             server: The server's address, `http://…`.
-            profile: What happens to packets; they pass as they come when not given.
+            profile: The impairment; none when not given.
             keep_packets: Whether its RTP packets are kept.
 
         Raises:

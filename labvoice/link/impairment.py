@@ -1,4 +1,4 @@
-"""What a link does to packets: delay, jitter, loss, rate, reordering, duplicates."""
+"""Impairments of a link: delay, jitter, loss, rate limit, reordering, duplicates."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Impairment:
 
     @property
     def none(self) -> bool:
-        """Whether packets pass as they come."""
+        """Whether packets are not impaired."""
         return dataclasses.replace(self, burst=1.0) == Impairment()
 
 
@@ -73,7 +73,7 @@ class LinkProfile:
     Attributes:
         up: From the caller to the server.
         down: From the server to the caller.
-        seed: Of all chance in it.
+        seed: Seed of its random numbers.
         text: As the user wrote it.
     """
 
@@ -93,7 +93,7 @@ class LinkProfile:
                 `up.KEY` or `down.KEY`; or `seed`.
 
         Raises:
-            UsageError: It cannot be meant so; the message names the part.
+            UsageError: It is invalid; the message names the part.
         """
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
@@ -130,12 +130,12 @@ class LinkProfile:
 
     @property
     def none(self) -> bool:
-        """Whether packets pass as they come, both ways."""
+        """Whether neither direction is impaired."""
         return self.up.none and self.down.none
 
     @property
     def cut(self) -> bool:
-        """Whether a direction lets nothing pass at all."""
+        """Whether a direction loses every packet."""
         return 1.0 in (self.up.loss, self.down.loss)
 
     def __str__(self) -> str:
@@ -212,7 +212,7 @@ HINT: Final = (
 
 
 class Shaper:
-    """Says when each packet of one direction leaves.
+    """Computes when each packet of one direction leaves.
 
     The fate of the n-th packet (lost, held back, sent twice, and how much it jitters) follows from
     the seed and n alone.

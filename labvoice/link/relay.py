@@ -1,4 +1,4 @@
-"""A UDP relay: forwards, dates and impairs every packet between one client and its server."""
+"""A UDP relay: forwards, timestamps and impairs every packet between a client and its server."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class UdpRelay:
         self.impair(profile)
 
     def impair(self, profile: LinkProfile) -> None:
-        """Changes what happens to packets from now on."""
+        """Changes the impairment from now on."""
         seed = f"{profile.seed} {self._seed} {self._times_set}"
         self._times_set += 1
         self._shapers: dict[Direction, Shaper] = {

@@ -1,4 +1,4 @@
-"""Reads what an SRTP packet shows in clear: the RTP header and its extensions (RFC 3550, 8285)."""
+"""Parses the unencrypted part of an SRTP packet: RTP header and extensions (RFC 3550, 8285)."""
 
 from __future__ import annotations
 

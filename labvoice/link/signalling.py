@@ -1,4 +1,4 @@
-"""A proxy of LiveKit's signalling that leaves a client one candidate: the relay's."""
+"""A proxy of LiveKit's signalling that replaces all ICE candidates by the relay's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of turn-taking: who speaks when, and what it costs to yield."""
+"""Plots of turn-taking: speech of both sides over time, and false yields against yields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in the formats of other programs, by name."""
+"""Exports a run to the formats of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Players of recordings: both waveforms, marks and words on one time axis, to click and listen."""
+"""Audio players of recordings: both waveforms, marks and transcripts on one time axis."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Player:
-    """A recording to listen to; shown by a notebook, and held by the report.
+    """A recording with its player; shown by notebooks and embedded in reports.
 
     Attributes:
         title: Which call it is, and why it is shown.

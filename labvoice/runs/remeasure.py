@@ -1,4 +1,4 @@
-"""Measures a run's turns again, from its recordings alone, and compares with what was live."""
+"""Measures a run's turns again from its recordings, and compares with the live marks."""
 
 from __future__ import annotations
 

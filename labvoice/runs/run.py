@@ -204,7 +204,7 @@ class Run:
         return counted.merge(of_turns.dropna(axis="columns", how="all"), on=["trial", "turn"])
 
     def shares(self, arm: str | None = None) -> dict[str, turn_taking.Share]:
-        """How often the agent yields, goes on, answers, cuts in; see `turn_taking.FIGURES`.
+        """Shares of turn-taking (barge-in, backchannel, pause); see `turn_taking.FIGURES`.
 
         Args:
             arm: Of this configuration alone; of all when not given.

@@ -1,4 +1,4 @@
-"""The runs in a folder: which there are, how large, and the removal of old ones."""
+"""Runs in a folder: list, sizes, and removal of old ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shares of a run's turns: how often the agent yields, stands, answers, cuts in, by arm."""
+"""Turn-taking statistics of a run (barge-in, backchannel, pause), by arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what was observed of a call is what a scenario expects; nothing here makes a call."""
+"""Compares observations of a call with the expectations of a scenario; makes no calls."""
 
 from __future__ import annotations
 

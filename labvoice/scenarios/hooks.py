@@ -1,4 +1,4 @@
-"""Hooks of a scenario: functions of the user's that judge the state in which a call has left it."""
+"""Hooks of a scenario: the user's functions that check the state after a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JUnit's XML of a suite, as CI systems read it."""
+"""JUnit XML of a suite, for CI systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML whose every value knows its line."""
+"""YAML with the line number of every value."""
 
 from __future__ import annotations
 

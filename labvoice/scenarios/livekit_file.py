@@ -1,4 +1,4 @@
-"""LiveKit's `scenarios.yaml` (`lk agent simulate`), as far as it can be played over a call.
+"""Reads LiveKit's `scenarios.yaml` (`lk agent simulate`).
 
 Its scenarios are for a language model that plays the user and another one that judges; they become
 a step of :class:`labvoice.scenarios.model.Persona` and a `judge`. The format is that of livekit-cli
@@ -23,7 +23,7 @@ def load_all(path: Path | str) -> list[ScenarioFile]:
     """Reads a file of one scenario, or LiveKit's of several.
 
     Raises:
-        ScenarioError: It cannot be read or cannot be meant; with file and line.
+        ScenarioError: It cannot be read or is invalid; with file and line.
     """
     document = Document.read(Path(path))
     if isinstance(document.data, dict) and "scenarios" in document.data:

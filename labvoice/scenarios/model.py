@@ -1,4 +1,4 @@
-"""What a scenario says: steps of a caller, and what must hold; from YAML, or made in Python."""
+"""The model of a scenario: steps and expectations; from YAML, or made in Python."""
 
 from __future__ import annotations
 
@@ -383,7 +383,7 @@ class Scenario:
         tags: For its readers.
 
     Raises:
-        pydantic.ValidationError: A value cannot be meant.
+        pydantic.ValidationError: A value is invalid.
         ScenarioError: A step cannot be reached, or an expectation can never hold.
     """
 
@@ -407,7 +407,7 @@ class Scenario:
 
 
 class _StepError(ScenarioError):
-    """A step that cannot be meant where it stands."""
+    """A step that is invalid at its place."""
 
     def __init__(self, step: int, words: str) -> None:
         self.step = step
@@ -488,7 +488,7 @@ def load(path: Path | str) -> ScenarioFile:
     """Reads a scenario file.
 
     Raises:
-        ScenarioError: It cannot be read or cannot be meant; with file and line.
+        ScenarioError: It cannot be read or is invalid; with file and line.
     """
     path = Path(path)
     return scenario_of(Document.read(path))
@@ -498,7 +498,7 @@ def scenario_of(document: Document) -> ScenarioFile:
     """Reads a scenario from a YAML document.
 
     Raises:
-        ScenarioError: It cannot be meant; with file and line.
+        ScenarioError: It is invalid; with file and line.
     """
     path = document.path
     if not isinstance(document.data, dict):

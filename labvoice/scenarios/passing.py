@@ -1,4 +1,4 @@
-"""How often a scenario passes: pass^k and its interval."""
+"""Pass rates of a scenario: pass^1 and pass^k with 95 % intervals."""
 
 from __future__ import annotations
 

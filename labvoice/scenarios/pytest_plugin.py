@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker, and refuses a number of calls that makes no sense."""
+    """Registers the marker, and checks the number of calls."""
     config.addinivalue_line("markers", f"scenario: a call to a voice agent; every *{SUFFIX} has it")
     if config.getoption("labvoice_repeat") < 1:
         raise pytest.UsageError("--labvoice-repeat: a scenario needs at least one call")
@@ -69,7 +69,7 @@ class ScenarioModule(pytest.File):
         """Reads the file.
 
         Raises:
-            CollectError: It cannot be meant; with file and line.
+            CollectError: It is invalid; with file and line.
         """
         try:
             from labvoice.scenarios.lines import ScenarioError
@@ -123,7 +123,7 @@ class ScenarioItem(pytest.Item):
     def repr_failure(
         self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None
     ) -> str | Any:
-        """Returns what did not hold; a traceback only of an error that nobody foresaw."""
+        """Returns what did not hold; a traceback of unexpected errors only."""
         from labvoice.errors import LabvoiceError
 
         if isinstance(excinfo.value, _FailedError | LabvoiceError):

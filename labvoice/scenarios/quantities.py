@@ -1,4 +1,4 @@
-"""Durations, bounds and patterns as a scenario's author writes them."""
+"""Durations, bounds and patterns in scenario files."""
 
 from __future__ import annotations
 

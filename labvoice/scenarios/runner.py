@@ -1,4 +1,4 @@
-"""Plays a scenario over a call, and says what did not hold, where, and what was heard."""
+"""Plays a scenario over a call, and reports the expectations that failed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Failure:
 
 @dataclass
 class CallResult:
-    """A call of a scenario; what a hook gets to see.
+    """A call of a scenario; the argument of a hook.
 
     Attributes:
         scenario: What was played.
@@ -169,7 +169,7 @@ class Prepared:
 def prepare(
     file: ScenarioFile, settings: Settings, progress: Callable[[str], None] = lambda _: None
 ) -> Prepared:
-    """Makes all that can go wrong go wrong before anything is started; blocks.
+    """Checks and prepares everything that a scenario needs; blocks.
 
     Raises:
         ScenarioError: A file, a speaker or a function that it names is not there.
@@ -205,7 +205,7 @@ class Player:
     """Plays one scenario over one call that is not connected yet.
 
     Attributes:
-        result: What came of it so far.
+        result: The result so far.
     """
 
     def __init__(self, prepared: Prepared, call: Call) -> None:

@@ -1,4 +1,4 @@
-"""Scenarios played over and over, recorded as one run."""
+"""Repeated calls of scenarios, recorded as one run."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What came of a suite.
+    """The result of a suite.
 
     Attributes:
         scenarios: Each scenario's calls, in the order given.
@@ -191,10 +191,10 @@ class Suite:
         keep_going: Make every call, though one has failed.
 
     Attributes:
-        results: What came of each scenario so far.
+        results: The result of each scenario so far.
 
     Raises:
-        UsageError: A number makes no sense, two scenarios have one name, or an agent cannot be
+        UsageError: A number is out of range, two scenarios have one name, or an agent cannot be
             meant.
         ScenarioError: A file, a speaker or a hook that a scenario names is not there.
     """
@@ -311,7 +311,7 @@ class Suite:
             self._options.progress(f"  {line}")
 
     def result(self) -> SuiteResult:
-        """Returns what came of it; the run is closed.
+        """Closes the run and returns the result.
 
         Raises:
             UsageError: Nothing was played.
@@ -346,7 +346,7 @@ def target_near(text: str, folder: Path | None) -> Target:
     """Reads AGENT; a script is looked for in a folder, then in the working directory.
 
     Raises:
-        UsageError: It cannot be meant.
+        UsageError: It is invalid.
     """
     if folder is not None and text.endswith(".py") and (folder / text).is_file():
         text = str(folder / text)
@@ -360,7 +360,7 @@ def lab_for(
 
     Args:
         settings: Its settings.
-        progress: Told what is started.
+        progress: Called with progress messages.
         scripted: Whether its language model is the scenarios' script.
         model: Whether any agent needs a language model.
     """

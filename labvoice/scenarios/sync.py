@@ -1,4 +1,4 @@
-"""Labs and calls for code that is not async: the event loop runs in a thread of its own."""
+"""Labs and calls for synchronous code: the event loop runs in its own thread."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class Labs:
             folder: Where a script is looked for first.
 
         Raises:
-            UsageError: It cannot be meant.
+            UsageError: It is invalid.
         """
         if self._agent is not None:
             return Target.parse(self._agent)
@@ -281,7 +281,7 @@ class Labs:
             name: The test's, for the run.
 
         Returns:
-            What came of it, and the run's file.
+            The result, and the run's file.
 
         Raises:
             LabvoiceError: A file that it names is not there, or the agent cannot be started.

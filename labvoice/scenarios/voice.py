@@ -1,4 +1,4 @@
-"""The caller of a scenario: how its texts and recordings sound."""
+"""Audio of a scenario's caller: synthesised texts, recordings, noise, telephone band."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds a caller's speech: noise, and the band and samples of a telephone line."""
+"""Conditions of the caller's speech: background noise and telephone band."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _SILENT_RMS: Final = 10 ** (-55 / 20)
 
 @dataclass(frozen=True)
 class Speech:
-    """The stretch of speech in a recording.
+    """The speech in a recording.
 
     Attributes:
         first: Index of its first voiced sample.

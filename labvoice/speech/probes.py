@@ -1,4 +1,4 @@
-"""Probes of turn-taking: what a caller says, or sounds like, while the agent speaks.
+"""Probes of turn-taking: interruptions (barge-in), backchannels, coughs, asides and pauses.
 
 Each says what it is: words that are synthesised (Kokoro), words that a person has read, or a sound
 that is made from a signal, for no package at hand ships recorded coughs, laughs or hums.
@@ -186,7 +186,7 @@ def make_probes(
     Args:
         given: Which; all built-in ones when empty.
         settings: For the cache of voices.
-        progress: Told what is downloaded or synthesised.
+        progress: Called with progress messages.
 
     Raises:
         UsageError: A name is unknown or given twice.

@@ -207,7 +207,7 @@ def synthesize_all(
     Args:
         texts: What is said.
         settings: For the cache folder.
-        progress: Told what is synthesised.
+        progress: Called with progress messages.
         speaker: One of :data:`SPEAKERS`.
         speed: Of the speech; 1 is the speaker's own.
 
