@@ -34,7 +34,7 @@ _OPENING_AT_ONCE: Final = 50
 
 
 @dataclass(frozen=True)
-class Asked:
+class OfferedDispatch:
     """One dispatch that was offered.
 
     Attributes:
@@ -216,7 +216,7 @@ async def measure_load(
 
 async def _offer(
     run: RunWriter, first: int, service: _Service, name: str, rate_hz: float, seconds: float
-) -> list[Asked]:
+) -> list[OfferedDispatch]:
     """Sends one dispatch for each moment that is due, and waits for all answers."""
     number = int(rate_hz * seconds)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
@@ -244,9 +244,9 @@ async def _one(
     room: str,
     second: int,
     intended_s: float,
-) -> Asked:
+) -> OfferedDispatch:
     """Sends one dispatch request and records its result."""
-    asked = Asked(room, intended_s, 0.0, "", 0, "was not answered")
+    asked = OfferedDispatch(room, intended_s, 0.0, "", 0, "was not answered")
     async with trial(run, number, room, arm, round_number=0, unit=f"{arm} {second}") as this:
         asked = await _ask(http, room, intended_s)
         run.stage(number, "http_dispatch", asked.seconds, source="client")
@@ -256,7 +256,7 @@ async def _one(
     return asked
 
 
-async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Asked:
+async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> OfferedDispatch:
     """Sends a request and retries until it is answered; a retry never makes a second agent."""
     tries, dispatch_id, detail = 0, "", ""
     while not dispatch_id and time.monotonic() - intended_s < _GIVE_UP_S:
@@ -272,7 +272,9 @@ async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Ask
         if not dispatch_id:
             detail = str(body)[:200]
             break
-    return Asked(room, intended_s, time.monotonic() - intended_s, dispatch_id, tries, detail)
+    return OfferedDispatch(
+        room, intended_s, time.monotonic() - intended_s, dispatch_id, tries, detail
+    )
 
 
 async def _restart(service: _Service, after_s: float) -> None:

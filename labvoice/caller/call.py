@@ -447,7 +447,7 @@ class Call:
 
     @property
     def voices(self) -> list[Voice]:
-        """All stretches of the agent's voice so far, oldest first."""
+        """All segments of the agent's voice so far, oldest first."""
         return list(self.agent.ear.voices)
 
     async def hear(self, timeout_s: float = REPLY_TIMEOUT_S) -> Turn:

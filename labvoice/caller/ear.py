@@ -49,7 +49,7 @@ _SOUND_S = 0.15
 is that loud (-48 dBFS), stands out of the silence before it, and lasts so long, in seconds."""
 _SOUND_RATIO = 10.0
 _HANGOVER_S = 0.4
-"""Silence that ends a stretch of voice, in seconds; pauses between sentences are shorter."""
+"""Silence that ends a segment of voice, in seconds; pauses between sentences are shorter."""
 _SPEECH_LASTS_S = 0.3
 """How long after the detector's last speech a loud frame is still speech, in seconds."""
 _LOOK_BACK = round((LOOK_BACK_S + 0.064) / _FRAME_S)  # and two windows of the detector's
@@ -75,7 +75,7 @@ logging.getLogger("livekit").addFilter(
 
 @dataclass
 class Voice:
-    """A stretch of voice.
+    """A segment of voice.
 
     Attributes:
         start_s: Arrival of the frame with its first voiced sample, in monotonic seconds.
@@ -122,7 +122,7 @@ class Listener:
             monotonic seconds.
 
     Attributes:
-        voices: All stretches of voice, oldest first.
+        voices: All segments of voice, oldest first.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from labvoice.caller.recorder import SAMPLE_RATE_HZ, Recording
 from labvoice.caller.turns import Turn
 from labvoice.errors import LabvoiceError
-from labvoice.runs.players import Player, Said, player
+from labvoice.runs.players import Caption, Player, player
 
 
 def call_player(
@@ -40,14 +40,16 @@ def call_player(
     every += [
         (name, turn.number, at_s - zero_s) for turn in turns for name, at_s in turn.marks.items()
     ]
-    said = [Said("agent", greeting, marks["greeting_heard"])] if "greeting_heard" in marks else []
+    said = (
+        [Caption("agent", greeting, marks["greeting_heard"])] if "greeting_heard" in marks else []
+    )
     for turn in turns:
         if "user_speech_start" in turn.marks:
             words = turn.said or turn.transcript
-            said.append(Said("caller", words, turn.marks["user_speech_start"]))
+            said.append(Caption("caller", words, turn.marks["user_speech_start"]))
         if "reply_heard" in turn.marks:
             cut = turn.outcome == "interrupted"
-            said.append(Said("agent", turn.reply, turn.marks["reply_heard"], cut))
+            said.append(Caption("agent", turn.reply, turn.marks["reply_heard"], cut))
     return player(
         title,
         np.asarray(recording.samples / 32768, np.float32),

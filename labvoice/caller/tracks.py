@@ -56,7 +56,7 @@ class Ear:
 
     Attributes:
         tracks: Every track that was heard, by id.
-        voices: All stretches of voice, in the order in which they were noticed.
+        voices: All segments of voice, in the order in which they were noticed.
     """
 
     def __init__(

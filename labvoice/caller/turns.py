@@ -34,7 +34,7 @@ def _words(text: str) -> str:
 
 
 class AgentVoice(NamedTuple):
-    """The beginning of a stretch of the agent's voice in a turn.
+    """The beginning of a segment of the agent's voice in a turn.
 
     Attributes:
         at_s: When it began, in seconds.

@@ -96,7 +96,7 @@ def last_voiced(spoken: Sequence[Packet], speech_end_s: float) -> Packet | None:
 def first_voiced(pairs: Iterable[Matched], heard_s: float, buffer_s: float) -> Matched | None:
     """Returns the first voiced packet of the voice that was heard at an instant.
 
-    Of all stretches of voice it is the one that begins nearest to that instant less the jitter
+    Of all segments of voice it is the one that begins nearest to that instant less the jitter
     buffer; None where none begins within 0.3 s of it, as when the line is never silent.
     """
     got = sorted((p for p in pairs if p.received.out_s is not None), key=_at_s)

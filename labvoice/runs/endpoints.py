@@ -42,22 +42,22 @@ _CORE_S: Final = 0.04
 _LOUD_S: Final = 0.15
 """A sound that long counts without a pitch, such as a laugh or a cough."""
 _PAUSE_S: Final = 0.4
-"""Silence that ends a stretch; that between two sentences is shorter."""
+"""Silence that ends a segment; that between two sentences is shorter."""
 _PITCH_HZ: Final = (70.0, 400.0)
 _PITCH_S: Final = 0.04
 _PITCH_RATE: Final = 8000
 _PITCH_CLEAR: Final = 0.5
 
 
-class Stretch(NamedTuple):
-    """A stretch of sound, in seconds from the first sample."""
+class Segment(NamedTuple):
+    """A segment of sound, in seconds from the first sample."""
 
     start_s: float
     end_s: float
 
 
-def stretches(samples: Samples, rate: int) -> list[Stretch]:
-    """Returns the stretches of sound, in order.
+def find_segments(samples: Samples, rate: int) -> list[Segment]:
+    """Returns the segments of sound, in order.
 
     Args:
         samples: Shape (n,), full scale 1.0.
@@ -75,11 +75,11 @@ def stretches(samples: Samples, rate: int) -> list[Stretch]:
         for core in _runs(levels >= upper, _CORE_S, joined_s=_CLOSURE_S)
         if _counts(sound, rate, core)
     ]
-    found: list[Stretch] = []
+    found: list[Segment] = []
     for group in _closed(cores, _PAUSE_S):
         first, last = _edges(levels, lower, *group)
         # A window is centred on its frame.
-        found.append(Stretch(first * _HOP_S, last * _HOP_S))
+        found.append(Segment(first * _HOP_S, last * _HOP_S))
     return _joined(found)
 
 
@@ -169,11 +169,11 @@ def _edges(levels: _Floats, lower: _Floats, first: int, end: int) -> tuple[int, 
     return edges[0][0], edges[1][1]
 
 
-def _joined(found: list[Stretch]) -> list[Stretch]:
-    joined: list[Stretch] = []
+def _joined(found: list[Segment]) -> list[Segment]:
+    joined: list[Segment] = []
     for each in found:
         if joined and each.start_s - joined[-1].end_s < _PAUSE_S:
-            joined[-1] = Stretch(joined[-1].start_s, max(each.end_s, joined[-1].end_s))
+            joined[-1] = Segment(joined[-1].start_s, max(each.end_s, joined[-1].end_s))
         else:
             joined.append(each)
     return joined

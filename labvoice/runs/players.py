@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from labvoice.errors import RunFileError
-from labvoice.runs.endpoints import Stretch, stretches
+from labvoice.runs.endpoints import Segment, find_segments
 from labvoice.runs.tables import TEMPLATES
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LEAST_BOTH_S: Final = 0.1
 """A shorter time in which both sides sound is the edge of a word."""
 
 
-class Said(NamedTuple):
+class Caption(NamedTuple):
     """Words of a call.
 
     Attributes:
@@ -62,8 +62,8 @@ class MarkLine(NamedTuple):
     turn: bool
 
 
-class Words(NamedTuple):
-    """Words on the time axis: as :class:`Said`, and the room that they have until the next ones."""
+class PlacedCaption(NamedTuple):
+    """A :class:`Caption` on the time axis, with the width up to the next one of that side."""
 
     who: str
     text: str
@@ -97,7 +97,7 @@ class Player:
     caller: str
     agent: str
     marks: list[MarkLine]
-    words: list[Words]
+    words: list[PlacedCaption]
     both: list[tuple[float, float]]
     ticks: list[tuple[int, float]]
 
@@ -122,7 +122,7 @@ def player(
     kind: str,
     start_s: float,
     marks: Iterable[tuple[str, int | None, float]],
-    said: Iterable[Said],
+    said: Iterable[Caption],
 ) -> Player:
     """Returns a player.
 
@@ -159,13 +159,15 @@ def player(
         _placed(said, start_s, length_s, scale),
         [
             (start * scale, (end - start) * scale)
-            for start, end in _both(*(stretches(side, rate) for side in sides))
+            for start, end in _both(*(find_segments(side, rate) for side in sides))
         ],
         [(second, (second - start_s) * scale) for second in seconds],
     )
 
 
-def _placed(said: Iterable[Said], start_s: float, length_s: float, scale: float) -> list[Words]:
+def _placed(
+    said: Iterable[Caption], start_s: float, length_s: float, scale: float
+) -> list[PlacedCaption]:
     inside = sorted(
         (each for each in said if 0 <= each.at_s - start_s <= length_s and each.text.strip()),
         key=lambda each: each.at_s,
@@ -175,14 +177,14 @@ def _placed(said: Iterable[Said], start_s: float, length_s: float, scale: float)
         at_s = instant_s - start_s
         following = (each.at_s - start_s for each in inside[number + 1 :] if each.who == who)
         width = (next(following, length_s) - at_s) * scale
-        placed.append(Words(who, " ".join(text.split()), at_s, cut, at_s * scale, width))
+        placed.append(PlacedCaption(who, " ".join(text.split()), at_s, cut, at_s * scale, width))
     return placed
 
 
-def _both(caller: Sequence[Stretch], agent: Sequence[Stretch]) -> list[Stretch]:
+def _both(caller: Sequence[Segment], agent: Sequence[Segment]) -> list[Segment]:
     """Where both sides sound."""
     return [
-        Stretch(start_s, end_s)
+        Segment(start_s, end_s)
         for one in caller
         for other in agent
         if (end_s := min(one.end_s, other.end_s)) - (start_s := max(one.start_s, other.start_s))
@@ -287,7 +289,7 @@ def _of_trial(run: Run, trial: int, title: str, path: Path, start_s: float) -> P
     return player(title, samples, rate, path.read_bytes(), path.suffix, start_s, of_trial, said)
 
 
-def _said(run: Run, trial: int, at_s: dict[tuple[str, int | None], float]) -> list[Said]:
+def _said(run: Run, trial: int, at_s: dict[tuple[str, int | None], float]) -> list[Caption]:
     names = ["trial", "turn", "greeting", "said", "transcript", "reply"]
     notes = run.notes.reindex(columns=names)
     outcomes = run.outcomes
@@ -306,7 +308,7 @@ def _said(run: Run, trial: int, at_s: dict[tuple[str, int | None], float]) -> li
         ):
             if (mark, turn) in at_s:
                 said.append(
-                    Said(who, _text(words), at_s[mark, turn], who == "agent" and turn in cut)
+                    Caption(who, _text(words), at_s[mark, turn], who == "agent" and turn in cut)
                 )
     return said
 

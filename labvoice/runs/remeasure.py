@@ -12,7 +12,7 @@ import pandas as pd
 
 from labvoice.errors import RunFileError
 from labvoice.protocol.vocabulary import TURN_MARKS
-from labvoice.runs.endpoints import Stretch, stretches
+from labvoice.runs.endpoints import Segment, find_segments
 from labvoice.runs.run import Run
 from labvoice.runs.tables import table_text
 
@@ -136,7 +136,7 @@ def remeasure(run: Run) -> Remeasured:
     """Finds the end of the caller's speech and both ends of each reply in the recordings.
 
     The detector, :mod:`labvoice.runs.endpoints`, hears the two channels and knows no mark. A live
-    mark only tells which stretches of the caller's are one turn, and whether the turn's reply began
+    mark only tells which segments of the caller's are one turn, and whether the turn's reply began
     before the caller had finished.
 
     Raises:
@@ -190,20 +190,20 @@ def _row(
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _sides(path: Path, start_s: float) -> tuple[list[Stretch], list[Stretch]]:
-    """The stretches of both channels, in seconds since the click."""
+def _sides(path: Path, start_s: float) -> tuple[list[Segment], list[Segment]]:
+    """The segments of both channels, in seconds since the click."""
     import soundfile
 
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    sides = (stretches(np.ascontiguousarray(samples[:, side]), rate) for side in (0, -1))
+    sides = (find_segments(np.ascontiguousarray(samples[:, side]), rate) for side in (0, -1))
     caller, heard = (
-        [Stretch(each.start_s + start_s, each.end_s + start_s) for each in side] for side in sides
+        [Segment(each.start_s + start_s, each.end_s + start_s) for each in side] for side in sides
     )
     return caller, heard
 
 
 def _turn(
-    live: dict[str, float], caller: list[Stretch], heard: list[Stretch], next_s: float
+    live: dict[str, float], caller: list[Segment], heard: list[Segment], next_s: float
 ) -> dict[str, float]:
     """The marks of a turn, as far as they are found."""
     if not {"user_speech_start", "user_speech_end"} <= set(live):

@@ -107,7 +107,7 @@ class _Decode:
 
 
 class _MoonshineStream(stt.RecognizeStream):
-    """Finds stretches of speech with its own VAD, and emits their transcripts.
+    """Finds segments of speech with its own VAD, and emits their transcripts.
 
     During speech it emits interim transcripts. The first silence starts a speculative decode, whose
     text is the preflight transcript and, if the silence lasts, the final one.

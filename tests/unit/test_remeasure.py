@@ -15,7 +15,7 @@ from labvoice.caller.recorder import SAMPLE_RATE_HZ, Recording
 from labvoice.cli import app
 from labvoice.errors import RunFileError
 from labvoice.protocol.vocabulary import Mark
-from labvoice.runs.endpoints import stretches
+from labvoice.runs.endpoints import find_segments
 from labvoice.runs.remeasure import remeasure
 from labvoice.runs.run import Run, RunWriter
 
@@ -52,7 +52,7 @@ def click(level: float = 0.5) -> npt.NDArray[np.float64]:
 def test_the_edges_of_a_voice_are_found(noise: float) -> None:
     """They are right to 10 ms, in silence and in noise; a pause in a sentence is none of them."""
     samples = line(8.0, (1.0, voice(1.0)), (2.2, voice(0.8)), (4.5, voice(0.5)), noise=noise)
-    found = stretches(samples.astype(np.float32), SAMPLE_RATE_HZ)
+    found = find_segments(samples.astype(np.float32), SAMPLE_RATE_HZ)
     edges: Any = [(one.start_s, one.end_s) for one in found]
     assert edges == [
         (pytest.approx(1.0, abs=0.01), pytest.approx(3.0, abs=0.01)),
@@ -63,15 +63,15 @@ def test_the_edges_of_a_voice_are_found(noise: float) -> None:
 def test_a_click_is_no_voice() -> None:
     """A key before and after the voice moves neither of its edges."""
     samples = line(6.0, (1.0, click()), (2.0, voice(1.0)), (3.6, click()), noise=0.0005)
-    found = stretches(samples.astype(np.float32), SAMPLE_RATE_HZ)
+    found = find_segments(samples.astype(np.float32), SAMPLE_RATE_HZ)
     edges: Any = [(one.start_s, one.end_s) for one in found]
     assert edges == [(pytest.approx(2.0, abs=0.01), pytest.approx(3.0, abs=0.01))]
 
 
 def test_silence_holds_nothing() -> None:
-    """Neither digital silence nor an empty recording has a stretch of sound."""
-    assert stretches(np.zeros(SAMPLE_RATE_HZ, np.float32), SAMPLE_RATE_HZ) == []
-    assert stretches(np.zeros(0, np.float32), SAMPLE_RATE_HZ) == []
+    """Neither digital silence nor an empty recording has a segment of sound."""
+    assert find_segments(np.zeros(SAMPLE_RATE_HZ, np.float32), SAMPLE_RATE_HZ) == []
+    assert find_segments(np.zeros(0, np.float32), SAMPLE_RATE_HZ) == []
 
 
 def recorded(path: Path, *late_s: float, suffix: str = ".ogg") -> Path:
