@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def test_help_loads_no_numbers_and_no_servers() -> None:
     ).split()
     assert "typer" in loaded
     assert not {"numpy", "pandas", "matplotlib", "livekit", "fastapi", "scipy"} & set(loaded)
+
+
+def test_the_picture_of_imports_has_every_room() -> None:
+    """docs/images/imports.svg and the table in docs/architecture.md name the contract's rooms."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    rooms = [room.strip() for layer in layers for room in layer.split("|")]
+    picture = (_ROOT / "docs/images/imports.svg").read_text(encoding="utf-8")
+    assert re.findall(r'<text x="570" y="\d+" text-anchor="middle">(\w+)<', picture) == rooms
+    page = (_ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    assert [room for row in rows for room in re.findall(r"`(\w+)`", row)][: len(rooms)] == rooms
 
 
 def test_private_names_of_livekit_stand_in_one_module() -> None:
