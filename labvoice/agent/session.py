@@ -321,12 +321,6 @@ async def serve(context: JobContext) -> None:
         _say(session, settings.greeting, models)
 
 
-def _sentence_of(error: Exception) -> str:
-    """Returns an endpoint's own sentence, where the error carries one; else the error's."""
-    body = getattr(error, "body", None)
-    return str(body.get("message") or error) if isinstance(body, dict) else str(error)
-
-
 def _subscribe_again(room: rtc.Room) -> None:
     """Subscribes to audio tracks that were published during a reconnection to the server.
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from livekit import api
-from livekit.protocol.models import ParticipantInfo
 
 from labvoice.bench.arms import Arm, choose, interleave
 from labvoice.bench.base import (
@@ -24,6 +23,8 @@ from labvoice.bench.base import (
     wait_idle,
 )
 from labvoice.dispatch import Dispatcher
+from labvoice.dispatch.agents import is_active
+from labvoice.dispatch.rooms import is_agent, participants
 from labvoice.errors import (
     AgentLostError,
     DuplicateAgentError,
@@ -254,15 +255,8 @@ class BurstEvent:
         return count
 
     async def _present(self, room: str) -> list[str]:
-        listed = await self._dispatcher.api.room.list_participants(
-            api.ListParticipantsRequest(room=room)
-        )
-        return [
-            participant.identity
-            for participant in listed.participants
-            if participant.kind == ParticipantInfo.Kind.AGENT
-            and participant.state == ParticipantInfo.State.ACTIVE
-        ]
+        there = await participants(self._dispatcher.api, room)
+        return [each.identity for each in there if is_agent(each) and is_active(each)]
 
     async def _remove(self, room: str) -> None:
         with contextlib.suppress(*INFRASTRUCTURE_ERRORS):

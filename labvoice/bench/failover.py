@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from livekit import api
-from livekit.protocol.models import ParticipantInfo
-
 from labvoice.bench.arms import Arm
 from labvoice.bench.base import RunOptions, Trial, run_calls
 from labvoice.caller.call import Call
-from labvoice.dispatch import Dispatcher
+from labvoice.dispatch import Dispatcher, rooms
 from labvoice.errors import DuplicateAgentError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run
@@ -167,8 +164,7 @@ async def _check_alone(dispatcher: Dispatcher, call: Call) -> None:
     Raises:
         DuplicateAgentError: It has more.
     """
-    request = api.ListParticipantsRequest(room=call.room_name)
-    listed = await dispatcher.api.room.list_participants(request)
-    agents = [p.identity for p in listed.participants if p.kind == ParticipantInfo.Kind.AGENT]
+    there = await rooms.participants(dispatcher.api, call.room_name)
+    agents = [each.identity for each in there if rooms.is_agent(each)]
     if len(agents) > 1:
         raise DuplicateAgentError(f"{len(agents)} agents are in the room: {', '.join(agents)}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from livekit.protocol.agent import JobState, JobStatus
 
@@ -20,53 +19,9 @@ from labvoice.errors import (
     WorkerFullError,
 )
 from labvoice.stack.livekit.log import LoggedJob
+from labvoice.stack.workers.worker import Ending, WorkerStatus
 
-
-class Ending(Protocol):
-    """How a job ended."""
-
-    @property
-    def reason(self) -> str:
-        """In words."""
-
-    @property
-    def joined(self) -> bool:
-        """Whether its agent had joined the room."""
-
-
-class WorkerEvidence(Protocol):
-    """What the diagnosis reads of a worker, such as a `WorkerStatus`."""
-
-    @property
-    def agent_name(self) -> str:
-        """Agent name that it registered with."""
-
-    @property
-    def load(self) -> float:
-        """Load, 0 to 1."""
-
-    @property
-    def load_threshold(self) -> float:
-        """Load from which it takes no more jobs."""
-
-    @property
-    def active_jobs(self) -> int:
-        """Number of running jobs."""
-
-    @property
-    def rejections(self) -> dict[str, str]:
-        """Reasons for rejected job requests, by dispatch id."""
-
-    @property
-    def endings(self) -> Mapping[str, Ending]:
-        """How jobs ended, by dispatch id."""
-
-    @property
-    def failure(self) -> str:
-        """Why its last job process failed to start, with log lines; empty if it did not fail."""
-
-
-Evidence = Callable[[], Awaitable[Sequence[WorkerEvidence] | None]]
+Evidence = Callable[[], Awaitable[Sequence[WorkerStatus] | None]]
 """Returns the status of the reachable workers; None if none can be asked."""
 
 
@@ -92,7 +47,7 @@ def diagnose(
     dispatch_ids: Sequence[str],
     job: JobState | None,
     timeout_s: float,
-    workers: Sequence[WorkerEvidence] | None,
+    workers: Sequence[WorkerStatus] | None,
     server: ServerEvidence | None = None,
     media: Sequence[str] | None = None,
 ) -> DispatchError:
@@ -180,8 +135,8 @@ def _of_nobody(
     agent_name: str,
     room: str,
     timeout_s: float,
-    workers: Sequence[WorkerEvidence] | None,
-    same: Sequence[WorkerEvidence],
+    workers: Sequence[WorkerStatus] | None,
+    same: Sequence[WorkerStatus],
     server: ServerEvidence | None,
 ) -> DispatchError:
     """No worker took the job."""

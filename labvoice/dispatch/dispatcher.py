@@ -26,7 +26,7 @@ from labvoice.dispatch.agents import (
 )
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.media import announced_addresses
-from labvoice.dispatch.records import new_history, remembered
+from labvoice.dispatch.records import new_history, recorded
 from labvoice.dispatch.request import DispatchRequest, under_way
 from labvoice.dispatch.rooms import clear, withdraw
 from labvoice.dispatch.tokens import caller_token
@@ -162,7 +162,6 @@ class Dispatcher:
             raise LabvoiceError("the dispatcher is closed", "use `async with Dispatcher(…)`")
         return self._api
 
-    @remembered
     async def dispatch(
         self,
         room: str,
@@ -194,10 +193,16 @@ class Dispatcher:
             ServerUnreachableError: The server does not answer.
             CredentialsError: It refuses the key or the secret.
         """
-        check_name(room)
-        if agent_name:
-            check_name(agent_name, "agent name")
-        request = DispatchRequest(room, agent_name, metadata, time.monotonic() + timeout_s, on_mark)
+        with recorded(self.history, room, agent_name):
+            check_name(room)
+            if agent_name:
+                check_name(agent_name, "agent name")
+            until = time.monotonic() + timeout_s
+            request = DispatchRequest(room, agent_name, metadata, until, on_mark)
+            return await self._dispatch(request, timeout_s)
+
+    async def _dispatch(self, request: DispatchRequest, timeout_s: float) -> Dispatch:
+        room, agent_name = request.room, request.agent_name
         agent: ParticipantInfo | None = None
         try:
             async with self.server_errors():

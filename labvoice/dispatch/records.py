@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from labvoice.errors import DispatchError
 
@@ -36,36 +35,15 @@ def new_history() -> deque[DispatchRecord]:
     return deque(maxlen=_KEPT)
 
 
-class _HasHistory(Protocol):
-    history: deque[DispatchRecord]
-
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-_Self = TypeVar("_Self", bound=_HasHistory)
-_Dispatch = Callable[Concatenate[_Self, str, str, _P], Coroutine[Any, Any, _T]]
-
-
-def remembered(
-    dispatch: _Dispatch[_Self, _P, _T],
-) -> Callable[Concatenate[_Self, str, str, _P], Coroutine[Any, Any, _T]]:
-    """Decorates a dispatch method to record its outcome in `self.history`."""
-
-    @functools.wraps(dispatch)
-    async def wrapper(
-        self: _Self, room: str, agent_name: str, *args: _P.args, **options: _P.kwargs
-    ) -> _T:
-        started_s = time.monotonic()
-        outcome = "error"
-        try:
-            done = await dispatch(self, room, agent_name, *args, **options)
-            outcome = "ok"
-            return done
-        except DispatchError as error:
-            outcome = error.outcome
-            raise
-        finally:
-            took_s = time.monotonic() - started_s
-            self.history.append(DispatchRecord(room, agent_name, outcome, took_s))
-
-    return wrapper  # type: ignore[return-value]  # the names of its arguments stay the method's
+@contextmanager
+def recorded(history: deque[DispatchRecord], room: str, agent_name: str) -> Iterator[None]:
+    """Adds the outcome of a dispatch in its block to a history."""
+    started_s, outcome = time.monotonic(), "error"
+    try:
+        yield
+        outcome = "ok"
+    except DispatchError as error:
+        outcome = error.outcome
+        raise
+    finally:
+        history.append(DispatchRecord(room, agent_name, outcome, time.monotonic() - started_s))

@@ -42,12 +42,7 @@ def service_evidence(
             if found["livekit_url"].rstrip("/") != livekit_url.rstrip("/"):
                 return None
             return [WorkerStatus(**worker) for worker in found["workers"]]
-        except (
-            httpx.HTTPError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # no service, or another program's
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # none, or another program's
             return None
 
     return ask

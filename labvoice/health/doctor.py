@@ -18,7 +18,7 @@ from livekit import api, rtc
 
 from labvoice.caller.connection import connect_room
 from labvoice.dispatch import Dispatcher
-from labvoice.dispatch.diagnosis import Evidence, WorkerEvidence
+from labvoice.dispatch.diagnosis import Evidence
 from labvoice.dispatch.service_evidence import HTTP_PORT
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import (
@@ -36,6 +36,7 @@ from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
 from labvoice.speech import engines
 from labvoice.stack.processes import require_free_port
 from labvoice.stack.stack import Stack
+from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.bot import JOIN_TIMEOUT_S
 from labvoice.targets.start import start_target
@@ -267,7 +268,7 @@ class _Doctor:
             await letta.check()
         return f"Letta answers at {self.settings.letta_base_url}"
 
-    async def _workers(self) -> Sequence[WorkerEvidence] | None:
+    async def _workers(self) -> Sequence[WorkerStatus] | None:
         """The workers that can be asked: the doctor's own, or those of the given evidence."""
         if self.stack.pool.workers:
             return await self.stack.pool.statuses()

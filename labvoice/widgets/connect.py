@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
-from livekit import api
-from livekit.protocol.models import ParticipantInfo
 from pydantic import BaseModel, ConfigDict, Field
 
+from labvoice.dispatch import rooms
 from labvoice.dispatch.strategies import STRATEGIES, StrategyName, ahead_lifetime_s
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import DispatchError, LabvoiceError
@@ -198,12 +197,10 @@ class ConnectButton(anywidget.AnyWidget):
         dispatcher = self._lab.dispatcher
         try:
             async with dispatcher.server_errors():
-                there = await dispatcher.api.room.list_participants(
-                    api.ListParticipantsRequest(room=room)
-                )
+                there = await rooms.participants(dispatcher.api, room)
         except LabvoiceError:
             return False  # without a server there is no call
-        return any(one.kind != ParticipantInfo.Kind.AGENT for one in there.participants)
+        return any(not rooms.is_agent(one) for one in there)
 
     async def _diagnose(self, _: dict[str, Any]) -> list[dict[str, Any]]:
         return [
