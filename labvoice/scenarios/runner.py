@@ -78,8 +78,38 @@ class Failure:
     judged_by: str = ""
 
 
+class CallView:
+    """What is known of a call's agent.
+
+    Attributes:
+        call: The call.
+    """
+
+    call: Call
+
+    @property
+    def greeting(self) -> str:
+        """The agent's greeting."""
+        return self.call.greeting
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The call's turns."""
+        return self.call.turns
+
+    @property
+    def tools(self) -> list[ToolCall]:
+        """The tools that the agent has called; none of an agent that hosts no session events."""
+        return tool_calls(self.call.session_events)
+
+    @property
+    def handoffs(self) -> list[Handoff]:
+        """The agent's handoffs; likewise."""
+        return handoffs(self.call.session_events)
+
+
 @dataclass
-class CallResult:
+class CallResult(CallView):
     """A call of a scenario; the argument of a hook.
 
     Attributes:
@@ -101,26 +131,6 @@ class CallResult:
         """`ok`, or the outcome of the first failure; `error` only where no other is."""
         outcomes = [failure.outcome for failure in self.failures]
         return next((each for each in outcomes if each != "error"), (outcomes or ["ok"])[0])
-
-    @property
-    def greeting(self) -> str:
-        """The agent's greeting."""
-        return self.call.greeting
-
-    @property
-    def turns(self) -> list[Turn]:
-        """The call's turns."""
-        return self.call.turns
-
-    @property
-    def tools(self) -> list[ToolCall]:
-        """The tools that the agent has called; none of an agent that hosts no session events."""
-        return tool_calls(self.call.session_events)
-
-    @property
-    def handoffs(self) -> list[Handoff]:
-        """The agent's handoffs; likewise."""
-        return handoffs(self.call.session_events)
 
     @property
     def conversation(self) -> list[tuple[str, str]]:

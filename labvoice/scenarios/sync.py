@@ -20,8 +20,8 @@ from labvoice.caller.call import Call
 from labvoice.caller.turns import Turn
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.lab import Lab
-from labvoice.scenarios.checks import Handoff, ToolCall, handoffs, tool_calls
 from labvoice.scenarios.model import Rule, ScenarioFile
+from labvoice.scenarios.runner import CallView
 from labvoice.scenarios.suite import ScenarioResult, Suite, agent_of, lab_for, target_near
 from labvoice.settings import load_settings
 from labvoice.speech.utterances import Utterance
@@ -95,7 +95,7 @@ class BackgroundLab:
             self._loop.close()
 
 
-class SyncCall:
+class SyncCall(CallView):
     """A connected call, greeting heard.
 
     Attributes:
@@ -105,26 +105,6 @@ class SyncCall:
     def __init__(self, lab: BackgroundLab, call: Call) -> None:
         self._lab = lab
         self.call = call
-
-    @property
-    def greeting(self) -> str:
-        """What the agent said first."""
-        return self.call.greeting
-
-    @property
-    def turns(self) -> list[Turn]:
-        """The turns so far."""
-        return self.call.turns
-
-    @property
-    def tools(self) -> list[ToolCall]:
-        """The tools that the agent has called; none of an agent that hosts no session events."""
-        return tool_calls(self.call.session_events)
-
-    @property
-    def handoffs(self) -> list[Handoff]:
-        """The agent's handoffs; likewise."""
-        return handoffs(self.call.session_events)
 
     def say(self, what: str | Path | Utterance, *, at: float | None = None) -> Turn:
         """Says a text or a recording, and does not wait for the reply.
