@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import aiohttp
 from livekit import api
@@ -19,6 +19,7 @@ from labvoice.dispatch.rooms import is_human, participants, withdraw
 from labvoice.errors import LabvoiceError, MetadataError
 from labvoice.failover.watched import Watched
 from labvoice.protocol.metadata import Metadata, Resume, metadata_text, parse_metadata
+from labvoice.stack.workers.events import EventLog
 
 SERVER_ERRORS: Final = (api.TwirpError, aiohttp.ClientError, TimeoutError)
 _DISPATCH_TIMEOUT_S: Final = 10.0
@@ -29,21 +30,6 @@ _BUDGET: Final = 5
 _BUDGET_WINDOW_S: Final = 60.0
 """At most 5 replacements a minute in a room, so that a crashing agent is not restarted forever."""
 _PUT_BACK_S: Final = 3.0
-
-
-class Log(Protocol):
-    """Takes events."""
-
-    def add(
-        self,
-        event: str,
-        *,
-        room: str = "",
-        detail: str = "",
-        job_id: str = "",
-        dispatch_id: str = "",
-    ) -> None:
-        """Adds an event with the ids of its job and dispatch."""
 
 
 class Replacements:
@@ -63,7 +49,7 @@ class Replacements:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        log: Log,
+        log: EventLog,
         restarted: Callable[[], bool],
         avoided: Callable[[str, str], list[str]],
     ) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
@@ -35,8 +35,10 @@ from labvoice.dispatch.rooms import (
     remove_agent,
 )
 from labvoice.failover.clock import LoopClock
-from labvoice.failover.replacement import SERVER_ERRORS, Log, Replacements
+from labvoice.failover.replacement import SERVER_ERRORS, Replacements
 from labvoice.failover.watched import Watched, is_ours
+from labvoice.stack.workers.events import EventLog
+from labvoice.stack.workers.pool import Pool
 
 _PAUSE_S: Final = 0.2
 _BUSY: Final = 4
@@ -62,28 +64,6 @@ _DOUBLE_S: Final = 2.0
 """Time for which two agents of one name are tolerated in a room, in seconds: one may be leaving."""
 
 
-class JobProcessView(Protocol):
-    """A job's process on the same host."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process exists."""
-
-
-class LocalWorkers(Protocol):
-    """The supervisor's view of the workers on its own host."""
-
-    def process_of(self, job_id: str) -> JobProcessView | None:
-        """Returns the process that runs a job; None for a job of another host's worker."""
-
-    def worse_workers(self, agent_name: str, lost_worker_id: str) -> list[str]:
-        """Returns ids of workers to avoid for a job."""
-
-    @property
-    def names(self) -> set[str]:
-        """Agent names of present and former workers."""
-
-
 class Supervisor:
     """Watches all rooms of a server, and replaces lost agents.
 
@@ -105,9 +85,9 @@ class Supervisor:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        log: Log,
+        log: EventLog,
         *,
-        local: LocalWorkers | None = None,
+        local: Pool | None = None,
         lost_after_s: float = 1.2,
     ) -> None:
         self._dispatcher = dispatcher
