@@ -52,5 +52,12 @@ bench agents turns --arm own= --arm starter=examples/inference_agent.py \
   --arm before=examples/inference_agent.py@c2c65ca \
   --arm pipecat="bot:${python:-python} examples/pipecat_bot.py {url} {token} {room}" \
   --llm paced --trials 12 --out "$folder/agents.jsonl"
+bench end-of-turn endpointing --offline --out "$folder/end-of-turn.jsonl"
+bench links turns --arm none=own --arm wifi=own --arm 4g=own --arm satellite=own --arm train=own \
+  --link wifi:wifi --link 4g:4g --link satellite:satellite --link train:train --llm paced \
+  --trials 10 --out "$folder/links.jsonl"
+bench sounds turns --arm quiet=own --arm street=own --arm voices=own --arm telephone=own --arm far=own \
+  --arm echo=own --noise street:street --noise voices:voices --snr 10 --line telephone:telephone \
+  --microphone far:far --echo echo:20 --llm paced --trials 10 --out "$folder/sounds.jsonl"
 bench leaks leaks --calls 500 --json "$folder/leaks.json"
 exit $status

@@ -24,6 +24,7 @@ from labvoice.errors import SettingsError
 
 Llm = Literal["small", "paced", "script", "openai"]
 Mode = Literal["hybrid", "letta", "direct"]
+TurnDetector = Literal["v1-mini", "smart-turn", "vad"]
 RecordingFormat = Literal["ogg", "wav", "none"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
@@ -113,11 +114,17 @@ class Settings(BaseSettings):
         1.0, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
     )
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
-    turn_detector: Literal["v1-mini", "vad"] = Field(
-        "v1-mini", validation_alias="LABVOICE_TURN_DETECTOR"
+    endpointing_mode: Literal["fixed", "dynamic"] = Field(
+        "fixed", validation_alias="LABVOICE_ENDPOINTING_MODE"
     )
-    """What says whether a turn has ended: `v1-mini` (LiveKit's model on the device) or `vad`
-    (silence alone)."""
+    """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
+    turn_detector: TurnDetector = Field("v1-mini", validation_alias="LABVOICE_TURN_DETECTOR")
+    """What says whether a turn has ended: `v1-mini` (LiveKit's model on the device), `smart-turn`
+    (Smart Turn, of the extra of that name) or `vad` (silence alone)."""
+    turn_detector_threshold: float | None = Field(
+        None, validation_alias="LABVOICE_TURN_DETECTOR_THRESHOLD", ge=0, le=1
+    )
+    """Probability from which the turn detector agrees; its own when unset."""
     interruption_mode: Literal["vad", "adaptive", "off"] = Field(
         "vad", validation_alias="LABVOICE_INTERRUPTION_MODE"
     )

@@ -47,6 +47,7 @@ from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.proxies import is_loopback, proxy_for
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
 from labvoice.speech import engines
+from labvoice.speech.turn_ends import load_detector
 
 logger = logging.getLogger("labvoice.agent")
 
@@ -140,6 +141,7 @@ def load_models() -> Models:
     settings = load_settings()
     recogniser, voice = engines.both(settings)
     speech = voice.load(settings)
+    _turn_detection(settings)  # its weights stay loaded
     return Models(
         recogniser.load(settings),
         speech,
@@ -155,16 +157,15 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
     In letta mode nothing is generated before the turn has ended: a speculative turn would
     already be in Letta's memory.
     """
-    by_silence = settings.turn_detector == "vad"
     return AgentSession(
         stt=models.stt,
         tts=models.tts,
         llm=models.llm,
         vad=models.vad,
         turn_handling=TurnHandlingOptions(
-            # The default picks a cloud model as soon as LiveKit keys are set.
-            turn_detection="vad" if by_silence else inference.TurnDetector(version="v1-mini"),
+            turn_detection=_turn_detection(settings),
             endpointing={
+                "mode": settings.endpointing_mode,
                 "min_delay": settings.min_endpointing_delay_s,
                 "max_delay": settings.max_endpointing_delay_s,
             },
@@ -173,6 +174,13 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
         ),
         user_away_timeout=None,
     )
+
+
+def _turn_detection(settings: Settings) -> Any:
+    """What ends a turn: named always, for the default picks a cloud model if there are keys."""
+    if settings.turn_detector == "vad":
+        return "vad"
+    return load_detector(settings.turn_detector, settings, settings.turn_detector_threshold)
 
 
 def _interruption(settings: Settings) -> InterruptionOptions:

@@ -14,6 +14,7 @@ from labvoice.dispatch import StrategyName
 from labvoice.errors import UsageError
 from labvoice.link.impairment import LinkProfile
 from labvoice.settings import Mode
+from labvoice.speech.conditions import Conditions
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
@@ -42,6 +43,7 @@ class Arm:
         columns: Further columns in the frame, such as what sets the arm apart.
         target: The agent that the arm measures, in place of `agent_name`, `program`, `settings`.
         link: The link of its callers' media; none where not given.
+        conditions: How its callers sound, and what is around them; as they are where not given.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Arm:
     columns: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     target: Target | None = None
     link: LinkProfile | None = None
+    conditions: Conditions | None = None
 
 
 DEFAULT: Final = Arm("default")
@@ -122,42 +125,80 @@ INTERRUPT_ARMS: Final = (
 interrupted, the end of the scale."""
 
 
-def endpointing_arms(delays: str | Sequence[str], longest_s: float = 0.0) -> list[Arm]:
-    """Returns an arm for each silence after which a turn may end; its worker has that setting.
+_DETECTORS: Final = ("v1-mini", "smart-turn", "silence", "both", "dynamic")
+_TURN_ENDS_HINT: Final = (
+    "seconds of silence (0.4), or DETECTOR[@THRESHOLD][:MIN_DELAY[:MAX_DELAY]] with one of "
+    f"{', '.join(_DETECTORS)}, such as `--arms silence:0.6,v1-mini@0.5,smart-turn:0.3:1.5`"
+)
+
+
+def endpointing_arms(given: str | Sequence[str], longest_s: float = 0.0) -> list[Arm]:
+    """Returns an arm for each way to end a turn; its worker has these settings.
 
     Args:
-        delays: In seconds; a list, or one text with commas.
+        given: Each a silence in seconds, for LiveKit's own detector, or
+            `DETECTOR[@THRESHOLD][:MIN_DELAY[:MAX_DELAY]]`; a list, or one text with commas.
         longest_s: Silence after which a turn ends in any case, in seconds; never below the arm's.
 
     Raises:
-        UsageError: One is no number of seconds from 0 to 5, is given twice, or none is given.
+        UsageError: One cannot be read, is given twice, or none is given.
     """
-    wanted = delays.split(",") if isinstance(delays, str) else delays
+    wanted = given.split(",") if isinstance(given, str) else given
     arms: dict[str, Arm] = {}
     for name in filter(None, (each.strip() for each in wanted)):
-        try:
-            delay_s = float(name)
-        except ValueError:
-            delay_s = math.nan
-        if not 0 <= delay_s <= _LONGEST_DELAY_S:
-            raise UsageError(f"{name!r} is no silence in seconds", "such as `--arms 0.2,0.4,0.6`")
         if name in arms:
             raise UsageError(f"the arm {name} is named twice", "name each arm once")
-        settings = {
-            "min_endpointing_delay_s": delay_s,
-            "max_endpointing_delay_s": max(delay_s, longest_s),
-        }
-        arms[name] = Arm(name, agent_name=f"endpointing-{name}", settings=settings)
+        worker = f"endpointing-{name.replace('@', '-at-').replace(':', '-for-')}"
+        settings = _turn_end(name, longest_s)
+        about = ("turn_detector", "turn_detector_threshold", "endpointing_mode")
+        columns = {each: settings[each] for each in about if each in settings}
+        arms[name] = Arm(name, agent_name=worker, settings=settings, columns=columns)
     if not arms:
-        raise UsageError("no silence is given", "such as `--arms 0.2,0.4,0.6`")
+        raise UsageError("no end of a turn is named", _TURN_ENDS_HINT)
     return list(arms.values())
 
 
+def _turn_end(name: str, longest_s: float) -> dict[str, Any]:
+    """The settings that an arm's name means."""
+    first, *rest = name.split(":")
+    detector, at, threshold = first.partition("@")
+    if detector not in _DETECTORS:
+        detector, rest = "v1-mini", [first, *rest]
+    settings: dict[str, Any] = {"turn_detector": "vad" if detector == "silence" else detector}
+    if detector == "dynamic":
+        settings = {"turn_detector": "v1-mini", "endpointing_mode": "dynamic"}
+    if at and first.startswith(detector):
+        if detector not in ("v1-mini", "smart-turn"):
+            raise UsageError(f"{name!r}: {detector} has no threshold", _TURN_ENDS_HINT)
+        settings["turn_detector_threshold"] = _number(name, threshold, 1.0)
+    if len(rest) > 2:
+        raise UsageError(f"{name!r} has more than two delays", _TURN_ENDS_HINT)
+    delays = [_number(name, text, _LONGEST_DELAY_S) for text in rest]
+    if delays:
+        longest = delays[1] if len(delays) > 1 else longest_s
+        settings["min_endpointing_delay_s"] = delays[0]
+        settings["max_endpointing_delay_s"] = max(delays[0], longest)
+    return settings
+
+
+def _number(name: str, text: str, largest: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= largest:
+        raise UsageError(
+            f"{name!r} names no end of a turn: {text!r} is no number from 0 to {largest:g}",
+            _TURN_ENDS_HINT,
+        )
+    return value
+
+
 def choose_endpointing(given: Arms, longest_s: float = 0.0) -> list[Arm]:
-    """Returns the arms of the endpointing benchmark: silences, agents, or both.
+    """Returns the arms of the endpointing benchmark: ends of a turn, agents, or both.
 
     Args:
-        given: Silences in seconds by their texts, as a list or with commas, and agents' arms.
+        given: What :func:`endpointing_arms` takes, as a list or with commas, and agents' arms.
         longest_s: As for :func:`endpointing_arms`.
 
     Raises:
@@ -209,6 +250,29 @@ def with_links(arms: Sequence[Arm], links: Sequence[str]) -> list[Arm]:
         for each in [name] if colon else list(found):
             found[each] = dataclasses.replace(found[each], link=profile)
     return list(found.values())
+
+
+def with_conditions(arms: Sequence[Arm], conditions: Mapping[str, Conditions]) -> list[Arm]:
+    """Returns the arms with how their callers sound.
+
+    Args:
+        arms: The arms.
+        conditions: By the arms' names; under the empty name for every other arm.
+
+    Raises:
+        UsageError: A name is of no arm.
+    """
+    names = [arm.name for arm in arms]
+    if unknown := set(conditions) - {"", *names}:
+        raise UsageError(
+            f"there is no arm {unknown.pop()!r} whose caller could sound so",
+            f"one of {', '.join(names)}",
+        )
+    usual = conditions.get("")
+    return [
+        dataclasses.replace(arm, conditions=conditions.get(arm.name, usual or arm.conditions))
+        for arm in arms
+    ]
 
 
 def choose(given: Arms, known: Sequence[Arm]) -> list[Arm]:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import aiohttp
 import httpx
+import numpy as np
 from livekit import api, rtc
 
-from labvoice.bench.arms import SEED, Arm, interleave, with_links
+from labvoice.bench.arms import SEED, Arm, interleave, with_conditions, with_links
 from labvoice.bench.instrument import known_error
 from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
@@ -35,6 +36,8 @@ from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import RecordingFormat, Settings
 from labvoice.speech import engines
+from labvoice.speech.conditions import Conditions
+from labvoice.speech.utterances import DEFAULT_UTTERANCES, Pcm, synthesize
 from labvoice.targets.target import BUILT_IN
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class RunKeywords(TypedDict, total=False):
     progress: Callable[[str], None]
     warmup: int
     links: Sequence[str]
+    conditions: Mapping[str, Conditions]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class RunOptions:
         warmup: How many rounds go before those that count; they are recorded and flagged.
         seed: Seed of the order in which the arms take turns within a round.
         links: Links of the callers' media, as :func:`labvoice.bench.arms.with_links` takes them.
+        conditions: How the callers sound, as :func:`labvoice.bench.arms.with_conditions` takes it.
     """
 
     out: Path | None = None
@@ -86,6 +91,7 @@ class RunOptions:
     warmup: int = 0
     seed: int = SEED
     links: Sequence[str] = ()
+    conditions: Mapping[str, Conditions] = field(default_factory=dict)
 
     def path(self, kind: str) -> Path:
         """Returns where the run is written."""
@@ -365,6 +371,14 @@ async def run_calls(
         idle_timeout_s: How long idle workers are waited for before each call; the lab's when None.
     """
     rounds = options.rounds(trials)
+    arms = with_conditions(arms, options.conditions)
+    around = {
+        arm.name: await asyncio.to_thread(
+            background, arm.conditions, lab.settings, options.progress
+        )
+        for arm in arms
+        if arm.conditions is not None
+    }
     header = {
         "command": options.command,
         "trials": trials,
@@ -390,6 +404,8 @@ async def run_calls(
                 said=said(this_round),
                 metadata=metadata.get(arm.name),
             ) as (this, call):
+                if arm.conditions is not None:
+                    call.sound_like(arm.conditions, around[arm.name])
                 this.words = await talk(this, call, this_round)
             name = f" {arm.name}" if len(arms) > 1 else ""
             options.progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
@@ -398,6 +414,22 @@ async def run_calls(
         if served := await gateway_facts(lab):
             run.note(number, **served)
     return Run.load(path)
+
+
+def background(conditions: Conditions, settings: Settings, progress: Callable[[str], None]) -> Pcm:
+    """Returns what is around a caller; a sentence of its own sets the level. Blocks."""
+    if conditions.noise is None:
+        return np.zeros(0, np.int16)
+    speech = conditions.spoken(synthesize(DEFAULT_UTTERANCES[0], settings, progress))
+    return conditions.around(speech, settings, progress=progress)
+
+
+async def sound_like(
+    call: Call, conditions: Conditions, settings: Settings, progress: Callable[[str], None]
+) -> None:
+    """Sets how the caller of a call sounds, and what is around it."""
+    around = await asyncio.to_thread(background, conditions, settings, progress)
+    call.sound_like(conditions, around)
 
 
 async def wait_idle(
@@ -495,6 +527,8 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     """Returns an arm's columns in the frame; a foreign agent's engines are its own."""
     target = arm.target
     link = {"link": str(arm.link)} if arm.link is not None else {}
+    if arm.conditions is not None:
+        link["voice"] = str(arm.conditions)
     if target is not None and target.kind not in BUILT_IN:
         return {"strategy": arm.strategy, **link, **arm.columns}
     changed = dict(arm.settings if target is None else target.settings)

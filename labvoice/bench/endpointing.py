@@ -1,19 +1,169 @@
-"""The endpointing bench: several silences before the end of a turn, side by side."""
+"""The endpointing bench: ways to end a turn, in calls and on the audio alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from labvoice.bench.arms import Arms, choose_endpointing
-from labvoice.bench.base import RunOptions
+from labvoice.bench.arms import Arm, Arms, choose_endpointing, endpointing_arms
+from labvoice.bench.base import RunOptions, trial
 from labvoice.bench.turns import measure_turns
-from labvoice.runs.run import Run
+from labvoice.errors import UsageError
+from labvoice.runs.run import Run, RunWriter
+from labvoice.runs.turn_ends import KIND, Heard
+from labvoice.settings import Settings
+from labvoice.speech.turn_ends import (
+    DEFAULT_THRESHOLDS,
+    DetectorName,
+    SpokenTurn,
+    load_detector,
+    scores,
+    smart_turn_installed,
+    spoken_turns,
+)
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
 
+CALLED_ARMS: Final = ("0.4", "0.2", "silence:0.6", "v1-mini@0.5", "smart-turn", "dynamic")
+"""The ways to end a turn that are called where none is named."""
+OFFLINE_ARMS: Final = ("silence", "v1-mini@0.2", "v1-mini", "v1-mini@0.5", "smart-turn", "both")
+"""The detectors whose curves are taken where none is named."""
+_MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
+    "vad": (),
+    "v1-mini": ("v1-mini",),
+    "smart-turn": ("smart-turn",),
+    "both": ("v1-mini", "smart-turn"),
+}
 
-async def endpointing(lab: Lab, trials: int, arms: Arms, options: RunOptions) -> Run:
-    """Measures silences; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
-    chosen = choose_endpointing(arms, lab.settings.max_endpointing_delay_s)
-    return await measure_turns(lab, "endpointing", trials, 1, chosen, None, options)
+
+async def endpointing(
+    lab: Lab,
+    trials: int,
+    count: int,
+    arms: Arms,
+    turns: Sequence[SpokenTurn] | None,
+    options: RunOptions,
+) -> Run:
+    """Measures ends of turns in calls; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
+    chosen = choose_endpointing(
+        arms or default_arms(CALLED_ARMS, options.progress), lab.settings.max_endpointing_delay_s
+    )
+    if any(arm.settings.get("turn_detector") == "both" for arm in chosen):
+        raise UsageError(
+            "an agent has one turn detector: `both` cannot be called",
+            "leave it out, or take its curve from the audio alone (`--offline`)",
+        )
+    if any(arm.settings.get("turn_detector") == "smart-turn" for arm in chosen):
+        await asyncio.to_thread(load_detector, "smart-turn", lab.settings)  # or its error, early
+    if turns is None:
+        turns = await asyncio.to_thread(spoken_turns, lab.settings, options.progress)
+    utterances = [turn.utterance for turn in turns]
+    return await measure_turns(lab, KIND, trials, count, chosen, utterances, options)
+
+
+async def on_audio(
+    settings: Settings,
+    arms: str | Sequence[str],
+    turns: Sequence[SpokenTurn] | None,
+    options: RunOptions,
+) -> Run:
+    """Asks detectors at every silence of recorded turns, with no call: their whole curves.
+
+    Every detector hears every turn, and each turn is a trial. A turn's outcome and delay are
+    those of the arm's own delays; the curve of the run is that of all pairs of delays.
+
+    Args:
+        settings: For weights and for the delays of arms that name none.
+        arms: What :func:`labvoice.bench.arms.endpointing_arms` takes; :data:`OFFLINE_ARMS` when
+            empty, without Smart Turn where its package is missing.
+        turns: The turns; the built-in ones when not given.
+        options: Options of the run; a warm-up has no meaning here.
+
+    Raises:
+        UsageError: An arm has no meaning without a call.
+        SettingsError: The package of a detector is not installed.
+        WeightsError: Weights, a recording or the caller's voice could not be obtained.
+        RunFileError: The run file exists already.
+    """
+    if not arms:
+        arms = default_arms(OFFLINE_ARMS, options.progress)
+    chosen = [
+        _with_thresholds(arm) for arm in endpointing_arms(arms, settings.max_endpointing_delay_s)
+    ]
+    names = dict.fromkeys(
+        name for arm in chosen for name in _MEMBERS[arm.settings["turn_detector"]]
+    )
+    detectors = {name: await asyncio.to_thread(load_detector, name, settings) for name in names}
+    if turns is None:
+        turns = await asyncio.to_thread(spoken_turns, settings, options.progress)
+    path = options.path(KIND)
+    config = {"command": options.command, "calls": False, "turns": len(turns)}
+    columns = {arm.name: dict(arm.columns) for arm in chosen}
+    with RunWriter(path, kind=KIND, config=config, arms=columns) as run:
+        for number, turn in enumerate(turns):
+            found = {name: await scores(detector, turn) for name, detector in detectors.items()}
+            for place, arm in enumerate(chosen):
+                await _record(run, number * len(chosen) + place, number, arm, turn, found, settings)
+            if (number + 1) % 10 == 0 or number + 1 == len(turns):
+                options.progress(f"{number + 1} of {len(turns)} turns heard")
+    return Run.load(path)
+
+
+def default_arms(names: Sequence[str], progress: Callable[[str], None]) -> list[str]:
+    """Returns those of the names whose packages are installed; tells what is left out."""
+    if smart_turn_installed():
+        return list(names)
+    progress("Smart Turn is left out: the package smart-turn-livekit is not installed")
+    return [name for name in names if name not in ("smart-turn", "both")]
+
+
+def _with_thresholds(arm: Arm) -> Arm:
+    """The arm with the thresholds of its detectors as columns."""
+    if arm.settings.get("endpointing_mode") == "dynamic":
+        raise UsageError(
+            "`dynamic` learns from a call as it goes on, so there is no curve of it on audio alone",
+            "measure it in calls: `labvoice bench endpointing --arms dynamic,v1-mini --turns 4`",
+        )
+    thresholds = {
+        f"threshold_{name}": _threshold(arm, name)
+        for name in _MEMBERS[arm.settings["turn_detector"]]
+    }
+    columns = {"turn_detector": arm.settings["turn_detector"], **thresholds}
+    return dataclasses.replace(arm, columns=columns)
+
+
+def _threshold(arm: Arm, name: DetectorName) -> float:
+    return float(arm.settings.get("turn_detector_threshold", DEFAULT_THRESHOLDS[name]))
+
+
+async def _record(
+    run: RunWriter,
+    number: int,
+    round_number: int,
+    arm: Arm,
+    turn: SpokenTurn,
+    found: dict[DetectorName, list[float]],
+    settings: Settings,
+) -> None:
+    """Writes what a detector makes of a turn."""
+    members = _MEMBERS[arm.settings["turn_detector"]]
+    ended = [
+        all(found[name][place] >= _threshold(arm, name) for name in members)
+        for place in range(len(turn.pauses) + 1)
+    ]
+    heard = Heard(turn.pauses_s, ended)
+    low_s = arm.settings.get("min_endpointing_delay_s", settings.min_endpointing_delay_s)
+    high_s = arm.settings.get("max_endpointing_delay_s", settings.max_endpointing_delay_s)
+    said = turn.utterance.text
+    async with trial(
+        run, number, turn.utterance.source, arm.name, round_number=round_number, said=[said]
+    ) as this:
+        this.outcome("ok")
+        facts: dict[str, Any] = {f"scores_{n}": [round(p, 4) for p in found[n]] for n in members}
+        this.note(0, pauses_s=turn.pauses_s, ended=ended, source=turn.utterance.source, **facts)
+        delay_s = heard.delay_s(low_s, high_s)
+        run.stage(number, "end_of_turn_delay", delay_s, turn=0, source="detector")
+        this.outcome("interrupted" if heard.cut(low_s, high_s) else "ok", turn=0)

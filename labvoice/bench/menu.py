@@ -19,6 +19,7 @@ from labvoice.bench.turns import turns as measure_turns
 from labvoice.caller.call import Call
 from labvoice.runs.run import Run
 from labvoice.speech.probes import Probes
+from labvoice.speech.turn_ends import SpokenTurn
 from labvoice.speech.utterances import Utterance
 from labvoice.targets.target import Target
 
@@ -30,7 +31,8 @@ class Bench:
     """The benches of a lab; each returns the recorded :class:`labvoice.runs.run.Run`.
 
     All take the options of a run, which are those of
-    :class:`labvoice.bench.base.RunOptions`: `out`, `command`, `progress`, `warmup` and `links`.
+    :class:`labvoice.bench.base.RunOptions`: `out`, `command`, `progress`, `warmup`, `links` and
+    `conditions`.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -86,26 +88,32 @@ class Bench:
         self,
         trials: int = 16,
         *,
-        arms: Arms = "0.2,0.3,0.4,0.6",
+        arms: Arms = "",
+        turns: int = 1,
+        said: Sequence[SpokenTurn] | None = None,
         **options: Unpack[RunKeywords],
     ) -> Run:
-        """Measures turns with several silences before the end of a turn, side by side.
+        """Measures ways to end a turn, side by side, in calls whose caller pauses in mid-sentence.
 
-        Too short a silence splits turns in two, too long a one answers late: each arm's
-        `voice_to_voice` stands beside its count of split turns.
+        Too early an end cuts in on the caller, too late a one answers late: each arm's mean
+        `end_of_turn_delay` stands beside its share of turns that were cut in on.
 
         Args:
-            trials: How many calls of one turn count, of each arm.
-            arms: The silences, in seconds, as a list or with commas; or agents, as for
-                :meth:`connect`.
+            trials: How many calls count, of each arm.
+            arms: What :func:`labvoice.bench.arms.endpointing_arms` takes, as a list or with
+                commas; :data:`labvoice.bench.endpointing.CALLED_ARMS` when not given; or agents,
+                as for :meth:`connect`.
+            turns: Turns in each call; dynamic endpointing learns from one to the next.
+            said: What the caller says, in rotation; the built-in turns when not given.
             options: Options of the run.
 
         Raises:
-            UsageError: A number is out of range.
+            UsageError: A number or an arm is invalid.
+            SettingsError: The package of a detector is not installed.
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        return await endpointing(self._lab, trials, arms, _with_warmup(options))
+        return await endpointing(self._lab, trials, turns, arms, said, _with_warmup(options))
 
     async def interrupt(
         self,

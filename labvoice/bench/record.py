@@ -38,6 +38,8 @@ def record_call(
     path = out or run_path("call")
     about = columns(settings) if target is None else {"agent": str(target)}
     link = {} if call.media.link is None else {"link": str(call.media.link.profile)}
+    if call.conditions is not None:
+        link["voice"] = str(call.conditions)
     arms = {"default": {**about, "strategy": call.strategy, **link}}
     config: dict[str, Any] = {"command": command}
     if served is not None:

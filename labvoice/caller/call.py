@@ -46,6 +46,7 @@ from labvoice.protocol.metadata import JobMetadata, Metadata, check_name
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.players import Player
 from labvoice.show import Facts, call_facts
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import Utterance
 
 _JOIN_TIMEOUT_S = 10.0
@@ -107,6 +108,7 @@ class Call:
             `AgentSessionEvent`; none of an agent that hosts no session events.
         on_turn_mark: Called with each mark of a turn as it is set.
         recorder: Keeps the sound of both sides.
+        conditions: How the caller sounds; None where :meth:`sound_like` was not called.
         recording_path: Where the recording is written when the call ends, `.ogg` or `.wav`; None:
             nowhere.
         media: The caller's media connection.
@@ -151,6 +153,8 @@ class Call:
         self.ready_by = ""
         self.notice = self.failure = ""
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
+        self.conditions: Conditions | None = None
+        self._ready = False
         self.recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
         self._url, self._key, self._secret = url, api_key, api_secret
         self._dispatcher = dispatcher
@@ -171,7 +175,7 @@ class Call:
             identity,
             self._marks,
             self._turns,
-            self.recorder.heard,
+            self._heard,
             dispatcher.why_ended,
             is_bot=bring is not None,
         )
@@ -332,15 +336,32 @@ class Call:
         await self._microphone.publish(self._room)
         self._marks.set("mic_published")
 
+    def _heard(self, track: str, samples: npt.NDArray[np.int16], at_s: float) -> None:
+        self.recorder.heard(track, samples, at_s)
+        self._microphone.hear(track, samples, SAMPLE_RATE_HZ)
+
     def _report(self, turn: Turn, name: str) -> None:
         if self.on_turn_mark is not None:
             self.on_turn_mark(turn, Mark(name, turn.marks[name]))
 
     # -- talking ------------------------------------------------------------------------
 
-    def surround(self, samples: npt.NDArray[np.int16]) -> None:
-        """Sends this sound, 48 kHz and mono, all the time, repeated from its end; empty: none."""
-        self._microphone.background = samples
+    def sound_like(
+        self, conditions: Conditions, background: npt.NDArray[np.int16], *, ready: bool = False
+    ) -> None:
+        """Sets how the caller sounds during the whole call, and what is around it.
+
+        Args:
+            conditions: How it sounds.
+            background: Sent all the time, repeated from its end; 48 kHz, mono; empty: silence. See
+                :meth:`labvoice.speech.conditions.Conditions.around`.
+            ready: Whether the utterances of :meth:`say` have been through the microphone and the
+                line already.
+        """
+        self.conditions, self._ready = conditions, ready
+        self._microphone.background = background
+        echo_db = conditions.echo_db
+        self._microphone.echo_gain = 0.0 if echo_db is None else 10 ** (-echo_db / 20)
 
     async def hear_greeting(self, timeout_s: float | None = None) -> str:
         """Waits for the end of the agent's greeting; returns its text.
@@ -415,6 +436,8 @@ class Call:
             NoReplyError: No reply was heard in time.
             AgentLostError: The agent left before it was heard.
         """
+        if self.conditions is not None and not self._ready:
+            utterance = await asyncio.to_thread(self.conditions.spoken, utterance)
         speech = await asyncio.to_thread(lambda: utterance.speech)
         if at is not None:
             await self.agent.until_into_reply(check_at(at) - speech.first / utterance.sample_rate)

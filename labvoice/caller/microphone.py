@@ -20,6 +20,9 @@ _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
 _LATE_KEPT = 1000
 _PUBLISH_TIMEOUT_S = 10.0
+_ECHO_DELAY_S = 0.05
+"""From the loudspeaker's queue to the microphone: 17 m of air, or a usual sound card."""
+_ECHO_LONGEST_S = 0.5
 
 
 @dataclass(eq=False)
@@ -46,6 +49,8 @@ class Microphone:
     Attributes:
         background: Sound around the caller that goes on all the time, int16, shape (n,), at
             :data:`SAMPLE_RATE_HZ`; repeated from its end.
+        echo_gain: Of what is heard in what is sent, as loudspeaker and microphone in one room have
+            it; 0 for none.
         gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
 
@@ -58,6 +63,8 @@ class Microphone:
         self._task: asyncio.Task[None] | None = None
         self._late: deque[tuple[float, float]] = deque(maxlen=_LATE_KEPT)
         self.background: npt.NDArray[np.int16] = np.zeros(0, np.int16)
+        self.echo_gain = 0.0
+        self._echoes: dict[str, npt.NDArray[np.int16]] = {}
         self._around = 0
         self.gaps = 0
 
@@ -110,6 +117,23 @@ class Microphone:
             if playing in self._waiting:
                 self._waiting.remove(playing)
 
+    def hear(self, track: str, samples: npt.NDArray[np.int16], rate_hz: int) -> None:
+        """Takes a frame that the loudspeaker plays, for its echo.
+
+        Args:
+            track: Id of its track.
+            samples: Mono.
+            rate_hz: Their rate, of which that of the microphone is a multiple.
+        """
+        if not self.echo_gain:
+            return
+        before = self._echoes.get(track)
+        if before is None or not len(before):  # it begins, or a gap has used up the delay
+            before = np.zeros(round(_ECHO_DELAY_S * SAMPLE_RATE_HZ), np.int16)
+        echo = np.repeat(samples, SAMPLE_RATE_HZ // rate_hz) * self.echo_gain
+        kept = round(_ECHO_LONGEST_S * SAMPLE_RATE_HZ)
+        self._echoes[track] = np.concatenate([before, echo.astype(np.int16)])[-kept:]
+
     def _next_frame(self) -> npt.NDArray[np.int16]:
         frame = np.zeros(_FRAME_SAMPLES, np.int16)
         if self._waiting:
@@ -121,8 +145,10 @@ class Microphone:
                 range(self._around, self._around + _FRAME_SAMPLES), mode="wrap"
             )
             self._around = (self._around + _FRAME_SAMPLES) % len(self.background)
-            mixed = frame.astype(np.int32) + around
-            frame = np.clip(mixed, -32768, 32767).astype(np.int16)
+            frame = _mixed(frame, around)
+        for track, echo in self._echoes.items():
+            frame = _mixed(frame, echo[:_FRAME_SAMPLES])
+            self._echoes[track] = echo[_FRAME_SAMPLES:]
         return frame
 
     def _frame_left(self, at_s: float) -> None:
@@ -180,3 +206,10 @@ class Microphone:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._source.aclose()
+
+
+def _mixed(frame: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """Returns the sum, clipped; what the other lacks at its end is silence."""
+    mixed = frame.astype(np.int32)
+    mixed[: len(other)] += other
+    return np.clip(mixed, -32768, 32767).astype(np.int16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,6 +14,7 @@ from labvoice.cli.common import AGENT_HELP
 from labvoice.errors import UsageError
 
 if TYPE_CHECKING:  # it takes a second to import, which `--help` need not wait for
+    from labvoice.speech.conditions import Conditions
     from labvoice.targets.target import Target
 
 _LINKS: Final = "wifi, 4g, satellite, train, or such as delay=80ms,jitter=30ms,loss=3%,rate=64kbit."
@@ -162,8 +164,69 @@ class AgentOptions:
         return found | {name: dataclasses.replace(found[name], **changes) for name in foreign}
 
 
+@dataclass(frozen=True)
+class VoiceOptions:
+    """The options of how callers sound, as given."""
+
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--noise",
+            metavar="[ARM:]NOISE",
+            help="Around the caller: street, crowd, office, forest, keyboard, voices, or a file.",
+        ),
+    ] = None
+    snr: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--snr",
+            metavar="[ARM:]DB",
+            help="Decibels of the speech above the noise; 20 if absent.",
+        ),
+    ] = None
+    line: Annotated[
+        list[str] | None,
+        typer.Option("--line", metavar="[ARM:]telephone", help="300 to 3400 Hz, mu-law."),
+    ] = None
+    microphone: Annotated[
+        list[str] | None,
+        typer.Option("--microphone", metavar="[ARM:]far", help="Across a room that reverberates."),
+    ] = None
+    echo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--echo",
+            metavar="[ARM:]DB",
+            help="The agent's voice comes back, so many decibels below what the caller hears.",
+        ),
+    ] = None
+
+    def of(self, arms: Sequence[str] = ()) -> dict[str, Conditions]:
+        """Returns how the callers of each arm sound; under the empty name, of every other.
+
+        Args:
+            arms: Names that may stand before a colon.
+
+        Raises:
+            UsageError: A value cannot be read.
+        """
+        from labvoice.speech.conditions import Conditions
+
+        found: dict[str, dict[str, str]] = {"": {}}
+        for option in dataclasses.fields(self):
+            for text in getattr(self, option.name) or ():
+                name, colon, rest = text.partition(":")
+                named = bool(colon) and name in arms
+                of_arm = found.setdefault(name if named else "", {})
+                of_arm[option.name] = rest if named else text
+        return {
+            arm: Conditions.of(**{**found[""], **given}) for arm, given in found.items() if given
+        }
+
+
+NO_VOICE: Final = VoiceOptions()
 NO_AGENTS: Final = AgentOptions()
-"""Default of a parameter that :func:`labvoice.cli.common.command` replaces."""
+"""Defaults of parameters that :func:`labvoice.cli.common.command` replaces."""
 
 
 def _of_arms(option: str, text: str, named: dict[str, str | Target]) -> list[tuple[str, str]]:

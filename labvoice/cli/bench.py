@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinksOption, WireOption
+from labvoice.cli.agents import (
+    NO_AGENTS,
+    NO_VOICE,
+    AgentOptions,
+    LinksOption,
+    VoiceOptions,
+    WireOption,
+)
 from labvoice.cli.common import (
     CALL_OPTIONS,
     ArmsOption,
@@ -32,14 +40,23 @@ if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait 
 bench_app = typer.Typer(help="Benchmarks; each writes a run file.", no_args_is_help=True)
 
 
-DEFAULT_SILENCES: Final = "0.2,0.3,0.4,0.6"
-
-
 def _all_arms(arms: str, agents: AgentOptions) -> list[str | Arm]:
     """Returns built-in arms by name, and those of the user's agents after them."""
     from labvoice.bench.arms import target_arms
 
     return [*(each for each in arms.split(",") if each.strip()), *target_arms(agents.arms())]
+
+
+def _surroundings(
+    arms: Sequence[Arm], link: list[str] | None, voice: VoiceOptions
+) -> dict[str, Any]:
+    """Returns the links of the callers and how they sound; a wrong one raises early."""
+    from labvoice.bench.arms import with_conditions, with_links
+
+    conditions = voice.of([arm.name for arm in arms])
+    if arms:
+        with_conditions(with_links(arms, link or []), conditions)
+    return {"links": link or [], "conditions": conditions}
 
 
 @bench_app.command("connect")
@@ -80,6 +97,7 @@ async def bench_turns(
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
     link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     wire: WireOption = False,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -98,10 +116,12 @@ async def bench_turns(
     Example: labvoice bench turns --arms hybrid,letta,direct --llm paced --trials 20
 
     Example: labvoice bench turns --arm good=own --arm bad=own --link bad:delay=80ms,loss=3%
-    """
-    from labvoice.bench.arms import TURN_ARMS, choose, with_links
 
-    chosen = with_links(choose(_all_arms(arms, agents), TURN_ARMS), link or [])
+    Example: labvoice bench turns --arm quiet=own --arm loud=own --noise loud:street --snr 10
+    """
+    from labvoice.bench.arms import TURN_ARMS, choose
+
+    chosen = choose(_all_arms(arms, agents), TURN_ARMS)
     return await _bench(
         "turns",
         options,
@@ -110,7 +130,7 @@ async def bench_turns(
         turns=turns,
         warmup=warmup,
         arms=chosen,
-        links=link or [],
+        **_surroundings(chosen, link, voice),
     )
 
 
@@ -118,27 +138,70 @@ async def bench_turns(
 @command()
 async def bench_endpointing(
     trials: TrialsOption = 16,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Turns in each call.")] = 1,
     warmup: WarmupOption = 1,
     arms: Annotated[
         str,
         typer.Option(
             "--arms",
-            help="Endpointing delays to compare, in seconds: a,b,…; 0.2,0.3,0.4,0.6 where "
-            "no agent is named.",
+            help="Ends of a turn, a,b,…: seconds of silence (0.4), or DETECTOR[@THRESHOLD]"
+            "[:MIN_DELAY[:MAX_DELAY]] of v1-mini, smart-turn, silence, both, dynamic.",
         ),
     ] = "",
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No calls: the detectors' curves on the audio alone.")
+    ] = False,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", exists=True, dir_okay=False, help="Turns of eot-bench, as Parquet."),
+    ] = None,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
-    """Compares endpointing delays: latency against split turns.
+    """Measures the trade at the end of a turn: turns cut in on, against the delay after the end.
 
-    Example: labvoice bench endpointing --arms 0.2,0.3,0.4,0.6 --llm paced
+    Some of the caller's turns have pauses. In calls each arm is one setting, and a point; with
+    --offline each detector hears the same audio and gets its whole curve, over all delays. The
+    result recommends a setting and says what it costs.
+
+    Example: labvoice bench endpointing --offline
+
+    Example: labvoice bench endpointing --arms 0.2,0.4,silence:0.6,smart-turn:0.3:1.5 --llm paced
     """
     from labvoice.bench.arms import choose_endpointing
+    from labvoice.bench.base import RunOptions
+    from labvoice.bench.endpointing import on_audio
+    from labvoice.errors import UsageError
+    from labvoice.speech.turn_ends import read_rows
 
-    asked = _all_arms(arms, agents) or DEFAULT_SILENCES.split(",")
-    choose_endpointing(asked)
-    return await _bench("endpointing", options, workers=0, trials=trials, warmup=warmup, arms=asked)
+    asked = _all_arms(arms, agents)
+    chosen = choose_endpointing(asked) if asked else []
+    around = _surroundings(chosen, link, voice)
+    if offline and (any(around.values()) or any(arm.target for arm in chosen)):
+        raise UsageError(
+            "--offline makes no calls: it takes no agent, no link, no noise and no line",
+            "name detectors with `--arms`",
+        )
+    said = None if rows is None else read_rows(rows)
+    if offline:
+        run = await on_audio(
+            load_settings(), arms, said, RunOptions(options.out, command_line(), tell)
+        )
+        await _tell(run, options.json_path)
+        return 0
+    return await _bench(
+        "endpointing",
+        options,
+        workers=0,
+        trials=trials,
+        turns=turns,
+        warmup=warmup,
+        arms=asked,
+        said=said,
+        **around,
+    )
 
 
 @bench_app.command("interrupt")
@@ -163,6 +226,8 @@ async def bench_interrupt(
     warmup: WarmupOption = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Measures turn-taking: the caller interrupts, says "mm-hm", coughs, pauses.
@@ -193,6 +258,7 @@ async def bench_interrupt(
         probes=probes,
         warmup=warmup,
         arms=chosen,
+        **_surroundings(chosen, link, voice),
         **more,
     )
 
@@ -385,7 +451,7 @@ async def _bench(
             out=options.out, command=command_line(), progress=tell, **given
         )
     result = await _tell(run, options.json_path)
-    if kind == "endpointing":  # too short a delay is expected to split turns
+    if kind == "endpointing":  # too short a delay is expected to cut in
         return 1 if result["failed"] == result["n"] else 0
     return 1 if result["failed"] else 0
 

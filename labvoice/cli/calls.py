@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, MetadataOption, WireOption
+from labvoice.cli.agents import (
+    NO_AGENTS,
+    NO_VOICE,
+    AgentOptions,
+    LinkOption,
+    MetadataOption,
+    VoiceOptions,
+    WireOption,
+)
 from labvoice.cli.common import (
     CALL_OPTIONS,
     AgentNameOption,
@@ -54,6 +62,7 @@ async def call(
     ] = "sequential",
     agents: AgentOptions = NO_AGENTS,
     link: LinkOption = None,
+    voice: VoiceOptions = NO_VOICE,
     wire: WireOption = False,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -84,11 +93,13 @@ async def call(
         metadata = read_text(metadata)
     when = check_strategy(strategy)
     profile = LinkProfile.parse(link) if link else None
+    conditions = voice.of().get("")
     recording = options.format
     files = [load_wav(path, check_channel(channel)) for path in wav or ()]
     for path, utterance in zip(wav or (), files, strict=True):
         if utterance.notice:
             tell(f"notice: {path}: {utterance.notice}")
+    from labvoice.bench.base import sound_like
     from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
     async with Lab(
@@ -121,6 +132,8 @@ async def call(
                 strategy=when,
                 link=profile,
             )
+        if conditions is not None:
+            await sound_like(made, conditions, lab.settings, tell)
         try:
             await made.connect()
             if greeting := await made.hear_greeting():

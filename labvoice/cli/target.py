@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption, WireOption
+from labvoice.cli.agents import (
+    NO_AGENTS,
+    NO_VOICE,
+    AgentOptions,
+    LinkOption,
+    VoiceOptions,
+    WireOption,
+)
 from labvoice.cli.common import (
     AGENT_HELP,
     CALL_OPTIONS,
@@ -33,6 +40,7 @@ async def try_agent(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     agents: AgentOptions = NO_AGENTS,
     link: LinkOption = None,
+    voice: VoiceOptions = NO_VOICE,
     wire: WireOption = False,
     upstream: Annotated[
         list[str] | None,
@@ -57,9 +65,10 @@ async def try_agent(
     assert target is not None
     if link:
         target = dataclasses.replace(target, link=LinkProfile.parse(link))
+    conditions = voice.of().get("")
     settings = _upstreams(upstream or []) | {"recording": options.format, "wire": wire}
 
-    from labvoice.bench.base import run_path
+    from labvoice.bench.base import run_path, sound_like
     from labvoice.bench.record import record_call
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
@@ -79,6 +88,8 @@ async def try_agent(
         called = await lab.add_target(target)
         tell(f"agent: {called}")
         call = lab.new_call(agent_name=called)
+        if conditions is not None:
+            await sound_like(call, conditions, lab.settings, tell)
         failure = ""
         try:
             await _talk(call, utterances)

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, plots, style, turn_taking, view
+from labvoice.report import glossary, plots, style, turn_ends, turn_taking, view
 from labvoice.report.style import Picture
 from labvoice.runs import players
 from labvoice.runs.run import Run
@@ -33,6 +33,13 @@ _PAGE_COLORS = {
 }
 _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
     (
+        turn_ends.end_of_turn_trade,
+        "Each line is a detector over all pairs of delays, computed on the audio of the turns; "
+        "each single point is a setting in calls. Bottom left is best. Vertical: Clopper and "
+        "Pearson's 95 % interval of the share; horizontal: bootstrap 95 % interval of the mean "
+        "delay.",
+    ),
+    (
         turn_taking.yield_trade,
         "Each arm by two shares: how often it yields to an interruption, and how often it goes on "
         "over a sound that asks for nothing. An agent that is never interrupted is at the bottom "
@@ -42,6 +49,12 @@ _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
         turn_taking.who_speaks_when,
         "The first calls of each probe, by the caller's ear: what it sent, and when it heard the "
         "agent.",
+    ),
+    (
+        plots.what_it_does,
+        "Every stage by link and by sound of the caller: the median, its difference to the first "
+        "arm, and the darker, the larger that is. Failed turns are in the last line and in no "
+        "median.",
     ),
     (
         plots.turn_waterfall,

@@ -208,6 +208,76 @@ def distributions(run: Run) -> Picture:
     return figure
 
 
+def what_it_does(run: Run) -> Picture:
+    """Draws what each link and each sound of the caller does to every stage, against the first arm.
+
+    Each cell is a median with its difference to the first arm's, and the darker, the larger that
+    is beside the largest; the last two lines are the word error rate and the turns that failed.
+
+    Raises:
+        RunFileError: The arms differ neither in their links nor in how their callers sound.
+    """
+    arms = run.header.arms
+    about = [
+        " · ".join(
+            filter(None, [arm, str(columns.get("link") or ""), str(columns.get("voice") or "")])
+        )
+        for arm, columns in arms.items()
+    ]
+    if len(arms) < 2 or about == list(arms):
+        raise RunFileError(
+            "the run compares neither links nor sounds of the caller", "see `--link` and `--noise`"
+        )
+    medians = {
+        stage: [
+            summary.p50_s * 1e3 if (summary := run.stage_summaries.get((stage, arm))) else math.nan
+            for arm in arms
+        ]
+        for stage in sorted({stage for stage, _ in run.stage_summaries}, key=statistics.stage_order)
+    }
+    attempts = run.attempts
+    bad = attempts["outcome"] != "ok"
+    rates = {
+        "word error rate": [_percent(run.word_error_rate(arm)) for arm in arms],
+        "failed": [float(bad[attempts["arm"] == arm].mean()) * 100 for arm in arms],
+    }
+    rows = [*((name, values, "ms") for name, values in medians.items())]
+    rows += [(name, values, "%") for name, values in rates.items()]
+    with style.picture(2.6 + 1.75 * len(arms), 1.5 + 0.26 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        for y, (_, values, unit) in enumerate(rows):
+            changes = [value - values[0] for value in values]
+            largest = max((abs(each) for each in changes if not math.isnan(each)), default=0.0)
+            for x, (value, change) in enumerate(zip(values, changes, strict=True)):
+                if math.isnan(value):
+                    continue
+                if x and largest and not math.isnan(change):
+                    color = VERMILION if change > 0 else GREEN
+                    shade = 0.45 * abs(change) / largest
+                    axes.barh(y, 0.96, 0.92, left=x - 0.48, color=color, alpha=shade)
+                words = f"{value:,.0f}" if unit == "ms" else f"{value:.1f} %"
+                words += f" ({change:+,.0f})" if x and not math.isnan(change) else ""
+                axes.text(x, y, words, ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(arms)), [each.replace(" · ", "\n") for each in about])
+        axes.xaxis.tick_top()
+        axes.tick_params(axis="x", labelsize=8, labelcolor=INK, length=0)
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        figure.suptitle(
+            "What each does to every stage: medians in ms, and the difference to the first",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
+    return figure
+
+
+def _percent(share: float | None) -> float:
+    return math.nan if share is None else share * 100
+
+
 def _panel(axes: Axes, rows: pd.DataFrame, run: Run) -> None:
     """Draws one stage: a line of points for each arm."""
     jitter = np.random.default_rng(0)

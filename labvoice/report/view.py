@@ -13,6 +13,7 @@ from labvoice.report.glossary import PHRASES
 from labvoice.runs import statistics
 from labvoice.runs.run import Run
 from labvoice.runs.statistics import StageSummary, milliseconds
+from labvoice.runs.turn_ends import recommendation
 from labvoice.runs.turn_taking import FIGURES
 
 _KEY_STAGES: Final = (
@@ -57,7 +58,11 @@ def headline(run: Run) -> str:
     done = "turns were answered" if turns else "connections ended with an agent that listens"
     if run.header.kind == "interrupt":
         done = "probes were measured, whatever the agent did"
+    if run.turn_ends:
+        done = "turns were not cut in on"
     words = f"{ok} of {len(attempts)} {done}."
+    if run.turn_ends:
+        return " ".join([words, *recommendation(run.turn_ends)])
     stage = main_stage(run)
     if stage is None:
         return words

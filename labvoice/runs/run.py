@@ -16,6 +16,7 @@ from labvoice.runs import copies, frames, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.players import Player, listen
 from labvoice.runs.tables import TEMPLATES, table_cells, table_text
+from labvoice.runs.turn_ends import Point, curves, recommendation
 from labvoice.runs.writer import RunWriter
 
 __all__ = ["Run", "RunWriter"]
@@ -223,6 +224,14 @@ class Run:
                     lines.append(f"{figure.name} {of_arm}{found[figure.name]} {figure.phrase}")
         return lines
 
+    @cached_property
+    def turn_ends(self) -> dict[str, list[Point]]:
+        """The curve of each detector, or a point for each setting that was called.
+
+        Empty for other runs than those of `labvoice bench endpointing`.
+        """
+        return curves(self)
+
     def _turn_notes(
         self, arm: str | None, *columns: str, outcomes: Sequence[str] = OUTCOMES
     ) -> pd.DataFrame:
@@ -397,6 +406,14 @@ class Run:
             "word_error_rate": self.word_error_rate(),
             "split_turns": self.split_turns(),
         }
+        if self.turn_ends:
+            result["turn_ends"] = {
+                "recommendation": recommendation(self.turn_ends),
+                "curves": {
+                    arm: [point.to_json() for point in points]
+                    for arm, points in self.turn_ends.items()
+                },
+            }
         if len(self.arms) > 1:
             result["arms"] = {}
             for arm, columns in self.header.arms.items():
@@ -435,6 +452,7 @@ class Run:
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
         parts += self.comparisons + self.turn_taking + self.recognition
+        parts += recommendation(self.turn_ends)
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)

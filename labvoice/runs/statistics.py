@@ -267,6 +267,41 @@ def bootstrap_interval(
     return _interval(bootstrap_percentiles(values, units, seed=seed))
 
 
+def mean_intervals(values: npt.ArrayLike, *, seed: int = _SEED) -> Floats:
+    """Returns the 95 % bootstrap interval of each column's mean; NaN where rows are below two.
+
+    Args:
+        values: Shape (n, m): each row is one unit of resampling.
+        seed: The same seed gives the same intervals.
+
+    Returns:
+        Shape (m, 2).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    count, columns = array.shape
+    if count < 2:
+        return np.full((columns, 2), math.nan)
+    draws = np.random.default_rng(seed).multinomial(
+        count, np.full(count, 1 / count), size=_RESAMPLES
+    )
+    bounds = np.percentile(draws @ array / count, (2.5, 97.5), axis=0)
+    return np.asarray(bounds.T, np.float64)
+
+
+def exact_interval(k: int, n: int) -> tuple[float, float]:
+    """Returns Clopper and Pearson's 95 % interval of a share: exact, and never too narrow.
+
+    Args:
+        k: How often something happened.
+        n: Of how many times; of none, the interval is from 0 to 1.
+    """
+    from scipy.stats import beta  # it takes a second to import
+
+    low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
+    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+    return float(low), float(high)
+
+
 def compare_medians(
     base: npt.ArrayLike,
     base_units: npt.ArrayLike,

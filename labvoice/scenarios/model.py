@@ -52,7 +52,8 @@ class Noise:
     """Noise around the caller, for the whole call.
 
     Attributes:
-        kind: `street`, `crowd`, `office`, `forest`, `keyboard`, or the path of a recording.
+        kind: `street`, `crowd`, `office`, `forest`, `keyboard`, `voices` (three people who talk),
+            or the path of a recording.
         snr_db: How many decibels the caller's speech is above it.
     """
 
@@ -68,12 +69,17 @@ class Voice:
         speaker: `kokoro/NAME`, one of the caller's synthetic voices; the usual one if not given.
         noise: Noise around it.
         line: `telephone`: 300 to 3400 Hz, in 8-bit samples of the mu-law.
+        microphone: `far`: across a room that reverberates.
+        echo_db: How many decibels the agent's voice that comes back through its microphone is
+            below what it hears; no echo if not given.
         speed: Of its speech; 1 is the speaker's own.
     """
 
     speaker: str | None = None
     noise: Noise | None = None
     line: Literal["telephone"] | None = None
+    microphone: Literal["far"] | None = None
+    echo_db: Annotated[float, Field(ge=0, le=80)] | None = None
     speed: Annotated[float, Field(ge=0.5, le=2)] = 1.0
 
 

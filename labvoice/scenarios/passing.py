@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
-_CONFIDENCE: Final = 0.95
+from labvoice.runs.statistics import exact_interval
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,7 @@ class PassRate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the share, Clopper and Pearson's: exact, and never too narrow."""
-        if not self.calls:
-            return 0.0, 1.0
-        from scipy.stats import beta  # it takes a second to import
-
-        tail, failed = (1 - _CONFIDENCE) / 2, self.calls - self.passed
-        low = beta.ppf(tail, self.passed, failed + 1) if self.passed else 0.0
-        high = beta.ppf(1 - tail, self.passed + 1, failed) if failed else 1.0
-        return float(low), float(high)
+        return exact_interval(self.passed, self.calls)
 
     @property
     def pass_k(self) -> float:

@@ -231,7 +231,8 @@ class Player:
 
     async def converse(self) -> None:
         """Connects and plays the steps; what fails is in :attr:`result`."""
-        self._call.surround(self._prepared.caller.background)
+        caller = self._prepared.caller
+        self._call.sound_like(caller.conditions, caller.background, ready=True)
         try:
             await self._call.connect()
             await self._steps()

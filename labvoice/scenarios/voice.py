@@ -12,7 +12,7 @@ from labvoice.errors import LabvoiceError
 from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.model import PAUSE_S, PAUSE_SIGN, Play, Say, ScenarioFile
 from labvoice.settings import Settings
-from labvoice.speech.conditions import at_snr, noise, telephone
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.probes import SOUNDS, to_pcm
 from labvoice.speech.utterances import (
     DEFAULT_SPEAKER,
@@ -37,11 +37,13 @@ class Caller:
     Attributes:
         sounds: By the number of the step, from 0.
         background: Sound around the caller, shape (n,); empty for none.
+        conditions: How it sounds.
         speak: Makes an utterance of a text that was not known before; blocks.
     """
 
     sounds: dict[int, Utterance]
     background: Pcm
+    conditions: Conditions
     speak: Callable[[str], Utterance]
 
 
@@ -58,6 +60,13 @@ def prepare_caller(
     voice = file.scenario.voice
     speaker = (voice.speaker or DEFAULT_SPEAKER).removeprefix(_KOKORO)
     _checked(file, None, lambda: check_speaker(speaker))
+    conditions = Conditions(
+        noise=voice.noise.kind if voice.noise else None,
+        snr_db=voice.noise.snr_db if voice.noise else 0.0,
+        line=voice.line,
+        microphone=voice.microphone,
+        echo_db=voice.echo_db,
+    )
 
     def speak(text: str) -> Utterance:
         parts = [part.strip() for part in text.split(PAUSE_SIGN)]
@@ -76,17 +85,15 @@ def prepare_caller(
             pieces += [pause] if number else []
             pieces += [next(spoken).samples] if part else []
         words = " ".join(part for part in parts if part)
-        return Utterance(words, on_line(np.concatenate(pieces)), SAMPLE_RATE, "kokoro")
-
-    def on_line(samples: Pcm) -> Pcm:
-        return telephone(samples) if voice.line == "telephone" else samples
+        return Utterance(words, conditions.sent(np.concatenate(pieces)), SAMPLE_RATE, "kokoro")
 
     def read(step: Play) -> Utterance:
         if step.play in SOUNDS:
-            samples = on_line(to_pcm(SOUNDS[step.play]()))
+            samples = conditions.sent(to_pcm(SOUNDS[step.play]()))
             return Utterance(step.text, samples, SAMPLE_RATE, "signal")
         recorded = load_wav(file.find(step.play))
-        return Utterance(step.text, on_line(recorded.samples), SAMPLE_RATE, "file", recorded.notice)
+        samples = conditions.sent(recorded.samples)
+        return Utterance(step.text, samples, SAMPLE_RATE, "file", recorded.notice)
 
     sounds: dict[int, Utterance] = {}
     for number, step in enumerate(file.scenario.steps):
@@ -96,12 +103,12 @@ def prepare_caller(
             sounds[number] = _checked(file, number, lambda step=step: read(step))  # type: ignore[misc]
     background = np.zeros(0, np.int16)
     if voice.noise is not None:
-        kind, snr_db = voice.noise.kind, voice.noise.snr_db
         folder = None if file.path is None else file.path.parent
-        around = _checked(file, None, lambda: noise(kind, folder))
         speech = next(iter(sounds.values()), None) or speak(_SAMPLE_TEXT)
-        background = at_snr(on_line(around), speech, snr_db)
-    return Caller(sounds, background, speak)
+        background = _checked(
+            file, None, lambda: conditions.around(speech, settings, folder, progress)
+        )
+    return Caller(sounds, background, conditions, speak)
 
 
 def _checked(file: ScenarioFile, step: int | None, make: Callable[[], _T]) -> _T:

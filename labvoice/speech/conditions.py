@@ -1,16 +1,27 @@
-"""Conditions of the caller's speech: background noise and telephone band."""
+"""How a caller sounds: noise and voices around it, a far microphone, a telephone line, echo."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from labvoice.errors import UsageError
+from labvoice.settings import Settings
 from labvoice.speech.detection import find_speech, resample
-from labvoice.speech.utterances import SAMPLE_RATE, Pcm, Utterance, load_wav
+from labvoice.speech.utterances import (
+    DEFAULT_UTTERANCES,
+    SAMPLE_RATE,
+    SPEAKERS,
+    Pcm,
+    Utterance,
+    load_wav,
+    synthesize_all,
+)
+from labvoice.speech.weights import Progress
 
 NOISES: Final = {
     "street": "city-ambience.ogg",
@@ -22,10 +33,136 @@ NOISES: Final = {
 """Recordings that livekit-agents ships (`livekit/agents/resources`, with their licences in its
 NOTICE); they are read from there."""
 
+VOICES: Final = "voices"
+"""The noise of three people who talk at once, synthesised."""
+Line = Literal["telephone"]
+Place = Literal["far"]
+
 _LINE_RATE: Final = 8000
 _LINE_BAND_HZ: Final = (300.0, 3400.0)
 _MU: Final = 255.0
 _FULL_SCALE: Final = 32767.0
+_DECAY_S: Final = 0.5
+"""Reverberation time of a living room or an office: until its sound is 60 dB lower."""
+_DIRECT_TO_REST: Final = 1.0
+"""Of the direct sound's energy to that of the reverberation, as some metres from a speaker."""
+_SEED: Final = 20261
+_PEOPLE: Final = 3
+_SNR_DB, _ECHO_DB = (-20.0, 80.0), (0.0, 80.0)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a caller sounds, and what is around it.
+
+    Attributes:
+        noise: One of :data:`NOISES`, :data:`VOICES`, or the path of a recording.
+        snr_db: How many decibels the caller's speech is above the noise.
+        line: `telephone`: 300 to 3400 Hz, in 8-bit samples of the mu-law.
+        microphone: `far`: across a room that reverberates.
+        echo_db: How many decibels the agent's voice that comes back through the caller's
+            microphone is below what the caller hears; no echo where not given.
+
+    Raises:
+        UsageError: There is no such line or microphone, or a level makes no sense.
+    """
+
+    noise: str | None = None
+    snr_db: float = 20.0
+    line: Line | None = None
+    microphone: Place | None = None
+    echo_db: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("line", self.line, get_args(Line)),
+            ("microphone", self.microphone, get_args(Place)),
+        ):
+            if value is not None and value not in known:
+                raise UsageError(f"there is no {name} {value!r}", f"the only one is {known[0]}")
+        for name, level, (least, most) in (
+            ("snr", self.snr_db, _SNR_DB),
+            ("echo", self.echo_db, _ECHO_DB),
+        ):
+            if level is not None and not least <= level <= most:
+                raise UsageError(
+                    f"{name} of {level:g} dB", f"give a number from {least:g} to {most:g}"
+                )
+
+    @classmethod
+    def of(cls, **given: str) -> Conditions:
+        """Reads texts, as an option or a file has them.
+
+        Args:
+            given: By the options' names: noise, snr, line, microphone, echo.
+
+        Raises:
+            UsageError: One cannot be read.
+        """
+        read: dict[str, Any] = {}
+        for name, text in given.items():
+            if name not in ("snr", "echo"):
+                read[name] = text
+                continue
+            try:
+                read[f"{name}_db"] = float(text)
+            except ValueError:
+                raise UsageError(
+                    f"--{name}: {text!r} is no number of decibels", "such as 15"
+                ) from None
+        return cls(**read)
+
+    def __str__(self) -> str:
+        words = [f"noise {self.noise} at {self.snr_db:g} dB"] if self.noise else []
+        words += [f"{self.microphone} microphone"] if self.microphone else []
+        words += [self.line] if self.line else []
+        words += [f"echo at -{self.echo_db:g} dB"] if self.echo_db is not None else []
+        return ", ".join(words) or "quiet"
+
+    def sent(self, samples: Pcm) -> Pcm:
+        """Returns speech as it leaves the caller; blocks for some 10 ms a second of it.
+
+        Args:
+            samples: Shape (n,), at :data:`labvoice.speech.utterances.SAMPLE_RATE`.
+        """
+        if self.microphone == "far":
+            samples = far(samples)
+        return telephone(samples) if self.line == "telephone" else samples
+
+    def spoken(self, utterance: Utterance) -> Utterance:
+        """Returns an utterance as it leaves the caller, as :meth:`sent` does."""
+        if self.microphone is None and self.line is None:
+            return utterance
+        samples = self.sent(utterance.samples)
+        return Utterance(utterance.text, samples, SAMPLE_RATE, utterance.source, utterance.notice)
+
+    def around(
+        self,
+        speech: Utterance,
+        settings: Settings,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Pcm:
+        """Returns what is around the caller all the time; empty for silence.
+
+        Blocks: call it in a thread.
+
+        Args:
+            speech: As it leaves the caller; sets the noise's level.
+            settings: For the cache of voices.
+            folder: Where a recording is looked for first.
+            progress: Told what is synthesised.
+
+        Raises:
+            UsageError: There is no such noise and no such file.
+            AudioFormatError: The file cannot be read, or is silent.
+            WeightsError: The voices could not be obtained.
+        """
+        if self.noise is None:
+            return np.zeros(0, np.int16)
+        people = self.noise == VOICES
+        sound = _people(settings, progress) if people else noise(self.noise, folder)
+        return at_snr(telephone(sound) if self.line == "telephone" else sound, speech, self.snr_db)
 
 
 def noise(kind: str, folder: Path | None = None) -> Pcm:
@@ -50,7 +187,7 @@ def noise(kind: str, folder: Path | None = None) -> Pcm:
             return load_wav(path).samples
     raise UsageError(
         f"there is no noise {kind!r} and no such file",
-        f"one of {', '.join(NOISES)}, or the path of a recording",
+        f"one of {', '.join(NOISES)}, {VOICES}, or the path of a recording",
     )
 
 
@@ -73,6 +210,46 @@ def at_snr(noise: Pcm, speech: Utterance, snr_db: float) -> Pcm:
 
 def _rms(samples: Pcm) -> float:
     return float(np.sqrt(np.mean(np.square(samples.astype(np.float64))))) if len(samples) else 0.0
+
+
+def _people(settings: Settings, progress: Progress | None) -> Pcm:
+    """People who talk at once, each in a voice of its own."""
+    talks = [
+        np.concatenate(
+            [
+                each.samples.astype(np.float64)
+                for each in synthesize_all(
+                    DEFAULT_UTTERANCES[number::_PEOPLE], settings, progress, speaker=speaker
+                )
+            ]
+        )
+        for number, speaker in enumerate(SPEAKERS[-_PEOPLE:])
+    ]
+    mixed = sum(np.resize(talk, max(map(len, talks))) for talk in talks) / _PEOPLE
+    return np.asarray(mixed, np.int16)
+
+
+def far(samples: Pcm) -> Pcm:
+    """Returns speech as a microphone across a room hears it, at the same level.
+
+    The room is noise that decays exponentially, as many reflections do. The reverberation after
+    the last word is part of the result.
+
+    Args:
+        samples: Shape (n,), at :data:`labvoice.speech.utterances.SAMPLE_RATE`.
+    """
+    from scipy.signal import fftconvolve
+
+    if not len(samples):
+        return samples
+    at_s = np.arange(round(_DECAY_S * SAMPLE_RATE)) / SAMPLE_RATE
+    room = np.random.default_rng(_SEED).standard_normal(len(at_s)) * 10 ** (-3 * at_s / _DECAY_S)
+    room *= np.sqrt(1 / _DIRECT_TO_REST / np.square(room).sum())
+    room[0] = 1.0
+    heard = np.asarray(fftconvolve(samples.astype(np.float64), room))
+    peak = np.abs(heard).max()
+    level = np.abs(samples.astype(np.int32)).max() / peak if peak else 1.0
+    return np.asarray(np.round(heard * level), np.int16)
 
 
 def telephone(samples: Pcm) -> Pcm:

@@ -57,6 +57,43 @@ _RECORDED: Final = (
     (36.92, 41.66, "For good or for evil, in the superlative degree of comparison only."),
 )
 
+# Several of those parts in a row, with the reader's own pauses between them.
+_PASSAGES: Final = (
+    (
+        (1.17, 8.40),
+        "It was the best of times, it was the worst of times, it was the age of wisdom, "
+        "it was the age of foolishness,",
+    ),
+    (
+        (8.75, 12.94),
+        "it was the epoch of belief, it was the epoch of incredulity,",
+    ),
+    (
+        (13.40, 16.85),
+        "it was the season of Light, it was the season of Darkness,",
+    ),
+    (
+        (17.54, 24.14),
+        "it was the spring of hope, it was the winter of despair, we had everything before us, "
+        "we had nothing before us,",
+    ),
+    (
+        (24.56, 28.43),
+        "we were all going direct to Heaven, we were all going direct the other way.",
+    ),
+    (
+        (29.04, 36.75),
+        "In short, the period was so far like the present period, that some of its noisiest "
+        "authorities insisted on its being received",
+    ),
+    (
+        (29.90, 41.81),
+        "the period was so far like the present period, that some of its noisiest authorities "
+        "insisted on its being received, for good or for evil, in the superlative degree of "
+        "comparison only.",
+    ),
+)
+
 _KOKORO_RATE = 24000
 # A Japanese speaker, as are all five voices that come with the model: the one that the embedded
 # recogniser understood best in thirty sentences that are none of the default ones (word error
@@ -178,11 +215,33 @@ def human_utterances(settings: Settings, progress: Progress | None = None) -> li
     Raises:
         WeightsError: The recording cannot be obtained.
     """
+    return _read(
+        settings, progress, [((start_s, end_s), text) for start_s, end_s, text in _RECORDED]
+    )
+
+
+def human_passages(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
+    """Returns passages of several clauses by the same reader, 3 to 12 s each, with their pauses.
+
+    Blocks as :func:`human_utterances` does.
+
+    Raises:
+        WeightsError: The recording cannot be obtained.
+    """
+    return _read(settings, progress, _PASSAGES)
+
+
+def _read(
+    settings: Settings,
+    progress: Progress | None,
+    parts: Sequence[tuple[tuple[float, float], str]],
+) -> list[Utterance]:
+    """Cuts parts out of the recording, each by its start and end in seconds."""
     path = require("human-speech", settings, progress) / "two_cities.wav"
     whole = load_wav(path).samples
     return [
-        Utterance(text, _trimmed(_cut(whole, start_s, end_s)), SAMPLE_RATE, "human")
-        for start_s, end_s, text in _RECORDED
+        Utterance(text, _trimmed(_cut(whole, *bounds)), SAMPLE_RATE, "human")
+        for bounds, text in parts
     ]
 
 

@@ -27,7 +27,13 @@ from labvoice.errors import WeightsError
 from labvoice.settings import Settings
 
 WeightName = Literal[
-    "moonshine-base", "moonshine-tiny", "piper-joe", "kokoro", "smollm2", "human-speech"
+    "moonshine-base",
+    "moonshine-tiny",
+    "piper-joe",
+    "kokoro",
+    "smollm2",
+    "human-speech",
+    "smart-turn",
 ]
 Progress = Callable[[str], None]
 
@@ -112,6 +118,14 @@ RECIPES: Final[Mapping[WeightName, _Recipe]] = {
         "0.0.59",
         {"two_cities.wav": _File("moonshine-voice", "moonshine_voice/assets/two_cities.wav")},
     ),
+    "smart-turn": _Recipe(
+        "3.2",
+        {
+            "smart-turn.onnx": _File(
+                "pipecat-ai", "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
+            )
+        },
+    ),
 }
 
 
@@ -126,7 +140,7 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
             `decoder_model_merged.onnx` and `tokenizer.bin`; for `moonshine-tiny` the same as
             `.ort`; for `piper-joe` `frontend.onnx`, `decoder.onnx` and `voice.json`; for
             `kokoro` `kokoro.onnx`, `vocab.json` and `voices_ja.npz`; for `smollm2` one `.gguf`;
-            for `human-speech` `two_cities.wav`.
+            for `human-speech` `two_cities.wav`; for `smart-turn` `smart-turn.onnx`.
         settings: Their `cache_dir` is the root of the cache.
         progress: Called with progress messages, if anything is done.
 

@@ -25,6 +25,7 @@ from labvoice.protocol.vocabulary import (
 )
 from labvoice.report.html import write_report
 from labvoice.runs.run import Run
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import Utterance
 
 
@@ -144,14 +145,18 @@ async def test_a_calibration_reads_a_known_delay(lab: Lab, tmp_path: Path) -> No
 
 
 async def test_a_bench_of_endpointing_counts_split_turns_by_arm(lab: Lab, tmp_path: Path) -> None:
-    """Each silence is an arm whose worker waits that long, with its own split turns."""
+    """Each is an arm whose worker waits so; a caller on a bad line in a loud room is understood."""
     out = tmp_path / "endpointing.jsonl"
-    run = await lab.bench.endpointing(1, arms="0.6", warmup=0, out=out)
+    sounds = {"": Conditions("street", 20, "telephone", echo_db=40)}
+    run = await lab.bench.endpointing(1, arms="silence:0.6", conditions=sounds, warmup=0, out=out)
     frame = run.frame
     assert set(frame["min_endpointing_delay_s"]) == {0.6}
+    assert set(frame["voice"]) == {"noise street at 20 dB, telephone, echo at -40 dB"}
     turn = frame[frame["stage"] == "end_of_turn_delay"]
     assert (turn["duration_s"] >= 0.6).all()
-    assert run.split_turns("0.6") is not None
+    (point,) = run.turn_ends["silence:0.6"]
+    assert point.turns == 1
+    assert point.delay_s >= 0.6
 
 
 async def test_a_bench_keeps_its_failures(lab: Lab, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (["report", "missing.jsonl"], {}, 2, "missing.jsonl"),
         (["compare", "missing.jsonl", "missing.jsonl"], {}, 2, "missing.jsonl"),
         (["bench", "connect", "--trials", "0"], {}, 2, "--trials"),
-        (["bench", "endpointing", "--arms", "soon"], {}, 2, "silence in seconds"),
+        (["bench", "endpointing", "--arms", "soon"], {}, 2, "names no end of a turn"),
         (["calibrate", "--out", "."], {}, 2, "exists already"),
         (["calibrate", "--json", "."], {}, 2, "directory"),
         (["calibrate"], {"LABVOICE_DATA_DIR": "/proc/none"}, 2, "LABVOICE_DATA_DIR"),

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from labvoice.errors import LabvoiceError
-from labvoice.speech.conditions import NOISES, at_snr, noise, telephone
+from labvoice.bench.arms import CONNECT_ARMS, choose, with_conditions
+from labvoice.cli.agents import VoiceOptions
+from labvoice.errors import LabvoiceError, UsageError
+from labvoice.settings import load_settings
+from labvoice.speech.conditions import NOISES, Conditions, at_snr, far, noise, telephone
 from labvoice.speech.utterances import SAMPLE_RATE, Pcm, Utterance, speech_bounds
 
 
@@ -67,3 +70,47 @@ def test_an_unknown_noise_is_refused(tmp_path: Path) -> None:
     """With those that there are."""
     with pytest.raises(LabvoiceError, match="street"):
         noise("war", tmp_path)
+
+
+def test_a_far_microphone_hears_the_room_after_the_word() -> None:
+    """Its loudest sample is that of the speech; the rest fades by 60 dB in half a second."""
+    word = np.random.default_rng(1).normal(0, 2000, SAMPLE_RATE // 3).astype(np.int16)
+    heard = far(word)
+    assert np.abs(heard).max() == pytest.approx(np.abs(word).max(), rel=0.01)
+    after = heard[len(word) :]
+    assert len(after) == pytest.approx(0.5 * SAMPLE_RATE, abs=1)
+    tenth = SAMPLE_RATE // 10
+    fading = 20 * np.log10(rms(after[:tenth]) / rms(after[2 * tenth : 3 * tenth]))
+    assert fading == pytest.approx(24, abs=8)
+
+
+def test_a_quiet_caller_is_left_as_it_is() -> None:
+    """Without microphone and line nothing is computed; with noise alone, only around it."""
+    speech = Utterance("hello", tone(500), SAMPLE_RATE, "file")
+    assert Conditions().spoken(speech) is speech
+    assert not len(Conditions().around(speech, load_settings()))
+    around = Conditions("street", 10).around(speech, load_settings())
+    assert 20 * np.log10(rms(speech.samples) / rms(around)) == pytest.approx(10, abs=0.5)
+    assert Conditions(line="telephone").spoken(speech).text == "hello"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"line": "isdn"}, {"microphone": "near"}, {"snr": "loud"}, {"snr": "900"}, {"echo": "-1"}],
+)
+def test_a_sound_that_cannot_be_is_refused(wrong: dict[str, str]) -> None:
+    """An unknown line, and a level that is none, are usage errors."""
+    with pytest.raises(UsageError):
+        Conditions.of(**wrong)
+
+
+def test_options_of_one_arm_stand_beside_those_of_all() -> None:
+    """What an arm's name stands before is that arm's, on top of what is every arm's."""
+    given = VoiceOptions(noise=["street", "token:crowd"], snr=["10"], echo=["token:30"])
+    arms = choose("ahead,token", CONNECT_ARMS)
+    ahead, token = with_conditions(arms, given.of(["ahead", "token"]))
+    assert str(ahead.conditions) == "noise street at 10 dB"
+    assert str(token.conditions) == "noise crowd at 10 dB, echo at -30 dB"
+    assert with_conditions(arms, VoiceOptions().of()) == arms
+    with pytest.raises(UsageError, match="no arm 'other'"):
+        with_conditions(arms, {"other": Conditions()})

@@ -121,6 +121,17 @@ def test_a_run_with_arms_shows_how_they_compare(tmp_path: Path) -> None:
     assert "tuned/defaults" in page
 
 
+def test_links_and_sounds_are_one_picture_of_what_each_does(tmp_path: Path) -> None:
+    """Every stage has its difference to the first arm; arms without either have no such picture."""
+    arms = {"good": {}, "bad": {"link": "4g", "voice": "noise street at 10 dB"}}
+    run = turns_run(tmp_path / "t.jsonl", calls=6, arms=arms, faster_arm_s=-0.3)
+    texts = {text.get_text() for text in plots.what_it_does(run).axes[0].texts}
+    assert any(re.search(r"\(\+[23]\d\d\)", text) for text in texts)
+    assert "What each does to every stage" in write_report([run], tmp_path / "r.html").read_text()
+    with pytest.raises(RunFileError, match="neither"):
+        plots.what_it_does(turns_run(tmp_path / "u.jsonl", calls=2, arms={"a": {}, "b": {}}))
+
+
 def test_what_was_said_cannot_act_in_the_page(tmp_path: Path) -> None:
     """Markup in an utterance, a room, an arm's name or a failure is shown, never obeyed."""
     evil = "<script>alert(1)</script><img onerror=x>"

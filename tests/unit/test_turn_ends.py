@@ -1,0 +1,225 @@
+"""The end-of-turn trade: turns cut in on against delay, from pauses and detectors' verdicts."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from labvoice.bench import endpointing
+from labvoice.bench.arms import endpointing_arms
+from labvoice.bench.base import RunOptions
+from labvoice.errors import RunFileError, SettingsError, UsageError
+from labvoice.report.html import write_report
+from labvoice.runs.run import Run
+from labvoice.runs.statistics import exact_interval, mean_intervals
+from labvoice.runs.turn_ends import Heard, Point, fastest, frontier, recommendation, sweep
+from labvoice.settings import load_settings
+from labvoice.speech import turn_ends
+from labvoice.speech.turn_ends import SpokenTurn, pause_lengths, read_rows, with_silences
+from labvoice.speech.utterances import SAMPLE_RATE, Utterance
+
+
+def _point(arm: str, cut: int, delay_s: float) -> Point:
+    return Point(arm, 0.3, 1.0, cut, 100, delay_s, (delay_s - 0.1, delay_s + 0.1))
+
+
+def test_a_pause_is_cut_in_on_where_it_outlasts_the_delay_of_the_verdict() -> None:
+    """The shorter delay holds where the detector hears an end, the longer one where it does not."""
+    turn = Heard([0.5, 0.9], [False, True, True])
+    assert not turn.cut(0.9, 1.0)
+    assert turn.cut(0.8, 1.0)
+    assert turn.cut(0.9, 0.4)
+    assert turn.delay_s(0.3, 1.0) == 0.3
+    assert Heard([], [False]).delay_s(0.3, 1.0) == 1.0
+
+
+def test_a_detector_that_is_always_right_is_fast_and_cuts_in_on_nobody() -> None:
+    """Its curve is one point; silence alone must wait as long as the longest pause."""
+    right = [Heard([0.45 + 0.1 * n], [False, True]) for n in range(10)]
+    deaf = [Heard(turn.pauses_s, [True, True]) for turn in right]
+    (best,) = sweep("right", right)
+    assert best.cut == 0
+    assert best.delay_s == pytest.approx(0.3)
+    silence = sweep("silence", deaf)
+    assert [point.cut for point in silence] == sorted({p.cut for p in silence}, reverse=True)
+    assert silence[-1].cut == 0
+    assert silence[-1].delay_s == pytest.approx(1.5)  # the first delay that outlasts 1.35 s
+    assert silence[0].delay_s == pytest.approx(0.3)
+    assert silence[0].cut == 10
+
+
+def test_the_frontier_keeps_what_nothing_betters() -> None:
+    """A setting that is slower and cuts in on as many turns is left out."""
+    points = [_point("a", 5, 0.5), _point("a", 5, 0.6), _point("a", 2, 0.9), _point("a", 9, 0.7)]
+    assert [(point.cut, point.delay_s) for point in frontier(points)] == [(5, 0.5), (2, 0.9)]
+
+
+def test_the_recommendation_is_the_fastest_within_the_budget_with_its_cost() -> None:
+    """It names setting, interval, price against the fastest, and what others need."""
+    found = {"a": [_point("a", 30, 0.3), _point("a", 4, 0.8)], "b": [_point("b", 5, 1.2)]}
+    assert fastest(found["a"], 0.05) == found["a"][1]
+    words = " ".join(recommendation(found))
+    assert "a with 0.3 s, 1 s where it hears no end. It cuts in on 4 of 100 turns" in words
+    assert "0.50 s a turn against the fastest" in words
+    assert "b 0.40 s" in words
+    assert "do not show that the share is below 5%" in words
+    assert "No setting" in " ".join(recommendation({"a": found["a"][:1]}))
+
+
+def test_intervals_of_shares_are_exact_and_those_of_means_cover_them() -> None:
+    """Clopper and Pearson's bounds are those of the tables; a mean lies in its own interval."""
+    assert exact_interval(0, 0) == (0.0, 1.0)
+    assert exact_interval(0, 10) == pytest.approx((0.0, 0.3085), abs=1e-4)
+    assert exact_interval(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    values = np.random.default_rng(1).normal((1.0, 5.0), 0.2, (50, 2))
+    for (low, high), mean in zip(mean_intervals(values), values.mean(axis=0), strict=True):
+        assert low < mean < high
+        assert high - low == pytest.approx(4 * 0.2 / math.sqrt(50), rel=0.35)
+    assert np.isnan(mean_intervals(values[:1])).all()
+
+
+def test_pauses_are_as_long_as_those_of_people_who_talk_to_agents() -> None:
+    """The shares of eot-bench's published figures are those of the lengths drawn."""
+    lengths = np.array(pause_lengths(1000))
+    assert lengths.min() >= 0.2
+    for longer_s, share in ((0.3, 0.556), (0.6, 0.217), (1.0, 0.10), (1.6, 0.05)):
+        assert np.mean(lengths > longer_s) == pytest.approx(share, abs=0.005)
+
+
+def test_a_silence_goes_where_speech_is_quietest() -> None:
+    """Nothing of the loud parts is lost, and the silence has the length asked for."""
+    loud = np.full(SAMPLE_RATE // 2, 8000, np.int16)
+    speech = np.concatenate([loud, np.zeros(SAMPLE_RATE // 10, np.int16), loud])
+    made = with_silences(speech, [(0.4, 0.7)])
+    quiet = np.flatnonzero(made == 0)
+    assert (made == 8000).sum() >= 0.99 * 2 * len(loud)
+    assert len(quiet) == pytest.approx(0.7 * SAMPLE_RATE, rel=0.1)
+    assert np.ptp(quiet) + 1 == len(quiet)
+
+
+def _rows(path: Path, **changed: Any) -> Path:
+    sound = io.BytesIO()
+    soundfile.write(sound, np.full(16000 * 3, 0.1), 16000, format="WAV")
+    spans = [{"start": s, "end": e} for s, e in ((0.5, 0.6), (1.0, 1.7), (2.5, 3.0))]
+    row = {"id": "1", "language": "en", "audio": {"bytes": sound.getvalue(), "path": ""}}
+    pd.DataFrame([{**row, "silence_spans": spans, **changed}]).to_parquet(path)
+    return path
+
+
+def test_rows_of_eot_bench_are_turns(tmp_path: Path) -> None:
+    """The last span is the end, earlier ones are pauses, and those below 0.2 s are none."""
+    (turn,) = read_rows(_rows(tmp_path / "rows.parquet"))
+    assert turn.pauses == ((1.0, 1.7),)
+    assert turn.end_s == 2.5
+    assert turn.utterance.duration_s == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("wrong", ["text", "german", "column"])
+def test_what_is_no_row_of_eot_bench_is_refused(wrong: str, tmp_path: Path) -> None:
+    """Another file, another language and a missing column are one sentence each."""
+    path = tmp_path / "rows.parquet"
+    if wrong == "text":
+        path.write_text("id,language\n")
+    elif wrong == "german":
+        _rows(path, language="de")
+    else:
+        pd.DataFrame({"id": [1]}).to_parquet(path)
+    with pytest.raises(RunFileError, match=r"rows\.parquet"):
+        read_rows(path)
+
+
+def _spoken(*pauses: tuple[float, float]) -> SpokenTurn:
+    utterance = Utterance("some words", np.ones(3 * SAMPLE_RATE, np.int16), SAMPLE_RATE, "kokoro")
+    return SpokenTurn(utterance, pauses, 3.0)
+
+
+class _Knowing:
+    """A detector that hears an end where two seconds or more were heard."""
+
+    def stream(self) -> _Knowing:
+        self.heard = 0
+        return self
+
+    def push_audio(self, frame: Any) -> None:
+        self.heard += frame.samples_per_channel
+
+    async def predict(self) -> Any:
+        return SimpleNamespace(end_of_turn_probability=0.9 if self.heard >= 2 * 16000 else 0.1)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_detectors_are_asked_at_every_silence_and_the_report_shows_the_trade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run without calls has the curve of each detector, its own outcomes, and a picture."""
+    monkeypatch.setattr(endpointing, "load_detector", lambda *_: _Knowing())
+    turns = [_spoken((0.5, 1.0 + 0.1 * n)) for n in range(5)] + [_spoken()]
+    options = RunOptions(tmp_path / "offline.jsonl")
+    arms = "silence:0.6,v1-mini@0.5:0.4"
+    run = await endpointing.on_audio(load_settings(), arms, turns, options)
+    assert run.attempts["outcome"].value_counts().to_dict() == {"ok": 9, "interrupted": 3}
+    (knowing,) = run.turn_ends["v1-mini@0.5:0.4"]
+    assert (knowing.cut, knowing.turns) == (0, 6)
+    assert knowing.delay_s == pytest.approx(0.3)
+    assert run.turn_ends["silence:0.6"][-1].delay_s == pytest.approx(1.0)
+    found = Run.load(run.path).to_json()["turn_ends"]
+    assert found["recommendation"][0].startswith("Recommended for at most 5%")
+    assert set(found["curves"]) == {"silence:0.6", "v1-mini@0.5:0.4"}
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "The end of a turn: cut in, or late" in page
+    assert "Recommended for at most 5%" in page
+
+
+async def test_a_missing_package_is_one_error_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named, Smart Turn is refused with a hint; of the default detectors it is left out."""
+    for module in (turn_ends, endpointing):
+        monkeypatch.setattr(module, "smart_turn_installed", lambda: False)
+    told: list[str] = []
+    assert "smart-turn" not in endpointing.default_arms(endpointing.OFFLINE_ARMS, told.append)
+    assert "Smart Turn is left out" in told[0]
+    options = RunOptions(tmp_path / "offline.jsonl")
+    with pytest.raises(SettingsError, match="smart-turn-livekit") as error:
+        await endpointing.on_audio(load_settings(), "smart-turn", [_spoken()], options)
+    assert "pip install" in error.value.hint
+
+
+async def test_what_only_a_call_can_tell_has_no_curve(tmp_path: Path) -> None:
+    """Dynamic endpointing learns in a call: without one it is refused."""
+    options = RunOptions(tmp_path / "offline.jsonl")
+    with pytest.raises(UsageError, match="learns from a call"):
+        await endpointing.on_audio(load_settings(), "dynamic", [_spoken()], options)
+
+
+def test_an_arm_names_detector_threshold_and_delays() -> None:
+    """All three are settings of its worker; what is not named stays as the lab has it."""
+    dynamic, smart, silence = endpointing_arms("dynamic, smart-turn@0.7:0.3:1.5, silence:0.6", 1.0)
+    assert dynamic.settings == {"turn_detector": "v1-mini", "endpointing_mode": "dynamic"}
+    assert smart.settings == {
+        "turn_detector": "smart-turn",
+        "turn_detector_threshold": 0.7,
+        "min_endpointing_delay_s": 0.3,
+        "max_endpointing_delay_s": 1.5,
+    }
+    assert silence.settings["turn_detector"] == "vad"
+    assert silence.settings["min_endpointing_delay_s"] == 0.6
+
+
+@pytest.mark.parametrize(
+    "wrong", ["silence@0.5", "v1-mini@2", "v1-mini@", "v1-mini:0.3:1:2", "smart:0.3", "0.3:x"]
+)
+def test_a_wrong_end_of_a_turn_is_refused(wrong: str) -> None:
+    """An unknown detector, a threshold that is none and a third delay are usage errors."""
+    with pytest.raises(UsageError):
+        endpointing_arms(wrong)
