@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from labvoice.widgets.connect import ConnectButton
     from labvoice.widgets.monitor import Monitor
 
+_SPANS_S = 10.0
+"""How long a traced lab waits, before it stops, for its jobs to end: they send their spans then."""
 _CALLS_WITH_AUDIO = 4
 """Number of recent calls that keep their audio: a minute of it takes 2.9 MB."""
 
@@ -304,6 +307,9 @@ class Lab:
             _running.remove(self)
         try:
             await asyncio.gather(*(call.end() for call in self._calls), return_exceptions=True)
+            if traced() and self.running:
+                with contextlib.suppress(LabvoiceError):
+                    await self.pool.wait_idle(_SPANS_S)
         finally:
             try:
                 await self._stack.aclose()
