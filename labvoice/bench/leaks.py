@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -99,11 +100,13 @@ async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
 
 
 def _release_free_memory() -> None:
-    """Returns what this process has freed to the system, where its C library is glibc.
+    """Collects cyclic garbage, and returns what was freed to the system where glibc keeps it.
 
-    Sound buffers and decoders come and go with each call, and glibc keeps much of what they free:
-    without this the lab's memory grew by 0.15 MiB a call, with it by 0.02.
+    A call's objects refer to each other, so its memory is freed by a full collection only, which a
+    process with many objects makes rarely. Without this the lab grew by 0.15 MiB a call, with it
+    by 0.02.
     """
+    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
