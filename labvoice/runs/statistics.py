@@ -460,6 +460,9 @@ def instability_warnings(
         units = good.loc[good["arm"] == arm, "unit"].nunique()
         if 0 < units < FEW_CALLS:
             were = "call was" if units == 1 else "calls were"
+            trials = frame.loc[(frame["arm"] == arm) & ~frame["warmup"], "trial"].nunique()
+            if trials > units:  # a burst: its rooms share their fate
+                were = f"{'event' if units == 1 else 'events'} of {trials} calls together were"
             sentences.append(
                 f"Only {units} {were} measured{of_arm}; below {FEW_CALLS}, percentiles "
                 "and intervals are rough."

@@ -204,3 +204,7 @@ def test_wide_intervals_and_few_calls_are_named() -> None:
     few, wide = statistics.instability_warnings(frame, attempts, HOST, figures)
     assert few.startswith("Only 5 calls were measured")
     assert wide.startswith("join is uncertain")
+
+    burst = frame.assign(unit=list("aaabb"))
+    few, *_ = statistics.instability_warnings(burst, attempts, HOST, figures)
+    assert few.startswith("Only 2 events of 5 calls together were measured")
