@@ -177,7 +177,11 @@ class AgentReports:
 
     def _on_event(self, name: str, event: session_pb.AgentSessionEvent) -> None:
         self.hosts_session = True
-        fields = json_format.MessageToDict(getattr(event, name), preserving_proto_field_name=True)
+        fields = json_format.MessageToDict(
+            getattr(event, name),
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,  # `US_SPEAKING` and false are values too
+        )
         at_s = event.created_at.ToNanoseconds() / 1e9
         self.session_events.append(
             {"event": name, "heard_s": time.monotonic(), "agent_wall_s": at_s, **fields}

@@ -380,11 +380,11 @@ def lab_for(
 
 async def agent_of(lab: Lab, target: Target, options: RunOptions) -> TargetAgent:
     """Returns a target's agent in a lab, where it is started once; each call has its metadata."""
-    program = dataclasses.replace(target, metadata="", attributes={}, room="", room_metadata="")
-    agent = next((each for each in lab.targets if each.target == program), None)
+    started = target.as_started
+    agent = next((each for each in lab.targets if each.target.as_started == started), None)
     if agent is None:
         foreign = any(each.target.kind not in BUILT_IN for each in lab.targets)
-        agent = await lab.add_target(program, apart=foreign)
+        agent = await lab.add_target(target, apart=foreign)
         options.progress(f"agent: {agent}")
     return dataclasses.replace(agent, target=target)
 

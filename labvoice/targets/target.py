@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -264,6 +265,23 @@ class Target:
     def starts_worker(self) -> bool:
         """Whether it is a worker of another program, which a lab starts."""
         return self.kind in ("program", "command")
+
+    @property
+    def as_started(self) -> Target:
+        """What is started of it, without what each call brings, and with paths in full.
+
+        Two targets that are equal so share one worker.
+        """
+        script = self.kind == "program"
+        return Target(
+            self.kind,
+            os.path.abspath(self.text) if script else self.text,
+            self.python and Path(os.path.abspath(self.python)),
+            self.revision,
+            self.env,
+            self.settings,
+            self.metadata if self.kind == "bot" else "",  # it is started for each call
+        )
 
     def argv(self, script: Path | None = None) -> list[str]:
         """Returns the command that starts the worker.

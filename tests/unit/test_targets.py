@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 
+from labvoice.bench.base import RunOptions
 from labvoice.cli.agents import AgentOptions
 from labvoice.errors import UsageError
+from labvoice.scenarios.suite import agent_of, target_near
 from labvoice.settings import load_settings
+from labvoice.targets.agent import TargetAgent
 from labvoice.targets.config import read_config
 from labvoice.targets.revision import checked_out
 from labvoice.targets.target import Target
@@ -38,6 +42,35 @@ def test_a_script_is_started_by_the_interpreter_of_its_own_environment(script: P
     named = Target.parse(str(script), python=Path(sys.executable))
     assert named.argv()[0] == sys.executable
     assert named.folder == script.parent.resolve()
+
+
+async def test_two_ways_to_write_one_agent_are_one_worker(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative and an absolute path share it, though metadata differ; revisions do not."""
+    folder = script.parent
+    monkeypatch.chdir(folder.parent)
+    started: list[Target] = []
+
+    async def add_target(target: Target, *, apart: bool) -> TargetAgent:
+        started.append(target)
+        lab.targets.append(cast("TargetAgent", Agent(target)))
+        return lab.targets[-1]
+
+    @dataclass(frozen=True)
+    class Agent:
+        target: Target
+
+    lab: Any = SimpleNamespace(targets=[], add_target=add_target)
+    relative = f"{folder.name}/agent.py"
+    ways = [relative, str(script), f"./{folder.name}/../{relative}"]
+    targets = [target_near("agent.py", folder), *(Target.parse(way, metadata=way) for way in ways)]
+    called = [await agent_of(lab, target, RunOptions()) for target in targets]
+    assert started == targets[:1]
+    assert [agent.target for agent in called] == targets
+    await agent_of(lab, Target.parse(f"{relative}@main"), RunOptions())
+    await agent_of(lab, Target.parse(relative, env={"STT": "base"}), RunOptions())
+    assert len(started) == 3
 
 
 def test_a_command_line_and_a_name_are_told_apart() -> None:
