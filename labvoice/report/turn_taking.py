@@ -14,7 +14,7 @@ from labvoice.protocol.vocabulary import STAND_WINDOW_S, YIELD_WINDOW_S
 from labvoice.report import style
 from labvoice.report.style import BLUE, GRID, INK, MUTED, ORANGE, VERMILION, Picture
 from labvoice.runs.run import Run
-from labvoice.runs.turn_taking import Share
+from labvoice.runs.turn_taking import LATE, Share
 
 _ROWS: Final = 3
 """How many calls of each probe and arm are drawn."""
@@ -110,7 +110,11 @@ def yield_trade(run: Run) -> Picture:
     """
     shares = {arm: run.shares(arm) for arm in run.arms}
     drawn = [
-        (arm, found["R_Y"], [(found[name], mark) for name, mark, _ in _STANDS if name in found])
+        (
+            arm,
+            found["R_Y"],
+            [(found[name], found[name + LATE], mark) for name, mark, _ in _STANDS if name in found],
+        )
         for arm, found in shares.items()
         if "R_Y" in found
     ]
@@ -126,8 +130,12 @@ def yield_trade(run: Run) -> Picture:
             color = style.ARMS[number % len(style.ARMS)]
             # Points that lie on each other are told apart by a shift of the size of a marker.
             shift = 0.012 * (number - (len(drawn) - 1) / 2)
-            for place, (stood, marker) in enumerate(stands):
+            for place, (stood, late, marker) in enumerate(stands):
                 at = stood.share + shift, yields.share + shift - 0.018 * place
+                if late != stood:
+                    over = [at[0], late.share + shift], [at[1], at[1]]
+                    axes.plot(*over, ":", color=color, linewidth=1, zorder=1.5)
+                    axes.plot(over[0][1], at[1], marker, color=color, markerfacecolor="white")
                 _point(axes, at, stood, yields, color, marker, first=not place)
         axes.plot(1, 1, marker="*", markersize=13, color=GRID, zorder=0)
         axes.set_xlim(-0.05, 1.08)
@@ -138,7 +146,7 @@ def yield_trade(run: Run) -> Picture:
         axes.tick_params(labelsize=8)
         axes.set_xlabel(f"goes on for {STAND_WINDOW_S:g} s over a sound that asks for nothing")
         axes.set_ylabel(f"yields to an interruption within {YIELD_WINDOW_S:g} s")
-        there = {marker for _, _, stands in drawn for _, marker in stands}
+        there = {marker for _, _, stands in drawn for *_, marker in stands}
         # The arms' names stand here: beside points that lie on each other they would, too.
         handles = [
             Patch(color=style.ARMS[number % len(style.ARMS)], label=arm)
@@ -152,7 +160,8 @@ def yield_trade(run: Run) -> Picture:
         style.title(
             axes,
             "To yield, and to go on",
-            "one colour an arm, one mark a kind of sound; bars: 95 % intervals; best: top right",
+            "one colour an arm, one mark a kind of sound, hollow: still going on after "
+            f"{YIELD_WINDOW_S:g} s; bars: 95 % intervals; best: top right",
         )
     return figure
 

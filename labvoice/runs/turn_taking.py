@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
@@ -30,12 +30,23 @@ class Figure(NamedTuple):
     good: bool = True
 
 
+_SOUNDS: Final = (
+    ("S_BC", "backchannel", '"mm-hm"'),
+    ("S_VT", "vocal_tic", "a cough or a laugh"),
+    ("S_ND", "non_directed", "speech to others"),
+)
+LATE: Final = "_2s"
+"""Ends the name of a share that has the window of an interruption: recognition takes its time, and
+an agent that stops at a sound after 1.1 s has stood it for 1 s all the same."""
+
 FIGURES: Final = (
     Figure("R_Y", "interruption", f"yields to an interruption within {YIELD_WINDOW_S:g} s"),
     Figure("answers", "interruption", "answers the interruption"),
-    Figure("S_BC", "backchannel", f'goes on for {STAND_WINDOW_S:g} s over "mm-hm"'),
-    Figure("S_VT", "vocal_tic", f"goes on for {STAND_WINDOW_S:g} s over a cough or a laugh"),
-    Figure("S_ND", "non_directed", f"goes on for {STAND_WINDOW_S:g} s over speech to others"),
+    *(
+        Figure(name + suffix, kind, f"goes on for {window_s:g} s over {sound}")
+        for name, kind, sound in _SOUNDS
+        for suffix, window_s in (("", STAND_WINDOW_S), (LATE, YIELD_WINDOW_S))
+    ),
     Figure("cut", "pause", "cuts a turn with a pause in two", good=False),
     Figure("hang", "", "says nothing more after it was spoken over", good=False),
 )
@@ -80,15 +91,15 @@ class Share(NamedTuple):
         return {"n": self.n, "k": self.k, "share": finite(self.share), "ci95": bounds}
 
 
-_HELD: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
-    "R_Y": lambda note: _within(note, YIELD_WINDOW_S),
-    "answers": lambda note: note.get("answers"),
-    "S_BC": lambda note: _stood(note),
-    "S_VT": lambda note: _stood(note),
-    "S_ND": lambda note: _stood(note),
-    "cut": lambda note: note.get("cut"),
-    "hang": lambda note: note.get("hang"),
-}
+def _held(figure: Figure, note: Mapping[str, Any]) -> bool | None:
+    """Whether it is so of a probe of its kind; None where that is not known."""
+    if figure.name == "R_Y":
+        return _within(note, YIELD_WINDOW_S)
+    if figure.name.startswith("S_"):
+        late = figure.name.endswith(LATE)
+        yielded = _within(note, YIELD_WINDOW_S if late else STAND_WINDOW_S)
+        return None if yielded is None else not yielded
+    return note.get(figure.name)
 
 
 def _within(note: Mapping[str, Any], window_s: float) -> bool | None:
@@ -97,11 +108,6 @@ def _within(note: Mapping[str, Any], window_s: float) -> bool | None:
         return None
     after_s = note.get("yielded_after_s")
     return isinstance(after_s, int | float) and after_s <= window_s
-
-
-def _stood(note: Mapping[str, Any]) -> bool | None:
-    yielded = _within(note, STAND_WINDOW_S)
-    return None if yielded is None else not yielded
 
 
 def shares(notes: pd.DataFrame, arm: str | None = None) -> dict[str, Share]:
@@ -127,7 +133,7 @@ def shares(notes: pd.DataFrame, arm: str | None = None) -> dict[str, Share]:
     found = {}
     for figure in FIGURES:
         of_kind = [row for row in rows if row["kind"] == figure.kind or not figure.kind]
-        held = [_HELD[figure.name](row) for row in of_kind]
+        held = [_held(figure, row) for row in of_kind]
         known = [bool(each) for each in held if each is not None]
         if known:
             found[figure.name] = Share(sum(known), len(known))

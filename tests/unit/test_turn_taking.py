@@ -17,6 +17,10 @@ from tests.unit.recorded_runs import interrupt_run, turns_run
 _OVER: dict[str, Any] = {"over_agent": True, "hang": False}
 
 
+def _shares(name: str, stands: int, still_stands: int) -> dict[str, int]:
+    return {name: stands, f"{name}_2s": still_stands, "hang": 0}
+
+
 @pytest.mark.parametrize(
     ("note", "expected"),
     [
@@ -36,10 +40,11 @@ _OVER: dict[str, Any] = {"over_agent": True, "hang": False}
             {**_OVER, "kind": "interruption", "yielded_after_s": 0.7, "hang": True},
             {"R_Y": 1, "hang": 1},
         ),
-        ({**_OVER, "kind": "backchannel", "yielded_after_s": None}, {"S_BC": 1, "hang": 0}),
-        ({**_OVER, "kind": "backchannel", "yielded_after_s": 0.9}, {"S_BC": 0, "hang": 0}),
-        ({**_OVER, "kind": "vocal_tic", "yielded_after_s": 1.1}, {"S_VT": 1, "hang": 0}),
-        ({**_OVER, "kind": "non_directed", "yielded_after_s": 0.5}, {"S_ND": 0, "hang": 0}),
+        ({**_OVER, "kind": "backchannel", "yielded_after_s": None}, _shares("S_BC", 1, 1)),
+        ({**_OVER, "kind": "backchannel", "yielded_after_s": 0.9}, _shares("S_BC", 0, 0)),
+        ({**_OVER, "kind": "vocal_tic", "yielded_after_s": 1.1}, _shares("S_VT", 1, 0)),
+        ({**_OVER, "kind": "vocal_tic", "yielded_after_s": 2.1}, _shares("S_VT", 1, 1)),
+        ({**_OVER, "kind": "non_directed", "yielded_after_s": 0.5}, _shares("S_ND", 0, 0)),
         ({"over_agent": False, "kind": "pause", "cut": True, "hang": False}, {"cut": 1, "hang": 0}),
         ({"over_agent": False, "kind": "interruption"}, {}),
     ],
@@ -47,7 +52,7 @@ _OVER: dict[str, Any] = {"over_agent": True, "hang": False}
 def test_a_probe_counts_by_its_kind_and_window(
     note: dict[str, Any], expected: dict[str, int]
 ) -> None:
-    """Two seconds to yield, one to stand; what the agent did not speak for counts for nothing."""
+    """Two seconds to yield, one to stand, and two; where it did not speak counts for nothing."""
     found = shares(pd.DataFrame([{"arm": "default", **note}]))
     assert {name: share.k for name, share in found.items()} == expected
     assert all(share.n == 1 for share in found.values())
@@ -87,7 +92,9 @@ def test_a_run_tells_its_shares_and_stages(tmp_path: Path) -> None:
         "R_Y": Share(4, 4),
         "answers": Share(3, 4),
         "S_BC": Share(0, 4),
+        "S_BC_2s": Share(0, 4),
         "S_VT": Share(0, 4),
+        "S_VT_2s": Share(0, 4),
         "cut": Share(0, 4),
         "hang": Share(1, 16),
     }
