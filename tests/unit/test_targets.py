@@ -54,8 +54,9 @@ async def test_two_ways_to_write_one_agent_are_one_worker(
 
     async def add_target(target: Target, *, apart: bool) -> TargetAgent:
         started.append(target)
-        lab.targets.append(cast("TargetAgent", Agent(target)))
-        return lab.targets[-1]
+        agent = cast("TargetAgent", Agent(target))
+        lab.targets.append(agent)
+        return agent
 
     @dataclass(frozen=True)
     class Agent:
