@@ -29,13 +29,12 @@ demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
 test: lint ## before a commit: lint, types, unit tests, each promise once on the real stack
-	$(PYTEST) -m "not npm and not registry" $(PAIRS) tests/unit
+	$(PYTEST) $(PAIRS) tests/unit
 	$(PYTEST) -m smoke $(PAIRS) tests/notebooks tests/stack
 
 test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
-	$(PYTEST) -m "npm or registry" -n $(JOBS) tests/unit
-	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack
+	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack tests/registry
 
 test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx and prometheus
 

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -24,6 +26,7 @@
 # %% tags=["parameters"]
 llm = "paced"  # "small" is a real little language model; "paced" always answers the same way
 trials = 3
+warmup = 1
 calls = 1
 
 # %% [markdown]
@@ -102,7 +105,7 @@ display(plots.turn_waterfall(lab.bench.record(call)))
 # and every failure in a file.
 
 # %%
-connections = await lab.bench.connect(trials, progress=print)
+connections = await lab.bench.connect(trials, warmup=warmup, progress=print)
 connections
 
 # %%

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -27,6 +29,7 @@
 
 # %% tags=["parameters"]
 trials = 3
+warmup = 1
 
 # %%
 import asyncio
@@ -95,7 +98,7 @@ await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room="twice"))
 # with the caller's own connection.
 
 # %%
-run = await lab.bench.connect(trials, progress=print)
+run = await lab.bench.connect(trials, warmup=warmup, progress=print)
 display(run)
 display(plots.connection_waterfall(run))
 
@@ -143,7 +146,7 @@ seen = pd.DataFrame(
     [
         {"publishes": publishes, "seen after (ms)": 1e3 * await seconds_until_seen(publishes)}
         for publishes in (False, True)
-        for _ in range(4)
+        for _ in range(trials)
     ]
 )
 seen.groupby("publishes").agg(["median", "max"]).round()

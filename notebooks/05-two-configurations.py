@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -25,7 +27,7 @@ calls = 2
 # %%
 from IPython.display import display
 
-from labvoice import Lab, compare
+from labvoice import Lab, Target, compare
 from labvoice.report import plots
 
 lab = await Lab(llm="paced", letta=False, progress=print).start()
@@ -55,28 +57,24 @@ for pair, stages in run.ratios().items():
     for stage, ratio in stages.items():
         print(f"{pair} {stage}: {ratio}")
 
-# %%
-await lab.stop()
-
 # %% [markdown]
 # ## 2. In two runs: when a turn ends
 #
 # A setting of the worker can also be compared across two runs. This one changes the silence after
 # which a turn may end. A short silence answers sooner, but takes a pause inside a sentence for its
-# end.
+# end. `Target.own` is labvoice's agent with settings of its own, which gets a worker in the same
+# lab.
 
 
 # %%
 async def measure(delay_s):
-    async with Lab(
-        llm="paced", letta=False, min_endpointing_delay_s=delay_s, max_endpointing_delay_s=1.0
-    ) as lab:
-        print(f"delay {delay_s} s")
-        return await lab.bench.turns(calls, turns=1, warmup=0, progress=print)
+    agent = Target.own(min_endpointing_delay_s=delay_s, max_endpointing_delay_s=1.0)
+    return await lab.bench.turns(calls, arms={"own": agent}, warmup=0, progress=print)
 
 
 base = await measure(0.8)
 new = await measure(0.3)
+await lab.stop()
 
 # %% [markdown]
 # The ratio of the medians with a bootstrap interval over calls, and the Mann–Whitney test. With as

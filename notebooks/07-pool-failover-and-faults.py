@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -30,7 +32,7 @@ from labvoice.errors import DispatchError
 from labvoice import Lab
 from labvoice.report import plots
 
-lab = await Lab(workers=2, llm="paced", letta=False, progress=print).start()
+lab = await Lab(workers=2, max_jobs=2, llm="paced", letta=False, progress=print).start()
 lab.pool
 
 # %% [markdown]
@@ -74,8 +76,8 @@ display(plots.distributions(run))
 # %% [markdown]
 # ## 3. A pool that is full
 #
-# A worker takes `LABVOICE_MAX_JOBS` jobs at once. If all workers are full, the server finds none
-# and reports it only in its log. labvoice raises an error with the cause.
+# A worker takes `LABVOICE_MAX_JOBS` jobs at once, here 2. If all workers are full, the server finds
+# none and reports it only in its log. labvoice raises an error with the cause.
 
 # %%
 await lab.wait_idle()

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -21,6 +23,7 @@
 # %% tags=["parameters"]
 trials = 2
 calls = 1
+turns_each = 2
 
 # %%
 import pandas as pd
@@ -100,7 +103,7 @@ display(plots.connection_waterfall(run))
 
 # %%
 arms = ["hybrid"] if lab.has_letta else ""  # with Letta, agents remember, in labvoice's own mode
-turns = await lab.bench.turns(calls, turns=2, warmup=0, arms=arms, progress=print)
+turns = await lab.bench.turns(calls, turns=turns_each, warmup=0, arms=arms, progress=print)
 display(turns)
 display(plots.turn_waterfall(turns))
 turns.frame[["llm", "llm_model", "stt"]].drop_duplicates()

@@ -21,6 +21,7 @@ from labvoice.cli.common import (
     LlmOption,
     PortOption,
     TrialsOption,
+    WarmupOption,
     command,
     command_line,
     send_traces,
@@ -43,6 +44,7 @@ async def demo(
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("runs/demo"),
     trials: TrialsOption = 5,
     calls: Annotated[int, typer.Option("--calls", min=1, help="Calls of the turn benchmark.")] = 2,
+    warmup: WarmupOption = 1,
     llm: LlmOption = None,
     letta: LettaOption = True,
     fresh: FreshOption = False,
@@ -52,18 +54,16 @@ async def demo(
 
     Example: labvoice demo --trials 3
     """
+    from labvoice.bench.base import RunKeywords
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
 
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     async with Lab(progress=tell, llm=llm, letta=letta, fresh=fresh) as lab:
         tell(repr(lab))
-        connect = await lab.bench.connect(
-            trials, out=out / f"{stamp}-connect.jsonl", command=command_line(), progress=tell
-        )
-        turns = await lab.bench.turns(
-            calls, turns=2, out=out / f"{stamp}-turns.jsonl", command=command_line(), progress=tell
-        )
+        options = RunKeywords(command=command_line(), progress=tell, warmup=warmup)
+        connect = await lab.bench.connect(trials, out=out / f"{stamp}-connect.jsonl", **options)
+        turns = await lab.bench.turns(calls, turns=2, out=out / f"{stamp}-turns.jsonl", **options)
         runs = [connect, turns]
         failed = None
         if letta:

@@ -18,7 +18,13 @@ from pydantic import SecretStr
 
 from labvoice.bench.calibrate import DELAYS_S
 from labvoice.lab import Lab
-from labvoice.protocol.vocabulary import CALLER_CONNECTION_MARKS, TURN_MARKS
+from labvoice.protocol.vocabulary import (
+    CALIBRATION_STAGES,
+    CALLER_CONNECTION_MARKS,
+    TURN_MARKS,
+    TURN_STAGES,
+)
+from labvoice.runs.run import Run
 from labvoice.settings import load_settings
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.processes import free_port
@@ -147,7 +153,9 @@ async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
 async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
     """The main job: stack up, connections and turns measured, report and summary written."""
     code, output = await labvoice(
-        "demo", "--trials", "1", "--calls", "1", "--llm", "paced", "--no-letta", cwd=tmp_path
+        *("demo", "--trials", "1", "--calls", "1", "--warmup", "0", "--llm", "paced"),
+        "--no-letta",
+        cwd=tmp_path,
     )
     assert code == 0, output
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text(encoding="utf-8"))
@@ -194,13 +202,25 @@ async def test_a_call_by_command_shows_every_mark(
 
 
 async def test_runs_by_command_are_reported_and_compared(tmp_path: Path) -> None:
-    """A bench writes its run; it is reported, too small for the gate, and is never written over."""
+    """A bench writes its run; it is reported, too small for the gate, and is never written over.
+
+    In the calibration each reply of known delay is heard, and what is read too much is its two
+    ways' time.
+    """
     made = ("calibrate", "--trials", "1", "--out", "run.jsonl", "--json", "run.json")
     code, output = await labvoice(*made, cwd=tmp_path)
     assert code == 0, output
     assert "voice_to_voice_error" in output
     result = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert result["outcomes"] == {"ok": len(DELAYS_S)}
+    frame = Run.load(tmp_path / "run.jsonl").frame
+    turns = frame[frame["turn"].notna()].pivot(index="turn", columns="stage", values="duration_s")
+    assert {TURN_STAGES[0].name, *CALIBRATION_STAGES} <= set(turns.columns)
+    error, uplink, downlink = (turns[name] for name in CALIBRATION_STAGES)
+    assert ((error - uplink - downlink).abs() < 1e-6).all()
+    assert (turns[["uplink", "downlink"]] > 0).all(axis=None)
+    # No earlier than the reference answered; how much later is the figure, and no test's matter.
+    assert (turns["voice_to_voice"] >= list(DELAYS_S)).all()
     code, output = await labvoice("report", "run.jsonl", "--json", "report.json", cwd=tmp_path)
     assert code == 0, output
     assert list(json.loads((tmp_path / "report.json").read_text())["runs"]) == [result["run_id"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,11 @@ async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
     The agent does not greet, which is found out once: no later call waits for it.
     """
     asked = {"untold": untold}
+    silent = dataclasses.replace(
+        foreign, target=dataclasses.replace(foreign.target, greeting_timeout_s=2.0)
+    )
     for greets in (None, False):
-        async with lab.call(agent_name=foreign, metadata=asked) as call:
+        async with lab.call(agent_name=silent, metadata=asked) as call:
             assert call.greets is greets
             assert await call.hear_greeting() == ""
             assert call.greets is False

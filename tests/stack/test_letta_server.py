@@ -275,20 +275,6 @@ async def test_a_killed_part_comes_back_and_no_turn_is_lost_or_doubled(
     await client.close()
 
 
-async def test_memory_survives_a_stop(letta: Running) -> None:
-    """After a stop nothing runs any more; the next start has the memory and works on."""
-    agent = await letta.server.api.create("Survivor")
-    await letta.tell(agent, "My name is Anna.")
-    family = letta.family()
-    await letta.server.stop()
-    assert not [process for process in family if process.is_running()]
-
-    await letta.start()
-    assert "Anna" in (await letta.server.api.blocks("Survivor"))["human"]
-    await letta.tell(agent, "My cat is called Tom.")
-    assert "Tom" in (await letta.server.api.blocks("Survivor"))["human"]
-
-
 async def test_a_start_that_breaks_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

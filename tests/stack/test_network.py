@@ -47,7 +47,16 @@ async def test_a_demo_asks_for_nothing_outside(tmp_path: Path) -> None:
     home.mkdir()
     process = await asyncio.create_subprocess_exec(
         *("unshare", "--net", "--mount", sys.executable, "-m", "tests.stack.alone", tmp_path),
-        *(sys.executable, "-m", "labvoice", "demo", "--trials=1", "--calls=1", "--fresh"),
+        *(
+            sys.executable,
+            "-m",
+            "labvoice",
+            "demo",
+            "--trials=1",
+            "--calls=1",
+            "--warmup=0",
+            "--fresh",
+        ),
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
             **PROXIES,

@@ -65,12 +65,18 @@ async def test_each_agent_name_has_its_workers(pool_lab: Lab) -> None:
     assert {worker.agent_name for worker in pool_lab.pool.workers} == {pool_lab.settings.agent_name}
 
 
-async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utterance]) -> None:
-    """The drained worker keeps its call to the end, takes no other, and then is gone."""
+async def test_scaling_loses_no_call(pool_lab: Lab, recorded: list[Utterance]) -> None:
+    """A worker is added while a call runs, which keeps its agent and goes on.
+
+    A worker that is drained keeps its call to the end, takes no other, and then is gone.
+    """
     name = pool_lab.settings.agent_name
     call = await pool_lab.call()
     await call.hear_greeting(PATIENCE_S)
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
+    job = call.worker["job_id"]
+    await pool_lab.pool.scale(3, agent_name=name)
+    assert len(pool_lab.pool.workers) == 3
     going = pool_lab.pool.remove(worker)
     assert pool_lab.pool.frame().set_index("worker").loc[worker.process.name, "state"] == "draining"
     assert pool_lab.pool.remove(worker) is going
@@ -80,6 +86,7 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
     await call.say(recorded[0])
     turn = await call.hear(PATIENCE_S)
     assert turn.outcome == "ok"
+    assert call.worker["job_id"] == job
     assert worker.process.running
     await pool_lab.end_call(call)
     async with asyncio.timeout(40):
@@ -87,7 +94,6 @@ async def test_scaling_down_loses_no_call(pool_lab: Lab, recorded: list[Utteranc
     assert worker not in pool_lab.pool.workers
     assert not worker.process.running
     await end(pool_lab, "while-draining")
-    await pool_lab.pool.scale(2, agent_name=name)
     assert len(pool_lab.pool.workers) == 2
     assert {"draining", "stopped", "registered", "started", "ended"} <= set(
         pool_lab.pool.events["event"]
@@ -211,24 +217,3 @@ async def test_a_worker_that_hangs_is_started_again(pool_lab: Lab, tmp_path: Pat
         assert {"worker_hung", "worker_lost"} <= set(pool.events["event"])
     finally:
         await pool.stop()
-
-
-async def test_scaling_up_leaves_a_running_call_alone(
-    pool_lab: Lab, recorded: list[Utterance]
-) -> None:
-    """A worker is added while a call runs; the call keeps its agent and goes on."""
-    name = pool_lab.settings.agent_name
-    await pool_lab.pool.wait_idle(150)
-    call = await pool_lab.call()
-    try:
-        await call.hear_greeting(PATIENCE_S)
-        job = call.worker["job_id"]
-        await pool_lab.pool.scale(3, agent_name=name)
-        assert len(pool_lab.pool.workers) == 3
-        await call.say(recorded[0])
-        turn = await call.hear(PATIENCE_S)
-        assert turn.outcome == "ok"
-        assert call.worker["job_id"] == job
-    finally:
-        await pool_lab.end_call(call)
-        await pool_lab.pool.scale(2, agent_name=name)

@@ -37,7 +37,10 @@ def labvoice_try(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_an_agent_in_the_starters_shape_talks_offline_with_no_key(tmp_path: Path) -> None:
     """Its script is started unmodified, its models by name are the lab's, and it is measured."""
     agent = EXAMPLES / "inference_agent.py"
-    done = labvoice_try(tmp_path, str(agent), "--say", "How long does it take to boil an egg?")
+    done = labvoice_try(
+        *(tmp_path, str(agent), "--say", "How long does it take to boil an egg?"),
+        *("--greeting-timeout", "2"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "try.json").read_text(encoding="utf-8"))
     assert result["agent_name"] == "inference-agent"

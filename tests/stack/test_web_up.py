@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from labvoice.lab import Lab
 from labvoice.report.html import write_report
 from labvoice.stack.processes import free_port
-from tests.collector import collecting
+from tests.collector import Collector, collecting
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 
@@ -79,15 +79,56 @@ async def up(
         await running.end()
 
 
+async def assert_traced(collector: Collector, client: httpx.AsyncClient) -> None:
+    """The page's trace goes on in the service and in the agent's session; no words are in it."""
+    trace_id, click = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+    def spans() -> set[tuple[str, str, str, str]]:
+        """Service, name, trace and parent of all that came."""
+        return {
+            (service, span.name, span.trace_id.hex(), span.parent_span_id.hex())
+            for service, span in list(collector.spans)
+        }
+
+    headers = {"traceparent": f"00-{trace_id}-{click}-01"}
+    body = {"room": "traced"}
+    done = (await client.post("/api/dispatch-agent", json=body, headers=headers)).json()
+    assert done["success"], done
+    await client.delete(f"/api/dispatches/{done['dispatch_id']}")
+    turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}
+    marks = {"click": 0, "agent_listening": 1.5}
+    report = {"room": "traced", "sent_s": 6, "marks": marks, "turns": [turn]}
+    await client.post("/api/calls/call-0001", json=report, headers=headers)
+    of_service = {
+        ("labvoice-service", name, trace_id, click)
+        for name in ("POST /api/dispatch-agent", "connection", "voice_to_voice")
+    }
+    session = ("labvoice-agent", "agent_session", trace_id)
+    async with asyncio.timeout(30):
+        # Spans come when their batch is due; there is nothing to be woken by.
+        while not of_service <= spans() or session not in {span[:3] for span in spans()}:
+            await asyncio.sleep(0.1)
+    assert not [span for span in spans() if "/api/calls" in span[1]]
+    assert b"how can I help" not in collector.bodies
+
+
 async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
-    """One worker, a key printed once, an agent on request, webhooks taken; then nothing is left."""
-    async with up(tmp_path, {}) as running:
-        assert running.printed.count(running.key) == 1
-        assert len(running.key) >= 32
-        async with httpx.AsyncClient(
-            base_url=running.url, headers=running.headers, trust_env=False, timeout=30
-        ) as client:
+    """One worker, a key printed once, an agent on request, webhooks taken; then nothing is left.
+
+    With an endpoint set, a request is traced into the job.
+    """
+    with collecting() as collector:
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        async with (
+            up(tmp_path, env) as running,
+            httpx.AsyncClient(
+                base_url=running.url, headers=running.headers, trust_env=False, timeout=30
+            ) as client,
+        ):
+            assert running.printed.count(running.key) == 1
+            assert len(running.key) >= 32
             assert (await client.get("/readyz")).json()["ready"]
+            await assert_traced(collector, client)
             done = (await client.post("/api/dispatch-agent", json={"room": "up"})).json()
             assert done["success"]
             async with asyncio.timeout(20):
@@ -96,11 +137,11 @@ async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
                     if 'labvoice_webhooks_total{event="participant_joined"}' in text:
                         break
                     await asyncio.sleep(0.1)
-        assert 'labvoice_agents{state="listening"}' in text
-        assert "labvoice_worker_load_ratio" in text
-        children = psutil.Process(running.process.pid).children(recursive=True)
-        assert len(children) >= 3
-        assert await running.end() == 128 + signal.SIGINT
+            assert 'labvoice_agents{state="listening"}' in text
+            assert "labvoice_worker_load_ratio" in text
+            children = psutil.Process(running.process.pid).children(recursive=True)
+            assert len(children) >= 3
+            assert await running.end() == 128 + signal.SIGINT
     assert "Traceback" not in running.printed
     assert done["job_id"] in running.printed
     assert done["dispatch_id"] in running.printed
@@ -145,20 +186,22 @@ async def test_no_secret_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
 async def test_no_provider_key_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
     """A measured call with keys of OpenAI and Deepgram set: they are in nothing that is left.
 
-    Not in the run file, the report, what a notebook shows, the logs of LiveKit, model and
+    The endpoint's model is used, and the lab starts none of its own. The keys are not in the run
+    file, the report, what a notebook shows, the logs of LiveKit, model and
     workers, or the arguments of any process. They reach the worker by its environment.
     """
     keys = {"openai": "sk-not-a-real-openai-key-0123456789", "deepgram": "dg-not-real-0123456789ab"}
     out, report = tmp_path / "run.jsonl", tmp_path / "report.html"
     seen: dict[str, str] = {}
     async with Lab(
-        llm="openai",
         openai_base_url=lab.settings.openai_base_url,
         openai_api_key=SecretStr(keys["openai"]),
         deepgram_api_key=SecretStr(keys["deepgram"]),
         letta=False,
         data_dir=tmp_path / "data",
     ) as keyed:
+        assert "external" in repr(keyed)
+        assert "model server" not in repr(keyed)
         run = await keyed.bench.connect(1, warmup=0, out=out)
         write_report([run], report)
         children = psutil.Process().children(recursive=True)
@@ -222,48 +265,3 @@ async def test_listening_to_all_says_so(lab: Lab, tmp_path: Path) -> None:
         assert printed is not None
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
             assert (await client.get(f"{printed[1]}/healthz")).status_code == 200
-
-
-async def test_a_request_is_traced_into_the_job(tmp_path: Path) -> None:
-    """With an endpoint set, the page's trace goes on in the service and in the agent's session."""
-    trace_id, click = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-    def spans() -> list[tuple[str, str, str, str]]:
-        """Service, name, trace and parent of all that came."""
-        return [
-            (service, span.name, span.trace_id.hex(), span.parent_span_id.hex())
-            for service, span in list(collector.spans)
-        ]
-
-    with collecting() as collector:
-        env = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
-            "OTEL_BSP_SCHEDULE_DELAY": "200",
-        }
-        async with (
-            up(tmp_path, env) as running,
-            httpx.AsyncClient(
-                base_url=running.url, headers=running.headers, trust_env=False, timeout=30
-            ) as client,
-        ):
-            headers = {"traceparent": f"00-{trace_id}-{click}-01"}
-            body = {"room": "traced"}
-            done = (await client.post("/api/dispatch-agent", json=body, headers=headers)).json()
-            assert done["success"], done
-            await client.delete(f"/api/dispatches/{done['dispatch_id']}")
-            turn = {"number": 0, "marks": {"user_speech_end": 4, "reply_heard": 5}}
-            marks = {"click": 0, "agent_listening": 1.5}
-            report = {"room": "traced", "sent_s": 6, "marks": marks, "turns": [turn]}
-            await client.post("/api/calls/call-0001", json=report, headers=headers)
-            async with asyncio.timeout(30):
-                # Spans come when their batch is due; there is nothing to be woken by.
-                while not any(
-                    span[:3] == ("labvoice-agent", "agent_session", trace_id) for span in spans()
-                ):
-                    await asyncio.sleep(0.1)
-    service = ("labvoice-service", "POST /api/dispatch-agent", trace_id, click)
-    assert service in spans()
-    for name in ("connection", "voice_to_voice"):
-        assert ("labvoice-service", name, trace_id, click) in spans()
-    assert not [span for span in spans() if "/api/calls" in span[1]]
-    assert b"how can I help" not in collector.bodies

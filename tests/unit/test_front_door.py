@@ -165,3 +165,17 @@ def test_private_names_of_livekit_stand_in_one_module() -> None:
         if private.search(path.read_text(encoding="utf-8"))
     }
     assert found == {"labvoice/agent/_livekit.py"}
+
+
+def test_every_dependency_is_locked_and_its_licence_is_stated() -> None:
+    """The lock, whose wheels `tests/registry` checks, and docs/licences.md name each of them."""
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    shipped = [*project["dependencies"]]
+    for name in ("agent", "lab", "service", "notebook"):
+        shipped += extras[name]
+    names = {re.match(r"[\w.-]+", each)[0] for each in shipped} - {"labvoice"}  # type: ignore[index]
+    lock = (_ROOT / "requirements.lock").read_text(encoding="utf-8")
+    licences = (_ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    assert {name for name in names if f"\n{name}==" not in lock} == set()
+    assert {name for name in names if f"`{name}`" not in licences} == set()

@@ -34,6 +34,9 @@ def test_an_openai_key_means_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     assert load_settings().resolved_llm == "openai"
     assert load_settings(llm="paced").resolved_llm == "paced"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert load_settings().resolved_llm == "openai"
 
 
 def test_a_url_without_its_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
