@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import aiohttp
@@ -310,53 +309,10 @@ async def measure_calls(
     *,
     said: Callable[[int], Sequence[str]] = lambda _: (),
     config: Mapping[str, Any] | None = None,
-) -> Run:
-    """Makes calls, one after the other, the arms taking turns in every round.
-
-    Args:
-        lab: A running lab.
-        kind: Kind of the run.
-        trials: How many calls of each arm count.
-        arms: The arms; each gets its worker.
-        options: Options of the run.
-        talk: What the caller does.
-        said: What the caller is to say in a round, a text for each turn.
-        config: What else was asked for.
-
-    Raises:
-        UsageError: A number is out of range.
-        RunFileError: The run file exists already.
-    """
-    options.rounds(trials)
-    arms = await start_workers(lab, with_links(arms, options.links), options.progress)
-    async with memories_of(lab, arms, options.progress) as memories:
-        return await run_calls(
-            lab,
-            kind,
-            trials,
-            arms,
-            options,
-            talk,
-            said=said,
-            config={"agent_name": lab.settings.agent_name, **(config or {})},
-            metadata=memories,
-        )
-
-
-async def run_calls(
-    lab: Lab,
-    kind: str,
-    trials: int,
-    arms: Sequence[Arm],
-    options: RunOptions,
-    talk: Talk,
-    *,
-    said: Callable[[int], Sequence[str]] = lambda _: (),
-    config: Mapping[str, Any],
-    metadata: Mapping[str, JobMetadata] = MappingProxyType({}),
+    start: bool = True,
     idle_timeout_s: float | None = None,
 ) -> Run:
-    """As :func:`measure_calls`, of arms whose workers run already.
+    """Makes calls, one after the other, the arms taking turns in every round.
 
     Args:
         lab: A running lab.
@@ -367,10 +323,17 @@ async def run_calls(
         talk: What the caller does.
         said: What the caller is to say in a round, a text for each turn.
         config: What else was asked for.
-        metadata: Metadata of the jobs, by the arms' names.
+        start: Whether each arm gets its worker; those of the arms run already when False.
         idle_timeout_s: How long idle workers are waited for before each call; the lab's when None.
+
+    Raises:
+        UsageError: A number is out of range.
+        RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
+    if start:
+        arms = await start_workers(lab, with_links(arms, options.links), options.progress)
+        config = {"agent_name": lab.settings.agent_name, **(config or {})}
     arms = with_conditions(arms, options.conditions)
     around = {
         arm.name: await asyncio.to_thread(
@@ -386,33 +349,34 @@ async def run_calls(
         "seed": options.seed,
         **({"link": "; ".join(options.links)} if options.links else {}),
         **({"wire": True} if lab.wire else {}),
-        **config,
+        **(config or {}),
     }
     facts = await host_facts(lab)
     table = {arm.name: arm_columns(lab.settings, arm) for arm in arms}
     path = options.path(kind)
-    with RunWriter(path, kind=kind, config=header, arms=table, host_facts=facts) as run:
-        for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
-            await wait_idle(lab, options.progress, idle_timeout_s)
-            async with call_trial(
-                lab,
-                run,
-                number,
-                arm,
-                round_number=this_round,
-                warmup=this_round < options.warmup,
-                said=said(this_round),
-                metadata=metadata.get(arm.name),
-            ) as (this, call):
-                if arm.conditions is not None:
-                    call.sound_like(arm.conditions, around[arm.name])
-                this.words = await talk(this, call, this_round)
-            name = f" {arm.name}" if len(arms) > 1 else ""
-            options.progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
-            for warning in filter(None, (this.warning, run.trouble)):
-                options.progress(f"warning: {warning}")
-        if served := await gateway_facts(lab):
-            run.note(number, **served)
+    async with memories_of(lab, arms, options.progress) as memories:
+        with RunWriter(path, kind=kind, config=header, arms=table, host_facts=facts) as run:
+            for number, (this_round, arm) in enumerate(interleave(arms, rounds, options.seed)):
+                await wait_idle(lab, options.progress, idle_timeout_s)
+                async with call_trial(
+                    lab,
+                    run,
+                    number,
+                    arm,
+                    round_number=this_round,
+                    warmup=this_round < options.warmup,
+                    said=said(this_round),
+                    metadata=memories.get(arm.name),
+                ) as (this, call):
+                    if arm.conditions is not None:
+                        call.sound_like(arm.conditions, around[arm.name])
+                    this.words = await talk(this, call, this_round)
+                name = f" {arm.name}" if len(arms) > 1 else ""
+                options.progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
+                for warning in filter(None, (this.warning, run.trouble)):
+                    options.progress(f"warning: {warning}")
+            if served := await gateway_facts(lab):
+                run.note(number, **served)
     return Run.load(path)
 
 

@@ -14,7 +14,7 @@ from livekit import api, rtc
 from pydantic import SecretStr
 
 from labvoice.bench.arms import SEED, Arm, choose
-from labvoice.bench.base import RunOptions, Trial, run_calls
+from labvoice.bench.base import RunOptions, Trial, measure_calls
 from labvoice.bench.instrument import keep_calibration
 from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
@@ -238,7 +238,7 @@ async def calibrate(
     options.rounds(trials)
     reference = Target.named(_AGENT_NAME)  # none of labvoice's engines
     known = [Arm(name, agent_name=_AGENT_NAME, target=reference) for name in VARIANTS]
-    calibration = await run_calls(
+    calibration = await measure_calls(
         lab,
         "calibrate",
         trials,
@@ -247,6 +247,7 @@ async def calibrate(
         lambda this, call, _: _calibrate(lab, this, call),
         said=lambda _: [""] * len(DELAYS_S),
         config={"delays_s": list(DELAYS_S)},
+        start=False,
     )
     keep_calibration(lab.settings, calibration)
     return calibration

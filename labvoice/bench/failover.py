@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.base import RunOptions, Trial, run_calls
+from labvoice.bench.base import RunOptions, Trial, measure_calls
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher, rooms
 from labvoice.errors import DuplicateAgentError, UsageError
@@ -85,7 +85,7 @@ async def failover(
     arms = [Arm(kind, columns={"kill": kind}) for kind in kills]
     if agent is not None:
         arms = await _arms_of(lab, agent, arms)
-    return await run_calls(
+    return await measure_calls(
         lab,
         "failover",
         trials,
@@ -97,6 +97,7 @@ async def failover(
             "failover_after_s": settings.failover_after_s,
             "agent_name": settings.agent_name if agent is None else str(arms[0].agent_name),
         },
+        start=False,
         idle_timeout_s=_IDLE_TIMEOUT_S,
     )
 
