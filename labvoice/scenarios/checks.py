@@ -116,7 +116,7 @@ class CallFigures:
 
 
 def tool_calls(events: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
-    """Returns the tools that a session's events tell of, oldest first."""
+    """Returns the tool calls in a session's events, oldest first."""
     found = []
     for event in events:
         if event["event"] != "function_tools_executed":
@@ -145,7 +145,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def handoffs(events: Sequence[Mapping[str, Any]]) -> list[Handoff]:
-    """Returns the handoffs that a session's events tell of, oldest first; the first agent's not."""
+    """Returns the handoffs in a session's events, oldest first; the start of the first agent is none."""
     found = []
     for event in events:
         if event["event"] != "conversation_item_added":
@@ -167,7 +167,7 @@ def _words(text: str) -> list[str]:
 
 
 def check_step(expect: Expect, seen: Observed) -> list[Mismatch]:
-    """Returns the expectations of a step that do not hold; those for a judge are not looked at."""
+    """Returns the expectations of a step that do not hold; a judge's are not checked here."""
     found = [
         *_within("greeting", expect.greeting, seen.greeting_s, "no greeting was heard"),
         *_within(
@@ -192,7 +192,7 @@ def check_step(expect: Expect, seen: Observed) -> list[Mismatch]:
 
 
 def check_call(expect: ExpectCall, seen: CallFigures) -> list[Mismatch]:
-    """Returns what does not hold of a whole call; hook and judge are not looked at."""
+    """Returns the expectations of a call that do not hold, without hook and judge."""
     found = []
     if expect.turns_split is not None:
         words = f"turns split: {expect.turns_split or 'none'}"
@@ -316,7 +316,7 @@ def _latency(bounds: Latency, latencies_s: Sequence[float]) -> Iterator[Mismatch
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns a quantile; of few values the 95th percentile is the largest, not a guess."""
+    """Returns a quantile; with few values the 95th percentile is the largest value."""
     if share >= 1 or (share > 0.5 and len(ordered) < _FEW_TURNS):
         return ordered[-1]
     position = share * (len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""A language model that judges a conversation, or plays the caller; any OpenAI-compatible one."""
+"""An OpenAI-compatible language model that judges a conversation or plays the caller."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def judge(
 async def next_line(
     model: LanguageModel, persona: str, conversation: Sequence[tuple[str, str]]
 ) -> tuple[str, bool]:
-    """Asks a model that plays the caller what it says next.
+    """Returns the next line of a model that plays the caller.
 
     Args:
         model: The caller.

@@ -115,7 +115,7 @@ class Document:
             loader.dispose()
 
     def line_of(self, place: Sequence[str | int]) -> int:
-        """Returns the line of a value, or of the innermost thing around it that is there.
+        """Returns the line of a value, or of the innermost value around it that exists.
 
         Args:
             place: Keys and indices from the root; names that are no keys are passed over.

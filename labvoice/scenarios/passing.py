@@ -29,12 +29,12 @@ class PassRate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share, Clopper and Pearson's: exact, and never too narrow."""
+        """The 95 % interval of the share, by Clopper and Pearson (exact)."""
         return exact_interval(self.passed, self.calls)
 
     @property
     def pass_k(self) -> float:
-        """Pass^k: the chance that k calls drawn of these all passed.
+        """Pass^k: the probability that k calls drawn from these all passed.
 
         0 where one has failed and fewer than k were made: then k can no longer pass. NaN of no
         calls (tau-bench, https://arxiv.org/abs/2406.12045, section 3).

@@ -203,7 +203,7 @@ def prepare(
 
 
 def _of_the_reply(expect: Expect) -> bool:
-    """Whether something is expected of the reply, and not only of how the agent yields."""
+    """Whether an expectation is about the reply, not only about how the agent yields."""
     return dataclasses.replace(expect, yields=None) != Expect()
 
 
@@ -430,7 +430,7 @@ class Player:
         )
 
     def _gone_on(self, turn: Turn) -> str:
-        """Returns what the agent was saying while it heard a sound that asks for nothing."""
+        """Returns the agent's speech during a sound that needs no reply."""
         spoken_over = turn.over_agent and not turn.user_messages and turn.number > 0
         return self._call.turns[turn.number - 1].reply if spoken_over else ""
 

@@ -119,7 +119,7 @@ class ScenarioResult:
 
     @property
     def rate(self) -> PassRate:
-        """How many passed; calls in which the instrument failed are among those that did not."""
+        """How many passed; calls in which the instrument failed count as not passed."""
         return PassRate(sum(each.passed for each in self.attempts), len(self.attempts), self.repeat)
 
     @property
@@ -170,7 +170,7 @@ class SuiteResult:
         return all(each.passed for each in self.scenarios)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the machine-readable result: that of the run, and the scenarios' own."""
+        """Returns the machine-readable result of the run and of each scenario."""
         return {
             **self.run.to_json(),
             "passed": self.passed,
@@ -335,7 +335,7 @@ class Suite:
 
 
 def _target(file: ScenarioFile, agent: Target | None, default: Target | None) -> Target:
-    """Returns the agent of a scenario; its script is looked for from the scenario's folder too."""
+    """Returns the agent of a scenario; its script may be relative to the scenario's folder."""
     text = file.scenario.agent
     if agent is not None or text is None:
         return agent or default or Target.own()
@@ -343,7 +343,7 @@ def _target(file: ScenarioFile, agent: Target | None, default: Target | None) ->
 
 
 def target_near(text: str, folder: Path | None) -> Target:
-    """Reads AGENT; a script is looked for in a folder, then in the working directory.
+    """Reads AGENT; a script may be relative to a folder or to the working directory.
 
     Raises:
         UsageError: It is invalid.

@@ -132,7 +132,7 @@ class SyncCall(CallView):
         return self.hear()
 
     def silence(self, seconds: float) -> None:
-        """Is silent."""
+        """Waits in silence."""
         self._lab.run(asyncio.sleep(seconds))
 
     def hang_up(self) -> None:
@@ -212,7 +212,7 @@ class Labs:
         self._told.append(line)
 
     def told(self) -> list[str]:
-        """Returns what was told since the last time."""
+        """Returns the progress lines since the last call."""
         told, self._told = self._told, []
         return told
 
@@ -250,7 +250,7 @@ class Labs:
         return read_config(path if path.is_file() else None).agent
 
     def caller(self, name: str, folder: Path) -> SyncCaller:
-        """Returns what makes the calls of a test in a folder."""
+        """Returns the maker of a test's calls, in a folder."""
         return SyncCaller(self, name, folder)
 
     def play(self, file: ScenarioFile, name: str) -> tuple[ScenarioResult, Path]:

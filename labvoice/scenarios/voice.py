@@ -112,7 +112,7 @@ def prepare_caller(
 
 
 def _checked(file: ScenarioFile, step: int | None, make: Callable[[], _T]) -> _T:
-    """Makes something; a user's error gets the scenario's file and line."""
+    """Calls `make`; a user's error gets the scenario's file and line."""
     try:
         return make()
     except ScenarioError:
