@@ -145,7 +145,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def handoffs(events: Sequence[Mapping[str, Any]]) -> list[Handoff]:
-    """Returns the handoffs in a session's events, oldest first; the start of the first agent is none."""
+    """Returns the handoffs in a session's events, oldest first, without the first agent's start."""
     found = []
     for event in events:
         if event["event"] != "conversation_item_added":
