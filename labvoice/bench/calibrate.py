@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from livekit import api, rtc
+from livekit import rtc
 from pydantic import SecretStr
 
 from labvoice.bench.arms import SEED, Arm, choose
@@ -20,6 +19,7 @@ from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
+from labvoice.dispatch.tokens import agent_token
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.protocol.vocabulary import CALIBRATION_STAGES, INSTRUMENT_ERROR, Mark
 from labvoice.runs.run import Run
@@ -50,7 +50,6 @@ _NOISE_RMS: Final = 10 ** (-55 / 20)
 _MUSIC_RMS: Final = 10 ** (-50 / 20)
 _CHORD_HZ: Final = (220.0, 277.2, 329.6)
 _BACKGROUND_S: Final = 4
-_TOKEN_LIFETIME: Final = datetime.timedelta(minutes=10)
 _JOIN_TIMEOUT_S: Final = 10.0
 _SILENCE_S: Final = 0.5
 _POLL_S: Final = 0.05
@@ -148,17 +147,11 @@ class _ReferenceAgent:
             self._listener.listen(track)
 
         self._room.on("track_subscribed", on_track)
-        token = (
-            api.AccessToken(key, secret.get_secret_value())
-            .with_kind("agent")
-            .with_identity(_AGENT_NAME)
-            .with_attributes({"lk.agent.name": _AGENT_NAME, "lk.agent.state": "listening"})
-            .with_grants(api.VideoGrants(room_join=True, room=room, agent=True))
-            .with_ttl(_TOKEN_LIFETIME)
-        )
+        attributes = {"lk.agent.name": _AGENT_NAME, "lk.agent.state": "listening"}
+        token = agent_token(key, secret, room, _AGENT_NAME, attributes=attributes)
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
-                await self._room.connect(url, token.to_jwt())
+                await self._room.connect(url, token)
                 await self._microphone.publish(self._room)
         except (rtc.ConnectError, TimeoutError) as error:
             raise ServerUnreachableError(

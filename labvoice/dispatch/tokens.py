@@ -1,4 +1,4 @@
-"""Access tokens for callers."""
+"""Access tokens for callers, and for agents that join by themselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from labvoice.dispatch.strategies import StrategyName, strategy_of
 from labvoice.protocol.metadata import Metadata, metadata_text
 
 TOKEN_LIFETIME = datetime.timedelta(minutes=10)
+_AGENT_LIFETIME = datetime.timedelta(hours=1)
+"""A bot may load its models before it joins."""
 
 
 def caller_token(
@@ -73,4 +75,38 @@ def caller_token(
     if named or room_metadata:
         config = api.RoomConfiguration(agents=named, metadata=room_metadata)
         token = token.with_room_config(config)
+    return token.to_jwt()
+
+
+def agent_token(
+    api_key: str,
+    api_secret: SecretStr,
+    room: str,
+    identity: str,
+    *,
+    metadata: str = "",
+    attributes: Mapping[str, str] | None = None,
+) -> str:
+    """Returns a token for an agent that joins one room without a dispatch; valid an hour.
+
+    Args:
+        api_key: API key that signs it.
+        api_secret: Its secret.
+        room: Name of the room.
+        identity: Of the participant.
+        metadata: The participant's metadata.
+        attributes: The participant's attributes.
+    """
+    grants = api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True)
+    token = (
+        api.AccessToken(api_key, api_secret.get_secret_value())
+        .with_kind("agent")
+        .with_identity(identity)
+        .with_grants(grants)
+        .with_ttl(_AGENT_LIFETIME)
+    )
+    if metadata:
+        token = token.with_metadata(metadata)
+    if attributes:
+        token = token.with_attributes(dict(attributes))
     return token.to_jwt()

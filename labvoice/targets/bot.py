@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
 from labvoice.dispatch import Dispatch, Dispatcher, rooms
+from labvoice.dispatch.tokens import agent_token
 from labvoice.errors import JoinTimeoutError, ProcessError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.stack.livekit.server import LiveKitServer
@@ -26,7 +25,6 @@ from labvoice.targets.worker import secrets_of
 JOIN_TIMEOUT_S: Final = 60.0
 """A bot of Python loads its models after it was started, on two busy cores."""
 _POLL_S: Final = 0.1
-_TOKEN_LIFETIME: Final = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,13 @@ class Bot:
         """
         others = {each.identity for each in await self._there(room)} | {caller}
         identity = f"bot-{secrets.token_hex(4)}"
-        token = self._token(room, identity)
+        token = agent_token(
+            self.server.api_key,
+            self.server.api_secret,
+            room,
+            identity,
+            metadata=self.target.metadata,
+        )
         marks = {"dispatch_requested": time.monotonic()}
         on_mark(Mark("dispatch_requested", marks["dispatch_requested"]))
         values = {"url": self.server.agent_url, "token": token, "room": room}
@@ -105,19 +109,6 @@ class Bot:
             )
         finally:
             await asyncio.shield(process.stop())
-
-    def _token(self, room: str, identity: str) -> str:
-        grants = api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True)
-        token = (
-            api.AccessToken(self.server.api_key, self.server.api_secret.get_secret_value())
-            .with_kind("agent")
-            .with_identity(identity)
-            .with_grants(grants)
-            .with_ttl(_TOKEN_LIFETIME)
-        )
-        if self.target.metadata:
-            token = token.with_metadata(self.target.metadata)
-        return token.to_jwt()
 
     async def _there(self, room: str) -> list[ParticipantInfo]:
         async with self.dispatcher.server_errors():
