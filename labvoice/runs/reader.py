@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +40,9 @@ NO_TURN: Final = np.iinfo(np.int64).min
 
 _MADE_BY = "run files are written by `labvoice bench … --out RUN.jsonl`"
 BLOCK_BYTES: Final = 16 << 20
-"""Bytes that are parsed at once."""
+"""Bytes of a block."""
+_THREADS: Final = min(4, os.cpu_count() or 1)
+"""Blocks that are parsed at once."""
 _PARSED: Final = 2 << 20
 """Bytes that one thread parses at once."""
 
@@ -48,6 +52,8 @@ _TYPES: Final[Mapping[str, pa.DataType]] = {
     "warmup": pa.bool_(),
 }
 """Types of columns; those of the others are strings."""
+_KIND_AT: Final = len('{"type":"')
+"""Where the writer's lines name their type, of which the first letter tells."""
 _AS_WRITTEN: Final = ("mark", "stage", "outcome")
 """Types of line of which a run has many."""
 _NUMBERS: Final = ("trial", "t_s", "duration_s", "start_s")
@@ -104,32 +110,28 @@ def read(path: Path) -> tuple[RunLine, Columns]:
         RunFileError: There is no such file, or it is not a run of this format.
     """
     parts: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
-    warnings = []
-    number = 1
+    warnings: list[str] = []
+    under_way: deque[Future[dict[str, Any]]] = deque()
+
+    def take() -> None:
+        for kind, part in under_way.popleft().result().items():
+            parts[kind].append(part)
+
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as threads:
             # A run may still be running: lines written from now on are ignored.
             left = os.fstat(file.fileno()).st_size
             first = file.readline()
             header = _header(path, first)
-            left -= len(first)
-            while left > 0 and (block := file.read(min(BLOCK_BYTES, left))):
-                block += file.readline(left - len(block))
-                left -= len(block)
-                if left <= 0:
-                    # A crash cuts the last line.
-                    block = block.rstrip(b"\r\n")
-                    before, _, last = block.rpartition(b"\n")
-                    if block and not _is_json(last):
-                        block = before
-                        warnings.append(
-                            "The last line of the run file was cut off and is left out."
-                        )
-                if block:
-                    lines = block.count(b"\n") + (not block.endswith(b"\n"))
-                    for kind, part in _parse(path, block, number + 1, lines).items():
-                        parts[kind].append(part)
-                    number += lines
+            number = 2
+            for block in _blocks(file, left - len(first), warnings):
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+                under_way.append(threads.submit(_parse, path, block, ends, number))
+                number += len(ends)
+                if len(under_way) > _THREADS:
+                    take()
+            while under_way:
+                take()
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}", _MADE_BY) from None
     ended = bool(parts["end"]) and sum(map(len, parts["end"])) > 0
@@ -141,6 +143,28 @@ def read(path: Path) -> tuple[RunLine, Columns]:
         tables[kind].drop(columns="line") for kind in ("trial", "mark", "stage", "note", "outcome")
     )
     return header, Columns(trials, marks, stages, notes, outcomes, ended, warnings)
+
+
+def _blocks(file: BinaryIO, left: int, warnings: list[str]) -> Iterator[bytes]:
+    """Yields whole lines, many at a time.
+
+    Args:
+        file: After its first line.
+        left: How many bytes are to be read.
+        warnings: Gets what is left out.
+    """
+    while left > 0 and (block := file.read(min(BLOCK_BYTES, left))):
+        block += file.readline(left - len(block))
+        left -= len(block)
+        if left <= 0:
+            block = block.rstrip(b"\r\n")
+            before, _, last = block.rpartition(b"\n")
+            if block and not _is_json(last):
+                block = before  # a crash has cut the last line
+                warnings.append("The last line of the run file was cut off and is left out.")
+            block += b"\n" if block else b""
+        if block:
+            yield block
 
 
 def _header(path: Path, text: bytes) -> RunLine:
@@ -167,26 +191,37 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _parse(path: Path, block: bytes, first: int, count: int) -> dict[str, Any]:
-    """Parses whole lines into a table for each type; `first` is the number of the first one."""
+def _parse(
+    path: Path, block: bytes, ends: npt.NDArray[np.integer[Any]], first: int
+) -> dict[str, Any]:
+    """Parses whole lines into a table for each type.
+
+    Args:
+        path: Named in errors.
+        block: Whole lines.
+        ends: Shape (lines,): where each ends.
+        first: The number of the first one.
+    """
     try:
-        text = pa.array([block]).cast(pa.string())
-        lines = pc.split_pattern(text, "\n").flatten().slice(0, count)
-        parts = _parse_by_type(lines, np.arange(first, first + count))
+        parts = _parse_by_type(block, ends, first)
     except (pa.ArrowInvalid, ValidationError):
         parts = None
-    return _parse_by_line(path, block.split(b"\n")[:count], first) if parts is None else parts
+    return _parse_by_line(path, block.split(b"\n")[:-1], first) if parts is None else parts
 
 
-def _parse_by_type(lines: pa.Array, numbers: npt.NDArray[np.int64]) -> dict[str, Any] | None:
+def _parse_by_type(
+    block: bytes, ends: npt.NDArray[np.integer[Any]], first: int
+) -> dict[str, Any] | None:
     """Parses the lines of each type at once, which takes half as long as all with all fields."""
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    lines = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
+    lines.validate(full=True)
+    letters = np.frombuffer(block, np.uint8)[np.minimum(offsets[:-1] + _KIND_AT, len(block) - 1)]
     parts: dict[str, Any] = {}
     known = 0
     for kind, schema in _SCHEMAS.items():
-        # The writer's own form. A line in any other is read by itself.
-        of_kind = pc.starts_with(lines, f'{{"type":"{kind}"')
-        some = lines.filter(of_kind)
-        of_some = numbers[of_kind.to_numpy(zero_copy_only=False)]
+        of_kind = np.flatnonzero(letters == ord(kind[0]))
+        some, of_some = lines.take(pa.array(of_kind)), np.asarray(of_kind + first, np.int64)
         known += len(some)
         if kind == "note":
             notes = [NoteLine.model_validate_json(line) for line in some.to_pylist()]
@@ -202,9 +237,10 @@ def _parse_by_type(lines: pa.Array, numbers: npt.NDArray[np.int64]) -> dict[str,
     return parts if known == len(lines) else None
 
 
-def _joined(lines: pa.Array) -> pa.Buffer:
-    whole = pa.ListArray.from_arrays(pa.array([0, len(lines)], pa.int32()), lines)
-    return pc.binary_join(whole, "\n")[0].as_buffer()
+def _text(lines: pa.StringArray) -> pa.BufferReader:
+    """The lines as one text; each has its line feed."""
+    _, offsets, text = lines.buffers()
+    return pa.BufferReader(text.slice(0, np.frombuffer(offsets, np.int32)[len(lines)]))
 
 
 def _read_as_written(lines: pa.Array, kind: str) -> pa.Table | None:
@@ -217,7 +253,7 @@ def _read_as_written(lines: pa.Array, kind: str) -> pa.Table | None:
     types = {name: pa.string() if name in _NUMBERS else words for name in schema.names}
     try:
         table = csv.read_csv(
-            pa.BufferReader(_joined(lines)),
+            _text(lines),
             csv.ReadOptions(column_names=schema.names, block_size=_PARSED),
             csv.ParseOptions(quote_char=False),
             csv.ConvertOptions(column_types=types, null_values=[]),
@@ -239,7 +275,10 @@ def _numbers(column: pa.Array, begin: str, _: str, wanted: pa.DataType) -> pa.Ar
     if not pc.all(pc.starts_with(column, begin)).as_py():
         raise ValueError("a field is missing, or out of order")
     texts = pc.utf8_slice_codeunits(column, len(begin))
-    return pc.if_else(pc.equal(texts, "null"), pa.scalar(None, pa.string()), texts).cast(wanted)
+    unknown = pc.equal(texts, "null")
+    if pc.any(unknown).as_py():
+        texts = pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
+    return texts.cast(wanted)
 
 
 def _values(column: pa.Array, begin: str, end: str, wanted: pa.DataType) -> pa.Array:
@@ -254,7 +293,7 @@ def _values(column: pa.Array, begin: str, end: str, wanted: pa.DataType) -> pa.A
 
 def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
     return arrow_json.read_json(
-        pa.BufferReader(_joined(lines)),
+        _text(lines),
         arrow_json.ReadOptions(block_size=_PARSED),
         arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )
@@ -332,7 +371,7 @@ def _is_valid(part: pa.Table, kind: str) -> bool:
         words = set(pc.unique(column).to_pylist()) if name in (*_SEEN, "stage", "type") else set()
         if name in _SEEN and not words - {None} <= set(_SEEN[name]):
             return False
-        if name == "type" and words - {None, kind}:
+        if name == "type" and words - {kind}:
             return False
         if name == "stage" and not all(
             word.isidentifier() and word not in DERIVED_STAGES for word in words
