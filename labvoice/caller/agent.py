@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from livekit import rtc
+from livekit.rtc.room import EventTypes
 
 from labvoice.caller.interruption import reply_onset
 from labvoice.caller.marks import ConnectionMarks
@@ -121,12 +122,24 @@ class RoomAgent:
 
     def follow(self) -> None:
         """Follows the room's events from now on; it may be connected later."""
-        self._room.on("participant_connected", self.on_participant)
-        self._room.on("participant_disconnected", self._on_left)
-        self._room.on("participant_attributes_changed", self._on_attributes)
-        self._room.on("track_subscribed", self._on_track)
-        self._room.on("track_unsubscribed", lambda track, *_: self.ear.end(track.sid))
-        self._room.on("disconnected", self._on_disconnected)
+        for event, handler in self._handlers.items():
+            self._room.on(event, handler)
+
+    def unfollow(self) -> None:
+        """Ends :meth:`follow`: room and agent are freed as soon as nobody uses them."""
+        for event, handler in self._handlers.items():
+            self._room.off(event, handler)
+
+    @property
+    def _handlers(self) -> dict[EventTypes, Callable[..., None]]:
+        return {
+            "participant_connected": self.on_participant,
+            "participant_disconnected": self._on_left,
+            "participant_attributes_changed": self._on_attributes,
+            "track_subscribed": self._on_track,
+            "track_unsubscribed": self._on_track_ended,
+            "disconnected": self._on_disconnected,
+        }
 
     def on_participant(self, participant: rtc.RemoteParticipant) -> None:
         """A participant is in the room: the agent, if there is none yet."""
@@ -175,6 +188,9 @@ class RoomAgent:
     ) -> None:
         self.on_participant(participant)
         self._listen_to(participant)
+
+    def _on_track_ended(self, track: rtc.Track) -> None:
+        self.ear.end(track.sid)
 
     def _on_disconnected(self, reason: Any) -> None:
         words = _DISCONNECT_REASONS.get(reason, "").format(identity=self._caller)

@@ -244,6 +244,7 @@ class Call(Conversation):
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await close()
+        self.agent.unfollow()
 
     async def end(self) -> None:
         """Hangs up, and removes agent and room unless another human is in the room.

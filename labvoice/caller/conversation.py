@@ -100,15 +100,21 @@ class Conversation:
         self.on_turn_mark: Callable[[Turn, Mark], None] | None = None
         self.conditions: Conditions | None = None
         self._ready = False
-        self.recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
+        self.recorder = recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
         self._room = rtc.Room()
-        self._microphone = Microphone(self.recorder.sent)
+        self._microphone = microphone = Microphone(recorder.sent)
         self.media = Media(self._room, self._microphone, open_link, tap)
         self._marks = ConnectionMarks(on_mark)
         self.connection_marks = self._marks.by_name
         self._turns = Turns()
+
+        def heard(track: str, samples: npt.NDArray[np.int16], at_s: float) -> None:
+            # No method: who is called by what it owns is freed by the garbage collector only.
+            recorder.heard(track, samples, at_s)
+            microphone.hear(track, samples, SAMPLE_RATE_HZ)
+
         self.agent = RoomAgent(
-            self._room, identity, self._marks, self._turns, self._heard, why_ended, is_bot=is_bot
+            self._room, identity, self._marks, self._turns, heard, why_ended, is_bot=is_bot
         )
         self.reports = AgentReports(self._room, identity, self.agent, self._marks, self._turns)
         self.session_events = self.reports.session_events
@@ -172,10 +178,6 @@ class Conversation:
     def greeting(self) -> str:
         """Text of the agent's greeting."""
         return self._turns.greeting
-
-    def _heard(self, track: str, samples: npt.NDArray[np.int16], at_s: float) -> None:
-        self.recorder.heard(track, samples, at_s)
-        self._microphone.hear(track, samples, SAMPLE_RATE_HZ)
 
     def _report(self, turn: Turn, name: str) -> None:
         if self.on_turn_mark is not None:

@@ -263,11 +263,12 @@ class Listener:
         return not self.voices or self.voices[-1].ended
 
     async def aclose(self) -> None:
-        """Stops listening."""
+        """Stops listening; nobody is told of changes any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self.close()
+        self._on_change = lambda: None  # its owner, which has this listener
 
     def close(self) -> None:
         """Frees the detector."""

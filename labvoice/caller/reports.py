@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import importlib
 import json
 import time
@@ -97,11 +96,9 @@ class AgentReports:
 
     async def start(self) -> None:
         """Collects session events from now on; the room may be connected later."""
-        self._session.on("agent_state_changed", self._on_state)
-        self._session.on("conversation_item_added", self._on_item)
         for name in SESSION_EVENTS:
             # its type names the events of version 1.8 only
-            self._session.on(name, functools.partial(self._on_event, name))  # type: ignore[arg-type]
+            self._session.on(name, self._on_event)  # type: ignore[arg-type]
         await self._session.start()
 
     async def fetch(self) -> None:
@@ -173,9 +170,16 @@ class AgentReports:
         try:
             await self._session.aclose()
         finally:
+            for name in SESSION_EVENTS:
+                self._session.off(name, self._on_event)  # type: ignore[arg-type]
             await self._transcription.aclose()
 
-    def _on_event(self, name: str, event: session_pb.AgentSessionEvent) -> None:
+    def _on_event(self, event: session_pb.AgentSessionEvent) -> None:
+        name = event.WhichOneof("event") or ""
+        if name == "agent_state_changed":
+            self._on_state(event)
+        elif name == "conversation_item_added":
+            self._on_item(event)
         self.hosts_session = True
         fields = json_format.MessageToDict(
             getattr(event, name),

@@ -142,5 +142,6 @@ class Ear:
         return max((voice.end_s for voice in self.voices), default=None)
 
     async def aclose(self) -> None:
-        """Stops listening."""
+        """Stops listening; nobody is told of changes any more."""
         await asyncio.gather(*(each.listener.aclose() for each in self.tracks.values()))
+        self._on_change = lambda: None  # its owner, which has this ear

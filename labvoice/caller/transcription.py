@@ -32,6 +32,7 @@ class Transcription:
     def __init__(self, room: rtc.Room, identity: str, on_item: Callable[[Item], None]) -> None:
         self._identity = identity
         self._on_item = on_item
+        self._room = room
         self._reading: set[asyncio.Task[None]] = set()
         room.register_text_stream_handler(TOPIC, self._on_stream)
 
@@ -54,7 +55,9 @@ class Transcription:
         self._on_item(Item(told.get(_SEGMENT, reader.info.stream_id), role, text))
 
     async def aclose(self) -> None:
-        """Stops reading."""
+        """Stops reading; nobody is told of messages any more."""
+        self._room.unregister_text_stream_handler(TOPIC)
+        self._on_item = lambda _: None  # its owner, which has this reader
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)

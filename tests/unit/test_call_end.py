@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,25 @@ async def test_a_recording_that_cannot_be_written_costs_the_call_nothing_else(
         call.recording_path = tmp_path / "file" / "call.wav"
     assert ended == [call]
     assert "call.wav cannot be written" in call.notice
+
+
+async def test_a_call_that_has_ended_is_freed_without_the_garbage_collector() -> None:
+    """No reference cycle keeps a call, its room or its agent once nobody uses the call."""
+    ended: list[Call] = []
+    gc.collect()
+    gc.disable()
+    try:
+        async with _call(ended) as call:
+            call.agent.follow()
+            await call.reports.start()
+            call.agent.ear.add("track", name="voice", publisher="agent")
+        kept = [weakref.ref(each) for each in (call, call.media.room, call.agent, call.reports)]
+        ended.clear()
+        del call
+        await asyncio.sleep(0)  # tasks that have ended let go of what they used
+        assert [each() for each in kept] == [None] * 4
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

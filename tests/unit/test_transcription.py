@@ -18,6 +18,9 @@ class _Room:
     def register_text_stream_handler(self, topic: str, handler: Callable[..., None]) -> None:
         self.topic, self.handler = topic, handler
 
+    def unregister_text_stream_handler(self, topic: str) -> None:
+        assert topic == self.topic
+
 
 class _Stream:
     """A text stream that ends in an error, as one of a participant that leaves does."""
