@@ -33,7 +33,7 @@ from labvoice.memory.api import LettaApi
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.protocol.tracing import new_traceparent, traced
 from labvoice.protocol.vocabulary import Mark
-from labvoice.settings import Mode, Settings, load_settings
+from labvoice.settings import Mode, Settings, load_settings, read_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, make_utterance
 from labvoice.speech.weights import Progress
@@ -259,14 +259,17 @@ class Lab:
             count: How many.
             agent_name: Agent name to register; None: the settings'; empty: they serve every room.
             program: Module to run.
-            overrides: Settings by field name for these workers only.
+            overrides: Settings by field name for these workers only; None overrides nothing.
 
         Raises:
+            SettingsError: There is no such setting, or a value is malformed.
             ProcessError: A worker ended or did not register in time.
         """
         if agent_name is not None:
             overrides["agent_name"] = agent_name
-        settings = self.settings.model_copy(update=overrides)
+        checked = read_settings(Settings, **overrides)
+        given = {name: getattr(checked, name) for name in overrides if overrides[name] is not None}
+        settings = self.settings.model_copy(update=given)
         await self._stack.start_workers(settings, count, program)
 
     async def add_target(

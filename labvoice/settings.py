@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import secrets
@@ -264,8 +265,14 @@ def read_settings(kind: type[_SettingsT], **overrides: Any) -> _SettingsT:
             nothing.
 
     Raises:
-        SettingsError: A value is malformed.
+        SettingsError: A value is malformed, or there is no such setting.
     """
+    if unknown := overrides.keys() - kind.model_fields:
+        near = difflib.get_close_matches(min(unknown), kind.model_fields, n=1)
+        raise SettingsError(
+            f"there is no setting {min(unknown)!r}",
+            f"did you mean {near[0]!r}?" if near else f"settings are fields of {kind.__name__}",
+        )
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         # pydantic-settings knows this argument by its underscore.

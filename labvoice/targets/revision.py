@@ -90,7 +90,8 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["git", "-C", str(folder), *words],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
         )

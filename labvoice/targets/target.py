@@ -85,15 +85,8 @@ class Target:
         """Returns labvoice's own agent, with settings by field name that are its alone.
 
         Raises:
-            UsageError: There is no such setting.
-            SettingsError: A value is malformed.
+            SettingsError: There is no such setting, or a value is malformed.
         """
-        unknown = settings.keys() - Settings.model_fields
-        if unknown:
-            raise UsageError(
-                f"labvoice's agent has no setting {min(unknown)!r}",
-                "settings are the fields of labvoice.Settings, such as `min_endpointing_delay_s`",
-            )
         checked = load_settings(**settings)
         return cls("own", settings={name: getattr(checked, name) for name in settings})
 

@@ -167,7 +167,8 @@ def _has_simulation(python: str) -> bool:
         asked = subprocess.run(
             [python, "-c", _FIND_SIMULATION],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_ASK_TIMEOUT_S,
             check=False,
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from labvoice.errors import SettingsError
+from labvoice.lab import Lab
 from labvoice.settings import DEFAULT_AGENT_NAME, ENV_FILE, load_settings
 from labvoice.stack.workers.worker import worker_environment
+from labvoice.targets.target import Target
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +108,14 @@ def test_an_option_that_was_not_given_overrides_nothing(monkeypatch: pytest.Monk
     settings = load_settings(llm=None, agent_name=None)
     assert (settings.llm, settings.agent_name) == ("paced", "mine")
     assert load_settings(llm="small").llm == "small"
+
+
+@pytest.mark.parametrize("given", [Lab, Target.own, load_settings])
+def test_a_setting_that_there_is_not_is_refused(given: Callable[..., object]) -> None:
+    """A misspelt setting is named with the one that is meant, not silently left out."""
+    with pytest.raises(SettingsError, match="no setting 'greetin'") as caught:
+        given(greetin="Good morning.")
+    assert "'greeting'" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["LABVOICE_GREETING", "LABVOICE_APOLOGY"])
