@@ -56,7 +56,7 @@ def facts(
 def _cpu_model() -> str:
     """Reads the processor's name; `platform.processor()` is empty on most Linux systems."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_bytes().decode(errors="replace").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 return value.strip()

@@ -82,7 +82,7 @@ def _from_program(text: str) -> list[tuple[str, str]]:
             ["espeak-ng", "-q", "--ipa", "-v", _VOICE, "--stdin"],
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
             timeout=10,
         )

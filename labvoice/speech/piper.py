@@ -40,7 +40,7 @@ class Piper:
 
     def __init__(self, folder: Path) -> None:
         try:
-            voice = json.loads((folder / "voice.json").read_text())
+            voice = json.loads((folder / "voice.json").read_bytes())
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the voice in {folder} cannot be read: {error}",

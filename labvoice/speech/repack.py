@@ -55,7 +55,7 @@ def piper_joe(source: Path, target: Path) -> None:
     """Splits the voice into a frontend, which sees the whole text, and a streamable decoder."""
     from streaming_vits import graph
 
-    config = json.loads((source / "voice.onnx.json").read_text())
+    config = json.loads((source / "voice.onnx.json").read_bytes())
     split = graph.split(
         source / "voice.onnx", target, sample_rate=config["audio"]["sample_rate"], verbose=False
     )
@@ -68,7 +68,7 @@ def piper_joe(source: Path, target: Path) -> None:
         "scales": [config["inference"][key] for key in ("noise_scale", "length_scale", "noise_w")],
         "phoneme_ids": {sign: ids[0] for sign, ids in config["phoneme_id_map"].items()},
     }
-    (target / "voice.json").write_text(json.dumps(voice))
+    (target / "voice.json").write_text(json.dumps(voice), encoding="utf-8")
 
 
 def kokoro(source: Path, target: Path) -> None:

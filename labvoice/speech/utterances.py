@@ -481,7 +481,7 @@ class _Kokoro:
         self._session = ort.InferenceSession(
             str(folder / "kokoro.onnx"), options, providers=["CPUExecutionProvider"]
         )
-        self._ids: dict[str, int] = json.loads((folder / "vocab.json").read_text())["vocab"]
+        self._ids: dict[str, int] = json.loads((folder / "vocab.json").read_bytes())["vocab"]
         with np.load(folder / "voices_ja.npz") as voices:
             # Shape (510, 1, 256): one style for every length of input in tokens.
             self._styles: npt.NDArray[np.float32] = voices[speaker]

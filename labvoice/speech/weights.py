@@ -186,7 +186,7 @@ def _make(name: WeightName, folder: Path, tell: Progress) -> None:
         else:
             made = taken
         sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir()))
-        (made / _SUMS).write_text(sums)
+        (made / _SUMS).write_text(sums, encoding="utf-8")
         made.rename(folder)
 
 
@@ -204,7 +204,7 @@ def _pinned_sha256(path: str) -> str:
 
 
 def _data(name: str) -> str:
-    return resources.files("labvoice.speech").joinpath(name).read_text()
+    return resources.files("labvoice.speech").joinpath(name).read_text(encoding="utf-8")
 
 
 def _install(requirement: str, target: Path) -> None:
@@ -212,7 +212,7 @@ def _install(requirement: str, target: Path) -> None:
 
     target.mkdir()
     wanted = target.with_suffix(".txt")
-    wanted.write_text(requirement + "\n")
+    wanted.write_text(requirement + "\n", encoding="utf-8")
     _run(
         [
             *(uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--require-hashes"),
@@ -243,7 +243,8 @@ def _run(command: list[str], failure: str, hint: str, timeout_s: float) -> None:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
             check=False,
         )
@@ -272,7 +273,7 @@ def _check(folder: Path) -> None:
     """Compares every file with the checksums written when the folder was created."""
     hint = f"delete it (`rm -r {folder}`); it is recreated at the next use"
     try:
-        lines = (folder / _SUMS).read_text().splitlines()
+        lines = (folder / _SUMS).read_text(encoding="utf-8").splitlines()
         for line in lines:
             expected, _, file = line.partition("  ")
             if _sha256(folder / file) != expected:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import io
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,29 @@ def test_a_log_in_ascii_takes_every_word(monkeypatch: pytest.MonkeyPatch) -> Non
     sys.stdout.write("✓ worker’s ✗ 世\n")
     sys.stdout.flush()
     assert raw.getvalue() == b"+ worker's x ?\n"
+
+
+def _of_the_locale(file: Path) -> Iterator[int]:
+    """Lines that read or write text in whatever encoding the user's locale has."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        given = {*(each.arg for each in node.keywords), *map(ast.unparse, node.args)}
+        programs = node.func.attr in ("run", "Popen", "check_output") and "text" in given
+        texts = node.func.attr in ("read_text", "write_text")
+        if (texts or programs) and given.isdisjoint(("encoding", "'utf-8'")):
+            yield node.lineno
+
+
+def test_no_text_depends_on_the_users_locale() -> None:
+    """Files and the output of programs are text of one encoding, which the code names."""
+    package = Path(labvoice.__file__).parent
+    found = [
+        f"{file.relative_to(package)}:{line}"
+        for file in package.rglob("*.py")
+        for line in _of_the_locale(file)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("module", ["labvoice.agent", "labvoice.stack.gateway"])

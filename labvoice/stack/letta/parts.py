@@ -162,7 +162,7 @@ class LettaParts:
     async def _migrate(self, env: LettaEnv, postgres: Postgres, progress: Progress) -> None:
         """Migrates the database to this Letta's schema; an empty one from the cached SQL."""
         done = self._root / "schema-version"
-        if done.exists() and done.read_text() == LETTA_VERSION:
+        if done.exists() and done.read_text(encoding="utf-8") == LETTA_VERSION:
             return
         tables = await postgres.sql("select count(*) from pg_tables where schemaname = 'public'")
         if tables == "0" and env.schema.exists():
@@ -172,7 +172,7 @@ class LettaParts:
             await self._run_migrations(env, postgres.uri)
             if tables == "0":
                 await asyncio.to_thread(_write_whole, env.schema, await postgres.dump())
-        done.write_text(LETTA_VERSION)
+        done.write_text(LETTA_VERSION, encoding="utf-8")
 
     async def _run_migrations(self, env: LettaEnv, uri: str) -> None:
         # Alembic's scripts are found from the folder it runs in. What Letta's own script prints
@@ -227,5 +227,5 @@ class LettaParts:
 
 def _write_whole(path: Path, text: str) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

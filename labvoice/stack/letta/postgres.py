@@ -147,8 +147,8 @@ def _password(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(24))
-    return path.read_text()
+        path.write_text(secrets.token_hex(24), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _unprivileged() -> list[str]:
@@ -236,7 +236,7 @@ async def _forget_dead_postmaster(data: Path) -> None:
 def _server_on(data: Path) -> int | None:
     """Returns the process of the folder's pid file, if it is the folder's server."""
     try:
-        process = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+        process = psutil.Process(int((data / "postmaster.pid").read_bytes().split()[0]))
         if process.name() != "postgres":
             return None
     except (ValueError, IndexError, psutil.Error, OSError):

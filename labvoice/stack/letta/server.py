@@ -261,11 +261,11 @@ def _only_user(root: Path) -> FileLock:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        holder = path.read_text().strip() or "unknown"
+        holder = path.read_text(encoding="utf-8").strip() or "unknown"
         raise UsageError(
             f"another lab (process {holder}) has the memories in `{root}` open",
             "stop it, use an empty database with `--fresh`, or set LABVOICE_DATA_DIR to "
             "another folder",
         ) from None
-    path.write_text(str(os.getpid()))
+    path.write_text(str(os.getpid()), encoding="utf-8")
     return lock

@@ -46,7 +46,7 @@ class ServerProgram(NamedTuple):
 
 def pinned_version() -> str:
     """Returns the server's version that go/go.mod pins, such as `1.13.5`."""
-    text = (MODULE_DIR / "go.mod").read_text()
+    text = (MODULE_DIR / "go.mod").read_text(encoding="utf-8")
     match = re.search(r"github\.com/livekit/livekit-server v(\S+)", text)
     assert match is not None, "go/go.mod pins no server"
     return match.group(1)
@@ -102,7 +102,7 @@ async def _build(target: ServerProgram, progress: Progress) -> None:
         log = scratch / "build.log"
 
         def tell(elapsed_s: float) -> None:
-            lines = log.read_text(errors="replace").splitlines()
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             fetched = sum(line.startswith("go: downloading") for line in lines)
             progress(
                 f"building LiveKit server {target.version}, once, usually 2 to 5 minutes: "
