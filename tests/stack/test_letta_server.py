@@ -288,7 +288,7 @@ async def test_a_start_that_breaks_is_settled(
     server = await LettaServer.start(settings, tmp_path, fresh=True)
     try:
         with pytest.raises(ProcessError, match="TypeError: no such argument"):
-            await server.until_up(timeout_s=5)
+            await server.until_up(timeout_s=60)
         assert server.state == "failed"
     finally:
         await server.stop()

@@ -107,7 +107,7 @@ async def test_a_drain_that_takes_too_long_moves_the_call(pool_lab: Lab) -> None
     (worker,) = [w for w in pool_lab.pool.workers if w.worker_id == call.worker["worker_id"]]
     worker.settings = worker.settings.model_copy(update={"drain_timeout_s": 1.0})
     going = pool_lab.pool.remove(worker)
-    await call.wait_for_replacement()
+    await call.wait_for_replacement(PATIENCE_S)
     assert call.worker["worker_id"] != worker.worker_id
     await going
     listed = await pool_lab.dispatcher.api.room.list_participants(

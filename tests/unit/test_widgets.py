@@ -44,7 +44,7 @@ class Page:
 
     async def answer(self) -> dict[str, Any]:
         """Returns the next answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.answers:
                 self._more.clear()
                 await self._more.wait()
@@ -199,7 +199,7 @@ async def test_what_the_page_records_is_kept_beside_the_run(
 
 async def seen(monitor: Monitor, key: str) -> Any:
     """Waits until the monitor shows something under a key."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while key not in monitor.snapshot:
             await asyncio.sleep(0.01)
     return monitor.snapshot[key]
@@ -244,7 +244,7 @@ async def test_monitors_of_a_lab_share_one_watcher_that_ends_with_the_last(
         return {"looks": len(looks)}
 
     async def until(count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(looks) < count:
                 await asyncio.sleep(0.01)
 
@@ -267,7 +267,7 @@ async def test_a_monitor_ends_with_its_lab(lab: Lab) -> None:
     monitor = lab.monitor()
     await seen(monitor, "trouble")
     await lab.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while monitor.snapshot != {"running": False}:
             await asyncio.sleep(0.01)
     with pytest.raises(LabvoiceError, match="not running"):
@@ -291,7 +291,7 @@ async def test_what_has_not_changed_is_not_sent_again(
 
     monkeypatch.setattr(Watcher, "look", counted)
     monitor.observe(sent.append, "snapshot")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while looks < 3:
             await asyncio.sleep(0.01)
     assert len(sent) == 1
