@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 import jinja2
 
+CANNOT_BE: Final = " (cannot be)"
+"""Follows a figure of the agent's that is negative or longer than its turn."""
 _TEMPLATE: Final = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True
 ).from_string(
@@ -64,6 +66,10 @@ class ShownTurn(Protocol):
     def voice_to_voice_s(self) -> float | None:
         """From the last voiced sample spoken to the first of the reply, in seconds."""
 
+    @property
+    def implausible(self) -> list[str]:
+        """Names the figures in `metrics` that cannot be."""
+
 
 def call_facts(
     kind: str,
@@ -104,7 +110,10 @@ def call_facts(
             rows.append((f"{number}. agent", turn.reply))
         heard_s = turn.voice_to_voice_s
         took = [] if heard_s is None else [f"voice to voice {heard_s * 1000:.0f} ms"]
-        took += [f"{name} {value_s * 1000:.0f}" for name, value_s in turn.metrics.items()]
+        took += [
+            f"{name} {value_s * 1000:.0f}" + (CANNOT_BE if name in turn.implausible else "")
+            for name, value_s in turn.metrics.items()
+        ]
         rows.append((f"{number}. {turn.outcome}", ", ".join(took) or "no figures"))
     count = f"{len(turns)} turn{'' if len(turns) == 1 else 's'}"
     return Facts(f"{kind}: {state}, {count}", [each for each in troubles if each], rows)

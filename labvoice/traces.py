@@ -175,7 +175,7 @@ class _Calls:
     def __init__(self, run: Run, tracer: trace.Tracer, words: bool) -> None:
         self._header, self._tracer, self._words = run.header, tracer, words
         frame = run.frame
-        self._stages = dict(iter(frame[frame["plausible"]].groupby("trial")))
+        self._stages, self._none = dict(iter(frame.groupby("trial"))), frame.iloc[:0]
         self._marks = dict(iter(run.marks.groupby("trial")))
         self._outcomes = dict(iter(run.outcomes.groupby("trial")))
         self._notes = dict(iter(run.notes.groupby("trial")))
@@ -184,7 +184,7 @@ class _Calls:
     def make(self, trial: int, click_s: float) -> None:
         marks = self._marks[trial]
         outcomes = self._outcomes[trial]
-        stages = self._stages.get(trial, pd.DataFrame(columns=["turn", "stage"]))
+        stages = self._stages.get(trial, self._none)
         of_call = outcomes[outcomes["turn"].isna()].to_dict("records")[0]
         root = start_span(
             self._tracer,

@@ -36,6 +36,7 @@ export function connectionRows(marks: Record<string, Mark>): Row[] {
   return STEPS.flatMap(([name, from, to, kind, title]) => {
     const [start, end] = [marks[from], marks[to]];
     if (!start || (!end && kind === "worker")) return [];
+    if (end && end.at_s < start.at_s) return []; // by a worker's clock that went wrong
     return [{ name, title, kind, start_ms: ms(start), end_ms: end ? ms(end) : null }];
   });
 }
@@ -60,13 +61,20 @@ const TITLES: Record<string, string> = {
 export const turnZero = (turn: Turn): number | undefined =>
   turn.marks[turn.typed ? "typed" : "user_speech_end"];
 
+/** LiveKit's figures of a turn that can be: neither negative nor longer than the turn. */
+function plausible({ marks, metrics }: Turn): Record<string, number> {
+  const ends = [marks["reply_heard"], marks["answer_heard"]].filter((at) => at !== undefined);
+  const longest_s = (ends.length ? Math.max(...ends) : Infinity) - (marks["user_speech_start"] ?? 0);
+  return Object.fromEntries(Object.entries(metrics).filter(([, took_s]) => took_s >= 0 && took_s <= longest_s));
+}
+
 /** The rows of a turn, placed as in labvoice/report/plots.py; growing while it is unanswered. */
 export function turnRows(turn: Turn): Row[] {
   const zero = turnZero(turn);
   if (zero === undefined) return [];
   const heard = turn.marks["reply_heard"];
   const total_ms = heard === undefined ? null : (heard - zero) * 1000;
-  const m = turn.metrics;
+  const m = plausible(turn);
   const rows: Row[] = [];
   const row = (name: string, start_ms: number, end_ms: number | null, kind: Kind) =>
     rows.push({ name, title: TITLES[name] ?? "", start_ms, end_ms, kind });

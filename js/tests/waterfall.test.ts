@@ -53,6 +53,14 @@ test("a typed turn grows from the moment it was sent, through LiveKit's figures"
   expect(turnRows({ ...turn({ typed: 5 }, {}), typed: true })).toHaveLength(1);
 });
 
+test("what cannot be has no row", () => {
+  const marks = { user_speech_start: 3, user_speech_end: 5, reply_heard: 6 };
+  const rows = turnRows(turn(marks, { e2e_latency: 203, tts_node_ttfb: -1, end_of_turn_delay: 0.4 }));
+  expect(rows.map((row) => row.name)).toEqual(["voice_to_voice", "end_of_turn_delay"]);
+  const before = connectionRows(marked({ click: 10, dispatch_requested: 10, job_received: 9 }));
+  expect(before.some((row) => row.name === "job_request")).toBe(false);
+});
+
 test("a turn without an end of speech has no rows", () => {
   expect(turnRows(turn({}, { e2e_latency: 1 }))).toEqual([]);
 });

@@ -152,9 +152,10 @@ class BurstEvent:
             await asyncio.gather(*(self._remove(name) for name in names))
         counts = [self._agents.get(name) for name in names]
         more = sum(count is not None and count > 1 for count in counts)
+        unknown = counts.count(None)
         return (
             f"{counts.count(1)} of {rooms} rooms have one agent, {counts.count(0)} none, "
-            f"{more} more than one"
+            f"{more} more than one" + (f"; of {unknown} it is not known" if unknown else "")
         )
 
     async def _one_room(self, number: int, room: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import jiwer
 
-from labvoice.protocol.vocabulary import voice_to_voice_s
+from labvoice.protocol.vocabulary import implausible, voice_to_voice_s
 
 FILLER_GAP_S: Final = 1.0
 """Silence in a reply, in seconds, after which its answer begins: longer than any between two
@@ -136,6 +136,11 @@ class Turn:
         if self.voice_to_voice_s is None or "answer_heard" not in self.marks:
             return None
         return self.marks["answer_heard"] - self.marks["user_speech_end"]
+
+    @property
+    def implausible(self) -> list[str]:
+        """Names the figures in `metrics` that cannot be: negative, or longer than the turn."""
+        return implausible(self.metrics, self.marks)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def main() -> None:
             if name in ("", "labvoice"):
                 raise
             raise UsageError(
-                f"this command needs the package {name}, which is not installed",
+                f"this command needs the module {error.name}, which is not installed",
                 'install an extra that contains it: `pip install "labvoice[all]"`',
             ) from None
     except LabvoiceError as error:

@@ -34,6 +34,7 @@ from labvoice.cli.common import (
 )
 from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
 from labvoice.settings import Settings, load_settings, read_settings
+from labvoice.show import CANNOT_BE
 from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
@@ -182,7 +183,8 @@ def _print_marks(call: Call) -> None:
         stages = {} if heard_s is None else {"voice_to_voice": heard_s}
         stages |= {} if turn.answer_s is None else {"answer": turn.answer_s}
         words = (
-            f"{name} {took_s * 1000:.0f} ms" for name, took_s in (stages | turn.metrics).items()
+            f"{name} {took_s * 1000:.0f} ms" + (CANNOT_BE if name in turn.implausible else "")
+            for name, took_s in (stages | turn.metrics).items()
         )
         tell(f"turn {turn.number + 1}: {turn.outcome}; {', '.join(words) or 'no figures'}")
         if turn.notice:

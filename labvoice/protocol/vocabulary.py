@@ -6,6 +6,7 @@ the measured clock offset and carries that offset's uncertainty.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
@@ -184,6 +185,23 @@ AGENT_TURN_STAGES: Final = (
     "e2e_latency",
 )
 """LiveKit's own figures of a turn (`ChatMessage.metrics`), in seconds."""
+
+
+def implausible(metrics: Mapping[str, float], marks: Mapping[str, float]) -> list[str]:
+    """Names LiveKit's figures of a turn that cannot be: negative, or longer than the turn.
+
+    Args:
+        metrics: The figures, in seconds.
+        marks: The turn's marks, in seconds on the caller's clock.
+    """
+    ends = [marks[mark] for mark in ("reply_heard", "answer_heard") if mark in marks]
+    longest_s = max(ends, default=math.inf) - marks.get("user_speech_start", 0.0)
+    return [
+        name
+        for name, took_s in metrics.items()
+        if name in AGENT_TURN_STAGES and not 0 <= took_s <= longest_s
+    ]
+
 
 MEMORY_STAGES: Final = ("memory_load", "memory_sync", "letta_ttft")
 """Letta's stages: session start to first memory blocks; end of a turn to its facts being stored in

@@ -184,6 +184,7 @@ def distributions(run: Run) -> Picture:
         RunFileError: Nothing was measured.
     """
     frame = run.frame
+    frame = frame[frame["plausible"]]
     shown = frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])
     names = sorted(frame.loc[shown, "stage"].unique(), key=statistics.stage_order)
     if not names:

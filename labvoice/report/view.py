@@ -254,7 +254,7 @@ def connection_rows(run: Run) -> tuple[list[str], list[list[str]]]:
     notes = run.notes
     notes = notes[notes["turn"].isna()].set_index("trial")
     stages = sorted(set(frame["stage"]), key=statistics.stage_order)
-    times = frame.set_index(["trial", "stage"])["duration_s"]
+    times = frame[frame["plausible"]].set_index(["trial", "stage"])["duration_s"]
     facts = [
         str(name)
         for name in notes.columns

@@ -16,6 +16,7 @@ from labvoice.protocol.vocabulary import (
     FAILOVER_STAGES,
     INTERRUPTION_STAGES,
     JITTER_BUFFER,
+    MEMORY_STAGES,
     READY_MARKS,
     TRANSPORT,
     TRANSPORT_PARTS,
@@ -191,7 +192,8 @@ class Frames:
                 measured &= is_turn & (lasts >= 0)
             elif stage in CONNECTION_STAGES:
                 measured &= ~is_turn
-            spans[stage.name] = _Spans(start, lasts, measured, np.ones(count, bool), (0, place))
+            # One that ends on the worker's clock may end before it begins, as no call does.
+            spans[stage.name] = _Spans(start, lasts, measured, ~(lasts < 0), (0, place))
         # No figure of a turn exceeds the time from the first sample said to the reply heard, to
         # the answer where a filler came before it. A turn of which either was not seen bounds
         # nothing but its sign.
@@ -207,8 +209,9 @@ class Frames:
             lasts[units[rows]] = stages["duration_s"].to_numpy()[rows]
             measured[units[rows]] = True
             plausible = np.ones(count, bool)
-            if name in AGENT_TURN_STAGES:
-                plausible = ~measured | ((lasts >= 0) & (lasts <= length))
+            if name in AGENT_TURN_STAGES + MEMORY_STAGES:
+                longest = length if name in AGENT_TURN_STAGES else np.inf
+                plausible = ~measured | ((lasts >= 0) & (lasts <= longest))
             here = rows[units[rows] == units[rows].min()]
             spans[name] = _Spans(start, lasts, measured, plausible, (1, int(here[0])))
         voice, agent = spans["voice_to_voice"], spans.get("e2e_latency")

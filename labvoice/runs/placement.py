@@ -23,7 +23,11 @@ class Placed(NamedTuple):
 
 
 def measured_stages(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Returns the measured stages of one unit's rows: name to start and duration, in seconds."""
+    """Returns the measured stages of one unit's rows: name to start and duration, in seconds.
+
+    Figures that cannot be are left out.
+    """
+    rows = rows[rows["plausible"]]
     starts, durations = (rows[name].to_numpy(float) for name in ("start_s", "duration_s"))
     return {
         str(name): (float(start_s), float(duration_s))

@@ -258,7 +258,8 @@ def _chosen(run: Run, recorded: Sequence[int]) -> dict[int, str]:
     outcomes = run.outcomes
     outcomes = outcomes[~outcomes["warmup"] & outcomes["trial"].isin(recorded)]
     frame = run.frame
-    counted = frame[~frame["warmup"] & frame["trial"].isin(recorded)].dropna(subset="duration_s")
+    counted = frame[~frame["warmup"] & frame["plausible"] & frame["trial"].isin(recorded)]
+    counted = counted.dropna(subset="duration_s")
     main = ("voice_to_voice", "yield_latency", "time_to_greeting")
     stage = next((name for name in main if (counted["stage"] == name).any()), main[-1])
     times = counted[counted["stage"] == stage]

@@ -49,12 +49,17 @@ class Remeasured:
     @property
     def turns(self) -> pd.Series[bool]:
         """Whether all marks of a turn agree, by (trial, turn)."""
-        rows = self.marks.dropna(subset=["live_s", "recorded_s"], how="all")
-        # A run from before `reply_end` was a mark has nothing to compare with.
-        never = set(REMEASURED) - set(rows.loc[rows["live_s"].notna(), "mark"])
-        rows = rows[~rows["mark"].isin(never)]
+        rows = self._known
         agree = rows["difference_s"].abs() <= AGREES_S
         return agree.groupby([rows["trial"], rows["turn"]]).all()
+
+    @property
+    def _known(self) -> pd.DataFrame:
+        """Marks of which either instant is known."""
+        rows = self.marks.dropna(subset=["live_s", "recorded_s"], how="all")
+        # A run from before `reply_end` was a mark has nothing to compare it with.
+        ends = rows["mark"] == "reply_end"
+        return rows if rows.loc[ends, "live_s"].notna().any() else rows[~ends]
 
     @property
     def share(self) -> float:
@@ -74,9 +79,8 @@ class Remeasured:
         """
         rows = {}
         for mark in REMEASURED:
-            of_mark = self.marks[self.marks["mark"] == mark]
-            known = of_mark.dropna(subset=["live_s", "recorded_s"], how="all")
-            if known["live_s"].notna().any():
+            known = self._known[self._known["mark"] == mark]
+            if len(known):
                 apart = known["difference_s"].abs().dropna() * 1e3
                 rows[mark] = {
                     "n": len(known),

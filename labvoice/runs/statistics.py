@@ -438,8 +438,8 @@ def instability_warnings(
         )
         more = ", …" if len(impossible) > _EXAMPLES else ""
         sentences.append(
-            f"{len(impossible)} of the agent's own figures cannot be (negative, or longer than the "
-            f"turn) and are left out of the summaries: {examples}{more}."
+            f"{len(impossible)} figures cannot be (negative, or the agent's own and longer than "
+            f"the turn) and are left out of the summaries: {examples}{more}."
         )
     untold = frame.loc[frame["ready_by"] == READY_MARKS[1], "arm"].unique()
     if len(untold):

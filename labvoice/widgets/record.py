@@ -19,6 +19,7 @@ from labvoice.protocol.vocabulary import (
     TURN_MARKS,
     WORKER_CONNECTION_MARKS,
     Mark,
+    implausible,
     voice_to_voice_s,
 )
 from labvoice.runs.run import RunWriter
@@ -52,6 +53,11 @@ class BrowserTurn(_Part):
     def voice_to_voice_s(self) -> float | None:
         """From the last voiced sample spoken to the first of the reply, in seconds."""
         return voice_to_voice_s(self.marks)
+
+    @property
+    def implausible(self) -> list[str]:
+        """Names the figures in `metrics` that cannot be: negative, or longer than the turn."""
+        return implausible(self.metrics, self.marks)
 
 
 class CallRecord(_Part):

@@ -20,6 +20,7 @@ from labvoice.caller.turns import Item, Turn
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
 from labvoice.protocol.vocabulary import RPC_CLOCK
+from labvoice.show import call_facts
 from labvoice.speech.utterances import Utterance
 
 _SKEW_S = 1e6
@@ -106,6 +107,24 @@ def _agent_sounds(call: Call, start_s: float, end_s: float) -> None:
     for at_s in np.arange(start_s - 0.5, end_s + 0.6, 0.01):
         sounds = start_s <= at_s < end_s
         call.agent.ear.feed("voice", tone if sounds else np.zeros(frame, np.int16), float(at_s))
+
+
+def test_a_figure_that_cannot_be_is_shown_as_such() -> None:
+    """LiveKit's figure of a turn that is negative or longer than the turn says so."""
+    metrics = {"end_of_turn_delay": 203.4, "llm_node_ttft": -1.0, "tts_node_ttfb": 0.1}
+    marks = {"user_speech_start": 11.0, "user_speech_end": 13.0, "reply_heard": 13.7}
+    facts = call_facts(
+        "Call",
+        "room",
+        "ended",
+        strategy="sequential",
+        marks={},
+        greeting="",
+        turns=[Turn(0, "Hello.", marks, metrics)],
+        troubles=[],
+    )
+    figures = "end_of_turn_delay 203400 (cannot be), llm_node_ttft -1000 (cannot be), "
+    assert facts.rows[-1][1] == f"voice to voice 700 ms, {figures}tts_node_ttfb 100"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import CredentialsError, ServerUnreachableError
+from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.processes import free_port
 
 
@@ -52,6 +53,29 @@ async def test_a_port_where_nobody_listens_is_told_at_once() -> None:
     async with Dispatcher(url, "key", SecretStr("s" * 32)) as dispatcher, asyncio.timeout(60):
         with pytest.raises(ServerUnreachableError, match=url):
             await dispatcher.dispatch("room", "agent", timeout_s=3600)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (HTTPStatus.BAD_GATEWAY, "answered HTTP 502 when asked for its rooms"),
+        (HTTPStatus.NOT_FOUND, "is not a LiveKit server"),
+    ],
+)
+async def test_a_server_that_cannot_serve_now_is_not_called_another_program(
+    status: HTTPStatus, words: str
+) -> None:
+    """What stands before a LiveKit server may answer for it while it restarts."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(twirp(status, "so it is"))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(ServerUnreachableError, match=words):
+            await LiveKitServer.check(url, "key", SecretStr("s" * 32))
 
 
 async def test_a_room_that_was_not_made_is_not_asked_for_its_dispatches() -> None:

@@ -141,6 +141,16 @@ def test_a_reply_that_is_not_in_the_recording_disagrees(tmp_path: Path) -> None:
         remeasure(Run.load(path))
 
 
+def test_replies_that_the_ear_never_heard_live_disagree(tmp_path: Path) -> None:
+    """A run without a single live mark of a reply does not pass where recordings have replies."""
+    path = recorded(tmp_path / "run.jsonl", 0.0, 0.0)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"reply_' not in line), encoding="utf-8")
+    deaf = remeasure(Run.load(path))
+    assert not deaf.passed
+    assert "0 of 2 turns agree" in repr(deaf)
+
+
 def test_a_run_without_turns_is_not_called_wrong(tmp_path: Path) -> None:
     """Connections have no marks that a recording could confirm."""
     path = tmp_path / "run.jsonl"

@@ -153,7 +153,8 @@ async def test_a_burst_keeps_every_rooms_outcome(tmp_path: Path) -> None:
     with RunWriter(path, kind="burst", loop="open", arms={"plain": {}}) as run:
         server: Any = _Server()
         event = BurstEvent(run, server, BURST_ARMS[0], 0, False, wait_s=0.3, late_s=0.0)
-        await event.happen(0, 4)
+        words = await event.happen(0, 4)
+    assert words == "3 of 4 rooms have one agent, 1 none, 0 more than one"
     loaded = Run.load(path)
     assert list(loaded.outcomes["outcome"]) == ["ok", "error", "no_worker", "ok"]
     assert loaded.complete

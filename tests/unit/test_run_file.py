@@ -11,7 +11,9 @@ import pytest
 
 from labvoice.errors import RunFileError
 from labvoice.protocol.vocabulary import Mark
+from labvoice.report.view import connection_rows
 from labvoice.runs import host, reader
+from labvoice.runs.placement import measured_stages
 from labvoice.runs.run import Run, RunWriter
 from tests.unit.recorded_runs import HOST, connect_run, turns_run
 
@@ -430,6 +432,34 @@ def test_host_facts_say_what_was_measured_on() -> None:
     assert facts["versions"]["livekit-agents"] == "1.8.9"
     assert facts["cores"] >= 1
     json.dumps(facts, allow_nan=False)
+
+
+def test_a_stage_that_ends_before_it_begins_is_left_out_and_named(tmp_path: Path) -> None:
+    """A worker's clock that went wrong gives no negative figure, in no table and no picture."""
+    with RunWriter(tmp_path / "run.jsonl", kind="connect") as writer:
+        for trial in range(3):
+            writer.trial(trial, f"room-{trial}", "default")
+            for mark, at_s in (
+                ("click", 0),
+                ("dispatch_requested", 0.1),
+                ("job_received", -40.0 if trial == 1 else 0.3),
+                ("agent_listening", 0.9),
+            ):
+                writer.mark(trial, Mark(mark, 100.0 * trial + at_s))
+            writer.stage(trial, "memory_load", -3.0 if trial == 1 else 0.25)
+            writer.outcome(trial, "ok")
+    run = Run.load(tmp_path / "run.jsonl")
+    figures = run.to_json()["stages"]
+    counts = {stage: figures[stage]["n"] for stage in ("job_request", "memory_load", "ready")}
+    assert counts == {"job_request": 2, "memory_load": 2, "ready": 3}
+    assert figures["job_request"]["p50_s"] == pytest.approx(0.2)
+    (warning,) = (words for words in run.warnings if "cannot be" in words)
+    assert "job_request -40.1 s in trial 1" in warning
+    heads, rows = connection_rows(run)
+    cells = [row[heads.index("job_request ms")] for row in rows]
+    assert cells == ["200", "–", "200"]
+    stages = run.frame.query("trial == 1")
+    assert not {"job_request", "memory_load"} & measured_stages(stages).keys()
 
 
 def test_figures_of_the_agent_that_cannot_be_are_left_out_and_named(tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ class LiveKitServer(Server):
             raise CredentialsError(
                 observed, "check LIVEKIT_API_KEY and LIVEKIT_API_SECRET, and this machine's clock"
             )
+        if answer.is_server_error:
+            raise ServerUnreachableError(
+                f"the server at {url} answered HTTP {answer.status_code} when asked for its rooms",
+                "it, or what stands before it, cannot serve now: its log says why",
+            )
         if answer.status_code != 200 or '"rooms"' not in answer.text:
             raise ServerUnreachableError(
                 f"the server at {url} is not a LiveKit server: HTTP {answer.status_code} "
