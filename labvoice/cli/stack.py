@@ -62,8 +62,10 @@ async def demo(
     async with Lab(progress=tell, llm=llm, letta=letta, fresh=fresh) as lab:
         tell(repr(lab))
         options = RunKeywords(command=command_line(), progress=tell, warmup=warmup)
-        connect = await lab.bench.connect(trials, out=out / f"{stamp}-connect.jsonl", **options)
-        turns = await lab.bench.turns(calls, turns=2, out=out / f"{stamp}-turns.jsonl", **options)
+        options["out"] = out / f"{stamp}-connect.jsonl"
+        connect = await lab.bench.connect(trials, **options)
+        options["out"] = out / f"{stamp}-turns.jsonl"
+        turns = await lab.bench.turns(calls, turns=2, **options)
         runs = [connect, turns]
         failed = None
         if letta:
