@@ -180,7 +180,7 @@ def remeasure(run: Run) -> Remeasured:
     if not rows and not notices:
         raise RunFileError(
             "the run has recordings and no turns",
-            "turns are in runs of `call`, `try`, `test`, `bench`",
+            "turns are in runs of `call`, `try`, `test`, `bench turns`",
         )
     return Remeasured(run.header.run_id, pd.DataFrame(rows, columns=list(_COLUMNS)), notices)
 

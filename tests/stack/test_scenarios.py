@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from labvoice.lab import Lab
 from labvoice.runs.run import Run
 from labvoice.scenarios.junit import write_junit
 from labvoice.scenarios.lines import ScenarioError
-from labvoice.scenarios.model import ExpectCall, Persona, Scenario
+from labvoice.scenarios.model import ExpectCall, Persona, Scenario, Silence
 from labvoice.scenarios.suite import SuiteResult, run_scenarios
 from tests.scripted_judge import LINES, ScriptedJudge
 from tests.serving import serving
@@ -90,6 +91,34 @@ async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None
     assert {each["pass_k"] for each in result.to_json()["scenarios"]} == {1}
     write_junit(tmp_path / "junit.xml", result.scenarios)
     assert not ET.parse(tmp_path / "junit.xml").getroot().findall(".//failure")  # noqa: S314
+
+
+async def test_what_the_agent_s_session_reports_is_in_the_run(lab: Lab, tmp_path: Path) -> None:
+    """States, words, a tool call with arguments and times, usage, end of turn, a cough's pause."""
+    steps = [*TOOL.steps, *STANDS.steps[:2], Silence(4.0)]  # it resumes 2 s after the cough
+    scenario = Scenario(name="a tool and a cough", steps=steps, model=MODEL)
+    result = await play(lab, tmp_path, scenario, fault="resumes after a cough")
+    events: dict[str, list[dict[str, Any]]] = {}
+    for event in json.loads(result.run.notes["session_events"].dropna().iloc[0]):
+        events.setdefault(event["event"], []).append(event)
+    assert {each["new_state"] for each in events["agent_state_changed"]} >= {"AS_SPEAKING"}
+    assert {each["new_state"] for each in events["user_state_changed"]} >= {"US_SPEAKING"}
+    heard = [each["transcript"] for each in events["user_input_transcribed"] if each["is_final"]]
+    assert any("appointment" in words.lower() for words in heard)
+    items = [each["item"] for each in events["conversation_item_added"]]
+    assert {each["message"]["role"] for each in items if "message" in each} == {"USER", "ASSISTANT"}
+    (executed,) = events["function_tools_executed"]
+    assert executed["function_calls"][0]["name"] == "find_appointment"
+    assert json.loads(executed["function_calls"][0]["arguments"]) == {"user": "Ann"}
+    assert executed["function_call_outputs"][0]["output"] == "Monday"
+    started, *_, ended = events["tool_execution_updated"]
+    assert json.loads(started["started"]["function_call"]["arguments"]) == {"user": "Ann"}
+    assert "ended" in ended
+    assert 0 < started["agent_wall_s"] <= ended["agent_wall_s"] <= executed["agent_wall_s"]
+    usage = events["session_usage_updated"][-1]["usage"]["model_usage"]
+    assert {kind for model in usage for kind in model} >= {"llm", "stt", "tts"}
+    assert all(0 <= each["probability"] <= 1 for each in events["eot_prediction"])
+    assert [each["resumed"] for each in events["agent_false_interruption"]] == [True]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ async def entrypoint(ctx: JobContext) -> None:
     """Runs one call."""
     fault = ctx.job.metadata
     await ctx.connect()
-    coughing = fault == "yields to a cough"
+    resumes = fault == "resumes after a cough"
+    coughing = resumes or fault == "yields to a cough"
     session: AgentSession[None] = AgentSession(
         stt="deepgram/nova-3",
         llm="openai/gpt-4.1-mini",
@@ -103,7 +104,7 @@ async def entrypoint(ctx: JobContext) -> None:
                 "enabled": fault != "never yields",
                 "min_duration": 0.05 if coughing else 0.5,
                 "min_words": 0 if coughing else 1,
-                "resume_false_interruption": False,
+                "resume_false_interruption": resumes,
                 "discard_audio_if_uninterruptible": False,
             },
         },
