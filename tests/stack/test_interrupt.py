@@ -8,31 +8,9 @@ from pathlib import Path
 from labvoice.bench.arms import Arm
 from labvoice.lab import Lab
 from labvoice.report.html import write_report
-from labvoice.stack.models.paced_model import LONG_REPLY
 from labvoice.targets.target import Target
-from tests.stack.talking import PATIENCE_S
 
 AGENT = Path(__file__).parent / "turn_taking_agent.py"
-
-
-async def test_an_interruption_is_yielded_to_and_answered(lab: Lab) -> None:
-    """The caller speaks into the reply: the agent stops, and answers what was said last."""
-    async with lab.call() as call:
-        await call.hear_greeting(PATIENCE_S)
-        await call.say(await lab.utterance("Please explain to me in detail how that works."))
-        turn = await call.say(await lab.utterance("Wait, what time is it now?"), at=2.0)
-        await call.hear(PATIENCE_S)
-        found = call.interruption(turn)
-        cut = call.turns[0].reply
-    assert turn.over_agent
-    assert found.over_agent
-    assert found.yielded_s is not None
-    assert found.replied_s is not None
-    assert found.replied_s > found.end_s
-    assert found.overlap_s > 0
-    assert "time" in turn.reply.lower()
-    assert cut
-    assert len(cut) < len(LONG_REPLY)
 
 
 async def test_the_bench_says_what_the_own_agent_does(lab: Lab, tmp_path: Path) -> None:

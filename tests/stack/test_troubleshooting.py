@@ -356,7 +356,7 @@ async def test_a_model_that_refuses_is_quoted(lab: Lab, monkeypatch: pytest.Monk
             asked.clear()
             await call.say(await lab.utterance("What is the capital of France?"))
             with pytest.raises(NoReplyError) as caught:
-                await call.hear()
+                await call.hear(10)
         assert call.turns[0].outcome == "no_reply"
         assert {body["temperature"] for body in asked} == {0.5}
         assert_documented(caught.value.observed, "the model refused")  # entry
