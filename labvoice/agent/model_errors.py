@@ -37,7 +37,7 @@ class ModelErrors:
         session.on("user_state_changed", self._on_user_state)
         session.on("conversation_item_added", self._on_item)
 
-    def in_words(self, error: object) -> str:
+    def describe(self, error: object) -> str:
         """Returns an error of the session's as a sentence without secrets; empty for others."""
         if not isinstance(error, llm.LLMError):
             return ""
@@ -49,7 +49,7 @@ class ModelErrors:
         return self._settings.masked(said)
 
     def _on_error(self, event: ErrorEvent) -> None:
-        self.sentence = self.in_words(event.error) or self.sentence
+        self.sentence = self.describe(event.error) or self.sentence
 
     def _on_user_state(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":

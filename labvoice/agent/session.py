@@ -305,7 +305,7 @@ async def serve(context: JobContext) -> None:
         reason = event.reason.value
         if event.error:
             error = f"{event.error.label}: {event.error.error}"
-            reason += f": {model_errors.in_words(event.error) or settings.masked(error)}"
+            reason += f": {model_errors.describe(event.error) or settings.masked(error)}"
         leave(reason, event.reason in ON_PURPOSE)
 
     session.on("close", end_job)

@@ -136,7 +136,7 @@ async def _speak_over(this: Trial, call: Call, probe: Probe, ask: Utterance, at_
         interrupts or (found.yielded_s is not None and found.resumed_s is None)
     )
     this.note(0, **facts, hang=hang)
-    words = _in_words(found)
+    words = _description(found)
     if hang:
         words += f", then nothing: {_why_silent(call, turn)}"
     this.outcome("no_reply" if hang else "ok", turn=0, detail=words if hang else "")
@@ -262,7 +262,7 @@ def _ended_by_itself(call: Call, found: Interruption) -> bool:
     return False
 
 
-def _in_words(found: Interruption) -> str:
+def _description(found: Interruption) -> str:
     words = ["went on"]
     if found.yielded_s is not None:
         words = [f"stopped after {_ms(found.yielded_s - found.start_s)} ms"]

@@ -212,9 +212,9 @@ def recommendation(found: dict[str, list[Point]], budget: float = BUDGET) -> lis
         least = min(every, key=lambda each: (each.share, each.delay_s))
         return [
             f"No setting cuts in on at most {budget:.0%} of the turns; the fewest has "
-            f"{_in_words(least)}."
+            f"{_description(least)}."
         ]
-    words = [f"Recommended for at most {budget:.0%} of turns cut in on: {_in_words(chosen)}."]
+    words = [f"Recommended for at most {budget:.0%} of turns cut in on: {_description(chosen)}."]
     quickest = min(every, key=lambda each: (each.delay_s, each.cut))
     if quickest.delay_s < chosen.delay_s:
         words.append(
@@ -237,7 +237,7 @@ def recommendation(found: dict[str, list[Point]], budget: float = BUDGET) -> lis
     return words
 
 
-def _in_words(point: Point) -> str:
+def _description(point: Point) -> str:
     low, high = point.ci95
     low_s, high_s = point.delay_ci95_s
     interval = "" if math.isnan(low_s) else f" (95 % interval {low_s:.2f} to {high_s:.2f})"

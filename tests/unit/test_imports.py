@@ -42,7 +42,7 @@ def clauses() -> list[Utterance]:
     return human_utterances(load_settings())[:3]
 
 
-class Said(NamedTuple):
+class Spoken(NamedTuple):
     """A clause in a call, by its first and last voiced sample, in seconds."""
 
     who: str
@@ -55,13 +55,13 @@ class Production(NamedTuple):
 
     caller: Samples
     agent: Samples
-    said: list[Said]
+    said: list[Spoken]
 
 
 @pytest.fixture(scope="module")
 def production(clauses: list[Utterance]) -> Production:
     """The agent greets; the caller says something twice, and is answered twice."""
-    said: list[Said] = []
+    said: list[Spoken] = []
     at_s, sides = (
         0.5,
         {"caller": np.zeros(40 * RATE, np.int16), "agent": np.zeros(40 * RATE, np.int16)},
@@ -83,7 +83,7 @@ def production(clauses: list[Utterance]) -> Production:
         at_s += wait_s
         begin = round((at_s - first) * RATE)
         sides[who][begin : begin + len(samples)] += samples
-        said.append(Said(who, at_s, at_s + last - first))
+        said.append(Spoken(who, at_s, at_s + last - first))
         at_s = said[-1].end_s
     end = round((at_s + 1.5) * RATE)
     return Production(sides["caller"][:end], sides["agent"][:end], said)
@@ -96,7 +96,7 @@ def stereo(path: Path, left: Samples, right: Samples, *, rate: int = RATE) -> Pa
     return path
 
 
-def messages(said: Sequence[Said], *, timed: bool = True) -> list[ChatMessage]:
+def messages(said: Sequence[Spoken], *, timed: bool = True) -> list[ChatMessage]:
     """What livekit-agents has of the call, whose recording began at BEGAN_S."""
     made = []
     for number, one in enumerate(said):

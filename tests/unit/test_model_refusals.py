@@ -64,5 +64,5 @@ def test_a_model_error_is_told_without_secrets() -> None:
         (APIConnectionError("Connection error."), "the model did not answer: Connection error."),
     ):
         error = llm.LLMError(timestamp=0, label="", error=cause, recoverable=False)
-        assert errors.in_words(error) == told
-    assert errors.in_words("another") == ""
+        assert errors.describe(error) == told
+    assert errors.describe("another") == ""
