@@ -21,12 +21,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from labvoice.choices import Llm, Mode, RecordingFormat, TurnDetector
 from labvoice.errors import SettingsError
 
-Llm = Literal["small", "paced", "script", "openai"]
-Mode = Literal["hybrid", "letta", "direct"]
-TurnDetector = Literal["v1-mini", "smart-turn", "vad"]
-RecordingFormat = Literal["ogg", "wav", "none"]
 _SettingsT = TypeVar("_SettingsT", bound=BaseSettings)
 DEFAULT_AGENT_NAME = "letta-voice-agent"
 DEFAULT_OPENAI_MODEL = "gpt-4o-mini"
@@ -121,7 +118,8 @@ class Settings(BaseSettings):
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = Field("v1-mini", validation_alias="LABVOICE_TURN_DETECTOR")
     """What says whether a turn has ended: `v1-mini` (LiveKit's model on the device), `smart-turn`
-    (Smart Turn, of the extra of that name) or `vad` (silence alone)."""
+    (Smart Turn, of the extra of that name), `either` (v1-mini, or Smart Turn where that is sure) or
+    `vad` (silence alone)."""
     turn_detector_threshold: float | None = Field(
         None, validation_alias="LABVOICE_TURN_DETECTOR_THRESHOLD", ge=0, le=1
     )

@@ -18,10 +18,10 @@ from typing import Final
 from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, ModelSettings, llm
 
 from labvoice.agent.call_memory import CallMemory
+from labvoice.choices import Mode
 from labvoice.errors import LabvoiceError
 from labvoice.memory.blocks import MemorySnapshot
 from labvoice.protocol.metadata import ChatTurn
-from labvoice.settings import Mode
 
 logger = logging.getLogger("labvoice.agent")
 

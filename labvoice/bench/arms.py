@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from labvoice.choices import Mode
 from labvoice.dispatch import StrategyName
 from labvoice.errors import UsageError
 from labvoice.link.impairment import LinkProfile
-from labvoice.settings import Mode
 from labvoice.speech.conditions import Conditions
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
@@ -125,7 +125,7 @@ INTERRUPT_ARMS: Final = (
 interrupted, the end of the scale."""
 
 
-_DETECTORS: Final = ("v1-mini", "smart-turn", "silence", "both", "dynamic")
+_DETECTORS: Final = ("v1-mini", "smart-turn", "either", "silence", "both", "dynamic")
 _TURN_ENDS_HINT: Final = (
     "seconds of silence (0.4), or DETECTOR[@THRESHOLD][:MIN_DELAY[:MAX_DELAY]] with one of "
     f"{', '.join(_DETECTORS)}, such as `--arms silence:0.6,v1-mini@0.5,smart-turn:0.3:1.5`"

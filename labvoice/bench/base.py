@@ -22,6 +22,7 @@ from labvoice.bench.instrument import known_error
 from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
 from labvoice.caller.recorder import Recording
+from labvoice.choices import RecordingFormat
 from labvoice.errors import (
     DispatchError,
     LabvoiceError,
@@ -33,7 +34,7 @@ from labvoice.protocol.metadata import JobMetadata
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
 from labvoice.runs.run import Run, RunWriter
-from labvoice.settings import RecordingFormat, Settings
+from labvoice.settings import Settings
 from labvoice.speech import engines
 from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import DEFAULT_UTTERANCES, Pcm, synthesize

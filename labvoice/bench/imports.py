@@ -23,10 +23,10 @@ from labvoice.bench.turns import record_turn
 from labvoice.caller.ear import Voice, voices_in
 from labvoice.caller.recorder import SAMPLE_RATE_HZ, Recording
 from labvoice.caller.turns import Item, Turn, Turns
+from labvoice.choices import RecordingFormat
 from labvoice.errors import AudioFormatError, RunFileError, UsageError
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, YIELD_WINDOW_S, Mark
 from labvoice.runs.run import Run, RunWriter
-from labvoice.settings import RecordingFormat
 from labvoice.speech.detection import resample
 
 Side = Literal["left", "right"]

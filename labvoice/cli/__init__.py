@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
 
 from labvoice.cli.bench import bench_app, calibrate
 from labvoice.cli.calls import call, dispatch
@@ -49,5 +48,7 @@ def main() -> None:
                 'install an extra that contains it: `pip install "labvoice[all]"`',
             ) from None
     except LabvoiceError as error:
+        from rich.console import Console
+
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         sys.exit(error.exit_code)

@@ -31,7 +31,6 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.settings import load_settings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.bench.arms import Arm
@@ -145,7 +144,7 @@ async def bench_endpointing(
         typer.Option(
             "--arms",
             help="Ends of a turn, a,b,…: seconds of silence (0.4), or DETECTOR[@THRESHOLD]"
-            "[:MIN_DELAY[:MAX_DELAY]] of v1-mini, smart-turn, silence, both, dynamic.",
+            "[:MIN_DELAY[:MAX_DELAY]] of v1-mini, smart-turn, either, silence, both, dynamic.",
         ),
     ] = "",
     agents: AgentOptions = NO_AGENTS,
@@ -174,6 +173,7 @@ async def bench_endpointing(
     from labvoice.bench.base import RunOptions
     from labvoice.bench.endpointing import on_audio
     from labvoice.errors import UsageError
+    from labvoice.settings import load_settings
     from labvoice.speech.turn_ends import read_rows
 
     asked = _all_arms(arms, agents)
@@ -427,6 +427,7 @@ async def _bench(
     """Starts a lab as the arms need it, and makes the run of `lab.bench.KIND(**given)`."""
     from labvoice.bench.arms import Arm
     from labvoice.lab import Lab
+    from labvoice.settings import load_settings
 
     arms = [arm for arm in given["arms"] if isinstance(arm, Arm)]
     targets = [arm.target for arm in arms if arm.target is not None]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from labvoice.cli.agents import (
     NO_AGENTS,
@@ -33,12 +32,11 @@ from labvoice.cli.common import (
     write_json,
 )
 from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
-from labvoice.settings import Settings, load_settings, read_settings
 from labvoice.show import CANNOT_BE
-from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
+    from labvoice.settings import Settings
     from labvoice.targets.target import Target
 
 
@@ -170,6 +168,8 @@ async def _keep(call: Call, settings: Settings, target: Target | None, out: Path
 
 
 def _print_marks(call: Call) -> None:
+    from rich.table import Table
+
     zero_s = call.marks.get("click", 0.0)
     table = Table("mark", "ms since click")
     named = list(call.marks.items())
@@ -177,7 +177,7 @@ def _print_marks(call: Call) -> None:
         named += [(f"{name} (turn {turn.number + 1})", at_s) for name, at_s in turn.marks.items()]
     for name, at_s in sorted(named, key=lambda item: item[1]):
         table.add_row(name, f"{(at_s - zero_s) * 1000:.0f}")
-    console.print(table)
+    console().print(table)
     for turn in call.turns:
         heard_s = turn.voice_to_voice_s
         stages = {} if heard_s is None else {"voice_to_voice": heard_s}
@@ -232,6 +232,8 @@ async def dispatch(
     from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.memory.api import LettaApi
     from labvoice.protocol.metadata import JobMetadata
+    from labvoice.settings import load_settings, read_settings
+    from labvoice.web.settings import WebSettings
 
     _check_metadata(metadata, letta_agent)
     settings = load_settings()

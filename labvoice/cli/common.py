@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import dataclasses
 import functools
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
+from labvoice.choices import Llm, RecordingFormat
 from labvoice.errors import LabvoiceError, UsageError
-from labvoice.settings import Llm, RecordingFormat
 
-if TYPE_CHECKING:  # it takes a second to import, which `--help` need not wait for
+if TYPE_CHECKING:  # what takes time to import, which `--help` need not wait for
+    from rich.console import Console
+
     from labvoice.runs.run import Run
-
-console = Console(highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[
     Path | None,
@@ -131,13 +129,23 @@ def show_anywhere() -> None:
             stream.reconfigure(errors="labvoice-plain")
 
 
+@functools.cache
+def console() -> Console:
+    """Returns the console on which every command prints."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
 def tell(line: str) -> None:
     """Prints a line unchanged."""
-    console.print(line, markup=False)
+    console().print(line, markup=False)
 
 
 async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
     """Runs the work; SIGTERM and SIGINT cancel it, so that everything it started is stopped."""
+    import asyncio
+
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     got: list[int] = []
@@ -168,6 +176,8 @@ async def send_traces(run: Run) -> None:
 
     One that does not take them is told, and fails no command.
     """
+    import asyncio
+
     from labvoice.protocol.tracing import traced
 
     if not traced():
@@ -208,6 +218,8 @@ def command(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., None
         def run(**given: Any) -> None:
             for name, (group, options) in groups.items():
                 given[name] = group(**{option: given.pop(option) for option in options})
+            import asyncio
+
             raise typer.Exit(asyncio.run(_until_signal(work(**given))))
 
         run.__signature__ = own.replace(  # type: ignore[attr-defined]

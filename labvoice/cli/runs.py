@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.table import Column, Table
 
 from labvoice.cli.common import (
     CallOptions,
@@ -131,6 +130,8 @@ def remeasure(
 
     Example: labvoice remeasure runs/turns.jsonl
     """
+    from rich.table import Table
+
     from labvoice.runs.remeasure import AGREES_S
     from labvoice.runs.remeasure import remeasure as remeasure_run
     from labvoice.runs.run import Run
@@ -149,7 +150,7 @@ def remeasure(
         beyond = " !" if abs(apart_ms) > AGREES_S * 1e3 else ""
         name = f"{row['trial']}.{int(row['turn']) + 1}"
         table.add_row(name, str(row["mark"]), *figures, apart + beyond)
-    console.print(table)
+    console().print(table)
     tell(repr(found))
     write_json(json_path, found.to_json())
     raise typer.Exit(0 if found.passed else 1)
@@ -268,6 +269,8 @@ def runs_list(folder: FolderArgument = _FOLDER, json_path: JsonOption = None) ->
 
     Example: labvoice runs list
     """
+    from rich.table import Column, Table
+
     from labvoice.runs.stored import size_text, stored_runs
 
     runs = stored_runs(folder)
@@ -280,7 +283,7 @@ def runs_list(folder: FolderArgument = _FOLDER, json_path: JsonOption = None) ->
             f"{len(run.recordings)}, {size_text(run.recordings_size)}",
             size_text(run.size),
         )
-    console.print(table)
+    console().print(table)
     total = size_text(sum(run.size for run in runs))
     tell(f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {total}")
     facts = [

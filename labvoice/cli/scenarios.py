@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from labvoice.cli.agents import NO_AGENTS, AgentOptions
 from labvoice.cli.common import (
@@ -20,7 +18,6 @@ from labvoice.cli.common import (
     tell,
     write_json,
 )
-from labvoice.settings import load_settings
 
 if TYPE_CHECKING:
     from labvoice.scenarios.suite import ScenarioResult, SuiteResult
@@ -51,10 +48,13 @@ async def run_test(
 
     Example: labvoice test appointments/change.scenario.yaml --repeat 5 --junit junit.xml
     """
+    import asyncio
+
     from labvoice.bench.base import RunOptions
     from labvoice.scenarios.junit import write_junit
     from labvoice.scenarios.livekit_file import load_all
     from labvoice.scenarios.suite import Suite
+    from labvoice.settings import load_settings
 
     target = agents.one()
     suite = await asyncio.to_thread(
@@ -83,6 +83,8 @@ async def run_test(
 
 
 def _tell(result: SuiteResult) -> None:
+    from rich.table import Table
+
     table = Table("scenario", "passed", "pass^1 (95 %)", "pass^k (95 %)", "outcome")
     for each in result.scenarios:
         rate = each.rate
@@ -95,7 +97,7 @@ def _tell(result: SuiteResult) -> None:
             f"k={each.repeat}: {rate.pass_k:.2f} ({low_k:.2f} to {high_k:.2f})",
             _outcome(each),
         )
-    console.print(table)
+    console().print(table)
     for each in result.scenarios:
         for attempt in each.attempts:
             for line in attempt.words():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sys
@@ -29,8 +28,6 @@ from labvoice.cli.common import (
     write_json,
 )
 from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.settings import ENV_FILE, env_file, load_settings, read_settings
-from labvoice.web.settings import WebSettings
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.lab import Lab
@@ -54,6 +51,8 @@ async def demo(
 
     Example: labvoice demo --trials 3
     """
+    import asyncio
+
     from labvoice.bench.base import RunKeywords
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
@@ -176,6 +175,8 @@ async def doctor(
     target = agents.one()
     from labvoice.dispatch.service_evidence import service_evidence
     from labvoice.health.doctor import examine, to_json
+    from labvoice.settings import load_settings, read_settings
+    from labvoice.web.settings import WebSettings
 
     overrides: dict[str, Any] = {"llm": llm}
     if agent_name:
@@ -202,7 +203,10 @@ async def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> i
 
     Example: LIVEKIT_URL=ws://… labvoice worker --agent-name letta-voice-agent
     """
+    import asyncio
+
     from labvoice.lab import Lab
+    from labvoice.settings import load_settings
 
     overrides: dict[str, Any] = {"llm": llm}
     if agent_name:
@@ -256,6 +260,8 @@ def lab(
 
     Example: labvoice lab
     """
+    from labvoice.settings import ENV_FILE, env_file
+
     notebooks = own_notebooks(Path("notebooks"))
     if (file := env_file()) is not None and file.is_file():
         os.environ[ENV_FILE] = str(file.absolute())  # kernels run in the folder of their notebook

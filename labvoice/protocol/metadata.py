@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from livekit.protocol.agent_dispatch import AgentDispatch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from labvoice.choices import Mode
 from labvoice.errors import MetadataError, RoomNameError
-from labvoice.settings import Mode
 
 EVENT_PREFIX = "labvoice-event "
 """Prefix of a worker's log lines that report events to the stack; one JSON object follows."""

@@ -11,10 +11,11 @@ from typing import Any
 from labvoice.errors import RunFileError, UsageError
 from labvoice.protocol.vocabulary import HEARD_STAGES
 from labvoice.runs import statistics
+from labvoice.runs.exact import more_often
 from labvoice.runs.lines import FORMAT
 from labvoice.runs.run import Run
 from labvoice.runs.statistics import finite
-from labvoice.runs.tables import TEMPLATES
+from labvoice.runs.tables import template
 
 _SIGNIFICANT = 0.05
 
@@ -108,12 +109,9 @@ class Comparison:
                     f"({low:.2f} to {high:.2f}, p {row.p_adjusted:.2g}), more than "
                     f"{self.max_regression:.0%} are allowed"
                 )
-        from scipy import stats  # takes a second to import, not needed by every command
-
         (base_failed, base_n), (new_failed, new_n) = map(_failures, (self.base, self.new))
-        table = [[new_failed, new_n - new_failed], [base_failed, base_n - base_failed]]
         # A run must not pass because slow attempts failed.
-        if stats.fisher_exact(table, alternative="greater").pvalue < _SIGNIFICANT:
+        if more_often(new_failed, new_n, base_failed, base_n) < _SIGNIFICANT:
             sentences.append(
                 f"more attempts fail: {base_failed} of {base_n} → {new_failed} of {new_n}"
             )
@@ -249,7 +247,7 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return TEMPLATES.get_template("comparison.html.j2").render(comparison=self)
+        return template("comparison.html.j2").render(comparison=self)
 
 
 def compare(

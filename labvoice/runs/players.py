@@ -16,7 +16,7 @@ import pandas as pd
 
 from labvoice.errors import RunFileError
 from labvoice.runs.endpoints import Segment, find_segments
-from labvoice.runs.tables import TEMPLATES
+from labvoice.runs.tables import template
 
 if TYPE_CHECKING:
     from labvoice.runs.run import Run
@@ -111,7 +111,7 @@ class Player:
         return "\n".join([*heads, *lines])
 
     def _repr_html_(self) -> str:
-        return TEMPLATES.get_template("player.html.j2").render(player=self)
+        return template("player.html.j2").render(player=self)
 
 
 def player(

@@ -15,7 +15,7 @@ from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.runs import copies, frames, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.players import Player, listen
-from labvoice.runs.tables import TEMPLATES, table_cells, table_text
+from labvoice.runs.tables import table_cells, table_text, template
 from labvoice.runs.turn_ends import Point, curves, recommendation
 from labvoice.runs.writer import RunWriter
 
@@ -458,7 +458,7 @@ class Run:
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return TEMPLATES.get_template("run.html.j2").render(
+        return template("run.html.j2").render(
             run=self, table=table_cells(self.summary()), arms=len(self.arms) > 1
         )
 

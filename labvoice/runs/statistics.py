@@ -30,6 +30,7 @@ from labvoice.protocol.vocabulary import (
     TURN_STAGES,
     WIRE_STAGES,
 )
+from labvoice.runs.exact import mann_whitney, signed_rank
 
 Floats = npt.NDArray[np.float64]
 
@@ -288,20 +289,6 @@ def mean_intervals(values: npt.ArrayLike, *, seed: int = _SEED) -> Floats:
     return np.asarray(bounds.T, np.float64)
 
 
-def exact_interval(k: int, n: int) -> tuple[float, float]:
-    """Returns Clopper and Pearson's 95 % interval of a share: exact, and never too narrow.
-
-    Args:
-        k: How often something happened.
-        n: Of how many times; of none, the interval is from 0 to 1.
-    """
-    from scipy.stats import beta  # it takes a second to import
-
-    low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
-    high = beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
-    return float(low), float(high)
-
-
 def compare_medians(
     base: npt.ArrayLike,
     base_units: npt.ArrayLike,
@@ -316,8 +303,6 @@ def compare_medians(
         new: Shape (m,).
         new_units: Shape (m,).
     """
-    from scipy import stats  # takes a second, which not every command shall wait
-
     base_median, new_median = percentile(base, 50), percentile(new, 50)
     ratio = new_median / base_median if base_median > 0 else math.nan
     enough = min(np.unique(np.asarray(s)).size for s in (base_units, new_units)) >= 2
@@ -325,10 +310,10 @@ def compare_medians(
         return Ratio(ratio, (math.nan, math.nan), math.nan)
     below = bootstrap_percentiles(base, base_units)
     above = bootstrap_percentiles(new, new_units, seed=_SEED + 1)
-    test = stats.mannwhitneyu(_unit_medians(base, base_units), _unit_medians(new, new_units))
+    p_value = mann_whitney(_unit_medians(base, base_units), _unit_medians(new, new_units))
     # LiveKit reports delays of exactly zero; a median that may be zero bounds no ratio.
     interval = _interval(above / below) if below.min() > 0 else (math.nan, math.nan)
-    return Ratio(ratio, interval, float(test.pvalue))
+    return Ratio(ratio, interval, p_value)
 
 
 def compare_rounds(
@@ -348,8 +333,6 @@ def compare_rounds(
         new: Shape (m,).
         new_rounds: Shape (m,).
     """
-    from scipy import stats
-
     medians = [
         pd.Series(np.asarray(values, dtype=np.float64)).groupby(np.asarray(rounds)).median()
         for values, rounds in ((base, base_rounds), (new, new_rounds))
@@ -361,9 +344,7 @@ def compare_rounds(
     interval = bootstrap_interval(ratios, range(len(ratios)))
     if len(ratios) < 2:
         return Ratio(float(ratios[0]), interval, math.nan)
-    same = bool(np.all(ratios == 1))  # of which the test can say nothing
-    p_value = 1.0 if same else float(stats.wilcoxon(np.log(ratios)).pvalue)
-    return Ratio(percentile(ratios, 50), interval, p_value)
+    return Ratio(percentile(ratios, 50), interval, signed_rank(np.log(ratios)))
 
 
 def summarise(rows: pd.DataFrame) -> StageSummary:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 
-TEMPLATES = Environment(loader=PackageLoader("labvoice.runs"), autoescape=True)
-"""The views of runs and comparisons in a notebook."""
+if TYPE_CHECKING:  # the command line shows no template, and need not wait for them
+    from jinja2 import Template
+
+
+@cache
+def template(name: str) -> Template:
+    """Returns the view of a run, a comparison or a recording in a notebook."""
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(loader=PackageLoader("labvoice.runs"), autoescape=True).get_template(name)
 
 
 def table_text(table: pd.DataFrame) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from labvoice.runs.statistics import exact_interval, finite, mean_intervals, measured
+from labvoice.runs.exact import exact_interval
+from labvoice.runs.statistics import finite, mean_intervals, measured
 
 if TYPE_CHECKING:
     from labvoice.runs.run import Run

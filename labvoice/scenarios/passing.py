@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from labvoice.runs.statistics import exact_interval
+from labvoice.runs.exact import exact_interval
 
 
 @dataclass(frozen=True)

@@ -131,14 +131,49 @@ def test_a_missing_extra_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_help_loads_no_numbers_and_no_servers() -> None:
-    """`labvoice --help` imports neither pandas, matplotlib, LiveKit nor FastAPI."""
-    loaded = _python(
-        "import sys\nsys.argv = ['labvoice', '--help']\nfrom labvoice.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules)"
-    ).split()
+_LOADED = """
+import sys
+sys.argv[0] = "labvoice"
+from labvoice.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("\\nloaded:", *sys.modules)
+"""
+_SERVICES = {"livekit", "fastapi", "httpx", "letta_client", "onnxruntime", "opentelemetry"}
+_NUMBERS = {"numpy", "pandas", "pyarrow", "scipy", "matplotlib"}
+
+
+def _loaded(*arguments: str) -> set[str]:
+    """Returns what a command has imported at its end."""
+    return set(_python(_LOADED, *arguments).rpartition("\nloaded:")[2].split())
+
+
+@pytest.mark.parametrize("command", ["", "bench", "call", "compare", "lab"])
+def test_help_loads_neither_numbers_nor_settings_nor_servers(command: str) -> None:
+    """The help of a command waits for nothing but the command line."""
+    loaded = _loaded(*command.split(), "--help")
     assert "typer" in loaded
-    assert not {"numpy", "pandas", "matplotlib", "livekit", "fastapi", "scipy"} & set(loaded)
+    # Typer itself needs pydantic for a command's options.
+    own = {"asyncio", "rich", "jinja2", "pydantic_settings", *({"pydantic"} if not command else ())}
+    assert not {*_SERVICES, *_NUMBERS, *own} & loaded
+
+
+def test_a_comparison_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """`labvoice compare` needs neither scipy, matplotlib, a recording's reader nor a server."""
+    loaded = _loaded("compare", *_recorded(tmp_path))
+    assert "pandas" in loaded
+    assert (
+        not {*_SERVICES, "scipy", "matplotlib", "soundfile", "jinja2", "pydantic_settings"} & loaded
+    )
+
+
+def test_a_report_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """`labvoice report` of runs without recordings needs neither scipy nor a server."""
+    loaded = _loaded("report", *_recorded(tmp_path), "--out", str(tmp_path / "report.html"))
+    assert "matplotlib" in loaded
+    assert not {*_SERVICES, "scipy", "soundfile", "pydantic_settings"} & loaded
 
 
 def test_the_picture_of_imports_has_every_room() -> None:
