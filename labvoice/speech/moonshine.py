@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,14 +78,31 @@ class Moonshine:
         self._tokens = _read_tokens((folder / "tokenizer.bin").read_bytes())
 
     def transcribe(self, pcm: Pcm, stop: threading.Event | None = None) -> str:
+        """Recognises one stretch of speech; see :meth:`decode`.
+
+        Returns:
+            The words, with punctuation; empty where none were recognised.
+        """
+        return self.text(self.decode(pcm, stop))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Returns the words of tokens."""
+        words = b"".join(self._tokens[token] for token in tokens)
+        return words.replace("▁".encode(), b" ").decode(errors="ignore").strip()
+
+    def decode(
+        self, pcm: Pcm, stop: threading.Event | None = None, draft: Sequence[int] = ()
+    ) -> list[int]:
         """Recognises one stretch of speech.
 
         Args:
             pcm: Samples, shape (n,), mono, at :data:`SAMPLE_RATE`; up to about 30 s.
-            stop: Ends the work early when set; the text is then incomplete.
+            stop: Ends the work early when set; the tokens are then incomplete.
+            draft: Tokens of an earlier decode of the beginning of this speech. One run of the
+                decoder finds how many of them still hold, and only the rest are decoded one by one.
 
         Returns:
-            The words, with punctuation; empty where none were recognised.
+            Tokens, for :meth:`text`.
         """
         audio = pcm.astype(np.float32) / 32768
         audio = np.pad(audio, (0, max(_REST, _SHORTEST - len(audio))))
@@ -97,22 +115,28 @@ class Moonshine:
         feed = {"encoder_hidden_states": encoded, **self._no_past}
         if self._decoder_masked:
             feed["encoder_attention_mask"] = mask
-        token, words = _START_TOKEN, []
-        for step in range(int(len(audio) / SAMPLE_RATE * _TOKENS_PER_S) + 4):
-            if stop is not None and stop.is_set():
-                break
-            feed["input_ids"] = np.array([[token]], np.int64)
-            feed["use_cache_branch"] = np.array([step > 0])
+        most = int(len(audio) / SAMPLE_RATE * _TOKENS_PER_S) + 4
+        found: list[int] = []
+        given = [_START_TOKEN, *draft[:most]]
+        while len(found) < most and not (stop is not None and stop.is_set()):
+            feed["input_ids"] = np.array([given], np.int64)
+            feed["use_cache_branch"] = np.array([bool(found)])
             logits, *caches = self._decoder.run(None, feed)
-            token = int(logits[0, -1].argmax())
-            if token == _END_TOKEN:
-                break
-            words.append(self._tokens[token])
+            first, held = not found, 0
+            best = logits[0].argmax(axis=1).tolist()
+            while held < len(given) - 1 and best[held] == given[held + 1]:
+                held += 1
+            found += best[: held + 1]
+            if found[-1] == _END_TOKEN:
+                return found[:-1]
+            given = found[-1:]
             for name, cache in zip(self._cache_names, caches, strict=True):
                 # After the first step the model no longer computes the encoder's keys.
-                if step == 0 or ".encoder." not in name:
+                if ".encoder." not in name:
+                    feed[name] = cache[:, :, : len(found)]
+                elif first:
                     feed[name] = cache
-        return b"".join(words).replace("▁".encode(), b" ").decode(errors="ignore").strip()
+        return found[:most]
 
 
 def _read_tokens(raw: bytes) -> list[bytes]:

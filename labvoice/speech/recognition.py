@@ -57,10 +57,26 @@ class MoonshineSTT(stt.STT[Any]):
         """Name for LiveKit's metrics."""
         return "embedded"
 
-    async def transcribe(self, pcm: Pcm, stop: threading.Event | None = None) -> str:
+    async def transcribe(self, pcm: Pcm) -> str:
         """Recognises samples, shape (n,), at 16 kHz, off the event loop."""
+        return await self.decode(pcm, threading.Event(), [])
+
+    async def decode(self, pcm: Pcm, stop: threading.Event, draft: list[int]) -> str:
+        """Recognises the speech so far, off the event loop.
+
+        Args:
+            pcm: Samples, shape (n,), at 16 kHz.
+            stop: Ends the work early when set.
+            draft: What was decoded of the beginning of this speech; kept up to date.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._moonshine.transcribe, pcm, stop)
+        return await loop.run_in_executor(self._thread, self._decode, pcm, stop, draft)
+
+    def _decode(self, pcm: Pcm, stop: threading.Event, draft: list[int]) -> str:
+        tokens = self._moonshine.decode(pcm, stop, draft)
+        if not stop.is_set() or len(tokens) > len(draft):
+            draft[:] = tokens
+        return self._moonshine.text(tokens)
 
     async def _recognize_impl(
         self,
@@ -94,9 +110,9 @@ class MoonshineSTT(stt.STT[Any]):
 class _Decode:
     """One running decode; abandoned if the speaker continues."""
 
-    def __init__(self, recogniser: MoonshineSTT, pcm: Pcm) -> None:
+    def __init__(self, recogniser: MoonshineSTT, pcm: Pcm, draft: list[int]) -> None:
         self._stop = threading.Event()
-        self.task = asyncio.create_task(recogniser.transcribe(pcm, self._stop))
+        self.task = asyncio.create_task(recogniser.decode(pcm, self._stop, draft))
 
     @property
     def abandoned(self) -> bool:
@@ -110,13 +126,15 @@ class _MoonshineStream(stt.RecognizeStream):
     """Finds segments of speech with its own VAD, and emits their transcripts.
 
     During speech it emits interim transcripts. The first silence starts a speculative decode, whose
-    text is the preflight transcript and, if the silence lasts, the final one.
+    text is the preflight transcript and, if the silence lasts, the final one. Each decode starts
+    from what the one before it has found.
     """
 
     async def _run(self) -> None:
         self._vad = VAD()
         self._before: deque[Pcm] = deque(maxlen=_PRE_ROLL_WINDOWS)
         self._speech: list[Pcm] = []
+        self._draft: list[int] = []
         self._voiced_windows = 0
         self._silence_s = 0.0
         self._interim_at_s = 0.0
@@ -170,6 +188,7 @@ class _MoonshineStream(stt.RecognizeStream):
         # Audio after the speech may be the beginning of the next.
         self._before.extend(self._speech[-int(self._silence_s / _WINDOW_S) or len(self._speech) :])
         self._speech, self._speculation, self._voiced_windows = [], None, 0
+        self._draft = []
         text = await decode.task
         event = partial(_event, ended_at=ended_at)
         self._event_ch.send_nowait(event(stt.SpeechEventType.END_OF_SPEECH))
@@ -191,7 +210,7 @@ class _MoonshineStream(stt.RecognizeStream):
         """Starts to decode the speech so far; emits the text as that kind of transcript."""
         recogniser = self._stt
         assert isinstance(recogniser, MoonshineSTT)
-        decode = _Decode(recogniser, np.concatenate(self._speech))
+        decode = _Decode(recogniser, np.concatenate(self._speech), self._draft)
 
         def done(task: asyncio.Task[str]) -> None:
             if kind is None or decode.abandoned or task.cancelled() or task.exception():

@@ -18,11 +18,13 @@ from livekit.agents.types import USERDATA_TTS_STARTED_TIME
 from labvoice.errors import AudioFormatError, ModelError
 from labvoice.settings import Settings, load_settings
 from labvoice.speech import utterances as voice
+from labvoice.speech.detection import resample
 from labvoice.speech.embedded import load_moonshine, load_piper
-from labvoice.speech.moonshine import Moonshine
+from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
 from labvoice.speech.piper import Piper
 from labvoice.speech.recognition import MoonshineSTT
 from labvoice.speech.synthesis import PiperTTS
+from labvoice.speech.weights import require
 
 Kind = stt.SpeechEventType
 
@@ -126,6 +128,18 @@ print(started, *counts)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["0", "1", "1", "2"], done.stderr
+
+
+def test_a_draft_saves_time_and_changes_no_word(settings: Settings) -> None:
+    """A decode that begins with a right, a wrong or an overlong draft finds the same words."""
+    model = Moonshine(require("moonshine-base", settings))
+    for utterance in voice.human_utterances(settings)[:4]:
+        pcm = resample(utterance.samples, utterance.sample_rate, SAMPLE_RATE)
+        whole = model.decode(pcm)
+        early = model.decode(pcm[: len(pcm) * 2 // 3])
+        for draft in (early, [*early[:3], 5, 6, 7], whole, [*whole, *early]):
+            heard = model.decode(pcm, draft=draft)
+            assert _error_rate([model.text(whole)], [model.text(heard)]) == 0
 
 
 async def test_two_turns_on_one_stream(settings: Settings, recogniser: MoonshineSTT) -> None:
