@@ -14,6 +14,7 @@ from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
 from labvoice.runs.turn_ends import KIND, Heard
 from labvoice.settings import Settings
+from labvoice.speech.either import SURE
 from labvoice.speech.turn_ends import (
     DEFAULT_THRESHOLDS,
     DetectorName,
@@ -29,12 +30,21 @@ if TYPE_CHECKING:
 
 CALLED_ARMS: Final = ("0.4", "0.2", "silence:0.6", "v1-mini@0.5", "smart-turn", "dynamic")
 """The ways to end a turn that are called where none is named."""
-OFFLINE_ARMS: Final = ("silence", "v1-mini@0.2", "v1-mini", "v1-mini@0.5", "smart-turn", "both")
+OFFLINE_ARMS: Final = (
+    "silence",
+    "v1-mini@0.2",
+    "v1-mini",
+    "v1-mini@0.5",
+    "smart-turn",
+    "either",
+    "both",
+)
 """The detectors whose curves are taken where none is named."""
 _MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
     "vad": (),
     "v1-mini": ("v1-mini",),
     "smart-turn": ("smart-turn",),
+    "either": ("v1-mini", "smart-turn"),
     "both": ("v1-mini", "smart-turn"),
 }
 
@@ -56,7 +66,7 @@ async def endpointing(
             "an agent has one turn detector: `both` cannot be called",
             "leave it out, or take its curve from the audio alone (`--offline`)",
         )
-    if any(arm.settings.get("turn_detector") == "smart-turn" for arm in chosen):
+    if any(arm.settings.get("turn_detector") in ("smart-turn", "either") for arm in chosen):
         await asyncio.to_thread(load_detector, "smart-turn", lab.settings)  # or its error, early
     if turns is None:
         turns = await asyncio.to_thread(spoken_turns, lab.settings, options.progress)
@@ -117,7 +127,7 @@ def default_arms(names: Sequence[str], progress: Callable[[str], None]) -> list[
     if smart_turn_installed():
         return list(names)
     progress("Smart Turn is left out: the package smart-turn-livekit is not installed")
-    return [name for name in names if name not in ("smart-turn", "both")]
+    return [name for name in names if name not in ("smart-turn", "either", "both")]
 
 
 def _with_thresholds(arm: Arm) -> Arm:
@@ -136,6 +146,8 @@ def _with_thresholds(arm: Arm) -> Arm:
 
 
 def _threshold(arm: Arm, name: DetectorName) -> float:
+    if arm.settings["turn_detector"] == "either" and name == "smart-turn":
+        return SURE
     return float(arm.settings.get("turn_detector_threshold", DEFAULT_THRESHOLDS[name]))
 
 
@@ -150,8 +162,9 @@ async def _record(
 ) -> None:
     """Writes what a detector makes of a turn."""
     members = _MEMBERS[arm.settings["turn_detector"]]
+    agree = any if arm.settings["turn_detector"] == "either" else all
     ended = [
-        all(found[name][place] >= _threshold(arm, name) for name in members)
+        agree(found[name][place] >= _threshold(arm, name) for name in members)
         for place in range(len(turn.pauses) + 1)
     ]
     heard = Heard(turn.pauses_s, ended)

@@ -23,6 +23,7 @@ from livekit.agents import NOT_GIVEN, inference
 from labvoice.errors import RunFileError, SettingsError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
+from labvoice.speech.either import EitherDetector
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     SAMPLE_RATE,
@@ -163,11 +164,14 @@ def read_rows(path: Path) -> list[SpokenTurn]:
     return turns
 
 
-def load_detector(name: DetectorName, settings: Settings, threshold: float | None = None) -> Any:
+def load_detector(
+    name: DetectorName | Literal["either"], settings: Settings, threshold: float | None = None
+) -> Any:
     """Returns a detector of the end of a turn for `turn_handling` (no public type of LiveKit's).
 
     Args:
-        name: Which one. Smart Turn takes its weights from pipecat-ai's wheel.
+        name: Which one; `either` is both, see :mod:`labvoice.speech.either`. Smart Turn takes its
+            weights from pipecat-ai's wheel.
         settings: For the cache of weights.
         threshold: Probability below which a turn goes on; the detector's own when not given.
 
@@ -175,6 +179,11 @@ def load_detector(name: DetectorName, settings: Settings, threshold: float | Non
         SettingsError: The package of Smart Turn is not installed.
         WeightsError: The weights of Smart Turn could not be obtained.
     """
+    if name == "either":
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS["v1-mini"]
+        first = load_detector("v1-mini", settings, threshold)
+        return EitherDetector(first, load_detector("smart-turn", settings), threshold)
     if name == "v1-mini":
         return inference.TurnDetector(
             version="v1-mini",

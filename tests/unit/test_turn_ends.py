@@ -18,8 +18,9 @@ from labvoice.bench.arms import endpointing_arms
 from labvoice.bench.base import RunOptions
 from labvoice.errors import RunFileError, SettingsError, UsageError
 from labvoice.report.html import write_report
+from labvoice.runs.exact import exact_interval
 from labvoice.runs.run import Run
-from labvoice.runs.statistics import exact_interval, mean_intervals
+from labvoice.runs.statistics import mean_intervals
 from labvoice.runs.turn_ends import Heard, Point, fastest, frontier, recommendation, sweep
 from labvoice.settings import load_settings
 from labvoice.speech import turn_ends
@@ -178,6 +179,27 @@ async def test_detectors_are_asked_at_every_silence_and_the_report_shows_the_tra
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "The end of a turn: cut in, or late" in page
     assert "Recommended for at most 5%" in page
+
+
+async def test_either_detector_ends_a_turn_and_both_must_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they disagree `either` hears an end if Smart Turn is sure, and `both` never."""
+    said = {"v1-mini": 0.1, "smart-turn": 0.95}
+    monkeypatch.setattr(endpointing, "load_detector", lambda name, *_: name)
+
+    async def scores(name: str, _: SpokenTurn) -> list[float]:
+        return [said[name]]
+
+    monkeypatch.setattr(endpointing, "scores", scores)
+    for smart, ended in (
+        (0.95, {"either": True, "both": False, "smart-turn": True}),
+        (0.8, {"either": False, "both": False, "smart-turn": True}),
+    ):
+        said["smart-turn"] = smart
+        options = RunOptions(tmp_path / f"{smart}.jsonl")
+        run = await endpointing.on_audio(load_settings(), list(ended), [_spoken()], options)
+        assert [heard[0] for heard in run.notes["ended"]] == list(ended.values())
 
 
 async def test_a_missing_package_is_one_error_where_it_is_asked_for(
