@@ -32,7 +32,6 @@ from labvoice.cli.common import (
     write_json,
 )
 from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageError
-from labvoice.show import CANNOT_BE
 
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
@@ -169,6 +168,8 @@ async def _keep(call: Call, settings: Settings, target: Target | None, out: Path
 
 def _print_marks(call: Call) -> None:
     from rich.table import Table
+
+    from labvoice.show import CANNOT_BE
 
     zero_s = call.marks.get("click", 0.0)
     table = Table("mark", "ms since click")
