@@ -62,7 +62,7 @@ _CALLS_WITH_AUDIO = 4
 """Number of recent calls that keep their audio: a minute of it takes 2.9 MB."""
 
 
-def _import_for_calls() -> None:
+def import_for_calls() -> None:
     """Imports what the first call would otherwise import on the event loop, for 1 to 2 s."""
     for name in (SESSION_MODULE, "scipy.signal"):
         importlib.import_module(name)
@@ -162,7 +162,7 @@ class Lab:
         self._relays = Relays(self._stack.state_dir)
         self._stack.exits.push_async_callback(self._relays.stop)
         self._stack.on_server = self._tap if self.wire else None
-        loading = asyncio.create_task(asyncio.to_thread(_import_for_calls))
+        loading = asyncio.create_task(asyncio.to_thread(import_for_calls))
         try:
             await self._start_parts()
             await loading

@@ -7,6 +7,7 @@ of them do not need fifty processes; it answers job requests like the real worke
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 
 from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType
 
@@ -29,8 +30,19 @@ async def entrypoint(context: JobContext) -> None:
     await context.connect(auto_subscribe=AutoSubscribe.SUBSCRIBE_NONE)
 
 
-def make_noop_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker from the server's address and key in the settings."""
+def make_noop_server(
+    settings: Settings,
+    *,
+    port: int,
+    work: Callable[[JobContext], Awaitable[None]] = entrypoint,
+) -> AgentServer:
+    """Builds the worker from the server's address and key in the settings.
+
+    Args:
+        settings: Of the whole program.
+        port: Loopback port of its health and status service.
+        work: What a job does.
+    """
     assert settings.livekit_api_secret
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,
@@ -45,7 +57,7 @@ def make_noop_server(settings: Settings, *, port: int) -> AgentServer:
         api_secret=settings.livekit_api_secret.get_secret_value(),
     )
     server.rtc_session(
-        entrypoint,
+        work,
         agent_name=settings.agent_name,
         on_request=lambda request: on_request(server, request, heartbeat=False),
     )

@@ -14,9 +14,11 @@ from labvoice.bench.connect import connect
 from labvoice.bench.endpointing import endpointing
 from labvoice.bench.failover import failover, parse_kills
 from labvoice.bench.interrupt import ASK, AT_S, interrupt
+from labvoice.bench.load import load
 from labvoice.bench.record import record_call
 from labvoice.bench.turns import turns as measure_turns
 from labvoice.caller.call import Call
+from labvoice.runs.load import LIMIT_S
 from labvoice.runs.run import Run
 from labvoice.speech.probes import Probes
 from labvoice.speech.turn_ends import SpokenTurn
@@ -24,6 +26,8 @@ from labvoice.speech.utterances import Utterance
 from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from labvoice.lab import Lab
 
 
@@ -189,6 +193,56 @@ class Bench:
         """
         run = _with_warmup(options)
         return await burst(self._lab, rooms, trials, workers, arms, run, agent)
+
+    async def load(
+        self,
+        callers: int | Sequence[int] = 4,
+        *,
+        rate: float = 6.0,
+        seconds: float = 60.0,
+        limit_s: float = LIMIT_S,
+        echo: bool = False,
+        agent: Target | None = None,
+        client: Client | str | None = None,
+        **options: Unpack[RunKeywords],
+    ) -> Run:
+        """Measures load: callers on several processes or machines talk at once.
+
+        An open loop: each turn has an intended start, and what delays it counts. The levels of a
+        ramp go on until one is over the limit, which is the knee, or void, because the callers
+        themselves were late. `run.levels` has the figures, `run.sizing` the sentence.
+
+        Args:
+            callers: How many call at once; several numbers, rising, are levels.
+            rate: Turns a minute of each caller.
+            seconds: How long each caller talks in a level, after the call has begun.
+            limit_s: Limit of the 95th percentile of `voice_to_voice`, in seconds.
+            echo: Call an agent without models that sends back what it hears a second later: so
+                the media path alone is measured.
+            agent: The agent to call, by its one worker; the lab's own when not given.
+            client: Dask client, or address of the Dask scheduler, on whose workers the callers
+                are; processes on this machine when not given. It receives the LiveKit server's
+                key and secret, and its workers must reach that server.
+            options: Options of the run; `warmup` is whether each Dask worker calls once before.
+
+        Raises:
+            UsageError: A number is out of range, or no Dask scheduler answers.
+            SettingsError: Dask is not installed.
+            LabvoiceError: A Dask worker failed.
+            RunFileError: The run file exists already.
+        """
+        levels = [callers] if isinstance(callers, int) else list(callers)
+        return await load(
+            self._lab,
+            levels,
+            rate,
+            seconds,
+            limit_s,
+            _with_warmup(options),
+            echo=echo,
+            agent=agent,
+            client=client,
+        )
 
     async def failover(
         self,

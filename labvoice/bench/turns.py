@@ -69,7 +69,7 @@ async def measure_turns(
     async def talk(this: Trial, call: Call, round_number: int) -> str:
         await connect_and_greet(this, call)
         for utterance in said_in(chosen, round_number, count):
-            await _turn(this, call, utterance)
+            await take_turn(this, call, utterance)
         await wait_for_memory(call)
         record_memory(this.run, this.number, call)
         return "voice to voice " + ", ".join(
@@ -98,7 +98,8 @@ def said_in(utterances: Sequence[Utterance], round_number: int, count: int) -> l
     return [utterances[number % len(utterances)] for number in range(first, first + count)]
 
 
-async def _turn(this: Trial, call: Call, utterance: Utterance) -> None:
+async def take_turn(this: Trial, call: Call, utterance: Utterance) -> None:
+    """Says an utterance, hears the reply, and records the turn with its outcome."""
     number = len(call.turns)
     heard = False
     try:

@@ -22,6 +22,7 @@ from labvoice.cli.common import (
     ArmsOption,
     CallOptions,
     JsonOption,
+    LlmOption,
     OutOption,
     TrialsOption,
     WarmupOption,
@@ -320,6 +321,84 @@ async def bench_burst(
     # The plain arm is the baseline; the confirmed one decides the exit code.
     confirmed = result.get("arms", {}).get("confirmed", result)
     return 1 if confirmed["failed"] else 0
+
+
+@bench_app.command("load")
+@command("arm")
+async def bench_load(
+    callers: Annotated[
+        int | None, typer.Option("--callers", min=1, help="Callers at once.")
+    ] = None,
+    ramp_levels: Annotated[
+        str | None,
+        typer.Option("--ramp", help="Levels of callers: 1..16 doubles up to 16; or 4,5,6."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.1, help="Turns a minute of each caller.")
+    ] = 6.0,
+    seconds: Annotated[
+        float, typer.Option("--for", min=1, help="Seconds that each caller talks in a level.")
+    ] = 60.0,
+    limit_s: Annotated[
+        float, typer.Option("--limit", min=0, help="Seconds within which p95 has to stay.")
+    ] = 1.2,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", help="Address of a Dask scheduler; processes here if absent."),
+    ] = None,
+    echo: Annotated[
+        bool, typer.Option("--echo", help="Call agents without models: the media path alone.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Workers of the agent.")] = 1,
+    warmup: WarmupOption = 1,
+    agents: AgentOptions = NO_AGENTS,
+    llm: LlmOption = None,
+    out: OutOption = None,
+    json_path: JsonOption = None,
+) -> int:
+    """Loads agents with callers who talk, in several processes or on several machines (Dask).
+
+    An open loop: turns begin at a constant rate, and one that begins late counts from its intended
+    start. A ramp ends at the knee: the first level whose p95 is above --limit. A level at which the
+    callers themselves were late is void.
+
+    Example: labvoice bench load --ramp 1..8 --llm paced
+
+    Example: labvoice bench load --callers 100 --echo --scheduler tcp://10.0.0.5:8786
+    """
+    from labvoice.bench.load import ramp
+    from labvoice.errors import UsageError
+    from labvoice.lab import Lab
+
+    if (callers is None) == (ramp_levels is None):
+        raise UsageError("one of --callers and --ramp is needed", "such as `--ramp 1..8`")
+    levels = [callers] if callers is not None else ramp(ramp_levels or "")
+    target = agents.one()
+    own = target is None and not echo
+    async with Lab(
+        progress=tell,
+        workers=workers if own else 0,
+        llm=llm,
+        letta=False,
+        supervise=False,
+        model=not echo,
+        recording="none",
+    ) as lab:
+        run = await lab.bench.load(
+            levels,
+            rate=rate,
+            seconds=seconds,
+            limit_s=limit_s,
+            echo=echo,
+            agent=target,
+            client=scheduler,
+            warmup=warmup,
+            out=out,
+            command=command_line(),
+            progress=tell,
+        )
+    await _tell(run, json_path)
+    return 1 if run.levels[0].void or not run.levels[0].within(limit_s) else 0
 
 
 @bench_app.command("http")

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from labvoice.errors import RunFileError, UsageError
-from labvoice.report import glossary, plots, style, turn_ends, turn_taking, view
+from labvoice.report import glossary, load, plots, style, turn_ends, turn_taking, view
 from labvoice.report.style import Picture
 from labvoice.runs import players
 from labvoice.runs.run import Run
@@ -32,6 +32,11 @@ _PAGE_COLORS = {
     style.BLUE: "var(--accent)",
 }
 _CAPTIONS: tuple[tuple[Callable[[Run], Picture], str], ...] = (
+    (
+        load.load_curve,
+        "What each number of callers came to, from the intended start of each turn. The knee is "
+        "the last level within the limit before the first that is not.",
+    ),
     (
         turn_ends.end_of_turn_trade,
         "Each line is a detector over all pairs of delays, computed on the audio of the turns; "

@@ -63,6 +63,8 @@ def headline(run: Run) -> str:
     words = f"{ok} of {len(attempts)} {done}."
     if run.turn_ends:
         return " ".join([words, *recommendation(run.turn_ends)])
+    if run.sizing:
+        return f"{words} {run.sizing}"
     stage = main_stage(run)
     if stage is None:
         return words

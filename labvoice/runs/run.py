@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from labvoice.protocol.vocabulary import OUTCOMES
-from labvoice.runs import copies, frames, reader, statistics, turn_taking
+from labvoice.runs import copies, frames, load, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
 from labvoice.runs.players import Player, listen
 from labvoice.runs.tables import table_cells, table_text, template
@@ -232,6 +232,22 @@ class Run:
         """
         return curves(self)
 
+    @cached_property
+    def levels(self) -> list[load.Level]:
+        """What each number of callers came to, fewest first; empty for other runs than `load`."""
+        return load.levels_of(self)
+
+    @property
+    def sizing(self) -> str:
+        """How many calls the machine takes, as a sentence; empty for other runs than `load`."""
+        config = self.header.config
+        return load.sizing(
+            self.levels,
+            float(config.get("limit_s") or load.LIMIT_S),  # type: ignore[arg-type]
+            workers=int(config.get("workers") or 1),  # type: ignore[arg-type]
+            cores=int(self.header.host.get("cores") or 1),  # type: ignore[arg-type]
+        )
+
     def _turn_notes(
         self, arm: str | None, *columns: str, outcomes: Sequence[str] = OUTCOMES
     ) -> pd.DataFrame:
@@ -414,6 +430,9 @@ class Run:
                     for arm, points in self.turn_ends.items()
                 },
             }
+        if self.levels:
+            result["sizing"] = self.sizing
+            result["levels"] = [level.to_json() for level in self.levels]
         if len(self.arms) > 1:
             result["arms"] = {}
             for arm, columns in self.header.arms.items():
@@ -453,6 +472,8 @@ class Run:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
         parts += self.comparisons + self.turn_taking + self.recognition
         parts += recommendation(self.turn_ends)
+        if self.levels:
+            parts += ["", table_text(load.table(self.levels)), "", self.sizing]
         if self.warnings:
             parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
         return "\n".join(parts)

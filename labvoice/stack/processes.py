@@ -53,6 +53,22 @@ def require_free_port(port: int, what: str) -> None:
             ) from None
 
 
+def memory_of(pid: int) -> int:
+    """Proportional set size of a process and all its descendants, in bytes; 0 of one that ended."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.rss)
+            except psutil.Error:
+                continue
+    except psutil.Error:
+        return total
+    return total
+
+
 class ManagedProcess:
     """One running command of the stack; made by :meth:`start`.
 
@@ -148,18 +164,7 @@ class ManagedProcess:
 
     def memory_bytes(self) -> int:
         """Proportional set size of the command and all its descendants, in bytes."""
-        total = 0
-        try:
-            root = psutil.Process(self.pid)
-            for process in [root, *root.children(recursive=True)]:
-                try:
-                    info = process.memory_full_info()
-                    total += getattr(info, "pss", info.rss)
-                except psutil.Error:
-                    continue
-        except psutil.Error:
-            return total
-        return total
+        return memory_of(self.pid)
 
     def be_nice(self) -> None:
         """Lowers the priority of the process (`nice`); children inherit it."""
