@@ -31,6 +31,12 @@ def load_threshold(server: AgentServer) -> float:
     return ServerEnvOption.getvalue(server._load_threshold, False)
 
 
+def listen(server: AgentServer, host: str, metrics_port: int | None) -> None:
+    """Sets where a worker that does not run yet serves its health, and its metrics if anywhere."""
+    server._host = host
+    server._prometheus_port = metrics_port
+
+
 def job_times(context: JobContext) -> dict[str, float]:
     """Returns the job's marks up to its process, in seconds of this machine's wall clock."""
     info = context._info

@@ -7,12 +7,13 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from livekit.agents import AgentServer
 
+from labvoice.agent import _livekit
 from labvoice.errors import LabvoiceError
 from labvoice.settings import Settings, load_settings
 
@@ -29,7 +30,9 @@ class MakeServer(Protocol):
 def run_worker(make: MakeServer) -> int:
     """Parses the arguments, runs the worker until a signal comes, and returns the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True, help="health and status on loopback")
+    parser.add_argument("--port", type=int, required=True, help="health and status")
+    parser.add_argument("--host", default="127.0.0.1", help="address of health and metrics")
+    parser.add_argument("--metrics-port", type=int, help="Prometheus; none if absent")
     parser.add_argument("--agent-name", help="LABVOICE_AGENT_NAME; empty: serves every room")
     arguments = parser.parse_args()
     logging.basicConfig(
@@ -40,16 +43,22 @@ def run_worker(make: MakeServer) -> int:
         settings = load_settings()
         if arguments.agent_name is not None:
             settings = settings.model_copy(update={"agent_name": arguments.agent_name})
-        asyncio.run(_run(make, settings, arguments.port))
+
+        def made() -> AgentServer:
+            server = make(settings, port=arguments.port)
+            _livekit.listen(server, arguments.host, arguments.metrics_port)
+            return server
+
+        asyncio.run(_run(made, settings))
     except LabvoiceError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
 
 
-async def _run(make: MakeServer, settings: Settings, port: int) -> None:
+async def _run(make: Callable[[], AgentServer], settings: Settings) -> None:
     async with _writing_turns(settings):
-        await _serve(make(settings, port=port), settings.drain_timeout_s)
+        await _serve(make(), settings.drain_timeout_s)
 
 
 @asynccontextmanager

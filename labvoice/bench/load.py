@@ -386,7 +386,7 @@ class _LevelRun:
         begin_s = time.monotonic() + _LEAD_S
         lasts_s = _LEAD_S + max(planned.turns_s[-1] for planned in plan)
         addresses = list(self._offsets)
-        futures = {}
+        futures: dict[str, Any] = {}
         for place, address in enumerate(addresses):
             if not (mine := numbered[place :: len(addresses)]):
                 continue
@@ -437,7 +437,7 @@ class _LevelRun:
                     "the log of the Dask worker tells why",
                 )
             await asyncio.sleep(_POLL_S)
-        texts = {}
+        texts: dict[str, str] = {}
         for address, future in futures.items():
             try:
                 if self._client.asynchronous:

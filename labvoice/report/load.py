@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 from labvoice.errors import RunFileError
 from labvoice.report import style
 from labvoice.report.style import BLUE, GRID, MUTED, ORANGE, VERMILION, Picture
-from labvoice.runs.load import LIMIT_S, Level, knee
+from labvoice.runs.load import LIMIT_S, Level, knee, number
 from labvoice.runs.run import Run
 
 
@@ -24,7 +24,7 @@ def load_curve(run: Run) -> Picture:
     levels = run.levels
     if not any(math.isfinite(level.p50_s) for level in levels):
         raise RunFileError("the run has no levels of load", "see `labvoice bench load`")
-    limit_s = float(run.header.config.get("limit_s") or LIMIT_S)  # type: ignore[arg-type]
+    limit_s = number(run.header.config.get("limit_s"), LIMIT_S)
     with style.picture(9.6, 4.6) as figure:
         axes = figure.add_subplot()
         _line(axes, levels, "p50_s", BLUE, "median")
@@ -59,7 +59,7 @@ def _line(axes: Axes, levels: Sequence[Level], name: str, color: str, label: str
     axes.plot(at, values, color=color, linewidth=1.4, label=label)
     for x, y, level in zip(at, values, drawn, strict=True):
         low, high = getattr(level, name.replace("_s", "_ci95_s"))
-        spread = None
+        spread: list[list[float]] | None = None
         if math.isfinite(low):
             spread = [[max(0.0, y - low * 1e3)], [max(0.0, high * 1e3 - y)]]
         face = "none" if level.void else color

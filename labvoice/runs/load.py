@@ -126,6 +126,11 @@ def knee(levels: Sequence[Level], limit_s: float) -> Knee:
     return Knee(within, None)
 
 
+def number(value: object, otherwise: float) -> float:
+    """Returns a number of a run's header; `otherwise` where it is none, or zero."""
+    return float(value) if isinstance(value, int | float) and value else otherwise
+
+
 def levels_of(run: Run) -> list[Level]:
     """Returns the levels of a run of `labvoice bench load` that were made, fewest callers first.
 

@@ -243,9 +243,9 @@ class Run:
         config = self.header.config
         return load.sizing(
             self.levels,
-            float(config.get("limit_s") or load.LIMIT_S),  # type: ignore[arg-type]
-            workers=int(config.get("workers") or 1),  # type: ignore[arg-type]
-            cores=int(self.header.host.get("cores") or 1),  # type: ignore[arg-type]
+            load.number(config.get("limit_s"), load.LIMIT_S),
+            workers=int(load.number(config.get("workers"), 1)),
+            cores=int(load.number(self.header.host.get("cores"), 1)),
         )
 
     def _turn_notes(
