@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-import pytest
 
 from labvoice.lab import Lab
 
 
-@pytest.mark.smoke
 async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) -> None:
     """Three callers on two Dask workers are one run, with place and clock of each; none stays."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     run = await lab.bench.load(
-        3, rate=10, seconds=6, echo=True, warmup=0, out=tmp_path / "load.jsonl", progress=print
+        3, rate=10, seconds=6, echo=True, warmup=0, out=tmp_path / "load.jsonl"
     )
     (level,) = run.levels
     assert (level.callers, level.turns, level.joins, level.failed_joins) == (3, 3, 3, 0)
