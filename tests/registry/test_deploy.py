@@ -1,4 +1,4 @@
-"""Deployment: linters and schemas of the registries accept it, and the package installs anywhere."""
+"""Deployment: linters and schemas of the registries accept it; wheel and sdist install."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_every_dependency_is_locked_and_its_licence_is_stated() -> None:
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     shipped = [*project["dependencies"]]
-    for name in ("agent", "lab", "service", "notebook"):
+    for name in ("agent", "lab", "service", "notebook", "scale"):
         shipped += extras[name]
     names = {re.match(r"[\w.-]+", each)[0] for each in shipped} - {"labvoice"}  # type: ignore[index]
     lock = (_ROOT / "requirements.lock").read_text(encoding="utf-8")
