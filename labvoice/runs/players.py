@@ -26,6 +26,8 @@ _BINS: Final = 900
 _EMBEDDED_FAILURES: Final = 4
 """How many recordings of failed calls are embedded; the others are linked."""
 _TYPES: Final = {".ogg": "audio/ogg", ".wav": "audio/wav"}
+_SAID_AT: Final = ("user_speech_start", "interruption_start", "sound_start")
+"""Where the caller's words of a turn begin, or the sound of a probe."""
 _LEAST_BOTH_S: Final = 0.1
 """A shorter time in which both sides sound is the edge of a word."""
 
@@ -302,15 +304,14 @@ def _said(run: Run, trial: int, at_s: dict[tuple[str, int | None], float]) -> li
     said = []
     for row in notes[notes["trial"] == trial].to_dict("records"):
         turn = None if pd.isna(row["turn"]) else int(row["turn"])
-        for who, mark, words in (
-            ("agent", "greeting_heard", row["greeting"]),
-            ("caller", "user_speech_start", _text(row["said"]) or row["transcript"]),
-            ("agent", "reply_heard", row["reply"]),
+        for who, marks, words in (
+            ("agent", ("greeting_heard",), row["greeting"]),
+            ("caller", _SAID_AT, _text(row["said"]) or row["transcript"]),
+            ("agent", ("reply_heard", "new_reply_heard"), row["reply"]),
         ):
-            if (mark, turn) in at_s:
-                said.append(
-                    Caption(who, _text(words), at_s[mark, turn], who == "agent" and turn in cut)
-                )
+            begins = [at_s[mark, turn] for mark in marks if (mark, turn) in at_s]
+            if begins:
+                said.append(Caption(who, _text(words), begins[0], who == "agent" and turn in cut))
     return said
 
 

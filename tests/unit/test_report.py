@@ -282,7 +282,13 @@ def test_the_median_the_slowest_and_the_failed_call_can_be_listened_to(tmp_path:
     parsed(page)
 
 
-def test_a_player_has_words_and_interruptions_on_its_axis(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said_at", "reply_at"),
+    [("user_speech_start", "reply_heard"), ("interruption_start", "new_reply_heard")],
+)
+def test_a_player_has_words_and_interruptions_on_its_axis(
+    tmp_path: Path, said_at: str, reply_at: str
+) -> None:
     """Each side's words begin at their marks, and where both sides sound is told."""
     at_s = np.arange(24000 * 6) / 24000
     hum = 6000 * sum(np.sin(2 * np.pi * 120 * n * at_s) / n for n in range(1, 6))
@@ -294,7 +300,7 @@ def test_a_player_has_words_and_interruptions_on_its_axis(tmp_path: Path) -> Non
         run.mark(0, Mark("greeting_heard", 100.6))
         run.outcome(0, "ok")
         run.note(0, greeting="Hello!")
-        for name, instant_s in (("user_speech_start", 101.5), ("reply_heard", 103.0)):
+        for name, instant_s in ((said_at, 101.5), (reply_at, 103.0)):
             run.mark(0, Mark(name, instant_s), turn=0)
         run.note(0, 0, said="Are <you> there?", reply="Yes, I am.")
         run.outcome(0, "interrupted", turn=0)
