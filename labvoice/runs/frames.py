@@ -81,7 +81,10 @@ class Frames:
 
     def _trial_of(self, table: pd.DataFrame) -> _Integers:
         """The place of each row's trial."""
-        return np.searchsorted(self._number, table["trial"].to_numpy(np.int64)).astype(np.int64)
+        trials, numbers = table["trial"].to_numpy(np.int64), self._number
+        if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1:
+            return trials - numbers[0]  # none is left out: nothing needs to be searched
+        return np.searchsorted(numbers, trials).astype(np.int64)
 
     def _keys(self, table: pd.DataFrame) -> _Integers:
         turns = np.searchsorted(self._turns, table["turn"].to_numpy(np.int64))
