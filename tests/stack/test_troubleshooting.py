@@ -358,6 +358,8 @@ async def test_a_model_that_refuses_is_quoted(lab: Lab, monkeypatch: pytest.Monk
             with pytest.raises(NoReplyError) as caught:
                 await call.hear(10)
         assert call.turns[0].outcome == "no_reply"
+        errors = [each for each in call.session_events if each["event"] == "error"]
+        assert any("temperature" in each["message"] for each in errors), errors
         assert {body["temperature"] for body in asked} == {0.5}
         assert_documented(caught.value.observed, "the model refused")  # entry
         assert "'temperature' does not support 0.5 (***)" in caught.value.observed
