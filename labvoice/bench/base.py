@@ -260,7 +260,7 @@ async def call_trial(
             yield this, call
         finally:
             await lab.end_call(call)
-            run.note(number, **ending_facts(call))
+            run.note(number, **ending_facts(call, lab.settings.masked))
             this.warning = await asyncio.to_thread(
                 record_sound, run, number, call, lab.settings.recording
             )
@@ -501,12 +501,21 @@ def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     return {**columns(own), "strategy": arm.strategy, **link, **arm.columns}
 
 
-def ending_facts(call: Call) -> dict[str, Any]:
-    """Returns what is known at the end of a call; its session events as JSON."""
+def ending_facts(call: Call, masked: Callable[[str], str] = str) -> dict[str, Any]:
+    """Returns what is known at the end of a call; its session events as JSON.
+
+    Args:
+        call: The call.
+        masked: Returns a text without secrets: an endpoint's error may quote the key.
+    """
     ready = {"ready_by": call.ready_by} if call.ready_by else {}
     traced = {"traceparent": call.traceparent} if call.traceparent else {}
-    events = json.dumps(call.session_events)
-    return {"notice": "; ".join(call.notices), **ready, **traced, "session_events": events}
+    events = [
+        {**event, "message": masked(event["message"])} if event["event"] == "error" else event
+        for event in call.session_events
+    ]
+    told = {"session_events": json.dumps(events)}
+    return {"notice": "; ".join(call.notices), **ready, **traced, **told}
 
 
 def connection_facts(call: Call) -> dict[str, Any]:

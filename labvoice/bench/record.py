@@ -61,6 +61,6 @@ def record_call(
                 run.mark(0, Mark(name, at_s), turn=turn.number)
             record_turn(run, 0, turn)
             run.outcome(0, turn.outcome, turn=turn.number)
-        run.note(0, **ending_facts(call))
+        run.note(0, **ending_facts(call, settings.masked))
         record_sound(run, 0, call, settings.recording)
     return Run.load(path)

@@ -13,6 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from labvoice.bench.arms import DEFAULT
 from labvoice.bench.base import arm_columns
+from labvoice.bench.record import record_call
 from labvoice.caller.call import Call
 from labvoice.caller.recorder import check_recording
 from labvoice.caller.turns import Turn
@@ -157,6 +158,17 @@ async def test_a_call_writes_its_recording_when_it_ends(settings: Settings, tmp_
         assert any("cannot be written" in notice for notice in call.notices) != kept
     with pytest.raises(UsageError, match=r"call\.mp3"):
         check_recording(Path("call.mp3"))
+
+
+async def test_no_key_that_an_error_quotes_is_recorded(settings: Settings, tmp_path: Path) -> None:
+    """A session's error is the endpoint's own sentence, which may have the key in it."""
+    known = settings.model_copy(update={"openai_api_key": SecretStr("sk-of-the-user")})
+    call, _ = simulated_call(known)
+    call.session_events.append({"event": "error", "message": "sk-of-the-user is no key"})
+    path = tmp_path / "call.jsonl"
+    run = record_call(known, call, path)
+    assert "*** is no key" in run.notes["session_events"].dropna().iloc[0]
+    assert "sk-of-the-user" not in path.read_text(encoding="utf-8")
 
 
 def test_what_was_typed_has_no_word_error_rate(settings: Settings) -> None:
