@@ -12,6 +12,7 @@ import pytest
 
 from labvoice.bench.imports import find_calls, import_calls
 from labvoice.caller.recorder import Recording
+from labvoice.caller.tracks import BACKGROUND_TRACK
 from labvoice.caller.turns import FILLER_GAP_S
 from labvoice.lab import Lab
 from labvoice.runs.remeasure import AGREES_S
@@ -52,10 +53,13 @@ async def test_an_agent_that_tells_no_name_is_known_by_its_job(
 async def test_a_voice_is_heard_beside_the_background_players_track(
     lab: Lab, foreign: TargetAgent, recorded: list[Utterance], sound: str
 ) -> None:
-    """Greeting and reply are those of the voice's track; both tracks are in what was heard."""
+    """Greeting and reply are those of the voice's track; both tracks are in what was heard.
+
+    The voice is dated where the voice's track alone has it, at the player's default volume.
+    """
     asked = {"greeting": "Hello, this is the shop.", sound: 1.0}
     async with lab.call(agent_name=foreign, metadata=asked) as call:
-        assert "shop" in await call.hear_greeting()
+        assert "shop" in await call.hear_greeting(PATIENCE_S)
         await call.say(recorded[0])
         turn = await call.hear(PATIENCE_S)
         assert turn.outcome == "ok"
@@ -63,6 +67,13 @@ async def test_a_voice_is_heard_beside_the_background_players_track(
         told = {event["event"] for event in call.session_events}
         assert {"agent_state_changed", "user_input_transcribed", "conversation_item_added"} <= told
         assert any("'background_audio'" in notice for notice in call.notices)
+        voice, background = sorted(
+            call.agent.ear.tracks.values(), key=lambda track: track.name == BACKGROUND_TRACK
+        )
+        assert background.name == BACKGROUND_TRACK
+        assert background.listener.never_silent
+        alone = {each.start_s for each in voice.listener.voices}
+        assert {call.marks["greeting_heard"], turn.marks["reply_heard"]} <= alone
 
 
 @pytest.mark.parametrize(
