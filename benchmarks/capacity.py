@@ -1,9 +1,9 @@
 """Simulates capacity: from the measured cost of a call to fleets, and what breaks first.
 
-`python -m benchmarks.capacity LOAD.jsonl [--echo ECHO.jsonl]` takes runs of `labvoice bench load`:
-LOAD of the agent, ECHO of the same machine with `--echo`, which tells what the media path costs
-alone. It prints the levels that the model predicts beside those that were measured, and the fleets
-for 1,000 and 100,000 calls at once. docs/scale.md has the assumptions and a result.
+`python -m benchmarks.capacity LOAD.jsonl [--echo ECHO.jsonl] [--waiting S]` takes runs of
+`labvoice bench load`: LOAD of the agent, ECHO of the same machine with `--echo`, which tells what
+the media path costs alone. It prints the levels that the model predicts beside those that were
+measured, and the fleets for 1,000 and 100,000 calls at once. docs/scale.md has the assumptions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from labvoice.runs.load import LIMIT_S, Level, knee
+from labvoice.runs.load import Level, knee
 from labvoice.runs.run import Run
 
 Floats = npt.NDArray[np.float64]
@@ -107,24 +107,30 @@ def sojourns(
 
 
 def predicted_p95(
-    callers: int, *, period_s: float, work_s: float, free: float, fixed_s: float
+    callers: int, *, period_s: float, p50_s: float, p95_s: float, work_s: float, free: float
 ) -> float:
     """Returns the 95th percentile of the latency of so many callers, in seconds.
+
+    A turn's latency is lognormal where it is alone; of it a share is work on the cores, and lasts
+    longer the more turns are under way.
 
     Args:
         callers: Each has a turn in every period, at a random instant of it.
         period_s: In seconds.
-        work_s: Mean seconds of one core that a turn needs, exponentially distributed.
-        free: Cores that media and idle processes leave.
-        fixed_s: What a turn takes besides its work, in seconds.
+        p50_s: Median of the latency of a turn that is alone, in seconds.
+        p95_s: Its 95th percentile.
+        work_s: How much of the median is work, in seconds of one core.
+        free: Cores that everything else leaves.
     """
-    if callers * work_s / period_s >= free:
+    if free <= 0 or callers * work_s / period_s >= free:
         return math.inf
     rng = np.random.default_rng(_SEED)
     turns = max(40, 2000 // callers)
     at_s = np.sort((np.arange(turns)[:, None] + rng.random((turns, callers))).ravel() * period_s)
-    stay = sojourns(at_s, rng.exponential(work_s, len(at_s)), free)
-    return float(fixed_s + np.percentile(stay, 95))
+    sigma = math.log(max(p95_s / p50_s, 1.0)) / 1.645
+    alone_s = rng.lognormal(math.log(p50_s), sigma, len(at_s))
+    of_it = alone_s * work_s / p50_s
+    return float(np.percentile(alone_s - of_it + sojourns(at_s, of_it, free), 95))
 
 
 def erlang_b(load: float, slots: int) -> float:
@@ -181,33 +187,45 @@ def check(
     levels: Sequence[Level],
     config: dict[str, Any],
     of_call: Cost,
+    *,
     media: float,
-    cores: int,
-    callers_cores: float,
+    waiting_s: float,
+    cores: float,
 ) -> tuple[int | None, list[str]]:
     """Predicts each level from the first one and the costs.
 
+    Args:
+        levels: Those that are not void, fewest callers first.
+        config: Of the run.
+        of_call: What a call costs.
+        media: Cores of a call's media, which are used all the time.
+        waiting_s: Seconds of a turn's latency that wait, and use no core.
+        cores: Of the machine.
+
     Returns:
-        The predicted knee, None where it is beyond the levels or before them; a line for each
-        level.
+        The predicted knee, None where it is before the first level; a line for each level.
     """
-    limit_s, period_s = float(config.get("limit_s", LIMIT_S)), 60.0 / config["rate_per_min"]
-    work_s = max(0.001, (of_call.total - media) * period_s)
+    limit_s, period_s = float(config["limit_s"]), 60.0 / float(config["rate_per_min"])
     first = levels[0]
-    fixed_s = max(0.0, first.p95_s - 3.0 * work_s)  # the 95th percentile of an exponential: 3.0
+    # Not more than what the latency leaves is on the way of a reply; the rest goes beside it.
+    work_s = min(max(0.0, of_call.total - media) * period_s, max(0.0, first.p50_s - waiting_s))
+    beside = of_call.total - work_s / period_s
+    beside += float(np.mean([level.cpu.get("callers", 0.0) / level.callers for level in levels]))
     lines: list[str] = []
     bend: int | None = None
     for level in levels:
-        free = cores - of_call.idle - level.callers * (media + callers_cores)
         p95_s = predicted_p95(
-            level.callers, period_s=period_s, work_s=work_s, free=max(free, 0.01), fixed_s=fixed_s
+            level.callers,
+            period_s=period_s,
+            p50_s=first.p50_s,
+            p95_s=first.p95_s,
+            work_s=work_s,
+            free=cores - of_call.idle - level.callers * beside,
         )
         if p95_s <= limit_s:
             bend = level.callers
-        lines.append(
-            f"| {level.callers} | {level.p95_s:.2f} | "
-            f"{'over' if math.isinf(p95_s) else f'{p95_s:.2f}'} |"
-        )
+        words = "no end" if math.isinf(p95_s) else f"{p95_s:.2f}"
+        lines.append(f"| {level.callers} | {level.p95_s:.2f} | {words} |")
     return bend, lines
 
 
@@ -236,6 +254,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("load", type=Path)
     parser.add_argument("--echo", type=Path, help="the same machine, with --echo")
+    parser.add_argument(
+        "--waiting",
+        type=float,
+        default=0.0,
+        help="seconds of a turn that wait: the silence that ends it, a model that runs elsewhere",
+    )
     arguments = parser.parse_args()
     run = Run.load(arguments.load)
     levels = [level for level in run.levels if not level.void]
@@ -247,14 +271,19 @@ def main() -> None:
     media = 0.0
     if arguments.echo is not None:
         media = cost([level for level in Run.load(arguments.echo).levels if not level.void]).total
-    callers = float(np.mean([level.cpu.get("callers", 0.0) / level.callers for level in levels]))
     print(
         "cores a call: "
         + ", ".join(f"{part} {used:.3f}" for part, used in of_call.cores.items())
-        + f"; media alone {media:.3f}; a caller here {callers:.3f}; "
-        f"memory a call {of_call.memory_bytes / 2**20:.0f} MiB"
+        + f"; media alone {media:.3f}; memory a call {of_call.memory_bytes / 2**20:.0f} MiB"
     )
-    bend, lines = check(levels, config, of_call, min(media, of_call.total), cores, callers)
+    bend, lines = check(
+        levels,
+        config,
+        of_call,
+        media=min(media, of_call.total),
+        waiting_s=arguments.waiting,
+        cores=cores,
+    )
     measured = knee(run.levels, float(config["limit_s"])).within
     print(
         "\n| callers | p95 measured, s | p95 predicted, s |\n| --- | --- | --- |", *lines, sep="\n"
@@ -270,9 +299,9 @@ def main() -> None:
     slots = slots_for(1_000, _REFUSED)
     print(
         f"\n1,000 calls, {slots} slots, refused: by Erlang's formula {erlang_b(1000, slots):.2%}, "
-        f"simulated {refused_share(1000, slots):.2%}"
+        f"simulated {refused_share(1000, slots, hours=20):.2%}"
     )
-    for headroom in (0.6, 0.4):
+    for headroom in (0.95, 0.8, 0.6):
         room = math.ceil(1000 / headroom)
         share = refused_share(1000, room, hours=1 / 6, surge=_SURGE, grow_after_s=_WORKER_START_S)
         print(

@@ -294,7 +294,7 @@ def table(levels: Sequence[Level]) -> pd.DataFrame:
                     for name, at_s in zip(names, times, strict=True)
                 },
                 "void": "void" if level.void else "",
-                **{f"cpu_{part}": round(used, 2) for part, used in level.cpu.items()},
+                **{f"cpu_{part}": f"{used:.2f}" for part, used in level.cpu.items()},
                 **{f"mib_{part}": round(size / 2**20) for part, size in level.memory_bytes.items()},
             }
         )

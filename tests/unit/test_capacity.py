@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.capacity import (
+    check,
     cost,
     erlang_b,
     fleet,
@@ -70,6 +71,18 @@ def test_the_cost_of_a_call_is_the_slope_over_the_levels() -> None:
 
 def test_the_predicted_latency_rises_with_the_load_and_has_no_bound_beyond_the_cores() -> None:
     """At more work than the cores do, there is no steady state."""
-    of = {"period_s": 10.0, "work_s": 0.5, "free": 1.5, "fixed_s": 0.4}
+    of = {"period_s": 10.0, "p50_s": 0.8, "p95_s": 1.0, "work_s": 0.5, "free": 1.5}
+    assert predicted_p95(1, **of) == pytest.approx(1.0, abs=0.02)  # as it was measured alone
     assert predicted_p95(1, **of) < predicted_p95(20, **of) < predicted_p95(28, **of)
     assert math.isinf(predicted_p95(31, **of))
+
+
+def test_a_run_is_predicted_from_its_first_level() -> None:
+    """The first level is what it was measured as, and the knee is where the cores end."""
+    levels = [level(n, p95_s, cpu={"worker": 0.2 * n}) for n, p95_s in ((1, 0.8), (4, 0.9), (8, 2))]
+    config = {"limit_s": 1.2, "rate_per_min": 6}
+    bend, lines = check(levels, config, cost(levels), media=0.0, waiting_s=0.3, cores=1)
+    assert bend in (1, 4)
+    assert "| 0.80 | 0.8" in lines[0]
+    assert len(lines) == 3
+    assert lines[-1].endswith("no end |")
