@@ -48,17 +48,11 @@ _REST_TIMEOUT_S: Final = 5.0
 class Conversation:
     """A caller's side of a conversation in a room; :class:`labvoice.caller.call.Call` connects it.
 
+    It takes what the call takes, and these.
+
     Args:
-        room: Name of the room.
-        identity: The caller's own.
         why_ended: Returns why a job ended, from the dispatch's id and the agent's identity.
         is_bot: Whether the agent is a bot that joins by itself.
-        greets: Whether the agent speaks first; None where it is not known.
-        greeting_timeout_s: How long an agent of which it is not known is waited for, in seconds.
-        apologises: Whether a replacement agent speaks first.
-        on_mark: Called with each connection mark as it is set.
-        open_link: Opens the link of the caller's media; None for a direct connection.
-        tap: The relay before the agent, where the lab dates packets.
 
     Attributes:
         room_name: Name of the room.
