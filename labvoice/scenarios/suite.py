@@ -25,6 +25,7 @@ from labvoice.bench.base import (
 from labvoice.bench.turns import record_turn
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
+from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.livekit_file import load_all
 from labvoice.scenarios.model import Scenario, ScenarioFile
 from labvoice.scenarios.passing import PassRate
@@ -339,7 +340,10 @@ def _target(file: ScenarioFile, agent: Target | None, default: Target | None) ->
     text = file.scenario.agent
     if agent is not None or text is None:
         return agent or default or Target.own()
-    return target_near(text, None if file.path is None else file.path.parent)
+    try:
+        return target_near(text, None if file.path is None else file.path.parent)
+    except UsageError as error:
+        raise ScenarioError(f"agent: {error.observed}", error.hint, path=file.path) from None
 
 
 def target_near(text: str, folder: Path | None) -> Target:
