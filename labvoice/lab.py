@@ -21,6 +21,7 @@ from labvoice.caller.connection import PendingCall
 from labvoice.caller.marks import PastCall
 from labvoice.caller.recorder import check_recording
 from labvoice.caller.reports import SESSION_MODULE
+from labvoice.choices import Mode
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -33,7 +34,7 @@ from labvoice.memory.api import LettaApi
 from labvoice.protocol.metadata import JobMetadata, Metadata
 from labvoice.protocol.tracing import new_traceparent, traced
 from labvoice.protocol.vocabulary import Mark
-from labvoice.settings import Mode, Settings, load_settings, read_settings
+from labvoice.settings import Settings, load_settings, read_settings
 from labvoice.speech import engines
 from labvoice.speech.utterances import Channel, Utterance, make_utterance
 from labvoice.speech.weights import Progress

@@ -42,10 +42,11 @@ from labvoice.agent.idle import IdleWatch
 from labvoice.agent.model_errors import ModelErrors
 from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
+from labvoice.choices import Mode
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
 from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.proxies import is_loopback, proxy_for
-from labvoice.settings import DEFAULT_OPENAI_MODEL, Mode, Settings, load_settings
+from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings, load_settings
 from labvoice.speech import engines
 from labvoice.speech.turn_ends import load_detector
 

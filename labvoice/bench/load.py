@@ -33,8 +33,9 @@ from labvoice.bench.base import (
 )
 from labvoice.bench.calibrate import tone
 from labvoice.bench.turns import default_utterances, said_in, take_turn
-from labvoice.caller.call import GREETING_TIMEOUT_S, Call
+from labvoice.caller.call import Call
 from labvoice.caller.clock import ClockOffset
+from labvoice.caller.conversation import GREETING_TIMEOUT_S
 from labvoice.caller.microphone import SAMPLE_RATE_HZ
 from labvoice.caller.turns import Turn
 from labvoice.dispatch import Dispatcher
@@ -408,7 +409,7 @@ class _LevelRun:
             await asyncio.gather(following, return_exceptions=True)
         for address, text in texts.items():
             self._join(text, address)
-        self._run.note(numbered[0][0], **usage.facts())
+        self._run.note(numbered[0][0], None, **usage.facts())
 
     def _parts(self) -> dict[str, list[int]]:
         """Returns the processes of each part that runs here, by process id."""

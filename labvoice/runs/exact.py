@@ -71,7 +71,8 @@ def signed_rank(differences: npt.ArrayLike) -> float:
     for rank in doubled:
         counts[rank:] = counts[rank:] + counts[:-rank]
     low = round(min(2 * above, doubled.sum() - 2 * above))
-    return min(1.0, 2 * float(counts[: low + 1].sum()) / 2**n)
+    below = float(counts[: low + 1].sum())
+    return min(1.0, 2 * below / math.pow(2, n))
 
 
 def more_often(k: int, n: int, base_k: int, base_n: int) -> float:

@@ -83,7 +83,8 @@ class Frames:
         """The place of each row's trial."""
         trials, numbers = table["trial"].to_numpy(np.int64), self._number
         if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1:
-            return trials - numbers[0]  # none is left out: nothing needs to be searched
+            places: _Integers = trials - numbers[0]  # none is left out: nothing to search
+            return places
         return np.searchsorted(numbers, trials).astype(np.int64)
 
     def _keys(self, table: pd.DataFrame) -> _Integers:

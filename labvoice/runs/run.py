@@ -14,6 +14,7 @@ import pandas as pd
 from labvoice.protocol.vocabulary import OUTCOMES
 from labvoice.runs import copies, frames, load, reader, statistics, turn_taking
 from labvoice.runs.lines import FORMAT, RunLine
+from labvoice.runs.load import Level
 from labvoice.runs.players import Player, listen
 from labvoice.runs.tables import table_cells, table_text, template
 from labvoice.runs.turn_ends import Point, curves, recommendation
@@ -233,7 +234,7 @@ class Run:
         return curves(self)
 
     @cached_property
-    def levels(self) -> list[load.Level]:
+    def levels(self) -> list[Level]:
         """What each number of callers came to, fewest first; empty for other runs than `load`."""
         return load.levels_of(self)
 
