@@ -267,6 +267,7 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None  # it keeps its traceback, and so this listener
         self.close()
         self._on_change = lambda: None  # its owner, which has this listener
 

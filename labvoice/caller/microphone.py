@@ -205,6 +205,7 @@ class Microphone:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None  # it keeps its traceback, and so this microphone
         await self._source.aclose()
 
 

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from labvoice.caller.agent import RoomAgent
 from labvoice.caller.call import Call
 from labvoice.caller.connection import PendingCall
 from labvoice.caller.marks import ConnectionMarks
+from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Turns
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError
@@ -77,11 +80,34 @@ async def test_a_call_that_has_ended_is_freed_without_the_garbage_collector() ->
             call.agent.follow()
             await call.reports.start()
             call.agent.ear.add("track", name="voice", publisher="agent")
-        kept = [weakref.ref(each) for each in (call, call.media.room, call.agent, call.reports)]
+        parts = (call, call.media.room, call.agent, call.reports, call.recorder)
+        kept = [weakref.ref(each) for each in parts]
         ended.clear()
-        del call
+        del call, parts
         await asyncio.sleep(0)  # tasks that have ended let go of what they used
-        assert [each() for each in kept] == [None] * 4
+        assert [each() for each in kept] == [None] * 5
+    finally:
+        gc.enable()
+
+
+async def test_a_microphone_that_is_off_is_freed_without_the_garbage_collector() -> None:
+    """The task that sent its sound, and was cancelled, keeps neither it nor whoever it told."""
+
+    class Deaf:
+        async def publish_track(self, *_: object) -> None:
+            pass
+
+    room = cast("rtc.Room", SimpleNamespace(local_participant=Deaf()))
+    gc.disable()
+    try:
+        microphone = Microphone()
+        await microphone.publish(room)
+        await asyncio.sleep(0.05)
+        await microphone.aclose()
+        kept = weakref.ref(microphone)
+        del microphone
+        await asyncio.sleep(0)
+        assert kept() is None
     finally:
         gc.enable()
 
