@@ -192,14 +192,23 @@ class Lab:
 
     async def _start_parts(self) -> None:
         stack = self._stack
-        self.settings = await stack.start_server(self.settings, self._webhook_url)
+        starting = [asyncio.create_task(stack.start_server(self.settings, self._webhook_url))]
         if self._wants_model:
-            self.settings = await stack.start_model(self.settings)
+            starting.append(asyncio.create_task(stack.start_model(self.settings)))
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            for each in starting:
+                each.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            raise
+        self.settings = starting[-1].result()
+        assert stack.server is not None
+        self.settings = stack.server.in_settings(self.settings)
         if self._wants_letta:
             self.settings = await stack.start_letta(self.settings, fresh=self._fresh)
         self.model_check = ModelCheck(self.settings)
         server = stack.server
-        assert server is not None
         self._dispatcher = await stack.exits.enter_async_context(
             Dispatcher(
                 server.url, server.api_key, server.api_secret, self.pool.statuses, server.log

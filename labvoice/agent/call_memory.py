@@ -8,15 +8,16 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
-
-from letta_client import AsyncLetta
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.blocks import MemorySnapshot, watch
 from labvoice.memory.client import MAX_STEPS, is_agent_id, new_client, resolve, translate_errors
 from labvoice.memory.turn_store import DISK_ERRORS, Counts, TurnStore
 from labvoice.settings import Settings
+
+if TYPE_CHECKING:
+    from letta_client import AsyncLetta
 
 logger = logging.getLogger("labvoice.agent")
 

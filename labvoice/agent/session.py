@@ -31,7 +31,7 @@ from livekit.agents import (
     vad,
 )
 from livekit.agents.voice.turn import InterruptionOptions
-from livekit.plugins import openai, silero
+from livekit.plugins import openai
 from openai import AsyncOpenAI
 
 from labvoice.agent import _livekit, traces
@@ -43,6 +43,7 @@ from labvoice.agent.model_errors import ModelErrors
 from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
 from labvoice.choices import Mode
+from labvoice.memory.client import import_client
 from labvoice.protocol.metadata import ATTRIBUTE_MEMORY, parse_metadata
 from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.proxies import is_loopback, proxy_for
@@ -140,13 +141,15 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[r
 def load_models() -> Models:
     """Loads the models of the settings; cached, so that threads of one process share them."""
     settings = load_settings()
+    if settings.letta_base_url:
+        import_client()
     recogniser, voice = engines.both(settings)
     speech = voice.load(settings)
     _turn_detection(settings)  # its weights stay loaded
     return Models(
         recogniser.load(settings),
         speech,
-        inference.VAD(min_silence_duration=0.25) if recogniser.local else silero.VAD.load(),
+        inference.VAD(min_silence_duration=0.25) if recogniser.local else engines.load_vad(),
         load_llm(settings),
         spoken=asyncio.run(_warm_up(settings, speech)) if voice.local else {},
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pandas as pd
-from letta_client.types.agent_state import AgentState
 from pydantic import SecretStr
 
 from labvoice.errors import ServerUnreachableError, UsageError
@@ -20,6 +19,9 @@ from labvoice.memory.client import (
     translate_errors,
 )
 from labvoice.proxies import http_client
+
+if TYPE_CHECKING:
+    from letta_client.types import AgentState
 
 _TIMEOUT_S: Final = 30.0
 _DELETE_RETRIES: Final = 4  # over some 7 s

@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
-
-from letta_client import AsyncLetta
+from typing import TYPE_CHECKING, Final
 
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.client import translate_errors
+
+if TYPE_CHECKING:
+    from letta_client import AsyncLetta
 
 _log = logging.getLogger(__name__)
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import difflib
 import functools
+import importlib
 import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-# Both packages import modules at first use, which would block a call's event loop for 0.2 s to 0.8
-# s; here it happens when a process starts.
-import httpcore  # noqa: F401
 import httpx
-import letta_client
-import letta_client.resources.agents.agents
-import letta_client.resources.runs.runs
-from letta_client import AsyncLetta
-from letta_client.types import AgentState
 from pydantic import SecretStr
 
 from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
 from labvoice.proxies import http_client
 
+if TYPE_CHECKING:  # it takes most of a second to import, for which nobody without Letta waits
+    import letta_client
+    from letta_client import AsyncLetta
+    from letta_client.types import AgentState
+
+_MODULES: Final = (
+    "httpcore",
+    "letta_client.resources.agents.agents",
+    "letta_client.resources.runs.runs",
+)
 _AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 PAGE: Final = 100
 # 408 and 429 mean: retry later; 409 means that the agent is busy with another request.
@@ -56,8 +59,20 @@ def _authorities() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+def import_client() -> None:
+    """Imports what a client needs, also what it would import at first use.
+
+    A call's event loop would be blocked for up to a second: a process does it when it starts.
+    """
+    for name in _MODULES:
+        importlib.import_module(name)
+
+
 def new_client(base_url: str, api_key: SecretStr | None) -> AsyncLetta:
     """Returns a client without retries: the queue checks a message's outcome first."""
+    import_client()
+    from letta_client import AsyncLetta
+
     return AsyncLetta(
         base_url=base_url,
         api_key=api_key.get_secret_value() if api_key else None,
@@ -89,6 +104,8 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
         ServerFailedError: The server answered with HTTP 500.
         ServerUnreachableError: No answer, or not one from Letta.
     """
+    import letta_client
+
     address = str(client.base_url).rstrip("/")
     server = f"the Letta server at {address}"
     try:

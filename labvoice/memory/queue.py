@@ -18,9 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
-
-from letta_client import AsyncLetta
+from typing import TYPE_CHECKING, Final
 
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.memory.circuit import Circuit, CircuitBreaker, CircuitOpenError
@@ -35,6 +33,9 @@ from labvoice.memory.client import (
 )
 from labvoice.memory.text import turn_text
 from labvoice.memory.turn_store import DISK_ERRORS, MAX_REFUSALS, Turn, TurnStore
+
+if TYPE_CHECKING:
+    from letta_client import AsyncLetta
 
 _log = logging.getLogger(__name__)
 

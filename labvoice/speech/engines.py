@@ -24,12 +24,13 @@ from labvoice.speech import deepgram
 from labvoice.speech.weights import WeightName
 
 if TYPE_CHECKING:  # they take seconds to import, needed only to load an engine
-    from livekit.agents import stt, tts
+    from livekit.agents import stt, tts, vad
 
 _Model = TypeVar("_Model")
 _Kind = Literal["stt", "tts"]
 _PLUGIN: Final = "plugin:"
 _PLUGINS: Final = "livekit.plugins"
+_SILERO: Final = f"{_PLUGINS}.silero"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def load_tts(settings: Settings) -> tts.TTS[Any]:
     return tts_engine(settings).load(settings)
 
 
+def load_vad() -> vad.VAD:
+    """Loads the voice detector beside a recogniser that does not run on this machine."""
+    detector: vad.VAD = _imported(_SILERO).VAD.load()
+    return detector
+
+
 def import_modules(settings: Settings) -> None:
     """Imports the engines' modules on the main thread.
 
@@ -119,6 +126,8 @@ def import_modules(settings: Settings) -> None:
     for engine in both(settings):
         for name in engine.imports:
             _imported(name)
+    if not stt_engine(settings).local:
+        _imported(_SILERO)
 
 
 def preload(settings: Settings) -> None:

@@ -96,6 +96,7 @@ class LettaParts:
                 [sys.executable, "-P", "-m", scripted_llm.__name__, str(self._llm_port)],
                 log_path=self._state_dir / "scripted-llm.log",
             )
+            self._yield_to_calls(self._llm)
         if not (self._postgres and self._postgres.process.running):
             progress("Letta: starting its database")
             self._postgres = await Postgres.start(
@@ -104,6 +105,7 @@ class LettaParts:
                 self._state_dir / "postgres.log",
                 port=self._postgres_port,
             )
+            self._yield_to_calls(self._postgres.process)
             await self._migrate(env, self._postgres, progress)
         if not (self._letta and self._letta.running):
             progress("Letta: starting its server")
@@ -113,11 +115,17 @@ class LettaParts:
                 log_path=self._state_dir / "letta-server.log",
                 env=self._environment(f"{self._postgres.uri}?ssl=disable"),
             )
+            self._yield_to_calls(self._letta)
         await self._letta.until_ready(self._accepts_key, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
         self._api.model = await self._register_model()
+
+    def _yield_to_calls(self, process: ManagedProcess) -> None:
+        """Gives calls, and workers that start meanwhile, the processor first.
+
+        Not in letta mode, where callers wait for Letta.
+        """
         if self._settings.mode != "letta":
-            for process in self.processes:
-                process.be_nice()
+            process.be_nice()
 
     async def any_ended(self) -> ManagedProcess:
         """Waits until one of the processes has ended; returns it."""

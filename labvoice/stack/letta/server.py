@@ -23,6 +23,7 @@ from labvoice.errors import (
     UsageError,
 )
 from labvoice.memory.api import LettaApi
+from labvoice.memory.client import import_client
 from labvoice.settings import Settings
 from labvoice.stack.letta.env import Progress, prepare_letta_env
 from labvoice.stack.letta.parts import LettaParts
@@ -97,6 +98,7 @@ class LettaServer:
             UsageError: Another lab has the memories open, or `fresh` is set with an external
                 server.
         """
+        await asyncio.to_thread(import_client)
         if settings.letta_base_url and fresh:
             raise UsageError(
                 f"`--fresh` is for the embedded Letta, and LETTA_BASE_URL names "
