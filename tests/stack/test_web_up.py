@@ -104,7 +104,7 @@ async def assert_traced(collector: Collector, client: httpx.AsyncClient) -> None
         for name in ("POST /api/dispatch-agent", "connection", "voice_to_voice")
     }
     session = ("labvoice-agent", "agent_session", trace_id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         # Spans come when their batch is due; there is nothing to be woken by.
         while not of_service <= spans() or session not in {span[:3] for span in spans()}:
             await asyncio.sleep(0.1)
@@ -131,7 +131,7 @@ async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
             await assert_traced(collector, client)
             done = (await client.post("/api/dispatch-agent", json={"room": "up"})).json()
             assert done["success"]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     text = (await client.get("/metrics")).text
                     if 'labvoice_webhooks_total{event="participant_joined"}' in text:
