@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from labvoice.errors import LabvoiceError
-from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.model import ScenarioFile
 
 HOOK_TIMEOUT_S: Final = 30.0
+_HINT: Final = "it is `file.py::function`; docs/scenarios.md says what it gets"
 
 Hook = Callable[[Any], Any]
 
@@ -34,7 +34,8 @@ def load_hook(file: ScenarioFile) -> Hook | None:
     if named is None:
         return None
     place, _, function = named.rpartition("::")
-    path = file.find(place)
+    at = ("expect", "final")
+    path = file.find(place, *at)
     spec = importlib.util.spec_from_file_location(f"labvoice_hooks_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -46,14 +47,14 @@ def load_hook(file: ScenarioFile) -> Hook | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # `sys.exit()` and `pytest.skip()` are no Exceptions
-        raise ScenarioError(
-            f"final: {place} cannot be imported: {_place_of(error, path)}", path=file.path
+        raise file.refusal(
+            f"final: {place} cannot be imported: {_place_of(error, path)}", _HINT, *at
         ) from None
     finally:
         sys.path.remove(folder)
     found = getattr(module, function, None)
     if not callable(found):
-        raise ScenarioError(f"final: {place} has no function {function!r}", path=file.path)
+        raise file.refusal(f"final: {place} has no function {function!r}", _HINT, *at)
     hook: Hook = found
     return hook
 

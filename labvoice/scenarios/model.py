@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -443,7 +444,7 @@ def _faults(steps: Sequence[Any]) -> list[tuple[int, str]]:
     return []
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ScenarioFile:
     """A scenario and where it was read.
 
@@ -452,12 +453,14 @@ class ScenarioFile:
         path: The file; None of a scenario that was made in Python.
         lines: The line of each step, from 1.
         notices: What of the file is not used, a sentence each.
+        document: The file's own text, for the lines of its values.
     """
 
     scenario: Scenario
     path: Path | None = None
     lines: tuple[int, ...] = ()
     notices: tuple[str, ...] = ()
+    document: Document | None = field(default=None, repr=False, compare=False)
 
     def where(self, step: int | None) -> str:
         """Returns a step's place: `file:line`, or its number; `the call` of None."""
@@ -467,24 +470,31 @@ class ScenarioFile:
             return f"step {step + 1}"
         return f"{self.path}:{self.lines[step]}"
 
-    def find(self, name: str) -> Path:
-        """Returns the path of a file that the scenario names.
+    def refusal(self, observed: str, hint: str, *place: str | int) -> ScenarioError:
+        """Returns the error of a value, with the file and the line of the value.
+
+        Args:
+            observed: What is wrong.
+            hint: What to do.
+            place: Keys and indices of the value, from the root.
+        """
+        line = None if self.document is None else self.document.line_of(place)
+        return ScenarioError(observed, hint, path=self.path, line=line)
+
+    def find(self, name: str, *place: str | int) -> Path:
+        """Returns the path of a file that the scenario names at a place.
 
         It is looked for from the scenario's folder, then from the working directory.
 
         Raises:
-            ScenarioError: It is in neither.
+            ScenarioError: It is in neither; with file and line.
         """
         folders = [Path() if self.path is None else self.path.parent, Path()]
         for folder in folders:
             if (folder / name).is_file():
                 return folder / name
-        raise ScenarioError(
-            f"there is no file {name!r}",
-            "looked for in "
-            + " and ".join(str(each.absolute()) for each in dict.fromkeys(folders)),
-            path=self.path,
-        )
+        places = " and ".join(str(each.absolute()) for each in dict.fromkeys(folders))
+        raise self.refusal(f"there is no file {name!r}", f"looked for in {places}", *place)
 
 
 SCENARIO: Final[TypeAdapter[Scenario]] = TypeAdapter(Scenario)
@@ -517,7 +527,7 @@ def scenario_of(document: Document) -> ScenarioFile:
         line = document.line_of(["steps", error.step])
         raise ScenarioError(error.observed, path=path, line=line) from None
     lines = tuple(document.line_of(["steps", number]) for number in range(len(scenario.steps)))
-    return ScenarioFile(scenario, path, lines)
+    return ScenarioFile(scenario, path, lines, document=document)
 
 
 def _refusal(document: Document, error: ValidationError) -> ScenarioError:

@@ -25,7 +25,6 @@ from labvoice.bench.base import (
 from labvoice.bench.turns import record_turn
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
-from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.livekit_file import load_all
 from labvoice.scenarios.model import Scenario, ScenarioFile
 from labvoice.scenarios.passing import PassRate
@@ -343,7 +342,7 @@ def _target(file: ScenarioFile, agent: Target | None, default: Target | None) ->
     try:
         return target_near(text, None if file.path is None else file.path.parent)
     except UsageError as error:
-        raise ScenarioError(f"agent: {error.observed}", error.hint, path=file.path) from None
+        raise file.refusal(f"agent: {error.observed}", error.hint, "agent") from None
 
 
 def target_near(text: str, folder: Path | None) -> Target:

@@ -59,7 +59,7 @@ def prepare_caller(
     """
     voice = file.scenario.voice
     speaker = (voice.speaker or DEFAULT_SPEAKER).removeprefix(_KOKORO)
-    _checked(file, None, lambda: check_speaker(speaker))
+    _checked(file, ("voice", "speaker"), lambda: check_speaker(speaker))
     conditions = Conditions(
         noise=voice.noise.kind if voice.noise else None,
         snr_db=voice.noise.snr_db if voice.noise else 0.0,
@@ -87,36 +87,36 @@ def prepare_caller(
         words = " ".join(part for part in parts if part)
         return Utterance(words, conditions.sent(np.concatenate(pieces)), SAMPLE_RATE, "kokoro")
 
-    def read(step: Play) -> Utterance:
+    def read(step: Play, number: int) -> Utterance:
         if step.play in SOUNDS:
             samples = conditions.sent(to_pcm(SOUNDS[step.play]()))
             return Utterance(step.text, samples, SAMPLE_RATE, "signal")
-        recorded = load_wav(file.find(step.play))
+        recorded = load_wav(file.find(step.play, "steps", number))
         samples = conditions.sent(recorded.samples)
         return Utterance(step.text, samples, SAMPLE_RATE, "file", recorded.notice)
 
     sounds: dict[int, Utterance] = {}
     for number, step in enumerate(file.scenario.steps):
+        at = ("steps", number)
         if isinstance(step, Say):
-            sounds[number] = _checked(file, number, lambda text=step.say: speak(text))  # type: ignore[misc]
+            sounds[number] = _checked(file, at, lambda text=step.say: speak(text))  # type: ignore[misc]
         elif isinstance(step, Play):
-            sounds[number] = _checked(file, number, lambda step=step: read(step))  # type: ignore[misc]
+            sounds[number] = _checked(file, at, lambda step=step, number=number: read(step, number))  # type: ignore[misc]
     background = np.zeros(0, np.int16)
     if voice.noise is not None:
         folder = None if file.path is None else file.path.parent
         speech = next(iter(sounds.values()), None) or speak(_SAMPLE_TEXT)
         background = _checked(
-            file, None, lambda: conditions.around(speech, settings, folder, progress)
+            file, ("voice", "noise"), lambda: conditions.around(speech, settings, folder, progress)
         )
     return Caller(sounds, background, conditions, speak)
 
 
-def _checked(file: ScenarioFile, step: int | None, make: Callable[[], _T]) -> _T:
+def _checked(file: ScenarioFile, place: tuple[str | int, ...], make: Callable[[], _T]) -> _T:
     """Calls `make`; a user's error gets the scenario's file and line."""
     try:
         return make()
     except ScenarioError:
         raise
     except LabvoiceError as error:
-        line = None if step is None or step >= len(file.lines) else file.lines[step]
-        raise ScenarioError(error.observed, error.hint, path=file.path, line=line) from None
+        raise file.refusal(error.observed, error.hint, *place) from None

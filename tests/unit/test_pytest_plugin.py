@@ -69,7 +69,7 @@ def test_a_file_that_is_not_there_fails_the_test_before_anything_starts(
     result = folder.runpytest_subprocess("--junit-xml", "junit.xml")
 
     result.assert_outcomes(failed=1)
-    assert "a.scenario.yaml: agent: there is no file missing.py" in result.stdout.str()
+    assert "a.scenario.yaml:1: agent: there is no file missing.py" in result.stdout.str()
     assert "Traceback" not in result.stdout.str()
     assert "missing.py" in folder.path.joinpath("junit.xml").read_text()
 

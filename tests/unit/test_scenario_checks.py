@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labvoice.bench.base import RunOptions
 from labvoice.scenarios.checks import (
     CallFigures,
     Observed,
@@ -31,10 +33,12 @@ from labvoice.scenarios.model import (
     Scenario,
     ScenarioFile,
     Tool,
+    load,
 )
 from labvoice.scenarios.passing import PassRate
 from labvoice.scenarios.runner import Failure
-from labvoice.scenarios.suite import Attempt, ScenarioResult
+from labvoice.scenarios.suite import Attempt, ScenarioResult, Suite
+from labvoice.settings import load_settings
 
 FOUND = ToolCall("find", {"user": "Ann Lee", "n": 3}, "Monday", False, 1.0)
 
@@ -243,6 +247,32 @@ def test_a_hook_that_cannot_be_loaded_is_named(
     """Before anything is started, with the file and the line."""
     with pytest.raises(ScenarioError, match=words):
         load_hook(hooked(tmp_path, text, function))
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "words"),
+    [
+        ("expect: {final: 'missing.py::check'}", 6, r"there is no file 'missing\.py'"),
+        ("expect:\n  final: hooks.py::nothing", 7, "final: hooks.py has no function 'nothing'"),
+        ("voice: {noise: {kind: missing.wav, snr_db: 10}}", 6, "missing.wav"),
+        ("voice:\n  speaker: nobody", 7, "nobody"),
+        ("", 4, r"there is no file 'missing\.wav'"),
+        ("agent: missing.py", 6, "agent: there is no file missing.py"),
+    ],
+)
+def test_what_a_scenario_names_and_is_not_there_is_told_with_its_line(
+    tmp_path: Path, written: str, line: int, words: str
+) -> None:
+    """A hook, a noise, a speaker, a recording, an agent: where the file names it."""
+    first = "play: missing.wav" if not written else "silence: 1 s"
+    (tmp_path / "hooks.py").write_text("x = 1\n", encoding="utf-8")
+    path = tmp_path / "a.scenario.yaml"
+    steps = f"name: x\n\nsteps:\n  - {first}\n  - hang up\n"
+    path.write_text(steps + written, encoding="utf-8")
+    with pytest.raises(ScenarioError) as refused:
+        Suite([load(path)], load_settings(), RunOptions(tmp_path / "run.jsonl"))
+    assert str(refused.value).startswith(f"{path}:{line}: ")
+    assert re.search(words, str(refused.value))
 
 
 def test_junit_has_a_case_for_every_call(tmp_path: Path) -> None:
