@@ -52,7 +52,7 @@ from labvoice.stack.processes import memory_of
 from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client as DaskClient
 
     from labvoice.lab import Lab
 
@@ -171,7 +171,7 @@ async def load(
     *,
     echo: bool = False,
     agent: Target | None = None,
-    client: Client | str | None = None,
+    client: DaskClient | str | None = None,
 ) -> Run:
     """Measures levels of load; see :meth:`labvoice.bench.menu.Bench.load`."""
     if not levels or list(levels) != sorted(set(levels)):
@@ -271,20 +271,21 @@ async def _start_agent(
 
 @asynccontextmanager
 async def _dask(
-    given: Client | str | None, most: int, options: RunOptions
-) -> AsyncIterator[tuple[Client, list[int]]]:
+    given: DaskClient | str | None, most: int, options: RunOptions
+) -> AsyncIterator[tuple[DaskClient, list[int]]]:
     """Yields a Dask client, and the process ids of its workers where they were started here."""
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client as DaskClient
+        from distributed import LocalCluster
     except ImportError:
         raise SettingsError(
             "Dask, which spreads the callers, is not installed", 'pip install "labvoice[scale]"'
         ) from None
-    if isinstance(given, Client):
+    if isinstance(given, DaskClient):
         yield given, []
     elif given is not None:
         try:
-            client = await Client(given, asynchronous=True, timeout=_CONNECT_TIMEOUT_S)
+            client = await DaskClient(given, asynchronous=True, timeout=_CONNECT_TIMEOUT_S)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"no Dask scheduler answers at {given}: {error}", "such as `tcp://10.0.0.5:8786`"
@@ -306,24 +307,24 @@ async def _dask(
                 memory_limit=None,
                 asynchronous=True,
             ) as cluster,
-            Client(cluster, asynchronous=True) as client,
+            DaskClient(cluster, asynchronous=True) as client,
         ):
             yield client, list((await client.run(os.getpid)).values())
 
 
-async def _ask(client: Client, method: Any, *arguments: Any, **named: Any) -> Any:
+async def _ask(client: DaskClient, method: Any, *arguments: Any, **named: Any) -> Any:
     """Calls a method of a Dask client, or of its future, be the client asynchronous or not."""
     if client.asynchronous:
         return await method(*arguments, **named)
     return await asyncio.to_thread(method, *arguments, **named)
 
 
-async def _each(client: Client, function: Any, address: str) -> Any:
+async def _each(client: DaskClient, function: Any, address: str) -> Any:
     """Runs a function on one Dask worker."""
     return (await _ask(client, client.run, function, workers=[address]))[address]
 
 
-async def _offsets(client: Client) -> dict[str, ClockOffset]:
+async def _offsets(client: DaskClient) -> dict[str, ClockOffset]:
     """Measures the clock of each Dask worker against this one; the shortest round trip counts.
 
     Raises:
@@ -363,7 +364,7 @@ class _LevelRun:
         self,
         lab: Lab,
         run: RunWriter,
-        client: Client,
+        client: DaskClient,
         offsets: Mapping[str, ClockOffset],
         agent: _Agent,
         utterances: Sequence[Utterance],

@@ -120,6 +120,9 @@ class _Room:
     def register_text_stream_handler(self, topic: str, handler: Callable[..., None]) -> None:
         """No text is sent."""
 
+    def unregister_text_stream_handler(self, topic: str) -> None:
+        """None is taken any more."""
+
     def register_byte_stream_handler(self, topic: str, handler: Callable[..., None]) -> None:
         """Takes who reads what is sent to this end."""
         self.handlers[topic] = handler
