@@ -113,9 +113,10 @@ class Run:
         ).dropna(subset="recording")
         paths = [self.path.parent / place for place in notes["recording"].astype(str)]
         there = [path.is_file() for path in paths]
-        return pd.DataFrame(
+        recordings = pd.DataFrame(
             {"trial": notes["trial"], "path": paths, "start_s": notes["recording_start_s"]}
-        )[there].reset_index(drop=True)
+        )
+        return recordings.loc[there].reset_index(drop=True)  # by [] it would lose its columns
 
     def listen(self, call: int = 0) -> Player:
         """Returns the player of a recorded call; a notebook shows it as the last line of a cell.

@@ -145,6 +145,39 @@ async def test_an_agent_elsewhere_is_called_and_nothing_is_left_there(
     assert started_in(data) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "arms"),
+    [
+        (("call", "--agent", "name:shop", "--say", "Are you open on Sunday?"), ["default"]),
+        (
+            (
+                *("bench", "endpointing", "--arm", "a=name:shop", "--arm", "b=name:shop"),
+                *("--trials", "1", "--warmup", "0"),
+            ),
+            ["a", "b"],
+        ),
+    ],
+)
+async def test_an_agent_elsewhere_is_spoken_to(
+    shop: TargetAgent, tmp_path: Path, command: tuple[str, ...], arms: list[str]
+) -> None:
+    """By one call, and beside another in the bench of endpointing: each turn is answered."""
+    server = {
+        "LIVEKIT_URL": shop.server.url,
+        "LIVEKIT_API_KEY": shop.server.api_key,
+        "LIVEKIT_API_SECRET": shop.server.api_secret.get_secret_value(),
+    }
+    code, output = await labvoice(
+        *(*command, "--no-recording", "--out", "run.jsonl"), cwd=tmp_path, env=server, timeout_s=120
+    )
+    assert code == 0, output
+    run = Run.load(tmp_path / "run.jsonl")
+    assert run.arms == arms
+    turns = run.frame[run.frame["stage"] == "voice_to_voice"]
+    assert set(turns["arm"]) == set(arms)
+    assert (turns["duration_s"] > 0).all()
+
+
 async def test_what_the_user_sends_reaches_the_agent(lab: Lab) -> None:
     """Metadata of job and room, the caller's attributes and the rooms' names are the user's own."""
     target = dataclasses.replace(

@@ -230,6 +230,7 @@ def test_a_report_alone_has_livekits_figures(
     assert summary["end_of_turn_delay"]["n"] == 2
     assert "voice_to_voice" not in summary
     assert run.recordings.empty
+    assert list(run.recordings) == ["trial", "path", "start_s"]
 
 
 def test_production_lies_beside_the_lab(tmp_path: Path, production: Production) -> None:
