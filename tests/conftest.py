@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 
 import psutil
@@ -24,6 +25,13 @@ def pytest_collection() -> Generator[None, object, object]:
     if found:
         raise pytest.UsageError(f"a clock is read at collection: {', '.join(found)}")
     return collected
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuses two tests of one name: pytest-xdist would run one of them."""
+    names = Counter(item.nodeid for item in items)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        raise pytest.UsageError(f"tests of one name: {', '.join(doubled)}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
