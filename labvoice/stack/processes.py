@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import httpx
 import psutil
@@ -29,11 +31,32 @@ _GUARD_TIMEOUT_S = 10.0
 _NICE = 10  # gets about a tenth of a contended processor
 
 
+_PORTS: Final = range(16384, 32768)
+"""Ports that no outgoing connection gets: Linux gives those from 32768 on, macOS from 49152 on."""
+_PORTS_OF_A_PROCESS: Final = 64
+_next_port = itertools.count(secrets.randbelow(_PORTS_OF_A_PROCESS))
+
+
 def free_port() -> int:
-    """Returns a TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a TCP port on loopback that is free, and stays so until a child listens on it.
+
+    A worker takes seconds until it does. So the port is none of those that connections get, and
+    none that this process was given for its last children, or that another one is likely to choose.
+
+    Raises:
+        PortInUseError: None is free.
+    """
+    places = len(_PORTS) // _PORTS_OF_A_PROCESS
+    first = _PORTS[os.getpid() % places * _PORTS_OF_A_PROCESS]
+    for _ in range(_PORTS_OF_A_PROCESS):
+        port = first + next(_next_port) % _PORTS_OF_A_PROCESS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise PortInUseError(
+        f"no port from {first} to {first + _PORTS_OF_A_PROCESS - 1} is free",
+        "stop their listeners (`ss -ltnp`), or restart this process (in a notebook, the kernel)",
+    )
 
 
 def require_free_port(port: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -211,6 +212,17 @@ async def test_missing_program_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="No such file or directory: no-such-program"):
         await ManagedProcess.start("ghost", ["no-such-program"], log_path=tmp_path / "log")
     assert len(psutil.Process(os.getpid()).children()) == before
+
+
+def test_a_free_port_is_nobody_elses() -> None:
+    """It is not one that connections get, not one in use, and not one given shortly before."""
+    given = [free_port() for _ in range(32)]
+    assert len(set(given)) == 32
+    assert max(given) < 32768
+    with contextlib.ExitStack() as held:
+        for port in given:
+            held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+        assert not {free_port() for _ in range(64)} & set(given)
 
 
 async def test_taken_port_is_refused() -> None:
