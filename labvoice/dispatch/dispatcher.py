@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 from livekit import api
@@ -235,7 +235,7 @@ class Dispatcher:
             job=request.job,
             timeout_s=timeout_s,
             workers=await self._evidence() if self._evidence else None,
-            server=self._server_evidence(room, agent_name, request.since_s),
+            server=self._server_evidence(request),
             media=await self._media_addresses(room) if blocked else None,
         )
         error.dispatch_ids = tuple(request.claims)
@@ -450,15 +450,19 @@ class Dispatcher:
         job = self._log.job(room, agent_name, since_s) if self._log is not None else None
         return job is not None and bool(job.ended)
 
-    def _server_evidence(self, room: str, agent_name: str, since_s: float) -> ServerEvidence | None:
+    def _server_evidence(self, request: DispatchRequest) -> ServerEvidence | None:
         if self._log is None:
             return None
+        room, agent_name, since_s = request.room, request.agent_name, request.since_s
+        job = self._log.job(room, agent_name, since_s)
+        if job is not None and not request.over:
+            job = replace(job, ended="")  # the server ends a job whose dispatch is withdrawn
         lost = self._log.lost(room, agent_name, since_s)
         failed = self._log.failed_requests(agent_name, since_s)
         said = lost or (failed[-1] if failed else None)
         return ServerEvidence(
             sorted(set(self._log.workers().values())),
-            self._log.job(room, agent_name, since_s),
+            job,
             str(said or ""),
         )
 
