@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labvoice.lab import Lab
+from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.serving import serving
 from tests.stack.talking import PATIENCE_S
@@ -38,6 +39,12 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
         upstream_llm_key="key-of-the-model",
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def started(lab: Lab) -> dict[str, TargetAgent]:
+    """The agents that run in the lab, by script: one that is tried again is not started again."""
+    return {}
 
 
 # The small recogniser mishears a word of the synthesised caller now and then.
@@ -95,6 +102,7 @@ async def lab(model: ToolModel) -> AsyncIterator[Lab]:
 async def test_an_example_is_measured_as_it_is(
     lab: Lab,
     model: ToolModel,
+    started: dict[str, TargetAgent],
     script: str,
     greeting: str,
     said: str,
@@ -108,8 +116,9 @@ async def test_an_example_is_measured_as_it_is(
     Where it says a filler first, before a tool call or a look-up, its answer has one of its own.
     The gateway tells what each of its models stood for, and it alone has the upstream's key.
     """
-    agent = await lab.add_target(Target.program(EXAMPLES / script))
-    async with lab.call(agent_name=agent, timeout_s=60) as call:
+    if script not in started:
+        started[script] = await lab.add_target(Target.program(EXAMPLES / script))
+    async with lab.call(agent_name=started[script], timeout_s=60) as call:
         if greeting:
             assert greeting in await call.hear_greeting()
         await call.say(await lab.utterance(said))
