@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import math
-import os
-import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import psutil
-from pydantic import SecretStr
-
 from labvoice.bench.arms import Arm
-from labvoice.bench.base import (
-    RunOptions,
-    columns,
-    connect_and_greet,
-    ending_facts,
-    host_facts,
-    start_workers,
-    trial,
-    wait_idle,
-)
+from labvoice.bench.base import RunOptions, columns, host_facts, start_workers, wait_idle
 from labvoice.bench.calibrate import tone
-from labvoice.bench.turns import default_utterances, said_in, take_turn
-from labvoice.caller.call import Call
+from labvoice.bench.callers import Agent, Order, Planned, call_out
+from labvoice.bench.cluster import ask, measure_offsets, open_client
+from labvoice.bench.turns import default_utterances
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.conversation import GREETING_TIMEOUT_S
 from labvoice.caller.microphone import SAMPLE_RATE_HZ
-from labvoice.caller.turns import Turn
-from labvoice.dispatch import Dispatcher
-from labvoice.errors import LabvoiceError, SettingsError, UsageError
-from labvoice.lab import import_for_calls
+from labvoice.errors import LabvoiceError, UsageError
 from labvoice.protocol.vocabulary import Mark
-from labvoice.runs import host
 from labvoice.runs.lines import LINE, MarkLine, NoteLine, OutcomeLine, StageLine, TrialLine
 from labvoice.runs.load import KIND, Level, levels_of
 from labvoice.runs.run import Run, RunWriter
-from labvoice.runs.statistics import percentile
 from labvoice.speech.utterances import Utterance
-from labvoice.stack.processes import memory_of
+from labvoice.stack.usage import Usage
 from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
@@ -63,23 +39,7 @@ _LEAD_S: Final = 2.0
 """From the submission of a level to its first intended start: the Dask workers have it by then."""
 _SLACK_S: Final = 120.0
 """How much longer than planned a level may take: joins and replies have time-outs of their own."""
-_CLOCK_ROUNDS: Final = 7
-_CONNECT_TIMEOUT_S: Final = 15.0
-_LAG_EVERY_S: Final = 0.02
-_SAMPLE_EVERY_S: Final = 0.5
 _POLL_S: Final = 0.1
-
-
-class Planned(NamedTuple):
-    """What one caller of a level is to do, in seconds since the level's begin.
-
-    Attributes:
-        click_s: Intended start of the call.
-        turns_s: Intended start of each utterance.
-    """
-
-    click_s: float
-    turns_s: tuple[float, ...]
 
 
 def schedule(callers: int, rate_per_min: float, seconds: float) -> list[Planned]:
@@ -137,30 +97,6 @@ def ramp(text: str) -> list[int]:
     return levels
 
 
-@dataclass(frozen=True)
-class _Agent:
-    """Whom the callers call, and where."""
-
-    url: str
-    api_key: str
-    api_secret: SecretStr
-    name: str
-    greets: bool | None
-    greeting_timeout_s: float
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What one Dask worker does in a level; `begin_s` is on its own monotonic clock."""
-
-    agent: _Agent
-    arm: str
-    warmup: bool
-    begin_s: float
-    callers: Sequence[tuple[int, Planned]]
-    utterances: Sequence[Utterance]
-
-
 async def load(
     lab: Lab,
     levels: Sequence[int],
@@ -187,8 +123,8 @@ async def load(
         else await asyncio.to_thread(default_utterances, lab.settings, options.progress)
     )
     facts = await host_facts(lab)
-    async with _dask(client, max(levels), options) as (dask, local_pids):
-        offsets = await _offsets(dask)
+    async with open_client(client, max(levels), options) as (dask, local_pids):
+        offsets = await measure_offsets(dask)
         config = {
             "command": options.command,
             "callers": list(levels),
@@ -231,7 +167,7 @@ def _words(level: Level) -> str:
 
 async def _start_agent(
     lab: Lab, most: int, options: RunOptions, *, echo: bool, agent: Target | None
-) -> tuple[_Agent, int]:
+) -> tuple[Agent, int]:
     """Starts the agent's workers where they do not run yet; returns it, and how many they are."""
     settings, timeout_s = lab.settings, GREETING_TIMEOUT_S
     if agent is not None:
@@ -244,7 +180,7 @@ async def _start_agent(
             raise UsageError(f"{target}, so none is asked for", "name an agent with a name")
         server = target.server
         where = (server.url, server.api_key, server.api_secret)
-        return _Agent(*where, target.name, None, agent.greeting_timeout_s), 1
+        return Agent(*where, target.name, None, agent.greeting_timeout_s), 1
     name = _ECHO_NAME if echo else settings.agent_name
     if echo:
         arm = Arm(
@@ -263,98 +199,7 @@ async def _start_agent(
     assert settings.livekit_api_key
     assert settings.livekit_api_secret
     where = (settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret)
-    return _Agent(*where, name, greets, timeout_s), len(workers)
-
-
-# -- Dask --------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _dask(
-    given: DaskClient | str | None, most: int, options: RunOptions
-) -> AsyncIterator[tuple[DaskClient, list[int]]]:
-    """Yields a Dask client, and the process ids of its workers where they were started here."""
-    try:
-        from distributed import Client as DaskClient
-        from distributed import LocalCluster
-    except ImportError:
-        raise SettingsError(
-            "Dask, which spreads the callers, is not installed", 'pip install "labvoice[scale]"'
-        ) from None
-    if isinstance(given, DaskClient):
-        yield given, []
-    elif given is not None:
-        try:
-            client = await DaskClient(given, asynchronous=True, timeout=_CONNECT_TIMEOUT_S)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"no Dask scheduler answers at {given}: {error}", "such as `tcp://10.0.0.5:8786`"
-            ) from None
-        async with client:
-            yield client, []
-    else:
-        count = min(most, host.cores())
-        options.progress(f"Dask: starting {count} workers on this machine")
-        async with (
-            LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                memory_limit=None,
-                asynchronous=True,
-            ) as cluster,
-            DaskClient(cluster, asynchronous=True) as client,
-        ):
-            yield client, list((await client.run(os.getpid)).values())
-
-
-async def _ask(client: DaskClient, method: Any, *arguments: Any, **named: Any) -> Any:
-    """Calls a method of a Dask client, or of its future, be the client asynchronous or not."""
-    if client.asynchronous:
-        return await method(*arguments, **named)
-    return await asyncio.to_thread(method, *arguments, **named)
-
-
-async def _each(client: DaskClient, function: Any, address: str) -> Any:
-    """Runs a function on one Dask worker."""
-    return (await _ask(client, client.run, function, workers=[address]))[address]
-
-
-async def _offsets(client: DaskClient) -> dict[str, ClockOffset]:
-    """Measures the clock of each Dask worker against this one; the shortest round trip counts.
-
-    Raises:
-        UsageError: There is no Dask worker.
-        LabvoiceError: One cannot run the callers.
-    """
-    addresses = list(await _ask(client, client.nthreads))
-    if not addresses:
-        raise UsageError("the Dask cluster has no worker", "start one: `dask worker ADDRESS`")
-    found: dict[str, ClockOffset] = {}
-    for address in addresses:
-        try:
-            await _each(client, _ready, address)  # imports what a call needs
-            for _ in range(_CLOCK_ROUNDS):
-                asked_s = time.monotonic()
-                there_s = await _each(client, time.monotonic, address)
-                half_s = (time.monotonic() - asked_s) / 2
-                if address not in found or half_s < found[address].uncertainty_s:
-                    found[address] = ClockOffset(there_s - asked_s - half_s, half_s)
-        except (ImportError, AttributeError) as error:
-            raise LabvoiceError(
-                f"the Dask worker at {address} cannot run callers: {error}",
-                "install the same labvoice[scale] there",
-            ) from None
-    return found
-
-
-def _ready() -> None:
-    """Imports on a Dask worker what would otherwise be imported in the first call."""
-    import_for_calls()
+    return Agent(*where, name, greets, timeout_s), len(workers)
 
 
 class _LevelRun:
@@ -366,7 +211,7 @@ class _LevelRun:
         run: RunWriter,
         client: DaskClient,
         offsets: Mapping[str, ClockOffset],
-        agent: _Agent,
+        agent: Agent,
         utterances: Sequence[Utterance],
         local_pids: Sequence[int],
     ) -> None:
@@ -390,7 +235,7 @@ class _LevelRun:
         for place, address in enumerate(addresses):
             if not (mine := numbered[place :: len(addresses)]):
                 continue
-            order = _Order(
+            order = Order(
                 self._agent,
                 arm,
                 warmup,
@@ -401,7 +246,7 @@ class _LevelRun:
             futures[address] = self._client.submit(
                 call_out, order, workers=[address], allow_other_workers=False, pure=False
             )
-        usage = _Usage(self._parts())
+        usage = Usage(self._parts())
         following = asyncio.create_task(usage.follow(lasts_s / 2))
         try:
             texts = await self._results(futures, lasts_s + _SLACK_S)
@@ -440,7 +285,7 @@ class _LevelRun:
         texts: dict[str, str] = {}
         for address, future in futures.items():
             try:
-                texts[address] = await _ask(self._client, future.result)
+                texts[address] = await ask(self._client, future.result)
             except Exception as error:
                 raise LabvoiceError(
                     f"the callers on the Dask worker at {address} failed: "
@@ -481,153 +326,3 @@ class _LevelRun:
                     run.note(line.trial, line.turn, **line.facts)
                 case OutcomeLine():
                     run.outcome(line.trial, line.outcome, turn=line.turn, detail=line.detail)
-
-
-class _Usage:
-    """Processor time and memory of the parts that run here, their child processes included.
-
-    Args:
-        roots: Process ids of each part.
-    """
-
-    def __init__(self, roots: Mapping[str, Sequence[int]]) -> None:
-        self._roots = roots
-        self._seen: dict[tuple[int, float], float] = {}
-        self._used_s = dict.fromkeys(roots, 0.0)
-        self._memory: dict[str, int] = {}
-        self._begun_s = self._ended_s = time.monotonic()
-
-    async def follow(self, memory_after_s: float) -> None:
-        """Samples until it is cancelled; a process that ends between two samples loses one."""
-        await asyncio.to_thread(self._sample, first=True)
-        self._begun_s = self._ended_s = time.monotonic()
-        while True:
-            await asyncio.sleep(_SAMPLE_EVERY_S)
-            await asyncio.to_thread(self._sample)
-            self._ended_s = time.monotonic()
-            if not self._memory and self._ended_s - self._begun_s > memory_after_s:
-                self._memory = await asyncio.to_thread(
-                    lambda: {name: sum(map(memory_of, pids)) for name, pids in self._roots.items()}
-                )
-
-    def _sample(self, *, first: bool = False) -> None:
-        for name, pids in self._roots.items():
-            for pid in pids:
-                with contextlib.suppress(psutil.Error):
-                    root = psutil.Process(pid)
-                    for process in [root, *root.children(recursive=True)]:
-                        self._count(name, process, first)
-
-    def _count(self, name: str, process: psutil.Process, first: bool) -> None:
-        with contextlib.suppress(psutil.Error):
-            key, times = (process.pid, process.create_time()), process.cpu_times()
-            used_s = times.user + times.system
-            self._used_s[name] += used_s - self._seen.get(key, used_s if first else 0.0)
-            self._seen[key] = used_s
-
-    def facts(self) -> dict[str, float]:
-        """Returns the mean number of cores that each part used, and its memory in bytes."""
-        lasted_s = max(self._ended_s - self._begun_s, _SAMPLE_EVERY_S)
-        return {
-            **{f"cpu_{name}": used_s / lasted_s for name, used_s in self._used_s.items()},
-            **{f"memory_bytes_{name}": float(size) for name, size in self._memory.items()},
-        }
-
-
-# -- on a Dask worker ----------------------------------------------------------------------------
-
-
-def call_out(order: _Order) -> str:
-    """Makes the calls of one Dask worker; returns the lines of what it recorded."""
-    with tempfile.TemporaryDirectory(prefix="labvoice-callers-") as folder:
-        path = Path(folder) / "callers.jsonl"
-        asyncio.run(_calls(order, path))
-        lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(lines[1:-1])  # without the run's own first and last line
-
-
-async def _calls(order: _Order, path: Path) -> None:
-    agent = order.agent
-    lags: list[float] = []
-    async with Dispatcher(agent.url, agent.api_key, agent.api_secret) as dispatcher:
-        with RunWriter(path, kind=KIND, loop="open", arms={order.arm: {}}, host_facts={}) as run:
-            watching = asyncio.create_task(_watch_loop(lags))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for number, planned in order.callers:
-                        group.create_task(_caller(run, dispatcher, order, number, planned))
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
-            for number, _ in order.callers:
-                run.note(number, loop_lag_s=percentile(lags, 99) if lags else 0.0)
-
-
-async def _watch_loop(lags: list[float]) -> None:
-    """Notes how much later than asked for the event loop comes back, in seconds."""
-    while True:
-        due_s = time.monotonic() + _LAG_EVERY_S
-        await asyncio.sleep(_LAG_EVERY_S)
-        lags.append(max(0.0, time.monotonic() - due_s))
-
-
-async def _caller(
-    run: RunWriter, dispatcher: Dispatcher, order: _Order, number: int, planned: Planned
-) -> None:
-    """One caller of a level; what it measures counts from the intended starts."""
-    agent, click_s = order.agent, order.begin_s + planned.click_s
-    late_s = 0.0
-
-    def on_mark(mark: Mark) -> None:
-        this.mark(dataclasses.replace(mark, at_s=click_s) if mark.name == "click" else mark)
-
-    def on_turn_mark(turn: Turn, mark: Mark) -> None:
-        intended = mark.name in ("user_speech_start", "user_speech_end")
-        at_s = mark.at_s - late_s if intended else mark.at_s
-        run.mark(number, dataclasses.replace(mark, at_s=at_s), turn=turn.number)
-
-    call = Call(
-        url=agent.url,
-        api_key=agent.api_key,
-        api_secret=agent.api_secret,
-        dispatcher=dispatcher,
-        room=f"load-{secrets.token_hex(6)}",
-        identity=f"caller-{secrets.token_hex(4)}",
-        agent_name=agent.name,
-        greets=agent.greets,
-        greeting_timeout_s=agent.greeting_timeout_s,
-        on_mark=on_mark,
-    )
-    said = said_in(order.utterances, number, len(planned.turns_s))
-    async with trial(
-        run,
-        number,
-        call.room_name,
-        order.arm,
-        round_number=0,
-        warmup=order.warmup,
-        said=[utterance.text for utterance in said],
-    ) as this:
-        call.on_turn_mark = on_turn_mark
-        try:
-            await _until(click_s)
-            this.note(caller_late_s=time.monotonic() - click_s)
-            await connect_and_greet(this, call)
-            for turn, (after_s, utterance) in enumerate(zip(planned.turns_s, said, strict=True)):
-                due_s = order.begin_s + after_s
-                waited = await _until(due_s)
-                late_s = max(0.0, time.monotonic() - due_s)
-                # One that still heard the last reply is late for the agent's sake, not its own.
-                this.note(turn, late_s=late_s, caller_late_s=late_s if waited else 0.0)
-                await take_turn(this, call, utterance)
-        finally:
-            await call.end()
-            this.note(**ending_facts(call))
-
-
-async def _until(at_s: float) -> bool:
-    """Sleeps until a monotonic instant; returns whether there was anything to wait for."""
-    wait_s = at_s - time.monotonic()
-    if wait_s > 0:
-        await asyncio.sleep(wait_s)
-    return wait_s > 0

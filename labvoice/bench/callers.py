@@ -1,0 +1,166 @@
+"""The callers of the load bench: what runs on a Dask worker."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pydantic import SecretStr
+
+from labvoice.bench.base import connect_and_greet, ending_facts, trial
+from labvoice.bench.turns import said_in, take_turn
+from labvoice.caller.call import Call
+from labvoice.caller.turns import Turn
+from labvoice.dispatch import Dispatcher
+from labvoice.lab import import_for_calls
+from labvoice.protocol.vocabulary import Mark
+from labvoice.runs.load import KIND
+from labvoice.runs.run import RunWriter
+from labvoice.runs.statistics import percentile
+from labvoice.speech.utterances import Utterance
+
+_LAG_EVERY_S: Final = 0.02
+
+
+class Planned(NamedTuple):
+    """What one caller of a level is to do, in seconds since the level's begin.
+
+    Attributes:
+        click_s: Intended start of the call.
+        turns_s: Intended start of each utterance.
+    """
+
+    click_s: float
+    turns_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Whom the callers call, and where."""
+
+    url: str
+    api_key: str
+    api_secret: SecretStr
+    name: str
+    greets: bool | None
+    greeting_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one Dask worker does in a level; `begin_s` is on its own monotonic clock."""
+
+    agent: Agent
+    arm: str
+    warmup: bool
+    begin_s: float
+    callers: Sequence[tuple[int, Planned]]
+    utterances: Sequence[Utterance]
+
+
+def ready() -> None:
+    """Imports on a Dask worker what would otherwise be imported in the first call."""
+    import_for_calls()
+
+
+def call_out(order: Order) -> str:
+    """Makes the calls of one Dask worker; returns the lines of what it recorded."""
+    with tempfile.TemporaryDirectory(prefix="labvoice-callers-") as folder:
+        path = Path(folder) / "callers.jsonl"
+        asyncio.run(_calls(order, path))
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(lines[1:-1])  # without the run's own first and last line
+
+
+async def _calls(order: Order, path: Path) -> None:
+    agent = order.agent
+    lags: list[float] = []
+    async with Dispatcher(agent.url, agent.api_key, agent.api_secret) as dispatcher:
+        with RunWriter(path, kind=KIND, loop="open", arms={order.arm: {}}, host_facts={}) as run:
+            watching = asyncio.create_task(_watch_loop(lags))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number, planned in order.callers:
+                        group.create_task(_caller(run, dispatcher, order, number, planned))
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            for number, _ in order.callers:
+                run.note(number, loop_lag_s=percentile(lags, 99) if lags else 0.0)
+
+
+async def _watch_loop(lags: list[float]) -> None:
+    """Notes how much later than asked for the event loop comes back, in seconds."""
+    while True:
+        due_s = time.monotonic() + _LAG_EVERY_S
+        await asyncio.sleep(_LAG_EVERY_S)
+        lags.append(max(0.0, time.monotonic() - due_s))
+
+
+async def _caller(
+    run: RunWriter, dispatcher: Dispatcher, order: Order, number: int, planned: Planned
+) -> None:
+    """One caller of a level; what it measures counts from the intended starts."""
+    agent, click_s = order.agent, order.begin_s + planned.click_s
+    late_s = 0.0
+
+    def on_mark(mark: Mark) -> None:
+        this.mark(dataclasses.replace(mark, at_s=click_s) if mark.name == "click" else mark)
+
+    def on_turn_mark(turn: Turn, mark: Mark) -> None:
+        intended = mark.name in ("user_speech_start", "user_speech_end")
+        at_s = mark.at_s - late_s if intended else mark.at_s
+        run.mark(number, dataclasses.replace(mark, at_s=at_s), turn=turn.number)
+
+    call = Call(
+        url=agent.url,
+        api_key=agent.api_key,
+        api_secret=agent.api_secret,
+        dispatcher=dispatcher,
+        room=f"load-{secrets.token_hex(6)}",
+        identity=f"caller-{secrets.token_hex(4)}",
+        agent_name=agent.name,
+        greets=agent.greets,
+        greeting_timeout_s=agent.greeting_timeout_s,
+        on_mark=on_mark,
+    )
+    said = said_in(order.utterances, number, len(planned.turns_s))
+    async with trial(
+        run,
+        number,
+        call.room_name,
+        order.arm,
+        round_number=0,
+        warmup=order.warmup,
+        said=[utterance.text for utterance in said],
+    ) as this:
+        call.on_turn_mark = on_turn_mark
+        try:
+            await _until(click_s)
+            this.note(caller_late_s=time.monotonic() - click_s)
+            await connect_and_greet(this, call)
+            for turn, (after_s, utterance) in enumerate(zip(planned.turns_s, said, strict=True)):
+                due_s = order.begin_s + after_s
+                waited = await _until(due_s)
+                late_s = max(0.0, time.monotonic() - due_s)
+                # One that still heard the last reply is late for the agent's sake, not its own.
+                this.note(turn, late_s=late_s, caller_late_s=late_s if waited else 0.0)
+                await take_turn(this, call, utterance)
+        finally:
+            await call.end()
+            this.note(**ending_facts(call))
+
+
+async def _until(at_s: float) -> bool:
+    """Sleeps until a monotonic instant; returns whether there was anything to wait for."""
+    wait_s = at_s - time.monotonic()
+    if wait_s > 0:
+        await asyncio.sleep(wait_s)
+    return wait_s > 0
