@@ -19,9 +19,15 @@ from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
+from labvoice.caller.wire import PACKET_S, offset_in_packet
 from labvoice.dispatch.tokens import agent_token
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
-from labvoice.protocol.vocabulary import CALIBRATION_STAGES, INSTRUMENT_ERROR, Mark
+from labvoice.protocol.vocabulary import (
+    CALIBRATION_STAGES,
+    INSTRUMENT_ERROR,
+    PACKETISATION,
+    Mark,
+)
 from labvoice.runs.run import Run
 from labvoice.speech.detection import PEAK_RATIO
 from labvoice.speech.utterances import Pcm, Utterance
@@ -132,7 +138,7 @@ class _ReferenceAgent:
     def __init__(self, variant: str) -> None:
         self.delay_s = DELAYS_S[0]
         self.replies: list[_Reply] = []
-        self._reply = reply_of(variant)
+        self.reply = reply_of(variant)
         self._room = rtc.Room()
         self._microphone = Microphone()
         self._microphone.background = background_of(variant)
@@ -170,7 +176,7 @@ class _ReferenceAgent:
                 task.add_done_callback(self._answers.discard)
 
     async def _answer(self, heard_s: float) -> None:
-        samples, first = self._reply
+        samples, first = self.reply
         begin_s = heard_s + self.delay_s - first / SAMPLE_RATE_HZ
         await asyncio.sleep(begin_s - asyncio.get_running_loop().time())
         left_s, _ = await self._microphone.play(samples, first, len(samples) - 1)
@@ -215,8 +221,8 @@ async def calibrate(
     user's ear has these two ways as well. In a lab that dates packets, the caller's own ends are
     apart: `transport_caller` (the last voiced sample leaves), `jitter_buffer` and
     `transport_rest` (from a packet's arrival to its being heard, less the jitter buffer), and
-    `instrument_error` is their sum without the jitter buffer. That of 20 turns or more is kept for
-    the reports and comparisons of later runs on this machine.
+    `instrument_error` is their sum without the jitter buffer and without `packetisation`. That of
+    20 turns or more is kept for the reports and comparisons of later runs on this machine.
 
     Args:
         lab: It needs no worker.
@@ -271,6 +277,22 @@ async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
     return f"{what} " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
 
 
+def _packetisation_s(call: Call, reference: _ReferenceAgent) -> float:
+    """How long a turn's two edges wait in their packets, in seconds.
+
+    The caller's last voiced sample leaves when its packet is full; the first voiced one of the
+    reply is heard after those before it in its packet.
+    """
+    packets = call.media.packets
+    if packets is None or packets.last is None or packets.first is None:
+        return 0.0
+    said = tone()
+    ends_s = offset_in_packet(packets.spoken, packets.last, said, len(said) - 1)
+    sent = [pair.sent for pair in packets.reply]
+    begins_s = offset_in_packet(sent, packets.first.sent, *reference.reply)
+    return PACKET_S - ends_s + begins_s
+
+
 async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     turn = await call.say(Utterance("", tone(), SAMPLE_RATE_HZ, "tone"))
     turn.marks["reply_heard"] = await call.hear_onset(_REPLY_TIMEOUT_S)
@@ -286,7 +308,10 @@ async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     if {"speech_packet_sent", "reply_packet_received"} <= turn.marks.keys():
         sent_s = turn.marks["speech_packet_sent"] - turn.marks["user_speech_end"]
         heard_s = turn.marks["reply_heard"] - turn.marks["reply_packet_received"]
-        stages[INSTRUMENT_ERROR] = sent_s + heard_s - (turn.jitter_buffer_s or 0.0)
+        stages[PACKETISATION] = _packetisation_s(call, reference)
+        stages[INSTRUMENT_ERROR] = (
+            sent_s + heard_s - (turn.jitter_buffer_s or 0.0) - stages[PACKETISATION]
+        )
     for stage, duration_s in stages.items():
         this.run.stage(this.number, stage, duration_s, turn=turn.number, source="reference")
     record_buffer(this.run, this.number, turn)

@@ -11,7 +11,7 @@ from livekit import rtc
 
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Turn
-from labvoice.caller.wire import wire_marks
+from labvoice.caller.wire import TurnPackets, turn_packets
 from labvoice.errors import LabvoiceError, MediaPathError
 from labvoice.link.client import Link
 
@@ -97,6 +97,7 @@ class Media:
         open_link: Opens the link of the call; None for a call without one.
         tap: The relay before the agent, which tells the levels of what it sends.
         link: The link, once it is open.
+        packets: Those of the last turn that was heard, where the link keeps them.
     """
 
     room: rtc.Room
@@ -104,6 +105,7 @@ class Media:
     open_link: OpenLink | None = None
     tap: Link | None = None
     link: Link | None = None
+    packets: TurnPackets | None = None
 
     def __post_init__(self) -> None:
         self._before: MediaStats | None = None
@@ -184,21 +186,22 @@ class Media:
 
     async def _date_packets(self, turn: Turn) -> None:
         """Adds the marks of the turn's packets, where the link keeps them."""
+        self.packets = None
         if self.link is None or not self.link.keeps_packets or turn.voice_to_voice_s is None:
             return
         # No longer: to match the packets of a long reply would itself stall the caller.
         around = (turn.marks["user_speech_end"] - _AROUND_S, turn.marks["reply_heard"] + _AROUND_S)
         mine = await self.link.packets(*around)
         agents = [] if self.tap is None else await self.tap.packets(*around)
-        found = await asyncio.to_thread(
-            wire_marks,
+        self.packets = await asyncio.to_thread(
+            turn_packets,
             mine,
             agents,
             turn.marks["user_speech_end"],
             turn.marks["reply_heard"],
             turn.jitter_buffer_s or 0.0,
         )
-        turn.marks |= found
+        turn.marks |= self.packets.marks
 
     def cut(self) -> str:
         """Says that the link lets nothing pass; empty where that is not so."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from labvoice.link.relay import Direction, Packet
 from labvoice.speech.detection import NOISE_RATIO, PEAK_RATIO
@@ -28,6 +29,14 @@ _SLACK_S: Final = 0.3
 _UNDER_WAY_S: Final = 2.0
 _TRIED: Final = 3
 _TIMESTAMPS: Final = 1 << 32
+_RATE_HZ: Final = 48000
+_PACKET: Final = 960
+PACKET_S: Final = _PACKET / _RATE_HZ
+"""Duration of a packet, in seconds: 20 ms of Opus, as WebRTC sends it."""
+_AROUND: Final = range(-3 * _PACKET, 4 * _PACKET, _PACKET)
+_OFFSETS: Final = range(-_PACKET // 2, _PACKET + _PACKET // 2, 24)
+_LINE_DBOV: Final = -48.0
+"""Quieter packets say nothing of a sound: it may be the line's own noise."""
 
 
 class Matched(NamedTuple):
@@ -37,18 +46,50 @@ class Matched(NamedTuple):
     received: Packet
 
 
-def wire_marks(
+class TurnPackets(NamedTuple):
+    """The packets of a turn.
+
+    Attributes:
+        spoken: What the caller sent, by arrival at its relay.
+        last: That with the caller's last voiced sample.
+        at_agent: The same before the agent.
+        reply: What the agent sent and the caller received.
+        first: That with the first voiced sample of the reply.
+    """
+
+    spoken: list[Packet]
+    last: Packet | None
+    at_agent: Packet | None
+    reply: list[Matched]
+    first: Matched | None
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Those marks of the packets that can be told, in monotonic seconds.
+
+        `speech_packet_sent`: the packet with the caller's last voiced sample leaves;
+        `speech_packet_at_agent`: it reaches the agent; `reply_packet_sent`: the first voiced packet
+        of the reply leaves the agent; `reply_packet_received`: it reaches the caller.
+        """
+        found: dict[str, float] = {}
+        if self.last is not None:
+            found["speech_packet_sent"] = self.last.in_s
+        if self.at_agent is not None and self.at_agent.out_s is not None:
+            found["speech_packet_at_agent"] = self.at_agent.out_s
+        if self.first is not None and self.first.received.out_s is not None:
+            found["reply_packet_sent"] = self.first.sent.in_s
+            found["reply_packet_received"] = self.first.received.out_s
+        return found
+
+
+def turn_packets(
     mine: Sequence[Packet],
     agents: Sequence[Packet],
     speech_end_s: float,
     heard_s: float,
     buffer_s: float,
-) -> dict[str, float]:
-    """Returns those marks of a turn's packets that can be told, in monotonic seconds.
-
-    `speech_packet_sent`: the packet with the caller's last voiced sample leaves;
-    `speech_packet_at_agent`: it reaches the agent; `reply_packet_sent`: the first voiced packet of
-    the reply leaves the agent; `reply_packet_received`: it reaches the caller.
+) -> TurnPackets:
+    """Finds a turn's packets.
 
     Args:
         mine: Packets at the caller's relay.
@@ -57,22 +98,14 @@ def wire_marks(
         heard_s: Its `reply_heard`.
         buffer_s: Mean time of samples in its jitter buffer.
     """
-    found: dict[str, float] = {}
     spoken = busiest(mine, "up")
     last = last_voiced(spoken, speech_end_s)
-    if last is not None:
-        found["speech_packet_sent"] = last.in_s
-        arrived = _best(_pairs(spoken, stream) for stream in _streams(agents, "down"))
-        for pair in arrived:
-            if pair.sent is last and pair.received.out_s is not None:
-                found["speech_packet_at_agent"] = pair.received.out_s
+    arrived = _best(_pairs(spoken, stream) for stream in _streams(agents, "down"))
+    at_agent = [] if last is None else [pair.received for pair in arrived if pair.sent is last]
     heard = busiest(mine, "down")
-    sent = _best(_pairs(stream, heard) for stream in _streams(agents, "up"))
-    first = first_voiced(sent, heard_s, buffer_s)
-    if first is not None and first.received.out_s is not None:
-        found["reply_packet_sent"] = first.sent.in_s
-        found["reply_packet_received"] = first.received.out_s
-    return found
+    reply = _best(_pairs(stream, heard) for stream in _streams(agents, "up"))
+    first = first_voiced(reply, heard_s, buffer_s)
+    return TurnPackets(spoken, last, at_agent[0] if at_agent else None, reply, first)
 
 
 def busiest(packets: Iterable[Packet], direction: Direction) -> list[Packet]:
@@ -115,6 +148,48 @@ def first_voiced(pairs: Iterable[Matched], heard_s: float, buffer_s: float) -> M
             last_s = _at_s(pair)
     there = [p for p in begins if _at_s(p) - due_s >= -_SLACK_S and _at_s(p) <= heard_s]
     return min(there, key=lambda pair: abs(_at_s(pair) - due_s), default=None)
+
+
+def offset_in_packet(
+    packets: Iterable[Packet], packet: Packet, samples: npt.NDArray[np.int16], index: int
+) -> float:
+    """Returns how far into a packet one sample of a known sound is, in seconds.
+
+    The levels of the packets around it say where the sound begins and ends among them. Negative, or
+    longer than the packet, where the sample is in one of its neighbours.
+
+    Args:
+        packets: Of one stream, with this one.
+        packet: The packet.
+        samples: The sound, mono at 48 kHz, with silence before and after it.
+        index: Of the sample in the sound.
+    """
+    levels = {
+        (each.timestamp - packet.timestamp + _TIMESTAMPS // 2) % _TIMESTAMPS - _TIMESTAMPS // 2: (
+            max(_level(each), _LINE_DBOV)
+        )
+        for each in packets
+    }
+    around = {shift: levels[shift] for shift in _AROUND if shift in levels}
+    margin = 2 * max(_AROUND)
+    line = np.pad(samples / np.iinfo(np.int16).max, margin)
+    energy = np.concatenate([[0.0], np.cumsum(np.square(line))])
+    begins = np.array([index + margin + shift for shift in around])
+    best = min(
+        _OFFSETS,
+        key=lambda offset: float(
+            np.sum(np.square(_mean_levels(energy, begins - offset) - list(around.values())))
+        ),
+    )
+    return best / _RATE_HZ
+
+
+def _mean_levels(
+    energy: npt.NDArray[np.float64], begins: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Levels of the packets that begin at these samples, in dBov."""
+    mean = (energy[begins + _PACKET] - energy[begins]) / _PACKET
+    return np.maximum(10 * np.log10(np.maximum(mean, 1e-12)), _LINE_DBOV)
 
 
 def _at_s(pair: Matched) -> float:

@@ -211,9 +211,12 @@ CALIBRATION_STAGES: Final = ("voice_to_voice_error", "uplink", "downlink")
 """The excess of `voice_to_voice` over a known delay, and its two parts: caller to reference, and
 reference to caller, both of which a user's ear has as well."""
 
+PACKETISATION: Final = "packetisation"
+"""How long a turn's two edges wait in their packets of 20 ms, as every client's do: the last voiced
+sample for its packet to fill, the first one of the reply for those before it."""
 INSTRUMENT_ERROR: Final = "instrument_error"
-"""What the caller reads more than its packets say, less its jitter buffer: the error of the
-instrument itself, where packets are dated."""
+"""What the caller reads more than its packets say, less its jitter buffer and
+:data:`PACKETISATION`: the error of the instrument itself, where packets are dated."""
 
 HEARD_STAGES: Final = ("voice_to_voice", "time_to_greeting", "silence")
 """Headline stages that end with a sound at the caller's ear, and so have the instrument's error."""

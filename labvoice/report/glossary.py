@@ -34,8 +34,10 @@ STAGES: Final = {
     "voice_to_voice_error": "What the caller read for a reply whose delay is known, less that "
     "delay: uplink and downlink. A user's ear has both ways as well, so this bounds the "
     "instrument's own error from above.",
-    "instrument_error": "What the caller reads more than its packets say, less its jitter buffer: "
-    "the error of the instrument itself.",
+    "packetisation": "How long the two edges of a turn wait in their packets of 20 ms, as every "
+    "client's do.",
+    "instrument_error": "What the caller reads more than its packets say, less its jitter buffer "
+    "and packetisation: the error of the instrument itself.",
     "uplink": "From the last voiced sample's leaving the caller to its being heard by the "
     "reference agent.",
     "downlink": "From the first voiced sample's leaving the reference agent to its being heard "
