@@ -189,7 +189,7 @@ def _mean_levels(
 ) -> npt.NDArray[np.float64]:
     """Levels of the packets that begin at these samples, in dBov."""
     mean = (energy[begins + _PACKET] - energy[begins]) / _PACKET
-    return np.maximum(10 * np.log10(np.maximum(mean, 1e-12)), _LINE_DBOV)
+    return np.asarray(np.maximum(10 * np.log10(np.maximum(mean, 1e-12)), _LINE_DBOV))
 
 
 def _at_s(pair: Matched) -> float:
