@@ -80,6 +80,7 @@ await call.hear_greeting()
 await call.until_memory()
 print(call.memory)
 await lab.end_call(call)
+lab.bench.record(call)
 
 # %% [markdown]
 # ## 3. What memory costs, mode by mode

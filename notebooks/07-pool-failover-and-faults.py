@@ -54,6 +54,7 @@ killed = lab.faults.kill_job(call)
 await call.wait_for_replacement()
 print(f"another agent listens after {call.marks['replacement_listening'] - killed.at_s:.2f} s")
 await lab.end_call(call)
+lab.bench.record(call)
 
 # %% [markdown]
 # The events of supervisor and pool, in order. Look at the time of each detection:

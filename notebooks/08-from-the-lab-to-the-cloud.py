@@ -161,6 +161,7 @@ else:
     automatic = await lab.call(strategy="automatic")
     await automatic.hear_greeting()
     await lab.end_call(automatic)
+    lab.bench.record(automatic)
     display(automatic)
     display(automatic.dispatch)
 

@@ -80,6 +80,7 @@ await call.hear_greeting()
 await call.say(await lab.utterance("Are you open on Sunday?"))
 await call.hear()
 await call.end()
+lab.bench.record(call)
 call
 
 # %% [markdown]

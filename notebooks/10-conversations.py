@@ -55,7 +55,7 @@ print(f"answered after {found.recovery_s:.2f} s: {turn.reply}")
 # on one clock. Look at the shaded part, in which both speak, and click into it to hear it.
 
 # %%
-call.listen()
+lab.bench.record(call).listen()
 
 # %% [markdown]
 # ## 2. Write it down

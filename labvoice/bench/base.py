@@ -21,8 +21,9 @@ from labvoice.bench.arms import SEED, Arm, interleave, with_conditions, with_lin
 from labvoice.bench.instrument import known_error
 from labvoice.bench.memory import memories_of
 from labvoice.caller.call import Call
-from labvoice.caller.recorder import Recording
+from labvoice.caller.recorder import Recording, write_sound
 from labvoice.choices import RecordingFormat
+from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.errors import (
     DispatchError,
     LabvoiceError,
@@ -237,12 +238,18 @@ async def call_trial(
     warmup: bool = False,
     said: Sequence[str] = (),
     metadata: JobMetadata | None = None,
+    timeout_s: float = DISPATCH_TIMEOUT_S,
 ) -> AsyncIterator[tuple[Trial, Call]]:
-    """One trial that is a call, not connected yet; every mark of it is recorded as it is set."""
+    """One trial that is a call, not connected yet; every mark of it is recorded as it is set.
+
+    Its arguments are those of :func:`trial`, the metadata of the dispatch, and how long the agent
+    is waited for, in seconds.
+    """
     call = lab.new_call(
         agent_name=arm.agent_name,
         metadata=metadata,
         strategy=arm.strategy,
+        timeout_s=timeout_s,
         link=arm.link,
         on_mark=lambda mark: this.mark(mark),
     )
@@ -285,14 +292,20 @@ def write_recording(
     run: RunWriter, trial: int, recording: Recording, zero_s: float, format_: str
 ) -> str:
     """As :func:`record_sound`, of a recording and the instant of the call's click, in seconds."""
+    sound = recording.encoded(f".{format_}")
+    return keep_sound(run, trial, sound, recording.start_s - zero_s, format_)
+
+
+def keep_sound(run: RunWriter, trial: int, sound: bytes, start_s: float, format_: str) -> str:
+    """As :func:`record_sound`, of an encoded recording that begins so long after the click."""
     path = run.path.with_suffix("") / f"{trial:04}.{format_}"
     try:
-        recording.write(path)
+        write_sound(path, sound)
     except LabvoiceError as error:
         run.note(trial, recording_error=error.observed)
         return error.observed
     place = path.relative_to(run.path.parent).as_posix()
-    run.note(trial, recording=place, recording_start_s=recording.start_s - zero_s)
+    run.note(trial, recording=place, recording_start_s=start_s)
     return ""
 
 

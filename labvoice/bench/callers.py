@@ -17,7 +17,9 @@ from pydantic import SecretStr
 from labvoice.bench.base import connect_and_greet, ending_facts, trial
 from labvoice.bench.turns import said_in, take_turn
 from labvoice.caller.call import Call
+from labvoice.caller.recorder import Recorder
 from labvoice.caller.turns import Turn
+from labvoice.choices import RecordingFormat
 from labvoice.dispatch import Dispatcher
 from labvoice.lab import import_for_calls
 from labvoice.protocol.vocabulary import Mark
@@ -65,22 +67,77 @@ class Order:
     utterances: Sequence[Utterance]
 
 
+class Heard(NamedTuple):
+    """What both sides of a call said.
+
+    Attributes:
+        trial: The call's trial.
+        click_s: Its intended start, on the clock of the recorder.
+        recorder: Has both sides.
+    """
+
+    trial: int
+    click_s: float
+    recorder: Recorder
+
+
+class Sound(NamedTuple):
+    """An encoded recording.
+
+    Attributes:
+        trial: The call's trial.
+        start_s: Its first sample, in seconds since the call's intended start.
+        content: The file.
+    """
+
+    trial: int
+    start_s: float
+    content: bytes
+
+
+class Called(NamedTuple):
+    """The calls of one Dask worker; they stay there until what is needed of them is asked for.
+
+    Attributes:
+        text: The lines of what was recorded.
+        heard: A recorder for each call.
+    """
+
+    text: str
+    heard: list[Heard]
+
+
 def ready() -> None:
     """Imports on a Dask worker what would otherwise be imported in the first call."""
     import_for_calls()
 
 
-def call_out(order: Order) -> str:
-    """Makes the calls of one Dask worker; returns the lines of what it recorded."""
+def call_out(order: Order) -> Called:
+    """Makes the calls of one Dask worker."""
     with tempfile.TemporaryDirectory(prefix="labvoice-callers-") as folder:
         path = Path(folder) / "callers.jsonl"
-        asyncio.run(_calls(order, path))
+        heard = asyncio.run(_calls(order, path))
         lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(lines[1:-1])  # without the run's own first and last line
+    return Called("\n".join(lines[1:-1]), heard)  # without the run's own first and last line
 
 
-async def _calls(order: Order, path: Path) -> None:
+def text_of(called: Called) -> str:
+    """Returns the lines of what calls recorded."""
+    return called.text
+
+
+def sounds_of(called: Called, format_: RecordingFormat) -> list[Sound]:
+    """Encodes the recordings of calls that are over; meanwhile the Dask worker can make none."""
+    return [
+        Sound(each.trial, recording.start_s - each.click_s, recording.encoded(f".{format_}"))
+        for each in called.heard
+        if (recording := each.recorder.recording()) is not None
+    ]
+
+
+async def _calls(order: Order, path: Path) -> list[Heard]:
     agent = order.agent
+    heard: list[Heard] = []
     lags: list[float] = []
     async with Dispatcher(agent.url, agent.api_key, agent.api_secret) as dispatcher:
         with RunWriter(path, kind=KIND, loop="open", arms={order.arm: {}}, host_facts={}) as run:
@@ -88,12 +145,13 @@ async def _calls(order: Order, path: Path) -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number, planned in order.callers:
-                        group.create_task(_caller(run, dispatcher, order, number, planned))
+                        group.create_task(_caller(run, dispatcher, order, number, planned, heard))
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             for number, _ in order.callers:
                 run.note(number, loop_lag_s=percentile(lags, 99) if lags else 0.0)
+    return heard
 
 
 async def _watch_loop(lags: list[float]) -> None:
@@ -105,7 +163,12 @@ async def _watch_loop(lags: list[float]) -> None:
 
 
 async def _caller(
-    run: RunWriter, dispatcher: Dispatcher, order: Order, number: int, planned: Planned
+    run: RunWriter,
+    dispatcher: Dispatcher,
+    order: Order,
+    number: int,
+    planned: Planned,
+    heard: list[Heard],
 ) -> None:
     """One caller of a level; what it measures counts from the intended starts."""
     agent, click_s = order.agent, order.begin_s + planned.click_s
@@ -156,6 +219,7 @@ async def _caller(
         finally:
             await call.end()
             this.note(**ending_facts(call))
+            heard.append(Heard(number, click_s, call.recorder))
 
 
 async def _until(at_s: float) -> bool:

@@ -14,9 +14,14 @@ import pandas as pd
 import psutil
 from livekit import api
 
+from labvoice.bench.arms import DEFAULT
+from labvoice.bench.base import RunOptions, call_trial, columns, connect_and_greet, host_facts
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
+from labvoice.runs.run import Run, RunWriter
 
+_JOIN_TIMEOUT_S: Final = 30.0
+"""The worker's warm process may just be taken."""
 _IDLE_TIMEOUT_S: Final = 120.0
 _FAILED_SHARE: Final = 0.1
 TOLERANCES: Final = {
@@ -36,13 +41,7 @@ of an idle lab, and what an allocator keeps. A figure that keeps growing exceeds
 calls."""
 
 
-async def leaks(
-    lab: Lab,
-    calls: int = 100,
-    *,
-    warmup: int = 3,
-    progress: Callable[[str], None] = lambda _: None,
-) -> pd.DataFrame:
+async def leaks(lab: Lab, calls: int, options: RunOptions) -> tuple[Run, pd.DataFrame]:
     """Makes short calls, one after the other, and compares the resources before and after them.
 
     In each a caller joins with a microphone, hears the greeting and hangs up.
@@ -50,50 +49,74 @@ async def leaks(
     Args:
         lab: An idle lab with a worker.
         calls: Number of calls between the two measurements.
-        warmup: Calls before the first measurement: caches and pools have filled by then.
-        progress: Called with progress messages.
+        options: Options of the run; `warmup` calls go before the first measurement: caches and
+            pools have filled by then.
 
     Returns:
-        A row for each figure: `before`, `halfway`, `after`, `change` (from before to after),
-        `allowed` and whether it is `ok`. Memory is in MiB, with the job processes in `worker_pss`
-        and without them in `worker_rss`; `lab_rss` is what is in use, without what the allocator
-        keeps. A growth that levels off is in the first half alone.
+        The run of the calls, with their recordings; and a row for each figure: `before`,
+        `halfway`, `after`, `change` (from before to after), `allowed` and whether it is `ok`.
+        Memory is in MiB, with the job processes in `worker_pss` and without them in `worker_rss`;
+        `lab_rss` is what is in use, without what the allocator keeps. A growth that levels off is
+        in the first half alone.
 
     Raises:
         UsageError: The number is out of range.
-        LabvoiceError: More than a tenth of the calls failed; the last one's error. Fewer failures
-            are warnings: what a failed call leaves behind counts as well.
+        LabvoiceError: More than a tenth of the calls failed. Fewer failures are warnings: what a
+            failed call leaves behind counts as well.
+        RunFileError: The run file exists already.
     """
     if calls < 1:
         raise UsageError("no call is no test", "pass `--calls 1` or more")
-    await _call(lab, warmup, progress)
-    before = await _figures(lab)
-    await _call(lab, calls // 2, progress)
-    halfway = await _figures(lab)
-    await _call(lab, calls - calls // 2, progress)
-    after = await _figures(lab)
+    path = options.path("leaks")
+    config = {"command": options.command, "calls": calls, "warmup": options.warmup}
+    arms = {DEFAULT.name: columns(lab.settings)}
+    facts = await host_facts(lab)
+    with RunWriter(path, kind="leaks", config=config, arms=arms, host_facts=facts) as run:
+        half, every = options.warmup + calls // 2, options.warmup + calls
+        await _call(lab, run, range(options.warmup), options.progress, warmup=True)
+        before = await _figures(lab)
+        await _call(lab, run, range(options.warmup, half), options.progress)
+        halfway = await _figures(lab)
+        await _call(lab, run, range(half, every), options.progress)
+        after = await _figures(lab)
     frame = pd.DataFrame({"before": before, "halfway": halfway, "after": after})
     frame["change"] = frame["after"] - frame["before"]
     frame["allowed"] = [TOLERANCES[name] for name in before]
-    return frame.assign(ok=frame["change"] <= frame["allowed"])
+    return Run.load(path), frame.assign(ok=frame["change"] <= frame["allowed"])
 
 
-async def _call(lab: Lab, calls: int, progress: Callable[[str], None]) -> None:
+async def _call(
+    lab: Lab,
+    run: RunWriter,
+    numbers: range,
+    progress: Callable[[str], None],
+    *,
+    warmup: bool = False,
+) -> None:
     failed = 0
-    for number in range(calls):
-        call = lab.new_call(timeout_s=30)  # the worker's warm process may just be taken
-        try:
-            await call.connect()
-            await call.hear_greeting()
-        except LabvoiceError as error:
+    for done, number in enumerate(numbers, 1):
+        async with call_trial(
+            lab,
+            run,
+            number,
+            DEFAULT,
+            round_number=number,
+            warmup=warmup,
+            timeout_s=_JOIN_TIMEOUT_S,
+        ) as (this, call):
+            await connect_and_greet(this, call)
+        if this.failed:
             failed += 1
-            progress(f"warning: call {number + 1} failed: {error.observed}")
-            if failed > calls * _FAILED_SHARE:
-                raise
-        finally:
-            await lab.end_call(call)
-        if (number + 1) % 10 == 0:
-            progress(f"{number + 1}/{calls} calls")
+            progress(f"warning: call {number + 1} failed: {this.words}")
+            if failed > len(numbers) * _FAILED_SHARE:
+                raise LabvoiceError(
+                    f"{failed} of {done} calls failed, the last one so: {this.words}",
+                    f"{run.path} has them all",
+                )
+        if this.warning:
+            progress(f"warning: {this.warning}")
+        if done % 10 == 0:
+            progress(f"{done}/{len(numbers)} calls")
     await lab.pool.wait_idle(_IDLE_TIMEOUT_S)
     lab.recent_calls.clear()  # they hold what was heard
     await asyncio.sleep(1)

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.base import RunOptions, columns, host_facts, start_workers, wait_idle
+from labvoice.bench.base import (
+    RunOptions,
+    columns,
+    host_facts,
+    keep_sound,
+    start_workers,
+    wait_idle,
+)
 from labvoice.bench.calibrate import tone
-from labvoice.bench.callers import Agent, Order, Planned, call_out
+from labvoice.bench.callers import Agent, Order, Planned, call_out, sounds_of, text_of
 from labvoice.bench.cluster import ask, measure_offsets, open_client
 from labvoice.bench.turns import default_utterances
 from labvoice.caller.clock import ClockOffset
@@ -147,7 +154,8 @@ async def load(
                 await level.happen(_arm(levels[0]), first, warmup=True)
             for callers in levels:
                 await wait_idle(lab, options.progress)
-                await level.happen(_arm(callers), plans[callers])
+                if warning := await level.happen(_arm(callers), plans[callers]):
+                    options.progress(f"warning: {warning}")
                 made = levels_of(Run.load(path))[-1]
                 options.progress(_words(made))
                 if made.void or not made.within(limit_s):
@@ -220,8 +228,11 @@ class _LevelRun:
         self._utterances, self._local_pids = utterances, local_pids
         self._next = 0
 
-    async def happen(self, arm: str, plan: Sequence[Planned], *, warmup: bool = False) -> None:
-        """Makes one level, and writes its trials.
+    async def happen(self, arm: str, plan: Sequence[Planned], *, warmup: bool = False) -> str:
+        """Makes one level, and writes its trials; the recordings are encoded after its last call.
+
+        Returns:
+            Why calls have no recording; empty where they have one, or are to have none.
 
         Raises:
             LabvoiceError: A Dask worker failed, or the level did not end in time.
@@ -231,7 +242,7 @@ class _LevelRun:
         begin_s = time.monotonic() + _LEAD_S
         lasts_s = _LEAD_S + max(planned.turns_s[-1] for planned in plan)
         addresses = list(self._offsets)
-        futures: dict[str, Any] = {}
+        called: dict[str, Any] = {}
         for place, address in enumerate(addresses):
             if not (mine := numbered[place :: len(addresses)]):
                 continue
@@ -243,19 +254,42 @@ class _LevelRun:
                 mine,
                 self._utterances,
             )
-            futures[address] = self._client.submit(
-                call_out, order, workers=[address], allow_other_workers=False, pure=False
-            )
+            called[address] = self._submit(address, call_out, order)
+        texts = {address: self._submit(address, text_of, made) for address, made in called.items()}
         usage = Usage(self._parts())
         following = asyncio.create_task(usage.follow(lasts_s / 2))
         try:
-            texts = await self._results(futures, lasts_s + _SLACK_S)
+            lines = await self._results(texts, lasts_s + _SLACK_S, "ended its calls")
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-        for address, text in texts.items():
+        for address, text in lines.items():
             self._join(text, address)
         self._run.note(numbered[0][0], None, **usage.facts())
+        return await self._keep_sounds(called, lasts_s * len(plan) + _SLACK_S)
+
+    def _submit(self, address: str, function: Any, *arguments: Any) -> Any:
+        return self._client.submit(
+            function, *arguments, workers=[address], allow_other_workers=False, pure=False
+        )
+
+    async def _keep_sounds(self, called: Mapping[str, Any], timeout_s: float) -> str:
+        """Writes the recordings of calls; returns why one could not be written."""
+        format_ = self._lab.settings.recording
+        if format_ == "none":
+            return ""
+        encoding = {
+            address: self._submit(address, sounds_of, made, format_)
+            for address, made in called.items()
+        }
+        warning = ""
+        for sounds in (await self._results(encoding, timeout_s, "encoded its recordings")).values():
+            for sound in sounds:
+                failed = await asyncio.to_thread(
+                    keep_sound, self._run, sound.trial, sound.content, sound.start_s, format_
+                )
+                warning = warning or failed
+        return warning
 
     def _parts(self) -> dict[str, list[int]]:
         """Returns the processes of each part that runs here, by process id."""
@@ -273,26 +307,28 @@ class _LevelRun:
         found["callers"] = list(self._local_pids)
         return {name: pids for name, pids in found.items() if pids}
 
-    async def _results(self, futures: Mapping[str, Any], timeout_s: float) -> dict[str, str]:
+    async def _results(
+        self, futures: Mapping[str, Any], timeout_s: float, done: str
+    ) -> dict[str, Any]:
         until_s = time.monotonic() + timeout_s
         while not all(future.done() for future in futures.values()):
             if time.monotonic() > until_s:
                 raise LabvoiceError(
-                    f"a Dask worker has not ended its calls after {timeout_s:.0f} s",
+                    f"a Dask worker has not {done} after {timeout_s:.0f} s",
                     "the log of the Dask worker tells why",
                 )
             await asyncio.sleep(_POLL_S)
-        texts: dict[str, str] = {}
+        found: dict[str, Any] = {}
         for address, future in futures.items():
             try:
-                texts[address] = await ask(self._client, future.result)
+                found[address] = await ask(self._client, future.result)
             except Exception as error:
                 raise LabvoiceError(
                     f"the callers on the Dask worker at {address} failed: "
                     f"{type(error).__name__}: {error}",
                     "the log of the Dask worker tells more",
                 ) from error
-        return texts
+        return found
 
     def _join(self, text: str, address: str) -> None:
         """Writes what a Dask worker recorded, its instants moved to this clock."""

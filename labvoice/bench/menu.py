@@ -23,7 +23,7 @@ from labvoice.runs.run import Run
 from labvoice.speech.probes import Probes
 from labvoice.speech.turn_ends import SpokenTurn
 from labvoice.speech.utterances import Utterance
-from labvoice.targets.target import Target
+from labvoice.targets.target import BUILT_IN, Target
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -273,7 +273,9 @@ class Bench:
         Raises:
             RunFileError: The run file exists already.
         """
-        return record_call(self._lab.settings, call, out)
+        others = (each for each in self._lab.targets if each.target.kind not in BUILT_IN)
+        target = next((each.target for each in others if each.name == call.agent_name), None)
+        return record_call(self._lab.settings, call, out, target=target)
 
 
 def _with_warmup(options: RunKeywords) -> RunOptions:

@@ -77,17 +77,26 @@ class Recording:
         Raises:
             LabvoiceError: It cannot be written; nothing of it is left.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # libsndfile itself does not tell when a disk is full.
-            path.write_bytes(self.encoded(path.suffix))
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise LabvoiceError(
-                f"the recording {path} cannot be written: {error}",
-                "free space on the disk, choose another `--out`, or set LABVOICE_RECORDING=none",
-            ) from None
+        write_sound(path, self.encoded(path.suffix))
+
+
+def write_sound(path: Path, sound: bytes) -> None:
+    """Writes an encoded recording.
+
+    Raises:
+        LabvoiceError: It cannot be written; nothing of it is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # libsndfile itself does not tell when a disk is full.
+        path.write_bytes(sound)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise LabvoiceError(
+            f"the recording {path} cannot be written: {error}",
+            "free space on the disk, choose another `--out`, or set LABVOICE_RECORDING=none",
+        ) from None
 
 
 @dataclass

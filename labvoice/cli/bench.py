@@ -22,7 +22,6 @@ from labvoice.cli.common import (
     ArmsOption,
     CallOptions,
     JsonOption,
-    LlmOption,
     OutOption,
     TrialsOption,
     WarmupOption,
@@ -352,9 +351,7 @@ async def bench_load(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers of the agent.")] = 1,
     warmup: WarmupOption = 1,
     agents: AgentOptions = NO_AGENTS,
-    llm: LlmOption = None,
-    out: OutOption = None,
-    json_path: JsonOption = None,
+    options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Loads agents with callers who talk, in several processes or on several machines (Dask).
 
@@ -378,11 +375,11 @@ async def bench_load(
     async with Lab(
         progress=tell,
         workers=workers if own else 0,
-        llm=llm,
+        llm=options.llm,
         letta=False,
         supervise=False,
         model=not echo,
-        recording="none",
+        recording=options.format,
     ) as lab:
         run = await lab.bench.load(
             levels,
@@ -393,11 +390,11 @@ async def bench_load(
             agent=target,
             client=scheduler,
             warmup=warmup,
-            out=out,
+            out=options.out,
             command=command_line(),
             progress=tell,
         )
-    await _tell(run, json_path)
+    await _tell(run, options.json_path)
     return 1 if run.levels[0].void or not run.levels[0].within(limit_s) else 0
 
 
@@ -440,7 +437,8 @@ async def bench_leaks(
     calls: Annotated[
         int, typer.Option("--calls", min=1, help="Calls between the two measurements.")
     ] = 100,
-    json_path: JsonOption = None,
+    warmup: WarmupOption = 3,
+    options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Prints the resources of worker, lab and server before and after many short calls.
 
@@ -448,14 +446,23 @@ async def bench_leaks(
 
     Example: labvoice bench leaks --calls 100
     """
+    from labvoice.bench.base import RunOptions
     from labvoice.bench.leaks import leaks
     from labvoice.lab import Lab
 
-    async with Lab(progress=tell, llm="paced", letta=False) as lab:
-        frame = await leaks(lab, calls, progress=tell)
+    async with Lab(
+        progress=tell, llm=options.llm or "paced", letta=False, recording=options.format
+    ) as lab:
+        run, frame = await leaks(
+            lab, calls, RunOptions(options.out, command_line(), tell, warmup=warmup)
+        )
     tell(frame.round(1).to_string())
+    kept = len(run.recordings)
+    where = f"{kept} recordings in {run.path.with_suffix('')}" if kept else "no recordings"
+    tell(f"calls: {run.path}, {where}")
     ok = bool(frame["ok"].all())
-    write_json(json_path, {"calls": calls, "ok": ok, "figures": frame.T.to_dict()})
+    figures = {"calls": calls, "ok": ok, "figures": frame.T.to_dict(), "run": str(run.path)}
+    write_json(options.json_path, figures)
     return 0 if ok else 1
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import psutil
+import soundfile
 
 from labvoice.lab import Lab
 from labvoice.runs import host
@@ -42,3 +44,10 @@ async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) ->
     heard = run.frame[run.frame["stage"] == "voice_to_voice"]
     assert heard["duration_s"].notna().all()
     assert dask_processes() == []
+    assert list(run.recordings["trial"]) == [0, 1, 2]
+    for path, start_s in zip(run.recordings["path"], run.recordings["start_s"], strict=True):
+        assert path.parent == tmp_path / "load"
+        sound, rate = soundfile.read(path)
+        assert 0 < start_s < 5  # from the intended start
+        assert len(sound) / rate > 6
+        assert (np.abs(sound).max(axis=0) > 0.1).all()  # the caller's tone, and its echo

@@ -7,9 +7,15 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
+from labvoice.bench.base import keep_sound
+from labvoice.bench.callers import Called, Heard, sounds_of
 from labvoice.bench.load import ramp, schedule
+from labvoice.caller.recorder import Recorder
+from labvoice.choices import RecordingFormat
 from labvoice.errors import RunFileError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.report.load import load_curve
@@ -207,3 +213,30 @@ def test_other_runs_have_no_levels(tmp_path: Path) -> None:
     assert run.sizing == ""
     with pytest.raises(RunFileError):
         load_curve(run)
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "wav"])
+def test_a_dask_workers_recordings_belong_to_the_run(
+    tmp_path: Path, suffix: RecordingFormat
+) -> None:
+    """A call's sound lies beside the run, dated by the intended start, and silent calls have none.
+
+    The instants are the Dask worker's, whose clock is another.
+    """
+    recorder = Recorder(24000, 24000)
+    tone = (9000 * np.sin(np.arange(24000) / 24000 * 2 * np.pi * 440)).astype(np.int16)
+    for number, frame in enumerate(tone.reshape(100, 240)):
+        recorder.sent(frame, 5000.5 + number * 0.01)
+    called = Called("", [Heard(3, 5000.0, recorder), Heard(4, 5000.0, Recorder(24000, 24000))])
+    with RunWriter(tmp_path / "load.jsonl", kind="load", host_facts=HOST) as run:
+        run.trial(3, "room", "default")
+        run.mark(3, Mark("click", 100.0))
+        for each in sounds_of(called, suffix):
+            assert keep_sound(run, each.trial, each.content, each.start_s, suffix) == ""
+    (kept,) = Run.load(tmp_path / "load.jsonl").recordings.to_dict("records")
+    assert kept["path"] == tmp_path / "load" / f"0003.{suffix}"
+    assert kept["start_s"] == pytest.approx(0.5)
+    sound, rate = soundfile.read(kept["path"])
+    assert len(sound) / rate == pytest.approx(1.0, abs=0.05)
+    assert np.abs(sound[:, 0]).max() > 0.1
+    assert np.abs(sound[:, 1]).max() < 0.05

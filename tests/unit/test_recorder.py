@@ -101,3 +101,12 @@ def test_a_recording_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     with pytest.raises(LabvoiceError, match="cannot be written") as caught:
         recording.write(tmp_path / "file" / "call.wav")
     assert "LABVOICE_RECORDING=none" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((Path(__file__).parents[2] / "notebooks").glob("*.py")), ids=lambda p: p.stem
+)
+def test_every_call_of_a_notebook_is_kept(notebook: Path) -> None:
+    """A notebook writes each call that it makes as a run, with its recording."""
+    source = notebook.read_text(encoding="utf-8")
+    assert source.count("bench.record(") >= source.count("lab.call(")
