@@ -126,10 +126,12 @@ def remeasure(
 ) -> None:
     """Finds the ear's marks again in the recordings alone, and prints both.
 
-    Exits 1 if fewer than 95 % of the turns agree within 20 ms.
+    Exits 1 if fewer than 95 % of the turns agree within 20 ms; of `bench interrupt` the probes, of
+    a run without turns the calls' greetings.
 
     Example: labvoice remeasure runs/turns.jsonl
     """
+    import pandas as pd
     from rich.table import Table
 
     from labvoice.runs.remeasure import AGREES_S
@@ -148,7 +150,8 @@ def remeasure(
         figures = ["–" if math.isnan(each) else f"{each:.0f}" for each in (live_ms, recorded_ms)]
         apart = "–" if math.isnan(apart_ms) else f"{apart_ms:+.0f}"
         beyond = " !" if abs(apart_ms) > AGREES_S * 1e3 else ""
-        name = f"{row['trial']}.{int(row['turn']) + 1}"
+        turn = row["turn"]
+        name = f"{row['trial']}" + ("" if pd.isna(turn) else f".{int(turn) + 1}")
         table.add_row(name, str(row["mark"]), *figures, apart + beyond)
     console().print(table)
     tell(repr(found))

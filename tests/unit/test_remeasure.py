@@ -151,8 +151,84 @@ def test_replies_that_the_ear_never_heard_live_disagree(tmp_path: Path) -> None:
     assert "0 of 2 turns agree" in repr(deaf)
 
 
+def kept(
+    run: RunWriter,
+    trial: int,
+    marks: dict[str, float],
+    caller: npt.NDArray[np.float64],
+    agent: npt.NDArray[np.float64],
+    *,
+    turn: int | None = 0,
+) -> None:
+    """A call with marks at the beginnings of their frames, recorded from 1 s after the click."""
+    run.trial(trial, f"room-{trial}", "default")
+    run.mark(trial, Mark("click", CLICK_S))
+    run.outcome(trial, "ok")
+    for name, at_s in marks.items():
+        run.mark(trial, Mark(name, CLICK_S + at_s - 0.005), turn=turn)
+    if turn is not None:
+        run.outcome(trial, "ok", turn=turn)
+    samples = (np.stack([caller, agent], axis=1) * 32767).astype(np.int16)
+    place = Path(run.path.stem) / f"{trial:04}.ogg"
+    Recording(samples, CLICK_S + 1.0).write(run.path.parent / place)
+    run.note(trial, recording=place.as_posix(), recording_start_s=1.0)
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.06])
+def test_the_marks_of_turn_taking_are_found_again(tmp_path: Path, late_s: float) -> None:
+    """Both ends of a sound, and where the agent yields, answers or cuts in; a wrong one is told."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="interrupt", host_facts={}) as run:
+        marks = {"interruption_start": 4.0, "interruption_end": 4.7}
+        marks |= {"agent_yielded": 4.9 + late_s, "new_reply_heard": 6.5}
+        agent = line(8.0, (0.2, voice(0.7)), (1.5, voice(2.4, 0.2)), (5.5, voice(1.0, 0.2)))
+        kept(run, 0, marks, line(8.0, (0.3, voice(0.5)), (3.0, voice(0.7))), agent)
+        marks = {"sound_start": 2.0, "sound_end": 5.0, "pause_start": 3.0, "cut_in_heard": 3.6}
+        caller = line(8.0, (1.0, voice(1.0)), (3.0, voice(1.0)))
+        kept(run, 1, marks, caller, line(8.0, (2.6, voice(0.7, 0.2)), (5.0, voice(1.0, 0.2))))
+    found = remeasure(Run.load(path))
+    assert len(found.marks) == 8
+    assert found.marks["recorded_s"].notna().all()
+    assert found.passed == (late_s == 0)
+    assert f"{2 - (late_s > 0)} of 2 probes agree" in repr(found)
+    assert "new_reply_heard" in repr(found)
+
+
+def test_a_greeting_is_found_again_where_there_is_no_turn(tmp_path: Path) -> None:
+    """Of a run of connections the greetings are compared, and a wrong one fails it."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="connect", host_facts={}) as run:
+        for trial, wrong_s in enumerate((0.0, 0.1)):
+            marks = {"greeting_heard": 2.0 + wrong_s}
+            kept(run, trial, marks, line(4.0), line(4.0, (1.0, voice(1.0))), turn=None)
+    result = CliRunner().invoke(app, ["remeasure", str(path)])
+    assert result.exit_code == 1, result.output
+    assert "1 of 2 calls agree" in result.output
+
+
+def test_a_turn_that_began_late_under_load_is_where_it_was(tmp_path: Path) -> None:
+    """Its figures count from the intended start, the recording has the sound where it was."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="load", host_facts={}) as run:
+        marks = {"user_speech_start": 1.6, "user_speech_end": 2.6, "reply_heard": 3.8}
+        caller, agent = line(7.0, (1.0, voice(1.0))), line(7.0, (2.8, voice(2.0, 0.2)))
+        kept(run, 0, {**marks, "reply_end": 5.8}, caller, agent)
+        run.note(0, 0, late_s=0.4)
+    found = remeasure(Run.load(path))
+    assert found.passed, found
+
+
+def test_a_run_without_calls_says_so(tmp_path: Path) -> None:
+    """A burst asks for agents and calls none: nothing is missing there."""
+    path = tmp_path / "run.jsonl"
+    with RunWriter(path, kind="burst", host_facts={}):
+        pass
+    with pytest.raises(RunFileError, match="burst run without calls"):
+        remeasure(Run.load(path))
+
+
 def test_a_run_without_turns_is_not_called_wrong(tmp_path: Path) -> None:
-    """Connections have no marks that a recording could confirm."""
+    """A connection to an agent that does not greet has no mark that a recording could confirm."""
     path = tmp_path / "run.jsonl"
     with RunWriter(path, kind="connect", host_facts={}) as run:
         run.trial(0, "room", "default")
@@ -160,5 +236,5 @@ def test_a_run_without_turns_is_not_called_wrong(tmp_path: Path) -> None:
         run.outcome(0, "ok")
         Recording(np.zeros((2400, 2), np.int16), CLICK_S).write(tmp_path / "run" / "0000.wav")
         run.note(0, recording="run/0000.wav", recording_start_s=0.0)
-    with pytest.raises(RunFileError, match="no turns"):
+    with pytest.raises(RunFileError, match="no turn, probe or greeting"):
         remeasure(Run.load(path))
