@@ -119,10 +119,12 @@ INTERRUPT_ARMS: Final = (
     _own("duration-1.0", interruption_min_duration_s=1.0),
     _own("words-2", interruption_min_words=2),
     _own("no-resume", resume_false_interruption=False),
+    _own("silence-alone", turn_detector="vad"),
+    _own("smart-turn", turn_detector="smart-turn"),
     _own("off", interruption_mode="off"),
 )
-"""What `labvoice bench interrupt --arms` knows: settings of the own agent. `off` is never
-interrupted, the end of the scale."""
+"""What `labvoice bench interrupt --arms` knows: settings of the own agent. `silence-alone` and
+`smart-turn` end turns in another way; `off` is never interrupted, the end of the scale."""
 
 
 _DETECTORS: Final = ("v1-mini", "smart-turn", "either", "silence", "both", "dynamic")

@@ -398,8 +398,20 @@ def background(conditions: Conditions, settings: Settings, progress: Callable[[s
     """Returns what is around a caller; a sentence of its own sets the level. Blocks."""
     if conditions.noise is None:
         return np.zeros(0, np.int16)
-    speech = conditions.spoken(synthesize(DEFAULT_UTTERANCES[0], settings, progress))
-    return conditions.around(speech, settings, progress=progress)
+    (sentence,) = conditions.voiced(
+        [synthesize(DEFAULT_UTTERANCES[0], settings, progress)], settings, progress
+    )
+    return conditions.around(conditions.spoken(sentence), settings, progress=progress)
+
+
+def refuse_speakers(options: RunOptions, why: str) -> None:
+    """Refuses that a speaker is named for callers whose sentences have their own voices.
+
+    Raises:
+        UsageError: One is.
+    """
+    if any(each.speaker for each in options.conditions.values()):
+        raise UsageError(f"a speaker is named, and {why}", "leave `--speaker` out")
 
 
 async def sound_like(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from labvoice.bench.arms import Arm, Arms, choose_endpointing, endpointing_arms
-from labvoice.bench.base import RunOptions, trial
+from labvoice.bench.base import RunOptions, refuse_speakers, trial
 from labvoice.bench.turns import measure_turns
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
@@ -58,6 +58,7 @@ async def endpointing(
     options: RunOptions,
 ) -> Run:
     """Measures ends of turns in calls; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
+    refuse_speakers(options, "the turns of this bench are said by all of them, and by a person")
     chosen = choose_endpointing(
         arms or default_arms(CALLED_ARMS, options.progress), lab.settings.max_endpointing_delay_s
     )

@@ -9,7 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from labvoice.bench.arms import INTERRUPT_ARMS, Arm, Arms, choose
-from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
+from labvoice.bench.base import (
+    RunOptions,
+    Trial,
+    connect_and_greet,
+    measure_calls,
+    refuse_speakers,
+)
 from labvoice.caller.call import Call
 from labvoice.caller.interruption import PAUSE_S, Interruption, check_at
 from labvoice.caller.turns import Turn
@@ -57,6 +63,7 @@ async def interrupt(
 ) -> Run:
     """Measures turn-taking; see :meth:`labvoice.bench.menu.Bench.interrupt`."""
     options.rounds(trials)
+    refuse_speakers(options, "each probe has its own voice")
     check_at(at)
     check_probes(probes)
     chosen = [_with_columns(arm, lab.settings) for arm in choose(arms, INTERRUPT_ARMS)]

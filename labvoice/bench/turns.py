@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from labvoice.bench.arms import TURN_ARMS, Arm, Arms, choose
+from labvoice.bench.arms import TURN_ARMS, Arm, Arms, choose, with_conditions
 from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
 from labvoice.bench.memory import record_memory, wait_for_memory
 from labvoice.caller.call import Call
@@ -65,10 +65,16 @@ async def measure_turns(
     if utterances is None:
         utterances = await asyncio.to_thread(default_utterances, lab.settings, options.progress)
     chosen = utterances
+    sounds = {arm.name: arm.conditions for arm in with_conditions(arms, options.conditions)}
+    voiced = {
+        name: await asyncio.to_thread(each.voiced, chosen, lab.settings, options.progress)
+        for name, each in sounds.items()
+        if each is not None
+    }
 
     async def talk(this: Trial, call: Call, round_number: int) -> str:
         await connect_and_greet(this, call)
-        for utterance in said_in(chosen, round_number, count):
+        for utterance in said_in(voiced.get(this.arm, chosen), round_number, count):
             await take_turn(this, call, utterance)
         await wait_for_memory(call)
         record_memory(this.run, this.number, call)

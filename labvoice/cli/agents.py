@@ -200,6 +200,14 @@ class VoiceOptions:
             help="The agent's voice comes back, so many decibels below what the caller hears.",
         ),
     ] = None
+    speaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speaker",
+            metavar="[ARM:]NAME",
+            help="Says every text: jf_alpha, jf_gongitsune, jf_nezumi, jf_tebukuro, jm_kumo, joe.",
+        ),
+    ] = None
 
     def of(self, arms: Sequence[str] = ()) -> dict[str, Conditions]:
         """Returns how the callers of each arm sound; under the empty name, of every other.

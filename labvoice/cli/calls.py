@@ -72,6 +72,8 @@ async def call(
 
     Example: labvoice call --agent my_agent/agent.py --say "Are you open on Sunday?"
     """
+    import asyncio
+
     from labvoice.dispatch import STRATEGIES, check_strategy
     from labvoice.link.impairment import LinkProfile
     from labvoice.speech.utterances import check_channel, load_wav
@@ -110,7 +112,10 @@ async def call(
         recording=recording,
         wire=wire,
     ) as lab:
-        spoken = [await lab.utterance(text) for text in say or ()] + files
+        texts = [await lab.utterance(text) for text in say or ()]
+        if conditions is not None:
+            texts = await asyncio.to_thread(conditions.voiced, texts, lab.settings, tell)
+        spoken = texts + files
         if letta_agent is not None:
             try:
                 await lab.letta_server.until_up()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labvoice.cli.agents import NO_AGENTS, AgentOptions
+from labvoice.cli.agents import NO_AGENTS, AgentOptions, LinkOption
 from labvoice.cli.common import (
     CALL_OPTIONS,
     CallOptions,
@@ -35,6 +35,7 @@ async def run_test(
         bool, typer.Option("--keep-going", help="Make every call, though one has failed.")
     ] = False,
     agents: AgentOptions = NO_AGENTS,
+    link: LinkOption = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", dir_okay=False, help="Also write JUnit's XML there.")
     ] = None,
@@ -61,7 +62,7 @@ async def run_test(
         Suite,
         [file for path in scenarios for file in load_all(path)],
         load_settings(llm=options.llm, recording=options.format),
-        RunOptions(options.out, command_line(), tell),
+        RunOptions(options.out, command_line(), tell, links=[] if link is None else [link]),
         repeat=repeat,
         agent=target if agents.agent is not None else None,
         default=target,

@@ -57,6 +57,8 @@ async def try_agent(
 
     Example: labvoice try my_agent/agent.py --say "What are your opening hours?"
     """
+    import asyncio
+
     import httpx
 
     from labvoice.link.impairment import LinkProfile
@@ -85,6 +87,8 @@ async def try_agent(
         **settings,
     ) as lab:
         utterances = [await lab.utterance(text) for text in say or DEFAULT_UTTERANCES[:3]]
+        if conditions is not None:
+            utterances = await asyncio.to_thread(conditions.voiced, utterances, lab.settings, tell)
         called = await lab.add_target(target)
         tell(f"agent: {called}")
         call = lab.new_call(agent_name=called)

@@ -218,12 +218,22 @@ INSTRUMENT_ERROR: Final = "instrument_error"
 """What the caller reads more than its packets say, less its jitter buffer and
 :data:`PACKETISATION`: the error of the instrument itself, where packets are dated."""
 
-HEARD_STAGES: Final = ("voice_to_voice", "time_to_greeting", "silence")
-"""Headline stages that end with a sound at the caller's ear, and so have the instrument's error."""
-
 TRANSPORT: Final = "transport"
 """The part that the agent's figures do not explain: voice_to_voice minus e2e_latency; where those
 are of the answer after a filler, answer minus e2e_latency."""
+
+HEARD_STAGES: Final = (
+    "voice_to_voice",
+    "answer",
+    "time_to_greeting",
+    "silence",
+    "yield_latency",
+    "interruption_recovery",
+    "cut_in",
+    TRANSPORT,
+)
+"""Stages that end with a sound at the caller's ear, and so have the instrument's error. `resume`
+lies between two sounds there."""
 
 JITTER_BUFFER: Final = "jitter_buffer"
 """Mean time that the agent's sound spent in the caller's jitter buffer, from the end of speech to

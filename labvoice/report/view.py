@@ -41,7 +41,10 @@ class Tile(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A stage's line in the table; `share50` and `share95` are widths of its bar, in per cent."""
+    """A stage's line in the table; `share50` and `share95` are widths of its bar, in per cent.
+
+    The last cell is the instrument's error, in a run that knows it.
+    """
 
     stage: str
     arm: str
@@ -169,9 +172,21 @@ def stage_rows(run: Run) -> list[Row]:
         return max(0.0, min(100.0, value_s / longest_s * 100))
 
     return [
-        Row(stage, arm, _cells(summary), share(summary.p50_s), share(summary.p95_s))
+        Row(
+            stage,
+            arm,
+            _cells(summary) + _instrument_cell(run, stage),
+            share(summary.p50_s),
+            share(summary.p95_s),
+        )
         for (stage, arm), summary in run.stage_summaries.items()
     ]
+
+
+def _instrument_cell(run: Run, stage: str) -> list[str]:
+    if run.instrument_error_s is None:
+        return []
+    return [f"± {_ms(run.instrument_error_s)}" if stage in HEARD_STAGES else "–"]
 
 
 def _cells(summary: StageSummary) -> list[str]:

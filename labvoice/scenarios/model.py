@@ -67,7 +67,8 @@ class Voice:
     """How the caller sounds.
 
     Attributes:
-        speaker: `kokoro/NAME`, one of the caller's synthetic voices; the usual one if not given.
+        speaker: `kokoro/NAME`, one of the caller's synthetic voices, or `piper/joe`; the usual one
+            if not given.
         noise: Noise around it.
         line: `telephone`: 300 to 3400 Hz, in 8-bit samples of the mu-law.
         microphone: `far`: across a room that reverberates.
@@ -384,6 +385,7 @@ class Scenario:
         description: For its readers.
         agent: AGENT, as the command line takes it; the command line's, if not given.
         voice: How the caller sounds.
+        link: The link of the caller's media: a name such as `4g`, or such as `delay=80ms,loss=3%`.
         expect: What must hold of the whole call.
         model: The script of the model that answers the agent; the embedded or the configured
             model answers if not given.
@@ -399,6 +401,7 @@ class Scenario:
     description: str = ""
     agent: str | None = None
     voice: Voice = field(default_factory=Voice)
+    link: str | None = None
     expect: ExpectCall = field(default_factory=ExpectCall)
     model: list[Rule] = field(default_factory=list)
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from labvoice.bench.arms import Arm
+from labvoice.bench.arms import Arm, with_links
 from labvoice.bench.base import (
     RunOptions,
     arm_columns,
@@ -24,6 +24,7 @@ from labvoice.bench.base import (
 )
 from labvoice.bench.turns import record_turn
 from labvoice.errors import UsageError
+from labvoice.link.impairment import LinkProfile
 from labvoice.runs.run import Run, RunWriter
 from labvoice.scenarios.livekit_file import load_all
 from labvoice.scenarios.model import Scenario, ScenarioFile
@@ -184,7 +185,7 @@ class Suite:
     Args:
         files: The scenarios; their names differ.
         settings: For the callers' voices, and of the labs of :meth:`play_in_labs`.
-        options: Of the run; `warmup` is not used.
+        options: Of the run; `links` go before the scenarios' own, `warmup` is not used.
         repeat: How many calls of each.
         agent: The agent to call in place of the scenarios' own; None: theirs.
         default: The agent of scenarios that name none; None: labvoice's own.
@@ -196,7 +197,7 @@ class Suite:
     Raises:
         UsageError: A number is out of range, two scenarios have one name, or an agent cannot be
             meant.
-        ScenarioError: A file, a speaker or a hook that a scenario names is not there.
+        ScenarioError: A file, a speaker, a link or a hook that a scenario names is not there.
     """
 
     def __init__(
@@ -220,10 +221,11 @@ class Suite:
                 raise UsageError(f"two scenarios are called {name!r}", "give each its own name")
         self.results = [ScenarioResult(file, repeat) for file in files]
         self._repeat, self._keep_going, self._options = repeat, keep_going, options
-        self._arms = {
-            file.scenario.name: Arm(file.scenario.name, target=_target(file, agent, default))
+        arms = [
+            Arm(file.scenario.name, target=_target(file, agent, default), link=_link(file))
             for file in files
-        }
+        ]
+        self._arms = {arm.name: arm for arm in with_links(arms, options.links)}
         self._prepared: dict[str, Prepared] = {
             file.scenario.name: prepare(file, settings, options.progress) for file in files
         }
@@ -343,6 +345,14 @@ def _target(file: ScenarioFile, agent: Target | None, default: Target | None) ->
         return target_near(text, None if file.path is None else file.path.parent)
     except UsageError as error:
         raise file.refusal(f"agent: {error.observed}", error.hint, "agent") from None
+
+
+def _link(file: ScenarioFile) -> LinkProfile | None:
+    text = file.scenario.link
+    try:
+        return None if text is None else LinkProfile.parse(text)
+    except UsageError as error:
+        raise file.refusal(f"link: {error.observed}", error.hint, "link") from None
 
 
 def target_near(text: str, folder: Path | None) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -25,7 +26,7 @@ from labvoice.speech.utterances import (
 )
 
 _T = TypeVar("_T")
-_KOKORO: Final = "kokoro/"
+_ENGINE: Final = re.compile("^(kokoro|piper)/")
 _SAMPLE_TEXT: Final = "Hello, this is a test of my voice."
 """Sets the level of the noise where a language model chooses the caller's words."""
 
@@ -58,7 +59,7 @@ def prepare_caller(
         WeightsError: The voice's weights could not be obtained.
     """
     voice = file.scenario.voice
-    speaker = (voice.speaker or DEFAULT_SPEAKER).removeprefix(_KOKORO)
+    speaker = _ENGINE.sub("", voice.speaker or DEFAULT_SPEAKER)
     _checked(file, ("voice", "speaker"), lambda: check_speaker(speaker))
     conditions = Conditions(
         noise=voice.noise.kind if voice.noise else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -18,6 +19,7 @@ from labvoice.speech.utterances import (
     SPEAKERS,
     Pcm,
     Utterance,
+    check_speaker,
     load_wav,
     synthesize_all,
 )
@@ -62,9 +64,12 @@ class Conditions:
         microphone: `far`: across a room that reverberates.
         echo_db: How many decibels the agent's voice that comes back through the caller's
             microphone is below what the caller hears; no echo where not given.
+        speaker: The synthetic voice that says every sentence, one of
+            :data:`labvoice.speech.utterances.SPEAKERS` (Japanese accents) or `joe` (American);
+            the utterances' own voices where not given.
 
     Raises:
-        UsageError: There is no such line or microphone, or a level makes no sense.
+        UsageError: There is no such line, microphone or speaker, or a level makes no sense.
     """
 
     noise: str | None = None
@@ -72,8 +77,11 @@ class Conditions:
     line: Line | None = None
     microphone: Place | None = None
     echo_db: float | None = None
+    speaker: str | None = None
 
     def __post_init__(self) -> None:
+        if self.speaker is not None:
+            check_speaker(self.speaker)
         for name, value, known in (
             ("line", self.line, get_args(Line)),
             ("microphone", self.microphone, get_args(Place)),
@@ -94,7 +102,7 @@ class Conditions:
         """Reads texts, as an option or a file has them.
 
         Args:
-            given: By the options' names: noise, snr, line, microphone, echo.
+            given: By the options' names: noise, snr, line, microphone, echo, speaker.
 
         Raises:
             UsageError: One cannot be read.
@@ -117,7 +125,32 @@ class Conditions:
         words += [f"{self.microphone} microphone"] if self.microphone else []
         words += [self.line] if self.line else []
         words += [f"echo at -{self.echo_db:g} dB"] if self.echo_db is not None else []
+        words += [f"speaker {self.speaker}"] if self.speaker else []
         return ", ".join(words) or "quiet"
+
+    def voiced(
+        self, utterances: Sequence[Utterance], settings: Settings, progress: Progress | None = None
+    ) -> list[Utterance]:
+        """Returns utterances in the speaker's voice, as they are without one; blocks.
+
+        Args:
+            utterances: Their texts are what is said.
+            settings: For the cache folder.
+            progress: Called with progress messages.
+
+        Raises:
+            UsageError: The words of one are not known.
+            WeightsError: The voice cannot be obtained.
+        """
+        if self.speaker is None:
+            return list(utterances)
+        if not all(each.text for each in utterances):
+            raise UsageError(
+                "a speaker is named, and the words of a recording are not known",
+                "leave the speaker out, or give texts",
+            )
+        texts = [each.text for each in utterances]
+        return synthesize_all(texts, settings, progress, speaker=self.speaker)
 
     def sent(self, samples: Pcm) -> Pcm:
         """Returns speech as it leaves the caller; blocks for some 10 ms a second of it.

@@ -30,6 +30,7 @@ class Piper:
 
     Args:
         folder: From :func:`labvoice.speech.weights.require`, `piper-joe`.
+        speed: Of its speech; 1 is the voice's own.
 
     Attributes:
         sample_rate: Of its output, in Hz.
@@ -38,7 +39,7 @@ class Piper:
         ModelError: A file is missing or cannot be loaded.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, speed: float = 1.0) -> None:
         try:
             voice = json.loads((folder / "voice.json").read_bytes())
         except (OSError, ValueError) as error:
@@ -48,7 +49,8 @@ class Piper:
             ) from None
         self.sample_rate: int = voice["sample_rate"]
         self._hop: int = voice["hop"]
-        self._scales = np.array(voice["scales"], np.float32)
+        noise, length, width = voice["scales"]
+        self._scales = np.array([noise, length / speed, width], np.float32)
         self._ids: dict[str, int] = voice["phoneme_ids"]
         self._frontend = session(folder / "frontend.onnx")
         self._decoder = session(folder / "decoder.onnx")

@@ -100,7 +100,9 @@ _KOKORO_RATE = 24000
 # rates of the five 4 to 7 %).
 DEFAULT_SPEAKER: Final = "jf_gongitsune"
 SPEAKERS: Final = ("jf_alpha", DEFAULT_SPEAKER, "jf_nezumi", "jf_tebukuro", "jm_kumo")
-"""The caller's synthetic voices."""
+"""The caller's synthetic voices of Kokoro."""
+AMERICAN: Final = "joe"
+"""The voice of Piper, which is also that of labvoice's own agent."""
 _KOKORO_MAX_TOKENS = 510
 _EDGE_S = 0.02
 _MIN_RATE, _MAX_RATE = 4000, 384000
@@ -134,7 +136,7 @@ class Utterance:
             of which 1.0 is full scale. They are converted to 16 bits, mixed to mono and resampled
             to :data:`SAMPLE_RATE`.
         sample_rate: Sample rate of the given samples, in Hz.
-        source: Origin: `human`, `kokoro`, `file`, or any other word.
+        source: Origin: `human`, `kokoro`, `piper`, `file`, or any other word.
         notice: A notable conversion of the recording; otherwise empty.
 
     Attributes:
@@ -258,7 +260,7 @@ def synthesize_all(
     speaker: str = DEFAULT_SPEAKER,
     speed: float = 1.0,
 ) -> list[Utterance]:
-    """Synthesises texts of up to some 30 words with Kokoro; results are cached on disk.
+    """Synthesises texts of up to some 30 words with Kokoro or Piper; results are cached on disk.
 
     Blocks for a fifth of the speech's duration, and at first use for the download: call it in a
     thread.
@@ -267,7 +269,7 @@ def synthesize_all(
         texts: What is said.
         settings: For the cache folder.
         progress: Called with progress messages.
-        speaker: One of :data:`SPEAKERS`.
+        speaker: One of :data:`SPEAKERS`, or :data:`AMERICAN`.
         speed: Of the speech; 1 is the speaker's own.
 
     Raises:
@@ -277,18 +279,21 @@ def synthesize_all(
     """
     check_speaker(speaker)
     folder = settings.cache_dir / "utterances"
-    model: _Kokoro | None = None
+    model: _Kokoro | _Piper | None = None
+    source = "piper" if speaker == AMERICAN else "kokoro"
     utterances = []
     for text in texts:
         key = hashlib.sha256(f"{speaker} {float(speed)} 1.0-int8\n{text}".encode()).hexdigest()[:32]
         path = folder / f"{key}.wav"
         if not path.exists():
-            if model is None:
+            if model is None and speaker == AMERICAN:
+                model = _Piper(require("piper-joe", settings, progress), speed)
+            elif model is None:
                 model = _Kokoro(require("kokoro", settings, progress), speaker, speed)
             if progress:
                 progress(f"synthesising: {text}")
             _write_wav(path, model.say(text))
-        utterances.append(Utterance(text, load_wav(path).samples, SAMPLE_RATE, "kokoro"))
+        utterances.append(Utterance(text, load_wav(path).samples, SAMPLE_RATE, source))
     return utterances
 
 
@@ -298,8 +303,9 @@ def check_speaker(name: str) -> None:
     Raises:
         UsageError: There is no such voice.
     """
-    if name not in SPEAKERS:
-        raise UsageError(f"there is no speaker {name!r}", f"one of {', '.join(SPEAKERS)}")
+    known = (*SPEAKERS, AMERICAN)
+    if name not in known:
+        raise UsageError(f"there is no speaker {name!r}", f"one of {', '.join(known)}")
 
 
 def check_channel(name: str | None) -> Channel | None:
@@ -503,6 +509,22 @@ class _Kokoro:
         audio = self._session.run(None, feed)[0].reshape(-1)
         pcm = (np.clip(audio, -1, 1) * 32767).astype(np.int16)
         return _trimmed(resample(pcm, _KOKORO_RATE, SAMPLE_RATE))
+
+
+class _Piper:
+    """Piper's voice, loaded."""
+
+    def __init__(self, folder: Path, speed: float) -> None:
+        from labvoice.speech.piper import Piper
+
+        self._voice = Piper(folder, speed=speed)
+
+    def say(self, text: str) -> Pcm:
+        """Returns samples, shape (n,), at :data:`SAMPLE_RATE`, with little silence around."""
+        spoken = list(self._voice.speak(text, cut_lead_in=True))
+        if not spoken:
+            raise AudioFormatError(f"{text!r} has no phonemes", "use English text")
+        return _trimmed(resample(np.concatenate(spoken), self._voice.sample_rate, SAMPLE_RATE))
 
 
 def _cut(samples: Pcm, start_s: float, end_s: float) -> Pcm:

@@ -96,12 +96,34 @@ def test_a_quiet_caller_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"line": "isdn"}, {"microphone": "near"}, {"snr": "loud"}, {"snr": "900"}, {"echo": "-1"}],
+    [
+        {"line": "isdn"},
+        {"microphone": "near"},
+        {"snr": "loud"},
+        {"snr": "900"},
+        {"echo": "-1"},
+        {"speaker": "nobody"},
+    ],
 )
 def test_a_sound_that_cannot_be_is_refused(wrong: dict[str, str]) -> None:
-    """An unknown line, and a level that is none, are usage errors."""
+    """An unknown line or speaker, and a level that is none, are usage errors."""
     with pytest.raises(UsageError):
         Conditions.of(**wrong)
+
+
+def test_a_speaker_says_every_text() -> None:
+    """Two accents say the same words in voices of their own; words that are unknown are refused."""
+    settings = load_settings()
+    words = Utterance("Which bus goes to the city centre?", tone(500), SAMPLE_RATE, "human")
+    said = [Conditions(speaker=name).voiced([words], settings)[0] for name in ("joe", "jm_kumo")]
+    assert [each.text for each in said] == [words.text] * 2
+    assert [each.source for each in said] == ["piper", "kokoro"]
+    assert all(1 < each.duration_s < 4 for each in said)
+    assert all(rms(each.samples) > 100 for each in said)
+    assert said[0].duration_s != said[1].duration_s
+    assert Conditions().voiced([words], settings) == [words]
+    with pytest.raises(UsageError, match="words of a recording are not known"):
+        Conditions(speaker="joe").voiced([Utterance("", tone(500), SAMPLE_RATE, "file")], settings)
 
 
 def test_options_of_one_arm_stand_beside_those_of_all() -> None:

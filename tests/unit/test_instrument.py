@@ -98,6 +98,10 @@ def test_a_difference_below_the_instruments_error_is_none(tmp_path: Path) -> Non
     assert "below the instrument's error of 20.0 ms" in repr(compare(base, near))
     assert "The instrument's own error is 20 ms" in view.headline(base)
     assert "The instrument" not in view.headline(old)
+    cells = {row.stage: row.cells[-1] for row in view.stage_rows(base)}
+    assert (cells["voice_to_voice"], cells["transport"]) == ("± 20", "± 20")
+    assert (cells["e2e_latency"], cells["jitter_buffer"]) == ("–", "–")
+    assert len(view.stage_rows(old)[0].cells) == len(view.stage_rows(base)[0].cells) - 1
 
 
 def test_a_calibration_is_kept_for_its_machine(tmp_path: Path) -> None:

@@ -258,12 +258,13 @@ def test_a_hook_that_cannot_be_loaded_is_named(
         ("voice:\n  speaker: nobody", 7, "nobody"),
         ("", 4, r"there is no file 'missing\.wav'"),
         ("agent: missing.py", 6, "agent: there is no file missing.py"),
+        ("voice: {speed: 1}\nlink: 5g", 7, "link: .*5g"),
     ],
 )
 def test_what_a_scenario_names_and_is_not_there_is_told_with_its_line(
     tmp_path: Path, written: str, line: int, words: str
 ) -> None:
-    """A hook, a noise, a speaker, a recording, an agent: where the file names it."""
+    """A hook, a noise, a speaker, a recording, an agent, a link: where the file names it."""
     first = "play: missing.wav" if not written else "silence: 1 s"
     (tmp_path / "hooks.py").write_text("x = 1\n", encoding="utf-8")
     path = tmp_path / "a.scenario.yaml"
