@@ -263,9 +263,11 @@ async def call_trial(
         said=said,
     ) as this:
         call.on_turn_mark = lambda turn, mark: run.mark(number, mark, turn=turn.number)
+        busy = host.Busy()
         try:
             yield this, call
         finally:
+            run.note(number, host_busy=round(busy.share(), 3))
             await lab.end_call(call)
             run.note(number, **ending_facts(call, lab.settings.masked))
             this.warning = await asyncio.to_thread(
@@ -345,8 +347,9 @@ async def measure_calls(
         RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
+    arms = with_links(arms, options.links)
     if start:
-        arms = await start_workers(lab, with_links(arms, options.links), options.progress)
+        arms = await start_workers(lab, arms, options.progress)
         config = {"agent_name": lab.settings.agent_name, **(config or {})}
     arms = with_conditions(arms, options.conditions)
     around = {

@@ -477,6 +477,7 @@ async def bench_failover(
     ] = "",
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Kills agents during calls and measures the time until a replacement listens.
@@ -485,11 +486,12 @@ async def bench_failover(
 
     Example: labvoice bench failover --agent my_agent/agent.py --trials 3
     """
+    from labvoice.bench.arms import Arm, with_links
     from labvoice.bench.failover import parse_kills
     from labvoice.lab import Lab
 
     target = agents.one()
-    parse_kills(kill, target)
+    with_links([Arm(each) for each in parse_kills(kill, target)], link or [])
     async with Lab(
         progress=tell,
         llm=options.llm,
@@ -501,6 +503,7 @@ async def bench_failover(
             trials,
             kills=kill,
             agent=target,
+            links=link or [],
             out=options.out,
             command=command_line(),
             progress=tell,

@@ -54,7 +54,10 @@ class Row(NamedTuple):
 
 
 def headline(run: Run) -> str:
-    """Returns a summary of a run as text: successes, the main stage, the word error rate."""
+    """Returns a summary of a run as text: successes, the main stage, the word error rate.
+
+    What shows that the machine is the limit stands first.
+    """
     attempts = run.attempts
     ok = int((attempts["outcome"] == "ok").sum())
     turns = attempts["turn"].notna().any()
@@ -63,7 +66,7 @@ def headline(run: Run) -> str:
         done = "probes were measured, whatever the agent did"
     if run.turn_ends:
         done = "turns were not cut in on"
-    words = f"{ok} of {len(attempts)} {done}."
+    words = f"{run.overload} {ok} of {len(attempts)} {done}.".lstrip()
     if run.turn_ends:
         return " ".join([words, *recommendation(run.turn_ends)])
     if run.sizing:

@@ -191,7 +191,13 @@ class Comparison:
 
     @property
     def conclusion(self) -> str:
-        """The gate's result in one sentence."""
+        """The gate's result in one sentence, after what shows that a machine was the limit."""
+        sides = (("base", self.base), ("new run", self.new))
+        limits = [f"In the {name}: {run.overload}" for name, run in sides if run.overload]
+        return " ".join([*limits, self._verdict])
+
+    @property
+    def _verdict(self) -> str:
         if self.regressions:
             return f"failed: {'; '.join(self.regressions)}."
         if self.unknown:

@@ -7,7 +7,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
@@ -51,6 +51,32 @@ def facts(
         "python": sys.version.split()[0],
         "versions": versions,
     }
+
+
+_BUSY: Final = ("user", "nice", "system", "irq", "softirq", "steal")
+_IDLE: Final = ("idle", "iowait")
+
+
+class Busy:
+    """Processor time of the whole machine, whoever uses it, since this was made."""
+
+    def __init__(self) -> None:
+        self._begun = _processor_times()
+
+    def share(self) -> float:
+        """Returns the share of all cores' time that was used, from 0 to 1."""
+        busy_s, idle_s = (
+            now - begun for now, begun in zip(_processor_times(), self._begun, strict=True)
+        )
+        return busy_s / (busy_s + idle_s) if busy_s + idle_s > 0 else 0.0
+
+
+def _processor_times() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    busy_s, idle_s = (
+        sum(float(getattr(times, name, 0.0)) for name in names) for names in (_BUSY, _IDLE)
+    )
+    return busy_s, idle_s
 
 
 def _cpu_model() -> str:

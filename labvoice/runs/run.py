@@ -287,10 +287,16 @@ class Run:
         return lines
 
     @cached_property
+    def overload(self) -> str:
+        """What shows that the machine, not the agent, is the limit; empty where nothing does."""
+        return statistics.overload(self._frames.stages, self._frames.notes)
+
+    @cached_property
     def warnings(self) -> list[str]:
         """Sentences that say why the figures should be taken with care."""
         return (
-            self._file_warnings
+            ([self.overload] if self.overload else [])
+            + self._file_warnings
             + self._not_recorded
             + self._uncertain
             + self._stand_ins
@@ -469,7 +475,7 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        parts = [self.title]
+        parts = [self.title, *([self.overload] if self.overload else [])]
         if self.stage_summaries:
             parts += ["", table_text(self.summary()), "(milliseconds; ci95 of the median)"]
         parts += self.comparisons + self.turn_taking + self.recognition
@@ -477,7 +483,7 @@ class Run:
         if self.levels:
             parts += ["", table_text(load.table(self.levels)), "", self.sizing]
         if self.warnings:
-            parts += ["", *(f"warning: {sentence}" for sentence in self.warnings)]
+            parts += ["", *(f"warning: {each}" for each in self.warnings if each != self.overload)]
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:

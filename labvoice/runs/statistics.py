@@ -78,6 +78,13 @@ _MANY_UNITS: Final = 1000
 _BLOCK: Final = 4096
 """Values whose counts are cumulated at once: 64 MB for 2000 resamples."""
 _LOADED: Final = 0.7
+_FULL: Final = 0.9
+"""Share of all cores' time from which a call's machine was busy."""
+_OFTEN: Final = 0.2
+"""Share of calls or turns from which the machine is named as the limit."""
+_RISE: Final = 0.2
+"""By so much of all cores' time the load has risen, from the first third of calls to the last."""
+_TREND_CALLS: Final = 3
 _WIDE: Final = 0.2
 _WIDE_S = 0.01  # nobody argues over less than 10 ms
 
@@ -389,6 +396,37 @@ def stage_order(name: str) -> tuple[int, str]:
 def milliseconds(value_s: float) -> str:
     """Formats seconds as milliseconds for a sentence, with a decimal where it matters."""
     return f"{value_s * 1e3:,.{1 if abs(value_s) < 0.01 else 0}f}"
+
+
+def overload(frame: pd.DataFrame, notes: pd.DataFrame) -> str:
+    """Says what shows that the machine, not the agent, is the limit; empty where nothing does.
+
+    Args:
+        frame: :attr:`labvoice.runs.run.Run.frame`.
+        notes: :attr:`labvoice.runs.run.Run.notes`; `host_busy` is the share of all cores that were
+            busy in a call.
+    """
+    causes = []
+    counted = frame.loc[~frame["warmup"], "trial"].unique()
+    known = notes.reindex(columns=["trial", "host_busy"]).dropna()
+    known = known[known["trial"].isin(counted)].sort_values("trial")
+    busy = known["host_busy"].to_numpy(np.float64)
+    full = int((busy >= _FULL).sum())
+    if full and full >= _OFTEN * len(busy):
+        causes.append(f"all cores were busy in {full} of {len(busy)} calls")
+    third = len(busy) // 3
+    if third >= _TREND_CALLS:
+        first, last = float(np.median(busy[:third])), float(np.median(busy[-third:]))
+        if last - first >= _RISE:
+            causes.append(f"its load rose through the run, from {first:.0%} to {last:.0%}")
+    turns = frame.loc[frame["turn"].notna() & ~frame["warmup"], ["trial", "turn", "upset"]]
+    turns = turns.drop_duplicates()
+    upset = int(turns["upset"].sum())
+    if upset and upset >= _OFTEN * len(turns):
+        causes.append(f"{upset} of {len(turns)} turns had late frames or a swollen jitter buffer")
+    if not causes:
+        return ""
+    return f"The machine, not the agent, may be the limit: {'; '.join(causes)}."
 
 
 def instability_warnings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,41 @@ def test_a_calibration_is_kept_for_its_machine(tmp_path: Path) -> None:
     told = {"instrument_error_s": _ERROR_S, "calibration": run.header.run_id}
     assert known_error(settings, HOST) == told
     assert known_error(settings, {**HOST, "cores": 64}) == {}
+
+
+def _busy(path: Path, shares: list[float], upset: frozenset[int] = frozenset()) -> Run:
+    """A run in whose calls such shares of all cores were busy."""
+    path.write_text(
+        _run(path.with_name("plain.jsonl"), calls=len(shares), upset=upset).path.read_text()
+    )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    notes = [
+        json.dumps({"type": "note", "trial": trial, "turn": None, "facts": {"host_busy": share}})
+        for trial, share in enumerate(shares)
+    ]
+    path.write_text("\n".join([*lines[:-1], *notes, lines[-1]]) + "\n", encoding="utf-8")
+    path.with_name("plain.jsonl").unlink()
+    return Run.load(path)
+
+
+@pytest.mark.parametrize(
+    ("shares", "upset", "words"),
+    [
+        ([0.5] * 12, frozenset(), ""),
+        ([0.5, 0.95] * 6, frozenset(), "all cores were busy in 6 of 12 calls"),
+        ([0.3] * 6 + [0.7] * 6, frozenset(), "its load rose through the run, from 30% to 70%"),
+        ([0.5] * 12, frozenset({1, 5, 9}), "3 of 12 turns had late frames"),
+    ],
+)
+def test_where_the_machine_is_the_limit_that_is_said_first(
+    tmp_path: Path, shares: list[float], upset: frozenset[int], words: str
+) -> None:
+    """In the run's text, in the report's lead and in a comparison; a calm machine is not named."""
+    run = _busy(tmp_path / "run.jsonl", shares, upset)
+    calm = _busy(tmp_path / "calm.jsonl", [0.4] * 12)
+    assert words in run.overload
+    said = (view.headline(run), compare(calm, run).conclusion, repr(run).split("\n", 1)[1])
+    for text in said:
+        assert text.lstrip().startswith(("The machine, not", "In the new run: ")) == bool(words)
+    assert repr(run).count("The machine, not") == bool(words)
+    assert (run.warnings[:1] == [run.overload]) == bool(words)
