@@ -40,6 +40,8 @@ _LOOK_AHEAD_S: Final = 0.1
 _FRAME_S: Final = 0.005
 _NOISE_QUANTILE: Final = 0.9
 _NO_SPEECH_NOISE_QUANTILE: Final = 0.2
+_END_FRAMES: Final = 10
+"""Frames at each end of a recording: where they are louder than its noise they are sound."""
 _SILENT_RMS: Final = 10 ** (-55 / 20)
 
 
@@ -189,8 +191,12 @@ def find_speech(samples: Samples, rate: int) -> Speech | None:
         begin, end = 0, len(levels)
         starts = ends = (begin, end)
         noise = float(np.quantile(levels, _NO_SPEECH_NOISE_QUANTILE))
-        if noise * NOISE_RATIO > loudest / 2:  # a steady sound is no noise to itself
+        at_ends = max(float(each.mean()) for each in (levels[:_END_FRAMES], levels[-_END_FRAMES:]))
+        # Neither a steady sound nor the decay of one that begins at once is noise to itself.
+        if noise * NOISE_RATIO > loudest / 2 or at_ends > NOISE_RATIO * noise:
             noise = 0.0
+        # Between two periods of a low voice its level falls for a frame.
+        levels[1:-1] = np.maximum(levels[1:-1], np.minimum(levels[:-2], levels[2:]))
         doubt = "no speech is detected in it: its loud parts count as speech"
     else:
         begin, end = (round(edge_s / _FRAME_S) for edge_s in stretch)

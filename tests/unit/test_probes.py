@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from labvoice.errors import UsageError
-from labvoice.speech.probes import PROBES, Probe, check_probes, cough, from_afar, laugh, mm_hm
-from labvoice.speech.utterances import SAMPLE_RATE, Utterance
+from labvoice.speech.probes import (
+    PROBES,
+    Probe,
+    check_probes,
+    cough,
+    from_afar,
+    laugh,
+    mm_hm,
+    to_pcm,
+)
+from labvoice.speech.utterances import SAMPLE_RATE, Utterance, speech_bounds
 
 
 def test_probes_are_chosen_by_name_or_given() -> None:
@@ -39,6 +48,11 @@ def test_a_made_sound_has_a_length_and_a_level(
     assert 0.2 < np.abs(made).max() < 0.9
     assert np.sqrt(np.mean(made**2)) > 0.01
     np.testing.assert_array_equal(made, sound())
+    # It has no silence around it: its edges are those of the samples, however they decay.
+    bounds = speech_bounds(to_pcm(made), SAMPLE_RATE)
+    assert bounds is not None
+    assert bounds[0] <= 0.01 * SAMPLE_RATE
+    assert len(made) - bounds[1] <= 0.01 * SAMPLE_RATE
 
 
 def test_speech_from_afar_is_lower() -> None:
