@@ -450,10 +450,10 @@ async def bench_leaks(
     from labvoice.bench.base import RunOptions
     from labvoice.bench.leaks import leaks
     from labvoice.lab import Lab
+    from labvoice.settings import load_settings
 
-    async with Lab(
-        progress=tell, llm=options.llm or "paced", letta=False, recording=options.format
-    ) as lab:
+    llm = load_settings(llm=options.llm).llm or "paced"
+    async with Lab(progress=tell, llm=llm, letta=False, recording=options.format) as lab:
         run, frame = await leaks(
             lab, calls, RunOptions(options.out, command_line(), tell, warmup=warmup)
         )

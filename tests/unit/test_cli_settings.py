@@ -34,6 +34,7 @@ COMMANDS = (
     "bench interrupt",
     "bench failover",
     "bench load --callers 1 --for 5",
+    "bench leaks",
 )
 """Every command with a language model behind its agent."""
 
@@ -96,7 +97,7 @@ def test_the_model_of_the_environment_is_in_force_unless_another_is_given(
         assert [lab.settings.llm for lab in asked] + seen == ["small"]
 
 
-@pytest.mark.parametrize("command", COMMANDS[4:-1])  # a load's calls are never recorded
+@pytest.mark.parametrize("command", COMMANDS[4:])
 def test_how_calls_are_recorded_can_be_said_to_every_command_that_makes_them(
     monkeypatch: pytest.MonkeyPatch, asked: list[Lab], command: str
 ) -> None:
