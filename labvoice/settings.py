@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = Field("v1-mini", validation_alias="LABVOICE_TURN_DETECTOR")
     """What says whether a turn has ended: `v1-mini` (LiveKit's model on the device), `smart-turn`
-    (Smart Turn, of the extra of that name), `either` (v1-mini, or Smart Turn where that is sure) or
-    `vad` (silence alone)."""
+    (Smart Turn, of the extra of that name; before 0.45 s only where it is sure), `either` (v1-mini,
+    or Smart Turn where that is sure; before 0.4 s only both) or `vad` (silence alone)."""
     turn_detector_threshold: float | None = Field(
         None, validation_alias="LABVOICE_TURN_DETECTOR_THRESHOLD", ge=0, le=1
     )
@@ -168,6 +168,12 @@ class Settings(BaseSettings):
     stt: str | None = Field(None, validation_alias="LABVOICE_STT")
     """Speech recognition: `embedded` (Moonshine base), `tiny`, `deepgram`, `plugin:NAME`, or a name
     that another package registers; see :mod:`labvoice.speech.engines`."""
+    preflight: Literal["silence", "speech"] = Field(
+        "silence", validation_alias="LABVOICE_PREFLIGHT"
+    )
+    """When the embedded recogniser gives a preflight transcript, on which the reply is generated
+    before the turn has ended: from 60 ms of silence on, or while the caller still speaks, which
+    costs half of a processor meanwhile and up to four requests to the model that are withdrawn."""
     tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
     """Speech synthesis: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 PRELOADED: Final = ("livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze")
 """Modules that livekit-agents preloads in its forkserver (worker.py, `run`)."""
 
+PRELOAD_DETECTORS: Final = "LIVEKIT_AGENTS_PRELOAD_LOCAL_INFERENCE"
+"""Environment variable that says whether these modules load v1-mini and the voice detector
+(ipc/_preload.py); whoever needs them loads them at first use."""
+
 
 def server_api(server: AgentServer) -> api.LiveKitAPI:
     """Returns the worker's client of the LiveKit server; it exists once the worker runs."""

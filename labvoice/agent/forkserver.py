@@ -33,5 +33,7 @@ def start_forkserver(settings: Settings) -> None:
     ):
         if value:
             os.environ[name] = value
+    if settings.turn_detector in ("smart-turn", "vad"):
+        os.environ.setdefault(_livekit.PRELOAD_DETECTORS, "0")  # 240 MiB of v1-mini's weights
     forkserver.set_forkserver_preload([*PRELOADED, *_livekit.PRELOADED])
     forkserver.ensure_running()

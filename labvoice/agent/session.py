@@ -39,6 +39,7 @@ from labvoice.agent.call_memory import CallMemory
 from labvoice.agent.guard import refused_by_server
 from labvoice.agent.hybrid import INSTRUCTIONS, LabAgent
 from labvoice.agent.idle import IdleWatch
+from labvoice.agent.markup import without_markup
 from labvoice.agent.model_errors import ModelErrors
 from labvoice.agent.presence import ON_PURPOSE, Presence
 from labvoice.agent.reports import report_end, report_event
@@ -49,12 +50,14 @@ from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.proxies import is_loopback, proxy_for
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings, load_settings
 from labvoice.speech import engines
-from labvoice.speech.turn_ends import load_detector
+from labvoice.speech.turn_ends import load_turn_detector
 
 logger = logging.getLogger("labvoice.agent")
 
 _OUTPUT_SAMPLE_RATE_HZ = 24000
 _ASK_TIMEOUT_S = 2.0
+_LONGEST_SPEECH_S = 30.0  # the default, 10 s, makes the answer to a longer turn late
+_MOST_ATTEMPTS = 16  # the recogniser itself limits those before a silence
 _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
 
 
@@ -173,9 +176,15 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
                 "min_delay": settings.min_endpointing_delay_s,
                 "max_delay": settings.max_endpointing_delay_s,
             },
-            preemptive_generation={"enabled": mode != "letta", "preemptive_tts": True},
+            preemptive_generation={
+                "enabled": mode != "letta",
+                "preemptive_tts": True,
+                "max_speech_duration": _LONGEST_SPEECH_S,
+                "max_retries": _MOST_ATTEMPTS,
+            },
             interruption=_interruption(settings),
         ),
+        tts_text_transforms=[without_markup, "filter_emoji"],
         user_away_timeout=None,
     )
 
@@ -184,7 +193,7 @@ def _turn_detection(settings: Settings) -> Any:
     """What ends a turn: named always, for the default picks a cloud model if there are keys."""
     if settings.turn_detector == "vad":
         return "vad"
-    return load_detector(settings.turn_detector, settings, settings.turn_detector_threshold)
+    return load_turn_detector(settings.turn_detector, settings, settings.turn_detector_threshold)
 
 
 def _interruption(settings: Settings) -> InterruptionOptions:

@@ -14,7 +14,7 @@ from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
 from labvoice.runs.turn_ends import KIND, Heard
 from labvoice.settings import Settings
-from labvoice.speech.either import SURE
+from labvoice.speech.graded import ALONE, EITHER, Grades
 from labvoice.speech.turn_ends import (
     DEFAULT_THRESHOLDS,
     DetectorName,
@@ -47,6 +47,7 @@ _MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
     "either": ("v1-mini", "smart-turn"),
     "both": ("v1-mini", "smart-turn"),
 }
+_GRADES: Final[dict[str, Grades]] = {"smart-turn": ALONE, "either": EITHER}
 
 
 async def endpointing(
@@ -148,7 +149,7 @@ def _with_thresholds(arm: Arm) -> Arm:
 
 def _threshold(arm: Arm, name: DetectorName) -> float:
     if arm.settings["turn_detector"] == "either" and name == "smart-turn":
-        return SURE
+        return EITHER.sure
     return float(arm.settings.get("turn_detector_threshold", DEFAULT_THRESHOLDS[name]))
 
 
@@ -163,12 +164,17 @@ async def _record(
 ) -> None:
     """Writes what a detector makes of a turn."""
     members = _MEMBERS[arm.settings["turn_detector"]]
-    agree = any if arm.settings["turn_detector"] == "either" else all
-    ended = [
-        agree(found[name][place] >= _threshold(arm, name) for name in members)
-        for place in range(len(turn.pauses) + 1)
-    ]
-    heard = Heard(turn.pauses_s, ended)
+    detector = arm.settings["turn_detector"]
+    places = range(len(turn.pauses) + 1)
+    hears = [[found[name][at] >= _threshold(arm, name) for name in members] for at in places]
+    ended = [any(each) if detector == "either" else all(each) for each in hears]
+    least_s = [0.0 for _ in places]
+    if (grades := _GRADES.get(detector)) is not None:
+        sure = [
+            all(each) and found["smart-turn"][at] >= grades.sure for at, each in enumerate(hears)
+        ]
+        least_s = [0.0 if each else grades.unsure_after_s for each in sure]
+    heard = Heard(turn.pauses_s, ended, least_s)
     low_s = arm.settings.get("min_endpointing_delay_s", settings.min_endpointing_delay_s)
     high_s = arm.settings.get("max_endpointing_delay_s", settings.max_endpointing_delay_s)
     said = turn.utterance.text
@@ -177,7 +183,8 @@ async def _record(
     ) as this:
         this.outcome("ok")
         facts: dict[str, Any] = {f"scores_{n}": [round(p, 4) for p in found[n]] for n in members}
-        this.note(0, pauses_s=turn.pauses_s, ended=ended, source=turn.utterance.source, **facts)
+        facts |= {"pauses_s": turn.pauses_s, "ended": ended, "least_s": least_s}
+        this.note(0, source=turn.utterance.source, **facts)
         delay_s = heard.delay_s(low_s, high_s)
         run.stage(number, "end_of_turn_delay", delay_s, turn=0, source="detector")
         this.outcome("interrupted" if heard.cut(low_s, high_s) else "ok", turn=0)

@@ -35,21 +35,30 @@ class Heard(NamedTuple):
     Attributes:
         pauses_s: Length of each silence in it.
         ended: Whether the detector took the turn for ended, at each of these and at its end.
+        least_s: How long the detector itself waits before it says so, likewise; not at all where
+            not given.
     """
 
     pauses_s: Sequence[float]
     ended: Sequence[bool]
+    least_s: Sequence[float] = ()
 
     def cut(self, min_delay_s: float, max_delay_s: float) -> bool:
         """Whether the agent would begin to speak in one of the pauses."""
         return any(
-            pause_s > (min_delay_s if ended else max_delay_s)
-            for pause_s, ended in zip(self.pauses_s, self.ended, strict=False)
+            pause_s > self._after_s(place, min_delay_s, max_delay_s)
+            for place, pause_s in enumerate(self.pauses_s)
         )
 
     def delay_s(self, min_delay_s: float, max_delay_s: float) -> float:
         """How long after the real end the turn is taken for ended."""
-        return min_delay_s if self.ended[-1] else max_delay_s
+        return self._after_s(-1, min_delay_s, max_delay_s)
+
+    def _after_s(self, place: int, min_delay_s: float, max_delay_s: float) -> float:
+        """Silence after which the agent would begin to speak in one of the silences."""
+        if not self.ended[place]:
+            return max_delay_s
+        return max(min_delay_s, self.least_s[place]) if len(self.least_s) else min_delay_s
 
 
 class Point(NamedTuple):
@@ -153,10 +162,9 @@ def curves(run: Run) -> dict[str, list[Point]]:
         found = notes.dropna(subset=["ended"]).merge(
             run.outcomes[["trial", "turn", "arm"]], on=["trial", "turn"]
         )
+        told = [name for name in Heard._fields if name in found]  # `least_s` came later
         return {
-            arm: sweep(
-                arm, [Heard(*pair) for pair in zip(rows["pauses_s"], rows["ended"], strict=True)]
-            )
+            arm: sweep(arm, [Heard(*row) for row in rows[told].itertuples(index=False)])
             for arm in run.arms
             if len(rows := found[found["arm"] == arm])
         }

@@ -50,7 +50,7 @@ def load_moonshine(settings: Settings, size: str = "base") -> MoonshineSTT:
         ModelError: They cannot be loaded.
     """
     model = _moonshines.pop(size, None) or _moonshine(settings, size)
-    return MoonshineSTT(model, f"moonshine-{size}-en")
+    return MoonshineSTT(model, f"moonshine-{size}-en", early=settings.preflight == "speech")
 
 
 def _moonshine(settings: Settings, size: str) -> Moonshine:

@@ -1,4 +1,7 @@
-"""The embedded recogniser as a streaming LiveKit STT that decodes speculatively."""
+"""The embedded recogniser as a streaming LiveKit STT that decodes speculatively.
+
+The preflight transcript is the one on which LiveKit generates the reply before the turn has ended.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 from livekit import rtc
 from livekit.agents import LanguageCode, stt, utils
+from livekit.agents.tokenize.basic import split_words
 from livekit.agents.types import (
     DEFAULT_API_CONNECT_OPTIONS,
     NOT_GIVEN,
@@ -30,6 +34,10 @@ _PRE_ROLL_WINDOWS = 12
 _SPECULATE_AFTER_S = 0.06
 _FINAL_AFTER_S = 0.24
 _INTERIM_EVERY_S = 0.6
+_EARLY_EVERY_S = 0.16  # and never more than half of the time
+_EARLY_AFTER_S = 0.9  # with the pre-roll; what interrupts an agent that speaks has done so by then
+_EARLY_WORDS = 3
+_EARLY_ASKS = 4
 _LONGEST_S = 28.0  # Moonshine was trained on up to 30 s
 
 
@@ -39,12 +47,14 @@ class MoonshineSTT(stt.STT[Any]):
     Args:
         model: Shared by all streams; they take turns.
         name: Name for LiveKit's metrics.
+        early: Whether a preflight transcript may come while the caller still speaks.
     """
 
-    def __init__(self, model: Moonshine, name: str) -> None:
+    def __init__(self, model: Moonshine, name: str, *, early: bool = False) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=True))
         self._moonshine = model
         self._name = name
+        self.early = early
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="moonshine")
 
     @property
@@ -107,6 +117,63 @@ class MoonshineSTT(stt.STT[Any]):
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
+class Preflights:
+    """Says which transcripts of one speech are preflight transcripts.
+
+    In silence each whose words are new is. Early, while the caller speaks, also the last one at the
+    first moment without voice, and one whose words a second decode has confirmed: at most
+    :data:`_EARLY_ASKS` of these, for each costs a request to the model.
+
+    Args:
+        early: Whether there are early ones.
+    """
+
+    def __init__(self, early: bool) -> None:
+        self._left = _EARLY_ASKS if early else 0
+        self._latest = self._asked = ""
+
+    def decoded(self, text: str, *, speaking: bool) -> stt.SpeechEventType | None:
+        """Returns what the transcript of a decode is; None where the preflight has its words."""
+        confirmed = same_words(text, self._latest)
+        self._latest = text
+        if same_words(text, self._asked):
+            return None
+        if not speaking or (confirmed and self._ask_early()):
+            self._asked = text
+            return stt.SpeechEventType.PREFLIGHT_TRANSCRIPT
+        self._asked = ""  # LiveKit gives that reply up
+        return stt.SpeechEventType.INTERIM_TRANSCRIPT
+
+    def paused(self) -> str:
+        """Returns the transcript that becomes a preflight where the voice pauses; empty if none."""
+        if same_words(self._latest, self._asked) or not self._ask_early():
+            return ""
+        self._asked = self._latest
+        return self._asked
+
+    def final(self, text: str) -> str:
+        """Returns the final transcript: that of the preflight where the words are the same.
+
+        LiveKit would generate another reply for another comma.
+        """
+        return self._asked if same_words(text, self._asked) else text
+
+    def _ask_early(self) -> bool:
+        if not self._left or len(split_words(self._latest)) < _EARLY_WORDS:
+            return False
+        self._left -= 1
+        return True
+
+
+def same_words(one: str, other: str) -> bool:
+    """Returns whether two transcripts differ in nothing but case and punctuation."""
+    words = (
+        [word.casefold() for word, _, _ in split_words(text, ignore_punctuation=True)]
+        for text in (one, other)
+    )
+    return one == other or next(words) == next(words)
+
+
 class _Decode:
     """One running decode; abandoned if the speaker continues."""
 
@@ -127,7 +194,8 @@ class _MoonshineStream(stt.RecognizeStream):
 
     During speech it emits interim transcripts. The first silence starts a speculative decode, whose
     text is the preflight transcript and, if the silence lasts, the final one. Each decode starts
-    from what the one before it has found.
+    from what the one before it has found. Early, it decodes as often as half of one processor
+    allows, and the preflight transcript may come before the silence; see :class:`Preflights`.
     """
 
     async def _run(self) -> None:
@@ -138,6 +206,12 @@ class _MoonshineStream(stt.RecognizeStream):
         self._voiced_windows = 0
         self._silence_s = 0.0
         self._interim_at_s = 0.0
+        self._took_s = 0.0
+        recogniser = self._stt
+        assert isinstance(recogniser, MoonshineSTT)
+        self._recogniser = recogniser
+        self._preflights = Preflights(recogniser.early)
+        self._every_s = _EARLY_EVERY_S if recogniser.early else _INTERIM_EVERY_S
         self._interim: _Decode | None = None
         self._speculation: _Decode | None = None
         pending = np.zeros(0, np.int16)
@@ -162,7 +236,11 @@ class _MoonshineStream(stt.RecognizeStream):
             self._voiced_windows = self._voiced_windows + 1 if voice >= _VOICED else 0
             if self._voiced_windows >= _WINDOWS_TO_START:
                 self._speech = list(self._before)
-                self._silence_s = self._interim_at_s = 0.0
+                self._silence_s = 0.0
+                self._interim_at_s = (
+                    _EARLY_AFTER_S - _EARLY_EVERY_S if self._recogniser.early else 0.0
+                )
+                self._preflights = Preflights(self._recogniser.early)
                 self._event_ch.send_nowait(_event(stt.SpeechEventType.START_OF_SPEECH))
             return
         self._speech.append(window)
@@ -172,10 +250,12 @@ class _MoonshineStream(stt.RecognizeStream):
             self._speculation = None
             self._consider_interim()
         else:
+            if not self._silence_s and (text := self._preflights.paused()):
+                self._event_ch.send_nowait(_event(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT, text))
             self._silence_s += _WINDOW_S
             if self._silence_s >= _SPECULATE_AFTER_S and self._speculation is None:
                 self._abandon(self._interim)
-                self._speculation = self._decode(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT)
+                self._speculation = self._decode(rest=True)
         if self._silence_s >= _FINAL_AFTER_S or self._length_s() >= _LONGEST_S:
             await self._end_speech()
 
@@ -183,7 +263,7 @@ class _MoonshineStream(stt.RecognizeStream):
         """Emits the end of speech and its final transcript."""
         ended_at = time.time() - self._silence_s
         self._abandon(self._interim)
-        decode = self._speculation or self._decode(None)
+        decode = self._speculation or self._started()
         length_s = self._length_s()
         # Audio after the speech may be the beginning of the next.
         self._before.extend(self._speech[-int(self._silence_s / _WINDOW_S) or len(self._speech) :])
@@ -193,6 +273,7 @@ class _MoonshineStream(stt.RecognizeStream):
         event = partial(_event, ended_at=ended_at)
         self._event_ch.send_nowait(event(stt.SpeechEventType.END_OF_SPEECH))
         if text:
+            text = self._preflights.final(text)
             self._event_ch.send_nowait(event(stt.SpeechEventType.FINAL_TRANSCRIPT, text))
         usage = stt.SpeechEvent(
             stt.SpeechEventType.RECOGNITION_USAGE,
@@ -202,24 +283,34 @@ class _MoonshineStream(stt.RecognizeStream):
 
     def _consider_interim(self) -> None:
         idle = self._interim is None or self._interim.task.done()
-        if idle and self._length_s() - self._interim_at_s >= _INTERIM_EVERY_S:
+        if idle and self._length_s() - self._interim_at_s >= max(self._every_s, 2 * self._took_s):
             self._interim_at_s = self._length_s()
-            self._interim = self._decode(stt.SpeechEventType.INTERIM_TRANSCRIPT)
+            self._interim = self._decode()
 
-    def _decode(self, kind: stt.SpeechEventType | None) -> _Decode:
-        """Starts to decode the speech so far; emits the text as that kind of transcript."""
-        recogniser = self._stt
-        assert isinstance(recogniser, MoonshineSTT)
-        decode = _Decode(recogniser, np.concatenate(self._speech), self._draft)
+    def _decode(self, *, rest: bool = False) -> _Decode:
+        """Starts to decode the speech so far, and emits what comes of it.
+
+        Args:
+            rest: Whether the voice has ceased: the transcript is then a preflight.
+        """
+        decode = self._started()
+        began_s = time.monotonic()
+        preflights = self._preflights
 
         def done(task: asyncio.Task[str]) -> None:
-            if kind is None or decode.abandoned or task.cancelled() or task.exception():
+            self._took_s = time.monotonic() - began_s
+            if decode.abandoned or task.cancelled() or task.exception():
                 return
-            if text := task.result():
+            silent = rest or (self._recogniser.early and self._silence_s > 0)
+            text = task.result()
+            if text and (kind := preflights.decoded(text, speaking=not silent)):
                 self._event_ch.send_nowait(_event(kind, text))
 
         decode.task.add_done_callback(done)
         return decode
+
+    def _started(self) -> _Decode:
+        return _Decode(self._recogniser, np.concatenate(self._speech), self._draft)
 
     def _length_s(self) -> float:
         return len(self._speech) * _WINDOW_S

@@ -23,7 +23,7 @@ from livekit.agents import NOT_GIVEN, inference
 from labvoice.errors import RunFileError, SettingsError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
-from labvoice.speech.either import EitherDetector
+from labvoice.speech.graded import ALONE, EITHER, GradedDetector
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     SAMPLE_RATE,
@@ -164,14 +164,39 @@ def read_rows(path: Path) -> list[SpokenTurn]:
     return turns
 
 
-def load_detector(
+def load_turn_detector(
     name: DetectorName | Literal["either"], settings: Settings, threshold: float | None = None
 ) -> Any:
-    """Returns a detector of the end of a turn for `turn_handling` (no public type of LiveKit's).
+    """Returns what ends the turns of an agent, for `turn_handling` (no public type of LiveKit's).
 
     Args:
-        name: Which one; `either` is both, see :mod:`labvoice.speech.either`. Smart Turn takes its
-            weights from pipecat-ai's wheel.
+        name: Which one. Smart Turn, alone and beside v1-mini (`either`), is graded; see
+            :mod:`labvoice.speech.graded`.
+        settings: For the cache of weights.
+        threshold: Probability below which a turn goes on; the first detector's own when not given.
+
+    Raises:
+        SettingsError: The package of Smart Turn is not installed.
+        WeightsError: The weights of Smart Turn could not be obtained.
+    """
+    if name == "v1-mini":
+        return load_detector(name, settings, threshold)
+    names: tuple[DetectorName, ...] = ("smart-turn",)
+    grades = ALONE
+    if name == "either":
+        names, grades = ("v1-mini", "smart-turn"), EITHER
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLDS[names[0]]
+    grades = grades._replace(sure=max(grades.sure, threshold))
+    members = tuple(load_detector(each, settings) for each in names)
+    return GradedDetector(members, threshold, grades, ASKED_AFTER_S)
+
+
+def load_detector(name: DetectorName, settings: Settings, threshold: float | None = None) -> Any:
+    """Returns one detector of the end of a turn, as its package has it.
+
+    Args:
+        name: Which one. Smart Turn takes its weights from pipecat-ai's wheel.
         settings: For the cache of weights.
         threshold: Probability below which a turn goes on; the detector's own when not given.
 
@@ -179,11 +204,6 @@ def load_detector(
         SettingsError: The package of Smart Turn is not installed.
         WeightsError: The weights of Smart Turn could not be obtained.
     """
-    if name == "either":
-        if threshold is None:
-            threshold = DEFAULT_THRESHOLDS["v1-mini"]
-        first = load_detector("v1-mini", settings, threshold)
-        return EitherDetector(first, load_detector("smart-turn", settings), threshold)
     if name == "v1-mini":
         return inference.TurnDetector(
             version="v1-mini",

@@ -89,8 +89,12 @@ async def test_human_speech_is_recognised(settings: Settings, recogniser: Moonsh
     assert _error_rate([u.text for u in utterances], heard) <= 0.10
 
 
-async def test_events_come_in_order(settings: Settings, recogniser: MoonshineSTT) -> None:
-    """Start, preflight, end, final; the preflight transcript is already the final one."""
+@pytest.mark.parametrize("early", [False, True])
+async def test_events_come_in_order(
+    settings: Settings, recogniser: MoonshineSTT, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start, preflight, end, final; the last preflight transcript is already the final one."""
+    monkeypatch.setattr(recogniser, "early", early)
     utterance = voice.human_utterances(settings)[0]
     events = await _recognise(recogniser, utterance.samples, utterance.sample_rate)
     kinds = [event.type for event in events if event.type != Kind.INTERIM_TRANSCRIPT]
@@ -101,7 +105,9 @@ async def test_events_come_in_order(settings: Settings, recogniser: MoonshineSTT
         Kind.FINAL_TRANSCRIPT,
         Kind.RECOGNITION_USAGE,
     ]
-    assert _texts(events, Kind.PREFLIGHT_TRANSCRIPT)[-1:] == _texts(events, Kind.FINAL_TRANSCRIPT)
+    final = _texts(events, Kind.FINAL_TRANSCRIPT)
+    assert _texts(events, Kind.PREFLIGHT_TRANSCRIPT)[-1:] == final
+    assert _error_rate([utterance.text], final) <= 0.2
 
 
 def test_what_forked_processes_share_leaves_no_thread(settings: Settings) -> None:

@@ -42,6 +42,15 @@ def test_a_pause_is_cut_in_on_where_it_outlasts_the_delay_of_the_verdict() -> No
     assert Heard([], [False]).delay_s(0.3, 1.0) == 1.0
 
 
+def test_a_detector_may_wait_by_itself() -> None:
+    """What it holds back counts where it hears an end, and where that is longer than the delay."""
+    turn = Heard([0.35, 0.35], [True, False, True], [0.4, 0.4, 0.0])
+    assert not turn.cut(0.3, 1.0)
+    assert Heard(turn.pauses_s, turn.ended).cut(0.3, 1.0)
+    assert turn.delay_s(0.3, 1.0) == 0.3
+    assert Heard([], [True], [0.4]).delay_s(0.3, 1.0) == 0.4
+
+
 def test_a_detector_that_is_always_right_is_fast_and_cuts_in_on_nobody() -> None:
     """Its curve is one point; silence alone must wait as long as the longest pause."""
     right = [Heard([0.45 + 0.1 * n], [False, True]) for n in range(10)]

@@ -1,4 +1,4 @@
-"""Two detectors of the end of a turn as one: when the second is asked, and when it is believed."""
+"""Detectors of the end of a turn as one: what is an end to them, and when it is one for sure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from livekit.agents import LanguageCode
 from livekit.agents.voice.turn import TurnDetectionEvent, TurnDetectionMode
 
-from labvoice.speech.either import EitherDetector
+from labvoice.speech.graded import GradedDetector, Grades
 
 THRESHOLD = 0.36
 
@@ -45,26 +45,57 @@ class _Detector:
         self.calls.append("aclose")
 
 
-def _both(first: float, second: float) -> SimpleNamespace:
+def _both(first: float, second: float, *, hold_s: float = 0.0) -> SimpleNamespace:
     one, other = _Detector(first), _Detector(second)
-    detector = EitherDetector(one, other, THRESHOLD)
+    detector = GradedDetector((one, other), THRESHOLD, Grades(0.9, 0.4), 0.4 - hold_s)
     return SimpleNamespace(first=one, second=other, detector=detector, stream=detector.stream())
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "ended", "asked"),
-    [(0.5, 0.0, True, False), (0.1, 0.95, True, True), (0.1, 0.8, False, True)],
+    ("first", "second", "ended"),
+    [(0.5, 0.0, True), (0.5, 0.95, True), (0.1, 0.95, True), (0.1, 0.8, False)],
 )
-async def test_the_second_is_asked_where_the_first_hears_no_end(
-    first: float, second: float, ended: bool, asked: bool
-) -> None:
-    """It is believed only where it is sure."""
+async def test_an_end_is_what_one_of_them_hears(first: float, second: float, ended: bool) -> None:
+    """The second is believed only where it is sure."""
     both = _both(first, second)
     event = await both.stream.predict()
     threshold = await both.stream.unlikely_threshold(LanguageCode("en"))
     assert threshold is not None
     assert (event.end_of_turn_probability >= threshold) is ended
-    assert ("predict" in both.second.calls) is asked
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "at_once"), [(0.5, 0.95, True), (0.5, 0.8, False), (0.1, 0.95, False)]
+)
+async def test_what_one_alone_hears_waits_for_more_silence(
+    first: float, second: float, at_once: bool
+) -> None:
+    """Where both hear an end, or neither does, the answer is there at once."""
+    both = _both(first, second, hold_s=60.0)
+    asked = both.stream.predict()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert asked.done() is at_once
+    both.stream.cancel_inference()
+
+
+@pytest.mark.parametrize(
+    ("probability", "ended", "at_once"),
+    [(0.95, True, True), (0.6, True, False), (0.2, False, True)],
+)
+async def test_one_alone_is_graded_by_its_probability(
+    probability: float, ended: bool, at_once: bool
+) -> None:
+    """An end that is not for sure waits for more silence."""
+    grades = Grades(0.9, 60.0)
+    stream = GradedDetector((_Detector(probability),), THRESHOLD, grades, 0.0).stream()
+    asked = stream.predict()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert asked.done() is at_once
+    if at_once:
+        assert (asked.result().end_of_turn_probability >= THRESHOLD) is ended
+    stream.cancel_inference()
 
 
 async def test_speech_that_goes_on_gives_the_prediction_up() -> None:
