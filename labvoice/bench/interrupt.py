@@ -40,6 +40,8 @@ _ANSWER_TIMEOUT_S: Final = 8.0
 """Silence of both sides after which no answer comes any more, in seconds."""
 _LATE_S: Final = 2.0
 """How long an agent that goes on is watched after a sound, in seconds: recognition may stop it."""
+_SHOWN_S: Final = 0.5
+"""How long a voice that goes on or answers is heard, so that the recording shows its onset."""
 _LONGEST_S: Final = 60.0
 _TEXT_TIMEOUT_S: Final = 3.0
 _LOOK_S: Final = 0.02
@@ -213,8 +215,10 @@ def _settled(call: Call, turn: Turn, probe: Probe, found: Interruption, now_s: f
         if found.replied_s is not None:  # to its end, for its words
             return quiet_s > (PAUSE_S if turn.reply else _TEXT_TIMEOUT_S)
         return quiet_s > _ANSWER_TIMEOUT_S
-    if found.resumed_s is not None or found.replied_s is not None or not found.over_agent:
+    if not found.over_agent:
         return True
+    if (onset_s := found.resumed_s or found.replied_s) is not None:
+        return now_s - onset_s > _SHOWN_S
     if found.yielded_s is not None:
         return quiet_s > _ANSWER_TIMEOUT_S
     return not quiet_s and now_s > max(found.start_s + STAND_WINDOW_S, found.end_s + _LATE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -282,13 +283,13 @@ class _LevelRun:
             address: self._submit(address, sounds_of, made, format_)
             for address, made in called.items()
         }
+        encoded = await self._results(encoding, timeout_s, "encoded its recordings")
         warning = ""
-        for sounds in (await self._results(encoding, timeout_s, "encoded its recordings")).values():
-            for sound in sounds:
-                failed = await asyncio.to_thread(
-                    keep_sound, self._run, sound.trial, sound.content, sound.start_s, format_
-                )
-                warning = warning or failed
+        for sound in sorted(itertools.chain(*encoded.values())):  # by their trials
+            failed = await asyncio.to_thread(
+                keep_sound, self._run, sound.trial, sound.content, sound.start_s, format_
+            )
+            warning = warning or failed
         return warning
 
     def _parts(self) -> dict[str, list[int]]:
