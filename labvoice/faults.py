@@ -131,13 +131,16 @@ class Faults:
         """
         return _fault(self._worker(which).process.pid, signal.SIGSTOP, children=jobs_too)
 
-    def kill_livekit(self) -> Fault:
+    def kill_livekit(self, node: LiveKitServer | None = None) -> Fault:
         """Kills the LiveKit server; :meth:`restart_livekit` starts it again.
 
+        Args:
+            node: Of a cluster, the server that is killed.
+
         Raises:
-            UsageError: The lab did not start it.
+            UsageError: The lab did not start it, or has several.
         """
-        return _fault(self._livekit()[1].pid, signal.SIGKILL)
+        return _fault(self._livekit(node)[1].pid, signal.SIGKILL)
 
     def hang_livekit(self) -> Fault:
         """Stops the LiveKit server (SIGSTOP): its port is open but nothing answers.
@@ -155,13 +158,16 @@ class Faults:
         """
         await self._livekit()[0].stop()
 
-    async def restart_livekit(self) -> None:
+    async def restart_livekit(self, node: LiveKitServer | None = None) -> None:
         """Restarts the LiveKit server at the same address with the same key.
 
+        Args:
+            node: Of a cluster, the server that is restarted.
+
         Raises:
-            UsageError: The lab did not start it.
+            UsageError: The lab did not start it, or has several.
         """
-        await self._livekit()[0].restart()
+        await self._livekit(node)[0].restart()
 
     async def stop_model(self) -> None:
         """Ends the model server.
@@ -212,10 +218,16 @@ class Faults:
                 return worker
         raise _not_ours(which)
 
-    def _livekit(self) -> tuple[LiveKitServer, ManagedProcess]:
-        if self.livekit is None or self.livekit.process is None:
+    def _livekit(self, node: LiveKitServer | None = None) -> tuple[LiveKitServer, ManagedProcess]:
+        server = node or self.livekit
+        if server is not None and server.nodes:
+            raise UsageError(
+                f"this lab has {len(server.nodes)} LiveKit servers",
+                "name one: `await lab.cluster.node_of(room)`",
+            )
+        if server is None or server.process is None:
             raise UsageError("this lab did not start the LiveKit server", "unset LIVEKIT_URL")
-        return self.livekit, self.livekit.process
+        return server, server.process
 
 
 def _not_ours(call: Call) -> UsageError:

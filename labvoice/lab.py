@@ -40,6 +40,7 @@ from labvoice.speech.utterances import Channel, Utterance, make_utterance
 from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
+from labvoice.stack.livekit.cluster import Cluster
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.check import ModelCheck
 from labvoice.stack.models.server import ModelServer
@@ -92,6 +93,8 @@ class Lab:
             elsewhere needs it.
         wire: Date every packet of the calls, by a relay before the caller and one before the
             agents that the lab starts.
+        nodes: Number of LiveKit servers that the lab starts; more than one share a Redis, and the
+            lab's address leads to those that run.
         overrides: Single settings by field name, such as `llm="paced"`.
 
     Attributes:
@@ -118,11 +121,17 @@ class Lab:
         webhook_url: str | None = None,
         model: bool = True,
         wire: bool = False,
+        nodes: int = 1,
         **overrides: Any,
     ) -> None:
         if settings is not None and overrides:
             raise UsageError(
                 "both `settings` and single settings are given", "put all of them into `settings`"
+            )
+        if nodes < 1 or (nodes > 1 and wire):
+            raise UsageError(
+                f"a lab {'with `wire` ' if wire else ''}cannot have {nodes} nodes",
+                "`wire` dates the packets of one LiveKit server" if wire else "1 or more",
             )
         self.settings = self._asked_for = settings or load_settings(**overrides)
         self.model_check = ModelCheck(self.settings)
@@ -140,6 +149,7 @@ class Lab:
         self._progress = progress
         self._webhook_url = webhook_url
         self._wants_model = model
+        self._node_count = nodes
         self.wire = wire
         self._relays: Relays | None = None
         self._taps: dict[str, Link] = {}
@@ -192,7 +202,8 @@ class Lab:
 
     async def _start_parts(self) -> None:
         stack = self._stack
-        starting = [asyncio.create_task(stack.start_server(self.settings, self._webhook_url))]
+        server_start = stack.start_server(self.settings, self._webhook_url, self._node_count)
+        starting = [asyncio.create_task(server_start)]
         if self._wants_model:
             starting.append(asyncio.create_task(stack.start_model(self.settings)))
         try:
@@ -382,6 +393,17 @@ class Lab:
     def server_version(self) -> str | None:
         """Version of the LiveKit server; None if it is external."""
         return self._stack.server.version if self._stack.server is not None else None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The LiveKit servers of `Lab(nodes=2)` and what they share.
+
+        Raises:
+            LabvoiceError: The lab has none, or one.
+        """
+        if not isinstance(self._stack.server, Cluster):
+            raise LabvoiceError("this lab has no cluster of its own", "`Lab(nodes=2)`")
+        return self._stack.server
 
     @property
     def gateway(self) -> GatewayServer | None:

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     """Address of a running LiveKit server (`ws://…` or `wss://…`); unset: start one."""
     livekit_api_key: str | None = Field(None, validation_alias="LIVEKIT_API_KEY")
     livekit_api_secret: SecretStr | None = Field(None, validation_alias="LIVEKIT_API_SECRET")
+    redis_url: SecretStr | None = Field(None, validation_alias="LABVOICE_REDIS_URL")
+    """Redis that several LiveKit servers of a lab share, `redis://:PASSWORD@HOST:PORT`; unset:
+    start one. No other LiveKit may use it."""
 
     agent_name: str = Field(DEFAULT_AGENT_NAME, validation_alias="LABVOICE_AGENT_NAME")
     """Name under which workers register and by which agents are dispatched."""
@@ -218,6 +221,15 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"https?://[^/@]+(/|#|$)", value):
             raise ValueError("must begin with http:// or https:// and hold no key")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(
+            r"rediss?://([^/@]*@)?[^/@:]+(:[0-9]{1,5})?(/[0-9]*)?", value.get_secret_value()
+        ):
+            raise ValueError("must be redis://:PASSWORD@HOST:PORT or rediss://…")
         return value
 
     @field_validator("livekit_url")

@@ -112,6 +112,9 @@ async def up(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Allow a --host other than loopback.")
     ] = False,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=1, help="LiveKit servers; several share a Redis.")
+    ] = 1,
     llm: LlmOption = None,
     letta: LettaOption = True,
     fresh: FreshOption = False,
@@ -122,6 +125,8 @@ async def up(
     With --agent, that agent is dispatched in place of labvoice's own.
 
     Example: labvoice up --workers 2 --port 9000
+
+    Example: labvoice up --nodes 2 --workers 2
 
     Example: labvoice up --agent my_agent/agent.py
     """
@@ -142,6 +147,7 @@ async def up(
             fresh=fresh,
             progress=tell,
             webhook_url=service.webhook_url,
+            nodes=nodes,
             llm=llm,
             model=target is None or target.kind != "named",
         ) as lab:

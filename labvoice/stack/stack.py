@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from labvoice.speech import engines
 from labvoice.speech.weights import Progress, WeightName, require
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer
+from labvoice.stack.livekit.cluster import Cluster
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, part_of
@@ -88,14 +90,21 @@ class Stack:
         self.setup_s[part] = time.monotonic() - started_s
         self._progress(f"{part}: up after {self.setup_s[part]:.1f} s")
 
-    async def start_server(self, settings: Settings, webhook_url: str | None = None) -> Settings:
+    async def start_server(
+        self, settings: Settings, webhook_url: str | None = None, nodes: int = 1
+    ) -> Settings:
         """Starts the LiveKit server, or uses the one of the settings.
+
+        Args:
+            settings: As for :meth:`LiveKitServer.start`.
+            webhook_url: As for :meth:`LiveKitServer.start`.
+            nodes: Number of servers; more than one share a Redis.
 
         Raises:
             LabvoiceError: It does not start, cannot be reached or refuses the key.
         """
         async with self.timed("LiveKit server"):
-            self.server = await self._livekit(settings, self.state_dir, webhook_url)
+            self.server = await self._livekit(settings, self.state_dir, webhook_url, nodes)
         return self.server.in_settings(settings)
 
     async def start_server_apart(self, settings: Settings, state_dir: Path) -> LiveKitServer:
@@ -104,11 +113,25 @@ class Stack:
             return await self._livekit(settings.model_copy(update={"livekit_url": None}), state_dir)
 
     async def _livekit(
-        self, settings: Settings, state_dir: Path, webhook_url: str | None = None
+        self,
+        settings: Settings,
+        state_dir: Path,
+        webhook_url: str | None = None,
+        nodes: int = 1,
     ) -> LiveKitServer:
-        server = await LiveKitServer.start(
-            settings, state_dir=state_dir, progress=self._progress, webhook_url=webhook_url
-        )
+        server: LiveKitServer
+        if nodes == 1:
+            server = await LiveKitServer.start(
+                settings, state_dir=state_dir, progress=self._progress, webhook_url=webhook_url
+            )
+        else:
+            server = await Cluster.start_nodes(
+                settings,
+                nodes,
+                state_dir=state_dir,
+                progress=self._progress,
+                webhook_url=webhook_url,
+            )
         self.exits.push_async_callback(server.stop)
         self.exits.enter_context(loopback_spared(server.url))
         if self.on_server is not None:
@@ -170,14 +193,29 @@ class Stack:
     ) -> None:
         """Starts workers; those of the stack's LiveKit server use its address for agents.
 
+        Those of a cluster register with its nodes in turn.
+
         Raises:
             ProcessError: A worker ended or did not register in time.
         """
         if program == AGENT_PROGRAM:
             await self.fetch_speech(settings)
+        urls: Sequence[str | None] = [settings.livekit_url]
         if self.server is not None and settings.livekit_url == self.server.url:
-            settings = settings.model_copy(update={"livekit_url": self.server.agent_url})
-        await self.pool.add(settings, state_dir=self.state_dir, count=count, program=program)
+            of_nodes = self.server.entries if isinstance(self.server, Cluster) else []
+            urls = of_nodes or [self.server.agent_url]
+        of_urls = [urls[number % len(urls)] for number in range(count)]
+        await asyncio.gather(
+            *(
+                self.pool.add(
+                    settings.model_copy(update={"livekit_url": url}),
+                    state_dir=self.state_dir,
+                    count=number,
+                    program=program,
+                )
+                for url, number in collections.Counter(of_urls).items()
+            )
+        )
 
     async def fetch_speech(self, settings: Settings) -> None:
         """Downloads the weights that workers with these settings load.
@@ -214,7 +252,15 @@ class Stack:
         """State, address, process id and memory of every part."""
         found = []
         if self.server is not None:
-            found.append(part_of("LiveKit server", self.server.url, self.server.process))
+            if isinstance(self.server, Cluster):
+                redis = self.server.redis
+                found.append(part_of("Redis", redis.address, redis.process))
+                found += [
+                    part_of(f"LiveKit server {number}", node.url, node.process)
+                    for number, node in enumerate(self.server.nodes, 1)
+                ]
+            else:
+                found.append(part_of("LiveKit server", self.server.url, self.server.process))
         if self.model is not None:
             name = f"model server ({self.model.kind})"
             found.append(part_of(name, self.model.base_url, self.model.process))

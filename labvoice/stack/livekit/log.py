@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 _KEPT: Final = 4000
+_DISORDER_S: Final = 1.0
+"""How far lines of several servers may be out of order."""
 
 # LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go,
 # pkg/service/server.go
@@ -75,19 +77,24 @@ class LiveKitLog:
     """Reads the log as it grows.
 
     Args:
-        path: The log of a server that this lab has started.
+        paths: The log of a server that this lab has started, or those of its nodes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
+    def __init__(self, *paths: Path) -> None:
+        self._positions = dict.fromkeys(paths, 0)
         self._events: deque[LogEvent] = deque(maxlen=_KEPT)
-        self._workers: dict[str, str] = {}
+        self._workers: dict[Path, dict[str, str]] = {path: {} for path in paths}
+        self._node_id = ""
 
     def workers(self) -> dict[str, str]:
         """Agent names of the registered workers, wherever they run, by worker id."""
         self._read()
-        return dict(self._workers)
+        return {each: name for of_one in self._workers.values() for each, name in of_one.items()}
+
+    def node_id(self) -> str:
+        """Id that the server took at its latest start; empty before it has one."""
+        self._read()
+        return self._node_id
 
     def lost(self, room: str, agent_name: str, since_s: float) -> LogEvent | None:
         """Returns the line by which the server gave up on a dispatch to this room, if it did.
@@ -133,10 +140,11 @@ class LiveKitLog:
     ) -> LogEvent | None:
         self._read()
         for event in reversed(self._events):
-            if event.at_s < since_s:
+            if event.at_s < since_s - _DISORDER_S:
                 return None
             if (
-                event.message in messages
+                event.at_s >= since_s
+                and event.message in messages
                 and event.fields.get("room") == room
                 and event.fields.get("agentName", "") == agent_name
                 and event.fields.get("jobType") == "JT_ROOM"
@@ -145,27 +153,34 @@ class LiveKitLog:
         return None
 
     def _read(self) -> None:
-        try:
-            with self._path.open("rb") as log:
-                log.seek(self._position)
-                data = log.read()
-        except OSError:
-            return  # the server's folder was removed: it has been stopped
-        complete = data[: data.rfind(b"\n") + 1]
-        self._position += len(complete)
-        for line in complete.decode(errors="replace").splitlines():
-            if event := parse(line):
-                self._take(event)
+        found: list[LogEvent] = []
+        for path, position in self._positions.items():
+            try:
+                with path.open("rb") as log:
+                    log.seek(position)
+                    data = log.read()
+            except OSError:
+                continue  # the server's folder was removed: it has been stopped
+            complete = data[: data.rfind(b"\n") + 1]
+            self._positions[path] += len(complete)
+            for line in complete.decode(errors="replace").splitlines():
+                if event := parse(line):
+                    found.append(event)
+                    _take(event, self._workers[path])
+                    if event.message == _STARTING:
+                        self._node_id = str(event.fields.get("nodeID", ""))
+        self._events.extend(sorted(found, key=lambda event: event.at_s))
 
-    def _take(self, event: LogEvent) -> None:
-        self._events.append(event)
-        worker_id = str(event.fields.get("workerID"))
-        if event.message == _STARTING:
-            self._workers.clear()  # a killed server logs no deregistration
-        elif event.message == _REGISTERED:
-            self._workers[worker_id] = str(event.fields.get("agentName", ""))
-        elif event.message == _CLOSING:
-            self._workers.pop(worker_id, None)
+
+def _take(event: LogEvent, workers: dict[str, str]) -> None:
+    """Changes the registered workers of one server by what its log says."""
+    worker_id = str(event.fields.get("workerID"))
+    if event.message == _STARTING:
+        workers.clear()  # a killed server logs no deregistration
+    elif event.message == _REGISTERED:
+        workers[worker_id] = str(event.fields.get("agentName", ""))
+    elif event.message == _CLOSING:
+        workers.pop(worker_id, None)
 
 
 def parse(line: str) -> LogEvent | None:

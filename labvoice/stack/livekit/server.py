@@ -6,7 +6,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,23 @@ _READY_TIMEOUT_S: Final = 30.0
 _ENV_KEPT: Final = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 
 
+@dataclass(frozen=True)
+class NodeConfig:
+    """What the nodes of a cluster share.
+
+    Attributes:
+        name: Name of the one that is started.
+        api_key: API key of all.
+        api_secret: Its secret.
+        redis: Section `redis` of their configuration.
+    """
+
+    name: str
+    api_key: str
+    api_secret: SecretStr
+    redis: Mapping[str, object]
+
+
 class LiveKitServer(Server):
     """A LiveKit server that answers and accepts the key; created by :meth:`start`.
 
@@ -41,7 +59,10 @@ class LiveKitServer(Server):
         version: The server's version; None if it is external.
         metrics_url: Prometheus metrics of the lab's own server; None if it is external.
         log: Log of the lab's own server; None if it is external.
+        nodes: The servers behind this address; empty for a single one.
     """
+
+    nodes: Sequence[LiveKitServer] = ()
 
     def __init__(
         self,
@@ -72,6 +93,7 @@ class LiveKitServer(Server):
         port: int | None = None,
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
+        node: NodeConfig | None = None,
     ) -> LiveKitServer:
         """Uses the server of the settings, or starts one.
 
@@ -84,6 +106,7 @@ class LiveKitServer(Server):
             port: TCP port of the lab's own server; None: a free one.
             progress: Called every few seconds with the state of a build.
             webhook_url: Where the lab's own server sends its signed webhooks.
+            node: For a node of a cluster; None: a server by itself.
 
         Raises:
             ServerUnreachableError: The server of the settings does not answer.
@@ -105,8 +128,7 @@ class LiveKitServer(Server):
             require_free_port(port, "the LiveKit server")
         program = await find_or_build(settings, progress)
         http_port, metrics_port = port or free_port(), free_port()
-        api_key = "lab" + secrets.token_hex(6)
-        api_secret = SecretStr(secrets.token_urlsafe(32))
+        api_key, api_secret = (node.api_key, node.api_secret) if node else new_key()
         config = _config(
             http_port=http_port,
             metrics_port=metrics_port,
@@ -116,6 +138,9 @@ class LiveKitServer(Server):
         )
         if webhook_url:
             config["webhook"] = {"api_key": api_key, "urls": [webhook_url]}
+        if node is not None:
+            config["redis"] = node.redis
+        name = node.name if node is not None else "LiveKit server"
         server = cls(
             f"ws://{_LOOPBACK}:{http_port}",
             api_key,
@@ -126,9 +151,9 @@ class LiveKitServer(Server):
 
         async def launch() -> ManagedProcess:
             process = await ManagedProcess.start(
-                "LiveKit server",
+                name,
                 [program.path],
-                log_path=state_dir / "livekit-server.log",
+                log_path=state_dir / f"{name.replace(' ', '-').lower()}.log",
                 # By environment: arguments show in `ps`, and a file would outlive the run.
                 env={
                     **{name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
@@ -229,8 +254,14 @@ class LiveKitServer(Server):
                 "livekit_url": self.url,
                 "livekit_api_key": self.api_key,
                 "livekit_api_secret": self.api_secret,
+                "redis_url": None,  # its password is for the servers alone
             }
         )
+
+
+def new_key() -> tuple[str, SecretStr]:
+    """Returns a new API key and its secret."""
+    return "lab" + secrets.token_hex(6), SecretStr(secrets.token_urlsafe(32))
 
 
 def _config(
