@@ -36,7 +36,7 @@ test-rest: $(READY) ## all tests that `make test` leaves out
 	cd js && npm ci --no-audit --no-fund
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack tests/registry
 
-test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx and prometheus
+test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx, prometheus and redis-server
 
 lab: $(READY) ## JupyterLab on notebooks/
 	$(BIN)/labvoice lab

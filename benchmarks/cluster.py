@@ -145,13 +145,13 @@ async def trial(lab: Lab, fault: str, watched_s: float = _WATCHED_S) -> Seen:
         for name in names:
             await lab.dispatch(name, timeout_s=30)
         async with asyncio.timeout(30):
-            while not caller.hears:
+            while not caller.hears:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         first = caller.heartbeats[-1][1]
         began_s = time.monotonic()
         await FAULTS[fault](lab, names[0])
         new_call = await _new_call(lab)
-        while time.monotonic() - began_s < watched_s or (
+        while time.monotonic() - began_s < watched_s or (  # noqa: ASYNC110
             not caller.hears and time.monotonic() - began_s < _LONGEST_S
         ):
             await asyncio.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
@@ -62,7 +63,12 @@ def http_client(url: str, **options: Any) -> httpx.AsyncClient:
         url: The server's address.
         options: Further arguments of `httpx.AsyncClient`.
     """
-    return httpx.AsyncClient(trust_env=not is_loopback(url), proxy=proxy_for(url), **options)
+    if is_loopback(url):
+        named = os.environ.get("SSL_CERT_FILE")  # httpx reads it together with the proxies only
+        if named and url.startswith("https:"):
+            options.setdefault("verify", ssl.create_default_context(cafile=named))
+        return httpx.AsyncClient(trust_env=False, **options)
+    return httpx.AsyncClient(proxy=proxy_for(url), **options)
 
 
 def http_session(url: str, **options: Any) -> aiohttp.ClientSession:

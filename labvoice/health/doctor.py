@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import sys
@@ -29,6 +30,7 @@ from labvoice.errors import (
     ServerUnreachableError,
     UsageError,
 )
+from labvoice.health import reach
 from labvoice.memory.api import LettaApi
 from labvoice.protocol.model_errors import refusal_hint, sentence_of
 from labvoice.proxies import http_client
@@ -130,6 +132,7 @@ class _Doctor:
     checks: list[Check] = field(default_factory=list)
     dispatcher: Dispatcher | None = None
     agent: TargetAgent | None = None
+    reached: reach.Reach | None = None
 
     async def run(self) -> None:
         self.stack.exits.push_async_callback(self.stack.pool.stop)
@@ -139,6 +142,9 @@ class _Doctor:
         await self._look("http", lambda: _http_service(self.port))
         await self._look("microphone", lambda: _microphone_page(self.port), needs=("http",))
         await self._look_at_server()
+        if external:
+            await self._look("network", self._network, needs=("key",))
+            await self._look("turn", self._turn, needs=("network",))
         await self._look("media", self._media, needs=("key",))
         await self._look("speech", self._speech)
         await self._look("model", self._model)
@@ -202,19 +208,50 @@ class _Doctor:
         await self._look("livekit", reach)
         await self._look("key", accept, needs=("livekit",))
 
-    async def _media(self) -> str:
+    def _scratch_room(self) -> tuple[str, str]:
+        """The server's address, and a token for a room that ends by itself."""
         server = self.stack.server
         assert server is not None
         name = f"doctor-{secrets.token_hex(4)}"
-        token = caller_token(server.api_key, server.api_secret, name, "doctor")
+        return server.url, caller_token(server.api_key, server.api_secret, name, "doctor")
+
+    async def _network(self) -> str:
+        self.reached = await reach.measure(*self._scratch_room())
+        reach.check_clock(self.reached)
+        return str(self.reached)
+
+    async def _turn(self) -> str:
+        assert self.reached is not None
+        if not (urls := self.reached.turn_urls):
+            raise _SkippedError(
+                "the server offers no TURN: where a firewall blocks its media ports, a call fails"
+            )
+        asked = await asyncio.gather(*map(reach.turn_answers, urls), return_exceptions=True)
+        words = [
+            f"{url} answers in {each * 1000:.1f} ms" if isinstance(each, float) else str(each)
+            for url, each in zip(urls, asked, strict=True)
+        ]
+        said = "; ".join(" ".join(each.split()) for each in words)
+        if not any(isinstance(each, float) for each in asked):
+            raise ServerUnreachableError(
+                f"no TURN server can be reached: {said}",
+                "open its ports from here, or correct `turn.domain` and `rtc.node_ip` there",
+            )
+        return said
+
+    async def _media(self) -> str:
         room = rtc.Room()
         started_s = time.monotonic()
         try:
-            await connect_room(room, server.url, token)
+            await connect_room(room, *self._scratch_room())
             took_s = time.monotonic() - started_s
+            path = await reach.media_path(room)
         finally:
             await room.disconnect()
-        return f"passes between the server and this machine, connected in {took_s * 1000:.0f} ms"
+        way = f" by {path}" if path else ""
+        return (
+            f"passes between the server and this machine{way}, connected in {took_s * 1000:.0f} ms"
+        )
 
     async def _speech(self) -> str:
         return await engines.look(self.settings)

@@ -294,6 +294,20 @@ def test_guessing_keys_is_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get("/api/workers", headers=OWNER).status_code == 200
 
 
+def test_two_services_of_one_key_share_sessions_and_count_requests_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy may send one browser to either; what a key may ask for is added up, one by one."""
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)
+    one, two = (client_with(rate_limit_hz=0.5) for _ in range(2))
+    one.post("/api/session", json={"key": KEY})
+    two.cookies = one.cookies
+    assert two.get("/api/workers").status_code == 200
+    assert two.get("/api/workers").status_code == 429
+    assert one.get("/api/workers", headers=bearer(READ_KEY)).status_code == 200
+    assert one.get("/api/workers", headers=bearer(READ_KEY)).status_code == 429
+
+
 def test_behind_a_proxy_with_tls_the_cookie_is_secure() -> None:
     """LABVOICE_PUBLIC_URL allows its host and its pages, and makes the cookie Secure."""
     client = client_with(public_url="https://lab.example:8443/")
