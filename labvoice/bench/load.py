@@ -301,8 +301,8 @@ class _LevelRun:
             target.worker.process.pid for target in self._lab.targets if target.worker is not None
         ]
         for part in self._lab.parts():
-            if part.pid is not None and part.name == "LiveKit server":
-                found["server"] = [part.pid]
+            if part.pid is not None and part.name.startswith("LiveKit server"):
+                found.setdefault("server", []).append(part.pid)
             if part.pid is not None and part.name.startswith("model server"):
                 found["model"] = [part.pid]
         found["callers"] = list(self._local_pids)

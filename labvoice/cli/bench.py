@@ -379,7 +379,7 @@ async def bench_load(
         llm=options.llm,
         letta=False,
         supervise=False,
-        model=not echo,
+        model=not echo and (target is None or target.kind != "named"),
         recording=options.format,
     ) as lab:
         run = await lab.bench.load(
