@@ -95,7 +95,7 @@ async def test_callers_on_a_cluster_of_ones_own_call_the_agent_that_is_named(
         code, output = await labvoice(
             *("bench", "load", "--callers", "1", "--rate", "10", "--for", "6", "--warmup", "0"),
             *("--scheduler", cluster.scheduler_address, "--agent", f"name:{name}"),
-            *("--out", "command.jsonl"),
+            *("--limit", "60", "--out", "command.jsonl"),
             cwd=tmp_path,
             env=server_of(lab),
         )
