@@ -53,11 +53,13 @@ class Caller:
             if ATTRIBUTE_HEARTBEAT in changed:
                 self.heartbeats.append((time.monotonic(), participant.identity))
 
+        def became(state: str) -> Callable[..., None]:
+            return lambda *_: self.states.append((time.monotonic(), state))
+
         self.room.on("participant_attributes_changed", on_attributes)
-        for state in ("reconnecting", "reconnected", "disconnected"):
-            self.room.on(
-                state, lambda *_, state=state: self.states.append((time.monotonic(), state))
-            )
+        self.room.on("reconnecting", became("reconnecting"))
+        self.room.on("reconnected", became("reconnected"))
+        self.room.on("disconnected", became("disconnected"))
         settings = lab.settings
         assert settings.livekit_url
         assert settings.livekit_api_key

@@ -84,6 +84,8 @@ async def measure(url: str, token: str) -> Reach:
             found: list[tuple[float, float]] = []
             sent_s = 0.0
             async for message in signalling:
+                if message.type != aiohttp.WSMsgType.BINARY:
+                    continue
                 response = SignalResponse.FromString(message.data)
                 kind = response.WhichOneof("message")
                 if kind == "join":
