@@ -41,8 +41,12 @@ async def says(word: bytes) -> AsyncIterator[int]:
 async def ask(port: int) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
     """Connects; returns the first byte that the server says, and the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    async with asyncio.timeout(10):
-        return await reader.readexactly(1), reader, writer
+    try:
+        async with asyncio.timeout(10):
+            return await reader.readexactly(1), reader, writer
+    except BaseException:
+        writer.close()
+        raise
 
 
 async def test_connections_take_turns_and_pass_both_ways() -> None:
@@ -85,11 +89,12 @@ async def test_closing_ends_open_connections() -> None:
     async with says(b"a") as one:
         balancer = Balancer([one])
         port = await balancer.listen()
-        _, reader, _ = await ask(port)
+        _, reader, writer = await ask(port)
         await balancer.close()
         await balancer.close()
         async with asyncio.timeout(10):
             assert await reader.read() == b""
+        writer.close()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
 
