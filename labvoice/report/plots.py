@@ -183,7 +183,7 @@ def distributions(run: Run) -> Picture:
     Raises:
         RunFileError: Nothing was measured.
     """
-    frame = run.frame
+    frame = run.frame[list(statistics.SUMMARISED)]
     frame = frame[frame["plausible"]]
     shown = frame["duration_s"].notna() & ((frame["outcome"] == "ok") | frame["warmup"])
     names = sorted(frame.loc[shown, "stage"].unique(), key=statistics.stage_order)

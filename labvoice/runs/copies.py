@@ -1,8 +1,8 @@
 """A columnar cache beside a large run file, which loads ten times faster.
 
-The run file is the record. The copy, `.NAME.columns`, is derived from a run that ended in order,
-and is looked at only while the run file has the size and the time of change that it was made of.
-It may be deleted at any time; where it cannot be written, the run file is read instead.
+The run file is the record. The copy, `.NAME.columns`, is made when a run has ended in order, and is
+looked at only while the run file has the size and the time of change that it was made of. It may be
+deleted at any time: the run file is read instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TABLES: Final = ("trials", "marks", "stages", "notes", "outcomes")
 
 
 def read(path: Path) -> tuple[RunLine, Columns]:
-    """Reads a run from its copy, or from its file, of which a copy is then made.
+    """Reads a run from its copy, or from its file where there is no copy of it as it is.
 
     Returns:
         As :func:`labvoice.runs.reader.read`.
@@ -38,16 +38,19 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     Raises:
         RunFileError: As there.
     """
-    made_of = _state(path)
-    if made_of is None:
-        return reader.read(path)
     with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return _load(copy_of(path), made_of)
-    header, columns = reader.read(path)
-    if columns.ended and _state(path) == made_of:
-        with suppress(OSError, pa.ArrowException):
-            _save(copy_of(path), made_of, header, columns)
-    return header, columns
+        return _load(copy_of(path), _state(path))
+    return reader.read(path)
+
+
+def make(path: Path) -> None:
+    """Makes the copy of a run that has ended; where it cannot be written, there is none.
+
+    Raises:
+        RunFileError: As :func:`labvoice.runs.reader.read`.
+    """
+    with suppress(OSError, pa.ArrowException):
+        _save(copy_of(path), _state(path), *reader.read(path))
 
 
 def copy_of(path: Path) -> Path:
@@ -55,13 +58,10 @@ def copy_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.columns")
 
 
-def _state(path: Path) -> list[int] | None:
-    """What tells one content of the file from another; None where no copy is worth it."""
-    with suppress(OSError):
-        found = path.stat()
-        if found.st_size >= WORTH:
-            return [_VERSION, FORMAT, found.st_size, found.st_mtime_ns]
-    return None
+def _state(path: Path) -> list[int]:
+    """What tells one content of the file from another."""
+    found = path.stat()
+    return [_VERSION, FORMAT, found.st_size, found.st_mtime_ns]
 
 
 def _load(copy: Path, made_of: list[int]) -> tuple[RunLine, Columns]:

@@ -72,12 +72,21 @@ class Frames:
         tables = (columns.marks, columns.stages, columns.notes, columns.outcomes)
         turns = np.unique(np.concatenate([[NO_TURN], *(pd.unique(t["turn"]) for t in tables)]))
         self._turns = turns.astype(np.int64)
-        keys = [pd.unique(self._keys(table)) for table in tables]
-        connections = np.arange(len(self._number)) * len(self._turns)
-        self._units = pd.Index(np.sort(pd.unique(np.concatenate([connections, *keys]))))
-        of_unit = self._units.to_numpy(np.int64)
-        self._trial = of_unit // max(1, len(self._turns))
-        self._turn = self._turns[of_unit % max(1, len(self._turns))]
+        places = [self._places(table) for table in tables]
+        widths = np.ones(len(self._number), np.int64)  # places of a trial: its connection is one
+        for trial, turn in places:
+            np.maximum.at(widths, trial, turn + 1)
+        first = np.cumsum(widths) - widths
+        is_unit = np.zeros(widths.sum(), bool)
+        is_unit[first] = True
+        for trial, turn in places:
+            is_unit[first[trial] + turn] = True
+        number = np.cumsum(is_unit) - 1
+        self._unit_of_marks, self._unit_of_stages, self._unit_of_notes, self._unit_of_outcomes = (
+            number[first[trial] + turn] for trial, turn in places
+        )
+        self._trial = np.repeat(np.arange(len(widths)), widths)[is_unit]
+        self._turn = self._turns[(np.arange(len(is_unit)) - np.repeat(first, widths))[is_unit]]
 
     def _trial_of(self, table: pd.DataFrame) -> _Integers:
         """The place of each row's trial."""
@@ -87,13 +96,10 @@ class Frames:
             return places
         return np.searchsorted(numbers, trials).astype(np.int64)
 
-    def _keys(self, table: pd.DataFrame) -> _Integers:
+    def _places(self, table: pd.DataFrame) -> tuple[_Integers, _Integers]:
+        """The places of each row's trial and turn."""
         turns = np.searchsorted(self._turns, table["turn"].to_numpy(np.int64))
-        return self._trial_of(table) * len(self._turns) + turns
-
-    def _unit_of(self, table: pd.DataFrame) -> _Integers:
-        """The place of each row's unit."""
-        return np.asarray(self._units.get_indexer(pd.Index(self._keys(table))), np.int64)
+        return self._trial_of(table), turns.astype(np.int64)
 
     def _of_trial(self, name: str, places: _Integers) -> Any:
         """A column of the trials, for the trials at these places."""
@@ -150,33 +156,35 @@ class Frames:
     @cached_property
     def outcomes(self) -> pd.DataFrame:
         """Every trial's and every turn's outcome; one that has none was cut off."""
-        written = self._columns.outcomes
-        last = np.full(len(self._units), -1)
-        last[self._unit_of(written)] = np.arange(len(written))
-        outcome, detail = (
-            written[name].astype("str").reindex(last).fillna(otherwise).array
-            for name, otherwise in (("outcome", "error"), ("detail", UNFINISHED))
-        )
         return pd.DataFrame(
             {
-                "run_id": self._run_id(len(self._units)),
+                "run_id": self._run_id(len(self._trial)),
                 "trial": self._number[self._trial],
                 "room": self._of_trial("room", self._trial),
                 "turn": _turns(self._turn),
                 "arm": self._of_trial("arm", self._trial),
                 "warmup": self._trials["warmup"].to_numpy(bool)[self._trial],
-                "outcome": outcome,
-                "detail": detail,
+                "outcome": self._last("outcome", "error").astype("str"),
+                "detail": self._last("detail", UNFINISHED).astype("str"),
             }
         )
 
+    def _last(self, name: str, otherwise: str) -> Any:
+        """What the last outcome of each unit says; `otherwise` where it has none."""
+        written = self._columns.outcomes
+        last = np.full(len(self._trial), -1)
+        last[self._unit_of_outcomes] = np.arange(len(written))
+        words = written[name].cat.categories.union([otherwise])
+        codes = written[name].cat.set_categories(words).cat.codes.to_numpy()
+        return _categorical(np.append(codes, words.get_loc(otherwise))[last], list(words))
+
     def _spans(self) -> dict[str, _Spans]:
         """Computes what was measured, on the caller's clock: from marks, then the reported."""
-        count = len(self._units)
+        count = len(self._trial)
         is_turn = self._turn != NO_TURN
         spans: dict[str, _Spans] = {}
         at = self._instants()
-        missing = np.full(count, np.nan)
+        missing, nowhere = np.full(count, np.nan), np.zeros(count, bool)
         derived = (
             *CONNECTION_STAGES,
             *TURN_STAGES,
@@ -188,7 +196,10 @@ class Frames:
         by_audio = (self._ready_by == 1)[self._trial]
         ends = at | {READY_MARKS[0]: np.where(by_audio, untold, told)}
         for place, stage in enumerate(derived):
-            start, end = at.get(stage.start, missing), ends.get(stage.end, missing)
+            if stage.start not in at or stage.end not in ends:
+                spans[stage.name] = _Spans(missing, missing, nowhere, ~nowhere, (0, place))
+                continue
+            start, end = at[stage.start], ends[stage.end]
             lasts = end - start
             measured = ~np.isnan(lasts)
             if stage in TURN_STAGES + INTERRUPTION_STAGES:
@@ -205,7 +216,7 @@ class Frames:
         heard = np.nan_to_num(heard, nan=np.inf)
         length = heard - np.nan_to_num(at.get("user_speech_start", missing), nan=0.0)
         stages = self._columns.stages
-        units = self._unit_of(stages)
+        units = self._unit_of_stages
         for code, name in enumerate(stages["stage"].cat.categories):
             rows = np.flatnonzero(stages["stage"].cat.codes.to_numpy() == code)
             start, lasts, measured = missing.copy(), missing.copy(), np.zeros(count, bool)
@@ -258,12 +269,12 @@ class Frames:
     def _instants(self) -> dict[str, _Floats]:
         """The time of each mark in each unit, NaN where it has none; the first counts."""
         marks = self._columns.marks
-        units, at_s = self._unit_of(marks), marks["t_s"].to_numpy()
+        units, at_s = self._unit_of_marks, marks["t_s"].to_numpy()
         codes = marks["mark"].cat.codes.to_numpy()
         instants = {}
         for code, name in enumerate(marks["mark"].cat.categories):
             rows = np.flatnonzero(codes == code)[::-1]
-            instants[str(name)] = np.full(len(self._units), np.nan)
+            instants[str(name)] = np.full(len(self._trial), np.nan)
             instants[str(name)][units[rows]] = at_s[rows]
         return instants
 
@@ -322,7 +333,7 @@ class Frames:
             "stage": _categorical(stage, stages),
             "start_s": start_s,
             "duration_s": duration_s,
-            "outcome": outcomes["outcome"].astype("category").array.take(unit),
+            "outcome": self._last("outcome", "error").remove_unused_categories().take(unit),
             "arm": self._of_trial("arm", trial),
             "warmup": self._trials["warmup"].to_numpy(bool)[trial],
             "plausible": plausible,
@@ -346,9 +357,9 @@ class Frames:
     def _fact(self, name: str) -> npt.NDArray[np.object_]:
         """A fact of each turn; None where it is not known, or empty."""
         notes = self._columns.notes
-        found = np.full(len(self._units), None, object)
+        found = np.full(len(self._trial), None, object)
         for unit, turn, facts in zip(
-            self._unit_of(notes), notes["turn"], notes["facts"], strict=True
+            self._unit_of_notes, notes["turn"], notes["facts"], strict=True
         ):
             if turn != NO_TURN and facts.get(name):
                 found[unit] = facts[name]
@@ -368,7 +379,7 @@ class Frames:
     def notes(self) -> pd.DataFrame:
         """Merges the notes of each unit into one row; a later fact replaces an earlier."""
         notes = self._columns.notes
-        places, units = pd.factorize(self._unit_of(notes))
+        places, units = pd.factorize(self._unit_of_notes)
         merged: dict[str, list[Any]] = {}
         for place, facts in zip(places, notes["facts"], strict=True):
             for name, value in facts.items():

@@ -398,6 +398,7 @@ def _table(kind: str, parts: list[Any]) -> pd.DataFrame:
         return pd.concat(frames, ignore_index=True)
     empty = _checked(_SCHEMAS[kind].empty_table(), kind, np.array([], np.int64))
     table = pa.concat_tables([empty, *parts]).unify_dictionaries()
+    parts.clear()  # or each column is there twice while pandas takes it
     if "turn" in table.column_names:
         turns = pc.fill_null(table["turn"], NO_TURN)
         table = table.set_column(table.column_names.index("turn"), "turn", turns)

@@ -48,8 +48,8 @@ class Run:
     def load(cls, path: str | Path) -> Run:
         """Reads a run file; one that a crash truncated is read up to that point.
 
-        Beside a file of 16 MB or more, the first load leaves a copy from which later ones are
-        fast (`.NAME.columns`; it may be deleted).
+        A file of 16 MB or more that labvoice wrote here has a copy beside it, from which it loads
+        faster (`.NAME.columns`; it may be deleted).
 
         Raises:
             RunFileError: There is no such file, or it is not a run of this format.

@@ -362,13 +362,13 @@ def summarise(rows: pd.DataFrame) -> StageSummary:
     Args:
         rows: Rows of :attr:`labvoice.runs.run.Run.frame` with one stage.
     """
-    counted = rows[~rows["warmup"]]
-    good = measured(counted)
+    failed = ~rows["warmup"] & (rows["outcome"] != "ok")
+    good = measured(rows)
     values = good["duration_s"].to_numpy(np.float64)
     p50_s, p95_s, p99_s = np.percentile(values, (50, 95, 99)) if values.size else [math.nan] * 3
     return StageSummary(
         n=len(values),
-        failed=int((counted["outcome"] != "ok").sum()),
+        failed=int(failed.sum()),
         mean_s=float(values.mean()) if values.size else math.nan,
         p50_s=float(p50_s),
         p95_s=float(p95_s),

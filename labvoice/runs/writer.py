@@ -229,7 +229,7 @@ class RunWriter:
             self._file.close()
             self._save_elsewhere()
             if large:
-                copies.read(self.path)
+                copies.make(self.path)
 
     def __enter__(self) -> Self:
         return self

@@ -76,7 +76,7 @@ def test_the_writer_leaves_the_copy_of_a_run_that_ended(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_is_not_read_from_its_old_copy(tmp_path: Path) -> None:
-    """Another size, or another time of change alone, makes the copy stale; then it is renewed."""
+    """Another size, or another time of change alone, makes the copy stale."""
     path = tmp_path / "run.jsonl"
     turns_run(path)
     text = path.read_text(encoding="utf-8")
@@ -96,20 +96,27 @@ def test_a_damaged_copy_is_ignored(tmp_path: Path) -> None:
     for content in (b"", b"something else", good[: len(good) // 2], good[:-20]):
         copy_in(tmp_path).write_bytes(content)
         assert_same(Run.load(path), whole)
-    assert copy_in(tmp_path).read_bytes() == good
 
 
-def test_a_folder_that_cannot_be_written_has_no_copy(tmp_path: Path) -> None:
-    """A run in such a folder loads from its file; nothing is left behind."""
-    folder = tmp_path / "run"
-    path = folder / "run.jsonl"
-    whole = turns_run(path)
-    copy = copy_in(folder)
-    copy.unlink()
+def test_a_copy_that_cannot_be_written_is_no_trouble(tmp_path: Path) -> None:
+    """The run is written, and loads from its file; nothing else is left behind."""
+    path, copy = tmp_path / "run.jsonl", tmp_path / ".run.jsonl.columns"
     # A folder in the copy's place refuses the copy to every user, root included.
     (copy / "in the way").mkdir(parents=True)
+    whole = turns_run(path)
     assert_same(Run.load(path), whole)
-    assert sorted(each.name for each in folder.iterdir()) == [copy.name, path.name]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [copy.name, path.name]
+
+
+def test_a_run_from_elsewhere_is_read_and_nothing_is_written(tmp_path: Path) -> None:
+    """A file that came without its copy is read, and its folder stays as it was."""
+    whole = turns_run(tmp_path / "run.jsonl")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = elsewhere / "run.jsonl"
+    path.write_bytes((tmp_path / "run.jsonl").read_bytes())
+    assert_same(Run.load(path), whole)
+    assert list(elsewhere.iterdir()) == [path]
 
 
 def watch_a_run(path: Path) -> None:
