@@ -103,7 +103,14 @@ class Frames:
 
     def _of_trial(self, name: str, places: _Integers) -> Any:
         """A column of the trials, for the trials at these places."""
-        return self._trials[name].astype("category").array.take(places)
+        return self._labels[name].take(places)
+
+    @cached_property
+    def _labels(self) -> dict[str, Any]:
+        """Words of the trials, each stored once."""
+        return {
+            name: self._trials[name].astype("category").array for name in ("room", "arm", "unit")
+        }
 
     def _run_id(self, rows: int) -> Any:
         return _categorical(np.zeros(rows, np.int8), [self._header.run_id])
@@ -285,10 +292,10 @@ class Frames:
         A unit that lacks a stage (it failed first) has a row without a duration. Where no unit
         of a sort succeeded, the headline stages stand for what should have been measured.
         """
-        header, outcomes = self._header, self.outcomes
+        header, outcome = self._header, self._last("outcome", "error")
         spans = self._spans()
         is_turn = self._turn != NO_TURN
-        failed = (outcomes["outcome"] != "ok").to_numpy()
+        failed = np.asarray(outcome != "ok")
         expected = []
         for like in (~is_turn, is_turn):
             firsts = {
@@ -333,7 +340,7 @@ class Frames:
             "stage": _categorical(stage, stages),
             "start_s": start_s,
             "duration_s": duration_s,
-            "outcome": self._last("outcome", "error").remove_unused_categories().take(unit),
+            "outcome": outcome.remove_unused_categories().take(unit),
             "arm": self._of_trial("arm", trial),
             "warmup": self._trials["warmup"].to_numpy(bool)[trial],
             "plausible": plausible,

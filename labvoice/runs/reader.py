@@ -274,11 +274,12 @@ def _numbers(column: pa.Array, begin: str, _: str, wanted: pa.DataType) -> pa.Ar
     """Returns the numbers of `"name":number` texts; raises `ValueError` for something else."""
     if not pc.all(pc.starts_with(column, begin)).as_py():
         raise ValueError("a field is missing, or out of order")
-    texts = pc.utf8_slice_codeunits(column, len(begin))
-    unknown = pc.equal(texts, "null")
-    if pc.any(unknown).as_py():
-        texts = pc.if_else(unknown, pa.scalar(None, pa.string()), texts)
-    return texts.cast(wanted)
+    texts = pc.binary_slice(column.cast(pa.binary()), len(begin)).cast(pa.string())
+    try:
+        return texts.cast(wanted)
+    except pa.ArrowInvalid:  # some are unknown
+        unknown = pc.equal(texts, "null")
+        return pc.if_else(unknown, pa.scalar(None, pa.string()), texts).cast(wanted)
 
 
 def _values(column: pa.Array, begin: str, end: str, wanted: pa.DataType) -> pa.Array:
