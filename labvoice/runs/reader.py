@@ -44,7 +44,7 @@ BLOCK_BYTES: Final = 16 << 20
 _THREADS: Final = min(4, os.cpu_count() or 1)
 """Blocks that are parsed at once."""
 _PARSED: Final = 2 << 20
-"""Bytes that one thread parses at once."""
+"""Bytes of a block that are parsed at once; blocks, not their parts, are parsed side by side."""
 
 _TYPES: Final[Mapping[str, pa.DataType]] = {
     **dict.fromkeys(("trial", "turn", "round"), pa.int64()),
@@ -254,7 +254,7 @@ def _read_as_written(lines: pa.Array, kind: str) -> pa.Table | None:
     try:
         table = csv.read_csv(
             _text(lines),
-            csv.ReadOptions(column_names=schema.names, block_size=_PARSED),
+            csv.ReadOptions(use_threads=False, column_names=schema.names, block_size=_PARSED),
             csv.ParseOptions(quote_char=False),
             csv.ConvertOptions(column_types=types, null_values=[]),
         ).unify_dictionaries()
@@ -274,7 +274,7 @@ def _numbers(column: pa.Array, begin: str, _: str, wanted: pa.DataType) -> pa.Ar
     """Returns the numbers of `"name":number` texts; raises `ValueError` for something else."""
     if not pc.all(pc.starts_with(column, begin)).as_py():
         raise ValueError("a field is missing, or out of order")
-    texts = pc.binary_slice(column.cast(pa.binary()), len(begin)).cast(pa.string())
+    texts = pc.utf8_slice_codeunits(column, len(begin))
     try:
         return texts.cast(wanted)
     except pa.ArrowInvalid:  # some are unknown
@@ -295,7 +295,7 @@ def _values(column: pa.Array, begin: str, end: str, wanted: pa.DataType) -> pa.A
 def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
     return arrow_json.read_json(
         _text(lines),
-        arrow_json.ReadOptions(block_size=_PARSED),
+        arrow_json.ReadOptions(use_threads=False, block_size=_PARSED),
         arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )
 
