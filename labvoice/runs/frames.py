@@ -181,9 +181,9 @@ class Frames:
         written = self._columns.outcomes
         last = np.full(len(self._trial), -1)
         last[self._unit_of_outcomes] = np.arange(len(written))
-        words = written[name].cat.categories.union([otherwise])
+        words = sorted({otherwise, *written[name].cat.categories})
         codes = written[name].cat.set_categories(words).cat.codes.to_numpy()
-        return _categorical(np.append(codes, words.get_loc(otherwise))[last], list(words))
+        return _categorical(np.append(codes, words.index(otherwise))[last], words)
 
     def _spans(self) -> dict[str, _Spans]:
         """Computes what was measured, on the caller's clock: from marks, then the reported."""
