@@ -126,7 +126,7 @@ def remeasure(
 ) -> None:
     """Finds the ear's marks again in the recordings alone, and prints both.
 
-    Exits 1 if fewer than 95 % of the turns agree within 20 ms; of `bench interrupt` the probes, of
+    Exits 1 if fewer than 95 % of the turns agree within 20 ms; of `bench interrupt` the marks, of
     a run without turns the calls' greetings.
 
     Example: labvoice remeasure runs/turns.jsonl

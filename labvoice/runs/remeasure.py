@@ -56,8 +56,9 @@ class Remeasured:
             the 10 ms frame whose beginning the mark is) and recorded_s, both since the click and
             NaN where it was not found, difference_s (recorded minus live).
         notices: Recordings that could not be used, a sentence each.
-        unit: Of what all marks have to agree: `turns`, `probes` of turn-taking, or the `calls` of
-            a run without either, whose greetings and apologies are marks.
+        unit: What has to agree: `turns`, with all their marks; of turn-taking, whose probes have up
+            to five, the `marks`; of a run without either the `calls`, with their greetings and
+            apologies.
     """
 
     run_id: str
@@ -67,10 +68,14 @@ class Remeasured:
 
     @property
     def turns(self) -> pd.Series[bool]:
-        """Whether all marks of a turn agree, by (trial, turn); a call's greeting has no turn."""
+        """Whether all marks of a turn agree, by (trial, turn); a call's greeting has no turn.
+
+        Where marks are the unit, by (trial, turn, mark).
+        """
         rows = self._known
         agree = rows["difference_s"].abs() <= AGREES_S
-        return agree.groupby([rows["trial"], rows["turn"]], dropna=False).all()
+        by = ["trial", "turn", *(["mark"] if self.unit == "marks" else [])]
+        return agree.groupby([rows[name] for name in by], dropna=False).all()
 
     @property
     def _known(self) -> pd.DataFrame:
@@ -82,12 +87,12 @@ class Remeasured:
 
     @property
     def share(self) -> float:
-        """Share of turns whose marks agree; NaN where there is none."""
+        """Share of the :attr:`unit` that agrees; NaN where there is none."""
         return float(self.turns.mean()) if len(self.turns) else math.nan
 
     @property
     def passed(self) -> bool:
-        """Whether at least 95 % of the turns agree within 20 ms."""
+        """Whether at least 95 % of the :attr:`unit` agree within 20 ms."""
         return self.share >= LEAST_SHARE
 
     def summary(self) -> pd.DataFrame:
@@ -215,7 +220,7 @@ def remeasure(run: Run) -> Remeasured:
             "the run has recordings, and no turn, probe or greeting that they could confirm",
             "an agent that greets, or a run of `call`, `try`, `test`, `bench turns`, has some",
         )
-    unit = "probes" if run.header.kind == _INTERRUPT else "turns" if has_turns else "calls"
+    unit = "marks" if run.header.kind == _INTERRUPT else "turns" if has_turns else "calls"
     found_marks = pd.DataFrame(rows, columns=list(_COLUMNS))
     return Remeasured(run.header.run_id, found_marks, notices, unit)
 

@@ -190,7 +190,7 @@ def test_the_marks_of_turn_taking_are_found_again(tmp_path: Path, late_s: float)
     assert len(found.marks) == 8
     assert found.marks["recorded_s"].notna().all()
     assert found.passed == (late_s == 0)
-    assert f"{2 - (late_s > 0)} of 2 probes agree" in repr(found)
+    assert f"{8 - (late_s > 0)} of 8 marks agree" in repr(found)
     assert "new_reply_heard" in repr(found)
 
 
