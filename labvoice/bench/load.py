@@ -285,7 +285,7 @@ class _LevelRun:
         }
         encoded = await self._results(encoding, timeout_s, "encoded its recordings")
         warning = ""
-        for sound in sorted(itertools.chain(*encoded.values())):  # by their trials
+        for sound in itertools.chain(*encoded.values()):
             failed = await asyncio.to_thread(
                 keep_sound, self._run, sound.trial, sound.content, sound.start_s, format_
             )

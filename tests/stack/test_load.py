@@ -44,7 +44,7 @@ async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) ->
     heard = run.frame[run.frame["stage"] == "voice_to_voice"]
     assert heard["duration_s"].notna().all()
     assert dask_processes() == []
-    assert list(run.recordings["trial"]) == [0, 1, 2]
+    assert sorted(run.recordings["trial"]) == [0, 1, 2]
     for path, start_s in zip(run.recordings["path"], run.recordings["start_s"], strict=True):
         assert path.parent == tmp_path / "load"
         sound, rate = soundfile.read(path)
