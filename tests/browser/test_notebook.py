@@ -20,6 +20,7 @@ from labvoice.runs.remeasure import remeasure
 from labvoice.runs.run import Run
 from labvoice.speech.utterances import Utterance
 from tests.browser.conftest import Jupyter
+from tests.stack.talking import LISTENS
 
 NOTEBOOK = "03-your-own-voice.ipynb"
 MICROPHONE = Path(__file__).with_name("fake_microphone.js")
@@ -122,6 +123,7 @@ async def filmed(widget: Locator, path: Path) -> AsyncIterator[None]:
     first.save(path, save_all=True, append_images=others, duration=700, loop=0)
 
 
+@LISTENS
 async def test_a_call_with_the_browsers_microphone(
     chromium: Browser, jupyter: Jupyter, recorded: list[Utterance], pictures: Path
 ) -> None:
@@ -149,16 +151,16 @@ async def test_a_call_with_the_browsers_microphone(
             assert await loudness(page, 1000) < SILENT_RMS
 
             await speak(page, recorded[0])
-            await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=15_000)
+            await expect(talk.locator(".lv-you")).to_contain_text("best of times")
             assert await loudness(page, 20_000) > AUDIBLE_RMS
-            await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=15_000)
+            await expect(talk.locator(".lv-agent")).to_have_count(2)
             await widget.screenshot(path=pictures / "talking.png")
             await page.screenshot(path=pictures / "jupyterlab-call.png")
 
             await expect(phase).to_have_text("the agent listens")
             await widget.get_by_label("Type to the agent").fill("Tell me more.")
             await page.keyboard.press("Enter")
-            await expect(phase).to_have_text("the agent speaks", timeout=15_000)
+            await expect(phase).to_have_text("the agent speaks")
             await widget.get_by_role("button", name="Interrupt").click()
             await expect(log).to_contain_text("agent interrupted")
             await expect(phase).to_have_text("the agent listens")

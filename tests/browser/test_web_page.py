@@ -23,6 +23,7 @@ from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
+from tests.stack.talking import LISTENS
 
 KEY = "browser-test-key-0123456789"
 MICROPHONE = Path(__file__).with_name("fake_microphone.js")
@@ -105,6 +106,7 @@ async def test_without_a_key_the_page_asks_for_it(chromium: Browser, address: st
         await expect(field).to_be_hidden()
 
 
+@LISTENS
 async def test_a_call_from_the_page(
     chromium: Browser, address: str, recorded: list[Utterance], pictures: Path
 ) -> None:
@@ -118,12 +120,12 @@ async def test_a_call_from_the_page(
         assert await page.evaluate("loudness", whole_greeting) > AUDIBLE_RMS
         spoken = base64.b64encode(recorded[0].samples.tobytes()).decode()
         await page.evaluate("speak", spoken)
-        await expect(talk.locator(".lv-you")).to_contain_text("best of times", timeout=20_000)
-        await expect(talk.locator(".lv-agent")).to_have_count(2, timeout=20_000)
+        await expect(talk.locator(".lv-you")).to_contain_text("best of times")
+        await expect(talk.locator(".lv-agent")).to_have_count(2)
         await expect(page.locator(".lv-phase")).to_have_text("the agent listens")
         await page.get_by_label("Type to the agent").fill("Tell me more.")
         await page.keyboard.press("Enter")
-        await expect(talk.locator(".lv-agent")).to_have_count(3, timeout=20_000)
+        await expect(talk.locator(".lv-agent")).to_have_count(3)
         for stage in ("join", "connection", "time_to_greeting", "voice_to_voice"):
             await expect(page.locator(".lv-waterfall")).to_contain_text(stage)
         await page.get_by_role("button", name=re.compile("diagnose|check", re.I)).last.click()

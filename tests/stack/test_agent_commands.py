@@ -22,6 +22,7 @@ from labvoice.settings import load_settings
 from labvoice.stack.processes import free_port
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
+from tests.stack.talking import LISTENS
 from tests.stack.test_cli import labvoice, server_of
 from tests.stack.test_web_up import up
 
@@ -71,6 +72,7 @@ def started_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@LISTENS
 async def test_a_script_its_former_revision_and_labvoices_own_take_turns(
     repository: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ async def test_an_agent_elsewhere_is_called_and_nothing_is_left_there(
     assert started_in(data) == []
 
 
+@LISTENS
 @pytest.mark.parametrize(
     ("command", "arms"),
     [

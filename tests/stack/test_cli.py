@@ -34,6 +34,7 @@ from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
 from tests.collector import collecting
+from tests.stack.talking import LISTENS
 
 KEY = "a-key-of-the-users-own-0123456789"
 
@@ -166,6 +167,7 @@ async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
     assert str(tmp_path / "runs/demo/report.html") in output
 
 
+@LISTENS
 async def test_a_call_by_command_shows_every_mark(
     recorded: list[Utterance], tmp_path: Path
 ) -> None:
@@ -201,6 +203,7 @@ async def test_a_call_by_command_shows_every_mark(
     assert "of 1 turns agree" in output
 
 
+@LISTENS
 async def test_runs_by_command_are_reported_and_compared(tmp_path: Path) -> None:
     """A bench writes its run; it is reported, too small for the gate, and is never written over.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labvoice.settings import load_settings
+from tests.stack.talking import LISTENS
 from tests.stack.test_troubleshooting import assert_documented
 
 _CONTAINER = """
@@ -59,6 +60,7 @@ async def _call(home: Path, env: dict[str, str]) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
+@LISTENS
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 async def test_a_call_in_a_container(tmp_path: Path) -> None:
     """A call works with cache and data elsewhere, and writes nothing into the home."""

@@ -11,7 +11,7 @@ from labvoice.lab import Lab
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.serving import serving
-from tests.stack.talking import PATIENCE_S
+from tests.stack.talking import LISTENS, answered_turn
 from tests.stack.tool_model import MODEL, REPLY, ToolModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,8 +47,7 @@ def started(lab: Lab) -> dict[str, TargetAgent]:
     return {}
 
 
-# The small recogniser mishears a word of the synthesised caller now and then.
-@pytest.mark.flaky(reruns=1, only_rerun=["AssertionError"])
+@LISTENS
 @pytest.mark.parametrize(
     ("script", "greeting", "said", "understood", "reply", "filler", "models"),
     [
@@ -121,8 +120,7 @@ async def test_an_example_is_measured_as_it_is(
     async with lab.call(agent_name=started[script], timeout_s=60) as call:
         if greeting:
             assert greeting in await call.hear_greeting()
-        await call.say(await lab.utterance(said))
-        turn = await call.hear(PATIENCE_S)
+        turn = await answered_turn(call, await lab.utterance(said))
     assert turn.outcome == "ok"
     assert understood in turn.transcript.lower()
     assert reply in turn.reply

@@ -20,7 +20,7 @@ from labvoice.speech.utterances import Utterance
 from labvoice.stack.models.paced_model import REPLY
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
-from tests.stack.talking import PATIENCE_S
+from tests.stack.talking import LISTENS, PATIENCE_S, answered_turn
 
 AGENT = Path(__file__).parent / "foreign_agent.py"
 
@@ -60,8 +60,7 @@ async def test_a_voice_is_heard_beside_the_background_players_track(
     asked = {"greeting": "Hello, this is the shop.", sound: 1.0}
     async with lab.call(agent_name=foreign, metadata=asked) as call:
         assert "shop" in await call.hear_greeting(PATIENCE_S)
-        await call.say(recorded[0])
-        turn = await call.hear(PATIENCE_S)
+        turn = await answered_turn(call, recorded[0])
         assert turn.outcome == "ok"
         assert turn.reply == REPLY
         told = {event["event"] for event in call.session_events}
@@ -109,8 +108,7 @@ async def test_a_turn_is_whole_without_what_the_agent_does_not_tell(
             if greets is None:
                 assert any("does not greet" in notice for notice in call.notices)
                 continue
-            await call.say(recorded[0])
-            turn = await call.hear(PATIENCE_S)
+            turn = await answered_turn(call, recorded[0])
             assert turn.outcome == "ok"
             assert turn.voice_to_voice_s is not None
             assert bool(turn.transcript) == transcript
@@ -129,8 +127,7 @@ async def test_a_filler_and_the_answer_are_two_figures(
     asked = {"greeting": "Hello.", "filler": "Let me check.", "untold": untold}
     async with lab.call(agent_name=foreign, metadata=asked) as call:
         await call.hear_greeting()
-        await call.say(recorded[0])
-        turn = await call.hear(PATIENCE_S)
+        turn = await answered_turn(call, recorded[0])
         assert turn.outcome == "ok"
         assert turn.voice_to_voice_s is not None
         assert turn.answer_s is not None
@@ -140,6 +137,7 @@ async def test_a_filler_and_the_answer_are_two_figures(
             assert turn.voice_to_voice_s < turn.metrics["e2e_latency"] < turn.answer_s
 
 
+@LISTENS
 async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
     lab: Lab, foreign: TargetAgent, recorded: list[Utterance], tmp_path: Path
 ) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from labvoice.bench.arms import Arm
 from labvoice.lab import Lab
 from labvoice.report.html import write_report
+from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
+from tests.stack.talking import LISTENS
 
 AGENT = Path(__file__).parent / "turn_taking_agent.py"
 
 
+@pytest.fixture(scope="module")
+async def agent(lab: Lab) -> TargetAgent:
+    """The agent with the faults, whose worker is registered."""
+    return await lab.add_target(Target.program(AGENT))
+
+
+@LISTENS
 async def test_the_bench_says_what_the_own_agent_does(lab: Lab, tmp_path: Path) -> None:
     """Each probe has an outcome, its marks and the times at which each side spoke."""
     out = tmp_path / "interrupt.jsonl"
@@ -35,9 +46,11 @@ async def test_the_bench_says_what_the_own_agent_does(lab: Lab, tmp_path: Path) 
     assert "yields to an interruption" in page
 
 
-async def test_a_fault_in_turn_taking_is_found(lab: Lab, tmp_path: Path) -> None:
+@LISTENS
+async def test_a_fault_in_turn_taking_is_found(
+    lab: Lab, agent: TargetAgent, tmp_path: Path
+) -> None:
     """One agent never yields, one says nothing more: each is told from the other, and why."""
-    agent = await lab.add_target(Target.program(AGENT))
     arms = [
         Arm(
             name.replace(" ", "-"),

@@ -18,7 +18,7 @@ from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.stack.environments import node_with, python_with
 from tests.stack.fake_realtime import HEARD, RATE, FakeRealtime
-from tests.stack.talking import PATIENCE_S
+from tests.stack.talking import LISTENS, PATIENCE_S, answered_turn
 
 KINDS = Path(__file__).parent / "kinds"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,8 +39,7 @@ async def answers(lab: Lab, agent: TargetAgent, greeting: str) -> None:
     async with lab.call(agent_name=agent, timeout_s=60) as call:
         heard = await call.hear_greeting()
         assert greeting in heard or not heard
-        await call.say(await lab.utterance(SAID))
-        turn = await call.hear(PATIENCE_S)
+        turn = await answered_turn(call, await lab.utterance(SAID))
     assert turn.outcome == "ok"
     assert "table" in turn.transcript.lower() or not turn.transcript
     assert REPLY in turn.reply or not turn.reply
@@ -56,6 +55,7 @@ async def test_livekit_agents_in_an_environment_of_its_own(lab: Lab, tmp_path: P
     await answers(lab, await lab.add_target(target, apart=True), "who is calling")
 
 
+@LISTENS
 @pytest.mark.registry
 async def test_a_pipecat_bot(lab: Lab, tmp_path: Path) -> None:
     """It joins by itself, ends a turn by Smart Turn, and is an arm like any agent.

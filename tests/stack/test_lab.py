@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from labvoice.report.html import write_report
 from labvoice.runs.run import Run
 from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import Utterance
+from tests.stack.talking import LISTENS
 
 
 @pytest.mark.smoke
@@ -108,6 +108,7 @@ async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) 
     assert Run.load(tmp_path / "connect.jsonl").to_json() == result
 
 
+@LISTENS
 async def test_a_bench_of_turns_explains_the_ear_by_the_agents_stages(
     lab: Lab, recorded: list[Utterance], tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ async def test_a_bench_of_turns_explains_the_ear_by_the_agents_stages(
     assert recorded[0].text.split(",")[0] in report
 
 
+@LISTENS
 async def test_a_bench_of_endpointing_counts_split_turns_by_arm(lab: Lab, tmp_path: Path) -> None:
     """Each is an arm whose worker waits so; a caller on a bad line in a loud room is understood."""
     out = tmp_path / "endpointing.jsonl"
@@ -191,9 +193,8 @@ async def _start_worker_without_weights(lab: Lab, broken: object, state_dir: Pat
 
 
 _LAB_SCRIPT = """
-import asyncio, signal
+import asyncio
 from labvoice.lab import Lab
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what runs in the background
 async def main():
     async with Lab(llm="paced", letta=False, workers=1) as lab:
         print(*(part.pid for part in lab.parts()), flush=True)
@@ -202,15 +203,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, id="ctrl-c"),
-        pytest.param(signal.SIGKILL, id="crash", marks=pytest.mark.smoke),
-    ],
-)
-async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
-    """After Ctrl-C and after a crash of the parent, every process of the lab is gone."""
+@pytest.mark.smoke
+async def test_nothing_outlives_its_lab() -> None:
+    """After a crash of the parent, every process of the lab is gone."""
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -220,7 +215,7 @@ async def test_nothing_outlives_its_lab(number: signal.Signals) -> None:
     )
     assert parent.stdout is not None
     pids = processes_of_a_lab((await parent.stdout.readline()).decode())
-    parent.send_signal(number)
+    parent.kill()
     await parent.wait()
     assert await alive(pids) == []
 
@@ -266,6 +261,7 @@ async def alive(pids: list[int]) -> list[psutil.Process]:
     return (await asyncio.to_thread(psutil.wait_procs, there, 20))[1]
 
 
+@LISTENS
 async def test_stock_agents_are_arms(lab: Lab, recorded: list[Utterance], tmp_path: Path) -> None:
     """Both stock agents answer, on a busy machine too; ratios are against the better one."""
     run = await lab.bench.turns(

@@ -17,7 +17,7 @@ from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta, Mode
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
-from tests.stack.talking import PATIENCE_S, answered_turn, answers_nothing_twice
+from tests.stack.talking import LISTENS, PATIENCE_S, answered_turn, answers_nothing_twice
 
 SLOWLY = "Let me tell you a long story. " + "Then they went on and on along the road. " * 8
 
@@ -64,6 +64,7 @@ async def statuses(client: AsyncLetta, agent: str) -> list[str]:
     return [str(run.status) for run in runs.items]
 
 
+@LISTENS
 async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle: str) -> None:
     """Spoken over, Letta's run ends as cancelled; the next turn works; each is kept once."""
     agent = await letta.server.api.create("Interrupted", model=slow_handle)
@@ -88,6 +89,7 @@ async def test_a_barge_in_cancels_the_run(letta: Running, lab: Lab, slow_handle:
     assert "Oslo" in told[1]
 
 
+@LISTENS
 async def test_a_fact_told_by_voice_is_filed_once(letta: Running, lab: Lab) -> None:
     """Letta files what the caller states by its own tool, and its answer is heard."""
     agent = await letta.server.api.create("Files by itself", model="lab/scripted-llm")

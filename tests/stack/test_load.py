@@ -11,6 +11,7 @@ import soundfile
 
 from labvoice.lab import Lab
 from labvoice.runs import host
+from tests.stack.talking import LISTENS
 
 
 def dask_processes() -> list[str]:
@@ -22,6 +23,7 @@ def dask_processes() -> list[str]:
     return [line for line in found if "multiprocessing.spawn" in line]
 
 
+@LISTENS
 async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) -> None:
     """Three callers on two Dask workers are one run, with place and clock of each; none stays."""
     run = await lab.bench.load(

@@ -23,7 +23,7 @@ from labvoice.stack.models.scripted_llm import facts
 from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages
 from tests.stack.recording_model import MODEL, REPLY, RecordingModel
-from tests.stack.talking import PATIENCE_S, answered_turn
+from tests.stack.talking import LISTENS, PATIENCE_S, answered_turn
 from tests.stack.test_cli import labvoice, server_of
 
 TOLD = ("My dog is called Rex.", "I live in Oslo.", "I like jazz.")
@@ -101,6 +101,7 @@ async def history(lab: Lab, agent: str) -> list[str]:
         return await user_messages(client, await lab.letta.resolve(agent))
 
 
+@LISTENS
 async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -> None:
     """Told, hung up, everything stopped; started again on the same data, the agent answers it."""
     settings = load_settings(llm="small", data_dir=tmp_path)
@@ -169,6 +170,7 @@ async def test_the_worker_finds_a_names_agent_itself(talking: Lab, model: Record
     assert await known(talking, agent) == ["The user is called Anna.", "The user lives in Oslo."]
 
 
+@LISTENS
 async def test_a_bench_of_turns_shows_the_stages_of_memory(talking: Lab, tmp_path: Path) -> None:
     """With an arm that uses Letta they are in the frame; its agents are deleted afterwards."""
     run = await talking.bench.turns(

@@ -16,7 +16,7 @@ from labvoice.faults import Faults
 from labvoice.lab import Lab
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.workers.pool import COLUMNS, Pool
-from tests.stack.talking import PATIENCE_S
+from tests.stack.talking import PATIENCE_S, answered_turn
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,7 @@ async def test_scaling_loses_no_call(pool_lab: Lab, recorded: list[Utterance]) -
     await asyncio.sleep(1)
     other = await pool_lab.dispatch("while-draining")
     assert other.worker_id != worker.worker_id
-    await call.say(recorded[0])
-    turn = await call.hear(PATIENCE_S)
+    turn = await answered_turn(call, recorded[0])
     assert turn.outcome == "ok"
     assert call.worker["job_id"] == job
     assert worker.process.running

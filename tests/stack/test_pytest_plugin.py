@@ -13,6 +13,7 @@ import pytest
 
 from labvoice.runs.run import Run
 from labvoice.settings import load_settings
+from tests.stack.talking import LISTENS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ci"
 WRONG = """\
@@ -46,6 +47,7 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+@LISTENS
 def test_a_repository_tests_its_agents_voice_beside_its_unit_tests(repository: Path) -> None:
     """Scenario, call and unit test pass; each call is a run with its recording."""
     (repository / "wrong.scenario.yaml").write_text(WRONG)

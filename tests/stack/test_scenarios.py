@@ -34,6 +34,7 @@ from tests.stack.planted.scenarios import (
     STANDS,
     TOOL,
 )
+from tests.stack.talking import LISTENS
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "appointments"
 
@@ -80,6 +81,7 @@ def words(result: SuiteResult) -> str:
     )
 
 
+@LISTENS
 async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None:
     """Every scenario passes, its call is kept with a recording, and JUnit says so."""
     scenarios = [TOOL, RECOVERS, STANDS]
@@ -93,6 +95,7 @@ async def test_an_agent_without_a_fault_passes(lab: Lab, tmp_path: Path) -> None
     assert not ET.parse(tmp_path / "junit.xml").getroot().findall(".//failure")  # noqa: S314
 
 
+@LISTENS
 async def test_what_the_agent_s_session_reports_is_in_the_run(lab: Lab, tmp_path: Path) -> None:
     """States, words, a tool call with arguments and times, usage, end of turn, a cough's pause."""
     steps = [*TOOL.steps, *STANDS.steps[:2], Silence(4.0)]  # it resumes 2 s after the cough
@@ -121,6 +124,7 @@ async def test_what_the_agent_s_session_reports_is_in_the_run(lab: Lab, tmp_path
     assert [each["resumed"] for each in events["agent_false_interruption"]] == [True]
 
 
+@LISTENS
 @pytest.mark.parametrize(
     ("fault", "outcome", "expectation"),
     [
@@ -142,6 +146,7 @@ async def test_a_planted_fault_is_found(
     assert attempt.listen_s[0] is not None
 
 
+@LISTENS
 async def test_a_model_plays_the_caller_and_another_judges(
     lab: Lab, tmp_path: Path, judge: ScriptedJudge
 ) -> None:

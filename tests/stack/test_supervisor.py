@@ -10,6 +10,7 @@ import pytest
 from livekit import api, rtc
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.agent.presence import HEARTBEAT_S
 from labvoice.bench.failover import KILLS, parse_kills
 from labvoice.caller.call import Call
 from labvoice.errors import UsageError
@@ -130,10 +131,10 @@ async def test_a_second_failover_of_a_call_has_marks_of_its_own(pair: Lab, call:
 
 
 async def test_a_hung_agent_that_wakes_does_not_come_back(pair: Lab, call: Call) -> None:
-    """A stall of most of a second is not death; a stopped process is replaced, and stays away."""
+    """A stall of one heartbeat is not death; a stopped process is replaced, and stays away."""
     before = await agents(pair, call.room_name)
     stalled = pair.faults.hang_job(call)
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(HEARTBEAT_S)
     stalled.resume()
     await asyncio.sleep(3)
     assert await agents(pair, call.room_name) == before
