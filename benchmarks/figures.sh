@@ -52,27 +52,28 @@ bench agents turns --arm own= --arm starter=examples/inference_agent.py \
   --arm before=examples/inference_agent.py@c2c65ca \
   --arm pipecat="bot:${python:-python} examples/pipecat_bot.py {url} {token} {room}" \
   --llm paced --trials 12 --out "$folder/agents.jsonl"
-# What each lever of the reply gives (docs/performance.md), on 40 utterances: own= with the levers off is
-# `before`. An hour.
+# What each lever of the reply gives (docs/performance.md), on 40 utterances; an hour.
 off=(LABVOICE_PREFLIGHT=silence LABVOICE_TURN_DETECTOR=v1-mini LABVOICE_MIN_ENDPOINTING_DELAY_S=0.4
   LABVOICE_MAX_ENDPOINTING_DELAY_S=1.0)
 preflight=(LABVOICE_PREFLIGHT=speech)
-end=(LABVOICE_TURN_DETECTOR=either LABVOICE_MIN_ENDPOINTING_DELAY_S=0.3 LABVOICE_MAX_ENDPOINTING_DELAY_S=0.8)
+either=(LABVOICE_TURN_DETECTOR=either LABVOICE_MIN_ENDPOINTING_DELAY_S=0.3 LABVOICE_MAX_ENDPOINTING_DELAY_S=0.8)
+smart=(LABVOICE_TURN_DETECTOR=smart-turn "${either[@]:1}")
 levers=()
-for value in "${off[@]}"; do
-  levers+=(--env "before:$value")
-done
-for value in "${off[@]:1}" "${preflight[@]}"; do
-  levers+=(--env "preflight:$value")
-done
-for value in "${off[0]}" "${end[@]}"; do
-  levers+=(--env "end:$value")
-done
-for value in "${preflight[@]}" "${end[@]}"; do
-  levers+=(--env "all:$value")
-done
-bench levers turns --arms stock,stock-naive --arm before=own --arm preflight=own --arm end=own \
-  --arm all=own "${levers[@]}" --llm paced --trials 40 --out "$folder/levers.jsonl"
+# lever ARM SETTING...: an arm with the levers off, but for these settings.
+lever() {
+  local name=$1
+  shift
+  levers+=(--arm "$name=own")
+  for value in "${off[@]}" "$@"; do
+    levers+=(--env "$name:$value")
+  done
+}
+lever before
+lever preflight "${preflight[@]}"
+lever either "${either[@]}"
+lever smart-turn "${smart[@]}"
+lever all "${preflight[@]}" "${smart[@]}"
+bench levers turns --arms stock,stock-naive "${levers[@]}" --llm paced --trials 40 --out "$folder/levers.jsonl"
 bench end-of-turn endpointing --offline --out "$folder/end-of-turn.jsonl"
 bench links turns --arm none=own --arm wifi=own --arm 4g=own --arm satellite=own --arm train=own \
   --link wifi:wifi --link 4g:4g --link satellite:satellite --link train:train --llm paced \

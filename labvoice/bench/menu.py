@@ -77,7 +77,7 @@ class Bench:
             turns: How many turns in each call.
             arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
             utterances: What the caller says, in rotation; human recordings and synthesised
-                questions when not given.
+                questions when not given, 16, and in a longer run 40, all different.
             options: Options of the run.
 
         Raises:

@@ -18,7 +18,9 @@ from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
+    FURTHER_UTTERANCES,
     Utterance,
+    further_human_utterances,
     human_utterances,
     synthesize_all,
 )
@@ -59,11 +61,14 @@ async def measure_turns(
     """
     if count < 1:
         raise UsageError("a call needs at least one turn", "pass `--turns 1` or more")
-    options.rounds(trials)
+    rounds = options.rounds(trials)
     if utterances is not None and not utterances:
         raise UsageError("the list of utterances is empty", "give one, or leave `utterances` out")
     if utterances is None:
         utterances = await asyncio.to_thread(default_utterances, lab.settings, options.progress)
+        if rounds * count > len(utterances):
+            more = await asyncio.to_thread(further_utterances, lab.settings, options.progress)
+            utterances = [*utterances, *more]
     chosen = utterances
     sounds = {arm.name: arm.conditions for arm in with_conditions(arms, options.conditions)}
     voiced = {
@@ -121,12 +126,23 @@ async def take_turn(this: Trial, call: Call, utterance: Utterance) -> None:
 
 
 def default_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
-    """Human recordings and synthesised questions in turn."""
-    pairs = itertools.zip_longest(
+    """Human recordings and synthesised questions in turn: 16."""
+    return _in_turn(
         human_utterances(settings, progress),
         synthesize_all(DEFAULT_UTTERANCES, settings, progress),
     )
-    return [utterance for pair in pairs for utterance in pair if utterance is not None]
+
+
+def further_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
+    """24 more of both kinds, all different, for runs in which each is said once."""
+    return _in_turn(
+        further_human_utterances(settings, progress),
+        synthesize_all(FURTHER_UTTERANCES, settings, progress),
+    )
+
+
+def _in_turn(*kinds: list[Utterance]) -> list[Utterance]:
+    return [each for group in itertools.zip_longest(*kinds) for each in group if each is not None]
 
 
 def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:

@@ -44,6 +44,21 @@ Fixed before any was synthesised or measured, and none was removed later, so the
 turn ends and misrecognised words are not biased by selection.
 """
 
+FURTHER_UTTERANCES: Final = (
+    "Could you turn the heating down a little?",
+    "I need a taxi to the airport at six.",
+    "What time does the museum close today?",
+    "Please read me the last message again.",
+    "My parcel should have arrived on Monday.",
+    "How much does a return ticket cost?",
+    "Is there a doctor near the station?",
+    "I have lost the key to my room.",
+    "Can I bring my dog to the hotel?",
+    "Please move the meeting to Friday afternoon.",
+    "What was the name of that restaurant?",
+)
+"""Eleven more for runs of more rounds, likewise fixed before any was synthesised or measured."""
+
 # Dickens, "A Tale of Two Cities" (1859, public domain): every part of at least 2 s between pauses
 # of at least 0.3 s in the recording of it in the package moonshine-voice, as start and end in
 # seconds. None is left out because of how well it is recognised.
@@ -92,6 +107,17 @@ _PASSAGES: Final = (
         "insisted on its being received, for good or for evil, in the superlative degree of "
         "comparison only.",
     ),
+)
+
+# The parts of at least 1 s that the first rule leaves out, and the one with which the reader says
+# "In short": the same pauses of 0.3 s and more around them.
+_RECORDED_SHORT: Final = (
+    ((4.90, 6.45), "It was the age of wisdom."),
+    ((6.55, 8.40), "It was the age of foolishness."),
+    ((8.70, 10.50), "It was the epoch of belief."),
+    ((24.50, 26.25), "We were all going direct to Heaven."),
+    ((26.42, 28.50), "We were all going direct the other way."),
+    ((29.00, 32.50), "In short, the period was so far like the present period."),
 )
 
 _KOKORO_RATE = 24000
@@ -231,6 +257,19 @@ def human_passages(settings: Settings, progress: Progress | None = None) -> list
         WeightsError: The recording cannot be obtained.
     """
     return _read(settings, progress, _PASSAGES)
+
+
+def further_human_utterances(
+    settings: Settings, progress: Progress | None = None
+) -> list[Utterance]:
+    """Returns thirteen more by the same reader: shorter parts, and passages with their pauses.
+
+    Blocks as :func:`human_utterances` does.
+
+    Raises:
+        WeightsError: The recording cannot be obtained.
+    """
+    return _read(settings, progress, (*_RECORDED_SHORT, *_PASSAGES))
 
 
 def _read(

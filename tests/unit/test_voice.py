@@ -12,6 +12,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from labvoice.errors import AudioFormatError, UsageError
+from labvoice.settings import load_settings
 from labvoice.speech import utterances as voice
 
 Array = npt.NDArray[Any]
@@ -216,3 +217,13 @@ def test_a_path_is_told_from_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert voice.audio_file("What is the weather?") is None
     assert voice.audio_file("word " * 2000) is None
     assert voice.audio_file("a\0b") is None
+
+
+def test_forty_utterances_are_all_different() -> None:
+    """Twenty are read by a person, each of at least a second, and twenty are synthesised."""
+    settings = load_settings()
+    read = [*voice.human_utterances(settings), *voice.further_human_utterances(settings)]
+    texts = [*voice.DEFAULT_UTTERANCES, *voice.FURTHER_UTTERANCES]
+    assert len({each.text.casefold() for each in read}) == len(read) == 20
+    assert len(set(texts)) == len(texts) == 20
+    assert all(each.source == "human" and each.duration_s >= 1.0 for each in read)
