@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from livekit import api
+from pydantic import SecretStr
 
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
 from labvoice.errors import DispatchError
 from labvoice.lab import Lab
+from labvoice.web.app import create_app
+from labvoice.web.lab_backend import LabBackend
+from labvoice.web.security import Keyring
+from labvoice.web.server import HttpServer, bind_port
+from labvoice.web.settings import WebSettings
 from tests.stack.conftest import delete_rooms
 from tests.stack.faulty_agent import SLOW_S
 from tests.stack.link import Link
-from tests.stack.test_cli import labvoice, server_of
+from tests.stack.test_cli import KEY, labvoice, server_of
 from tests.stack.test_dispatch import agents_in
 
 NOOP_AGENT = "noop-agent"
@@ -41,6 +49,43 @@ async def _rooms_end_with_their_test(noop_lab: Lab) -> AsyncIterator[None]:
     """Workers are idle for the next test; nobody else ends these agents."""
     yield
     await delete_rooms(noop_lab)
+
+
+async def test_two_services_in_front_bring_one_agent(noop_lab: Lab) -> None:
+    """Services that know nothing of each other, asked at once for one room: one agent, one answer.
+
+    So they need not share what was asked for: LiveKit's list of dispatches is what they share.
+    """
+    settings = WebSettings(api_key=SecretStr(KEY))
+    named = noop_lab.settings
+    async with AsyncExitStack() as stack:
+        urls = []
+        for _ in range(2):
+            front = Lab(
+                livekit_url=named.livekit_url,
+                livekit_api_key=named.livekit_api_key,
+                livekit_api_secret=named.livekit_api_secret,
+                workers=0,
+                letta=False,
+                model=False,
+            )
+            await stack.enter_async_context(front)
+            service = create_app(LabBackend(front), settings, Keyring(settings))
+            server = HttpServer(service, bind_port("127.0.0.1", 0))
+            await stack.enter_async_context(server)
+            urls.append(f"http://127.0.0.1:{server.port}/api/dispatch-agent")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        asked = {"room": "in front", "agent_name": NOOP_AGENT, "timeout_s": 20}
+        async with httpx.AsyncClient(trust_env=False, timeout=60, headers=headers) as client:
+            answers = await asyncio.gather(*(client.post(url, json=asked) for url in urls * 3))
+            assert len({answer.json()["agent_identity"] for answer in answers}) == 1
+            await asyncio.sleep(LATE_S)
+            # What is asked for again at the other service is answered by what is there.
+            again = (await client.post(urls[1], json=asked)).json()
+        assert await agents_in(noop_lab, "in front") == [again["agent_identity"]]
+        assert again["agent_identity"] == answers[0].json()["agent_identity"]
+    listed = await noop_lab.dispatcher.api.agent_dispatch.list_dispatch("in front")
+    assert [each.agent_name for each in listed if each.agent_name] == [NOOP_AGENT]
 
 
 async def test_callers_in_several_processes_get_the_same_agent(

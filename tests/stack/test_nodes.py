@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from livekit import api
 
+from benchmarks.cluster import trial
 from labvoice.lab import Lab
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.targets.agent import TargetAgent
@@ -66,3 +68,18 @@ async def test_a_call_is_answered_on_each_node(nodes_lab: Lab) -> None:
             assert sorted(there) == sorted([call.agent_identity, call.identity])
         finally:
             await nodes_lab.end_call(call)
+
+
+async def test_a_burst_is_confirmed_on_both_nodes(nodes_lab: Lab) -> None:
+    """Six rooms at once: one agent in each, and none of them was given up by a node."""
+    names = [f"burst-{secrets.token_hex(3)}" for _ in range(6)]
+    done = await asyncio.gather(*(nodes_lab.dispatch(name, timeout_s=60) for name in names))
+    for name, dispatch in zip(names, done, strict=True):
+        assert await agents_in(nodes_lab, name) == [dispatch.agent_identity]
+
+
+async def test_a_restarted_redis_loses_and_doubles_nothing(nodes_lab: Lab) -> None:
+    """Dispatches that were confirmed before are there once; a new call is answered."""
+    seen = await trial(nodes_lab, "Redis is restarted", watched_s=5)
+    assert (seen.kept, seen.doubled, seen.agent) == (3, 0, "the same")
+    assert "Error" not in seen.new_call
