@@ -325,7 +325,6 @@ async def measure_calls(
     *,
     said: Callable[[int], Sequence[str]] = lambda _: (),
     config: Mapping[str, Any] | None = None,
-    start: bool = True,
     idle_timeout_s: float | None = None,
 ) -> Run:
     """Makes calls, one after the other, the arms taking turns in every round.
@@ -339,7 +338,6 @@ async def measure_calls(
         talk: What the caller does.
         said: What the caller is to say in a round, a text for each turn.
         config: What else was asked for.
-        start: Whether each arm gets its worker; those of the arms run already when False.
         idle_timeout_s: How long idle workers are waited for before each call; the lab's when None.
 
     Raises:
@@ -347,11 +345,8 @@ async def measure_calls(
         RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
-    arms = with_links(arms, options.links)
-    if start:
-        arms = await start_workers(lab, arms, options.progress)
-        config = {"agent_name": lab.settings.agent_name, **(config or {})}
-    arms = with_conditions(arms, options.conditions)
+    arms = with_conditions(with_links(arms, options.links), options.conditions)
+    arms = await start_workers(lab, arms, options.progress)
     around = {
         arm.name: await asyncio.to_thread(
             background, arm.conditions, lab.settings, options.progress
@@ -366,6 +361,7 @@ async def measure_calls(
         "seed": options.seed,
         **({"link": "; ".join(options.links)} if options.links else {}),
         **({"wire": True} if lab.wire else {}),
+        "agent_name": lab.settings.agent_name,
         **(config or {}),
     }
     facts = await host_facts(lab)
@@ -451,21 +447,19 @@ async def start_workers(
     """
     started = []
     for arm in arms:
-        if arm.target is not None:
+        name = arm.agent_name
+        running = {worker.agent_name for worker in lab.pool.workers}
+        if arm.target is not None and name is None:
             progress(f"agent of {arm.name}: starting")
             agent = await lab.add_target(arm.target, apart=len(arms) > 1)
             progress(f"agent of {arm.name}: {agent}")
             every_room = agent.bot is None and not agent.name
             strategy = "automatic" if every_room else arm.strategy
-            started.append(dataclasses.replace(arm, agent_name=agent, strategy=strategy))
-            continue
-        started.append(arm)
-        running = {worker.agent_name for worker in lab.pool.workers}
-        if isinstance(arm.agent_name, str) and arm.agent_name not in running:
+            arm = dataclasses.replace(arm, agent_name=agent, strategy=strategy)
+        elif arm.target is None and isinstance(name, str) and name not in running:
             progress(f"worker of {arm.name}: starting")
-            await lab.add_workers(
-                count, agent_name=arm.agent_name, program=arm.program, **arm.settings
-            )
+            await lab.add_workers(count, agent_name=name, program=arm.program, **arm.settings)
+        started.append(arm)
     return started
 
 

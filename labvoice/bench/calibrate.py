@@ -245,8 +245,7 @@ async def calibrate(
         options,
         lambda this, call, _: _calibrate(lab, this, call),
         said=lambda _: [""] * len(DELAYS_S),
-        config={"delays_s": list(DELAYS_S)},
-        start=False,
+        config={"agent_name": _AGENT_NAME, "delays_s": list(DELAYS_S)},
     )
     keep_calibration(lab.settings, calibration)
     return calibration

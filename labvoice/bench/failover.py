@@ -97,7 +97,6 @@ async def failover(
             "failover_after_s": settings.failover_after_s,
             "agent_name": settings.agent_name if agent is None else str(arms[0].agent_name),
         },
-        start=False,
         idle_timeout_s=_IDLE_TIMEOUT_S,
     )
 
