@@ -48,9 +48,17 @@ async def serving(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
         yield asking
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+async def lab() -> AsyncIterator[Lab]:
+    """A lab whose agents join and do nothing: a worker with models takes seconds after each job."""
+    async with Lab(llm="paced", workers=0, letta=False) as running:
+        await running.add_workers(program="labvoice.agent.noop")
+        yield running
+
+
+@pytest.fixture(scope="module")
 async def client(lab: Lab) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with the key of a service over the session's lab."""
+    """A client with the key of a service over the lab."""
     async with serving(lab) as asking:
         yield asking
 
