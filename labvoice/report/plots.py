@@ -212,20 +212,19 @@ def distributions(run: Run) -> Picture:
 def what_it_does(run: Run) -> Picture:
     """Draws what each link and each sound of the caller does to every stage, against the first arm.
 
-    Each cell is a median with its difference to the first arm's, and the darker, the larger that
-    is beside the largest; the last two lines are the word error rate and the turns that failed.
+    Each cell is a median with its difference to the first arm's. It is coloured where the interval
+    of the rounds' ratio excludes 1, and the darker, the larger the difference is beside the first
+    arm's median. The last two lines are the word error rate and the turns that failed.
 
     Raises:
         RunFileError: The arms differ neither in their links nor in how their callers sound.
     """
     arms = run.header.arms
-    about = [
-        " · ".join(
-            filter(None, [arm, str(columns.get("link") or ""), str(columns.get("voice") or "")])
-        )
-        for arm, columns in arms.items()
+    conditions = [
+        [str(columns[key]) for key in ("link", "voice") if columns.get(key)]
+        for columns in arms.values()
     ]
-    if len(arms) < 2 or about == list(arms):
+    if len(arms) < 2 or not any(conditions):
         raise RunFileError(
             "the run compares neither links nor sounds of the caller", "see `--link` and `--noise`"
         )
@@ -244,23 +243,28 @@ def what_it_does(run: Run) -> Picture:
     }
     rows = [*((name, values, "ms") for name, values in medians.items())]
     rows += [(name, values, "%") for name, values in rates.items()]
+    ratios = run.ratios()
     with style.picture(2.6 + 1.75 * len(arms), 1.5 + 0.26 * len(rows)) as figure:
         axes = figure.add_subplot()
-        for y, (_, values, unit) in enumerate(rows):
-            changes = [value - values[0] for value in values]
-            largest = max((abs(each) for each in changes if not math.isnan(each)), default=0.0)
-            for x, (value, change) in enumerate(zip(values, changes, strict=True)):
+        for y, (stage, values, unit) in enumerate(rows):
+            for x, (arm, value) in enumerate(zip(arms, values, strict=True)):
                 if math.isnan(value):
                     continue
-                if x and largest and not math.isnan(change):
+                change = value - values[0]
+                ratio = ratios.get(f"{arm}/{next(iter(arms))}", {}).get(stage)
+                if ratio is not None and not ratio.ci95[0] <= 1 <= ratio.ci95[1]:
                     color = VERMILION if change > 0 else GREEN
-                    shade = 0.45 * abs(change) / largest
+                    shade = 0.5 * min(1.0, abs(change) / values[0]) if values[0] else 0.0
                     axes.barh(y, 0.96, 0.92, left=x - 0.48, color=color, alpha=shade)
                 words = f"{value:,.0f}" if unit == "ms" else f"{value:.1f} %"
                 words += f" ({change:+,.0f})" if x and not math.isnan(change) else ""
                 axes.text(x, y, words, ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(len(arms)), [each.replace(" · ", "\n") for each in about])
+        about = [
+            "\n".join(dict.fromkeys([arm, *own])) for arm, own in zip(arms, conditions, strict=True)
+        ]
+        axes.set_xticks(range(len(arms)), about)
         axes.xaxis.tick_top()
+        axes.set_xlabel("coloured: the 95 % interval of the rounds' ratio excludes 1", fontsize=8)
         axes.tick_params(axis="x", labelsize=8, labelcolor=INK, length=0)
         axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
         axes.set_xlim(-0.5, len(arms) - 0.5)
