@@ -18,7 +18,6 @@ from labvoice.protocol.vocabulary import (
     CONNECTION_STAGES,
     FAILOVER_STAGES,
     INSTRUMENT_ERROR,
-    PACKETISATION,
     INTERRUPTION_STAGES,
     MEMORY_STAGES,
     OUTCOMES,
