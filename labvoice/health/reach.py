@@ -234,6 +234,6 @@ async def media_path(room: rtc.Room) -> str:
         if ours is None or theirs is None:
             continue
         if ours.candidate_type == _RELAY:
-            return f"TURN over {(ours.relay_protocol or 'udp').upper()} ({ours.url})"
+            return f"TURN over {str(ours.relay_protocol or 'udp').upper()} ({ours.url})"
         return f"{theirs.protocol.upper()} to {theirs.address}:{theirs.port}"
     return ""
