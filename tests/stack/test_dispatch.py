@@ -113,7 +113,7 @@ async def test_no_worker_and_a_full_worker_are_told_apart() -> None:
     async with Lab(llm="paced", letta=False, workers=0, max_jobs=1) as lab:
         with pytest.raises(NoWorkerError, match="no worker is registered"):
             await lab.dispatch("empty", timeout_s=1)
-        await lab.add_workers()
+        await lab.add_workers(program="labvoice.agent.noop")
         await lab.dispatch("first")
         with pytest.raises(WorkerFullError, match=r"1 jobs, load 1\.00"):
             await lab.dispatch("second", timeout_s=2)
