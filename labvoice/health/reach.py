@@ -34,6 +34,7 @@ _ANSWERS: Final = (0x0103, 0x0113)
 _REQUESTED_TRANSPORT: Final = 0x0019
 _UDP: Final = 17
 _RELAY: Final = 3  # livekit's stats.proto, IceCandidateType
+_RELAY_PROTOCOLS: Final = ("UDP", "TCP", "TLS")  # IceServerTransportProtocol
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,6 @@ async def media_path(room: rtc.Room) -> str:
         if ours is None or theirs is None:
             continue
         if ours.candidate_type == _RELAY:
-            return f"TURN over {str(ours.relay_protocol or 'udp').upper()} ({ours.url})"
+            return f"TURN over {_RELAY_PROTOCOLS[ours.relay_protocol]} ({ours.url})"
         return f"{theirs.protocol.upper()} to {theirs.address}:{theirs.port}"
     return ""
