@@ -154,7 +154,7 @@ async def test_the_doctor_and_a_bench_by_tls(by_hand: ByHand, tmp_path: Path) ->
     """
     arguments = ("--port", str(free_port()), "--json", "doctor.json", "--llm", "paced")
     code, output = 1, ""
-    async with asyncio.timeout(90):  # until the worker, which loads its models, is registered
+    async with asyncio.timeout(180):  # until the worker, which loads its models, is registered
         while code:
             code, output = await labvoice("doctor", *arguments, cwd=tmp_path, env=by_hand.env)
             checks = json.loads((tmp_path / "doctor.json").read_text(encoding="utf-8"))["checks"]
