@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 
 import numpy as np
 import psutil
 import soundfile
+from distributed import Client, LocalCluster
 
 from labvoice.lab import Lab
 from labvoice.runs import host
+from labvoice.runs.run import Run
+from labvoice.targets.target import Target
 from tests.stack.talking import LISTENS
+from tests.stack.test_cli import labvoice, server_of
 
 
 def dask_processes() -> list[str]:
@@ -53,3 +58,58 @@ async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) ->
         assert 0 < start_s < 5  # from the intended start
         assert len(sound) / rate > 6
         assert (np.abs(sound).max(axis=0) > 0.1).all()  # the caller's tone, and its echo
+
+
+def dask_of_ones_own() -> tuple[LocalCluster, Client]:
+    """A cluster that was there before, and a synchronous client of it, as a notebook has them."""
+    cluster = LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        memory_limit=None,
+    )
+    return cluster, Client(cluster)
+
+
+async def test_callers_on_a_cluster_of_ones_own_call_the_agent_that_is_named(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """By a synchronous client, and by command with the scheduler's address; the cluster stays."""
+    name = lab.settings.agent_name
+    cluster, client = await asyncio.to_thread(dask_of_ones_own)
+    try:
+        (address,) = client.nthreads()
+        runs = [
+            await lab.bench.load(
+                1,
+                rate=10,
+                seconds=6,
+                agent=Target("named", name),
+                client=client,
+                warmup=0,
+                out=tmp_path / "client.jsonl",
+            )
+        ]
+        code, output = await labvoice(
+            *("bench", "load", "--callers", "1", "--rate", "10", "--for", "6", "--warmup", "0"),
+            *("--scheduler", cluster.scheduler_address, "--agent", f"name:{name}"),
+            *("--limit", "60", "--out", "command.jsonl"),
+            cwd=tmp_path,
+            env=server_of(lab),
+        )
+        assert code == 0, output
+        assert "model server" not in output
+        runs.append(Run.load(tmp_path / "command.jsonl"))
+        for run in runs:
+            (level,) = run.levels
+            assert (level.turns, level.joins, level.failed_joins, level.lost) == (1, 1, 0, 0), run
+            assert set(run.notes["dask_worker"].dropna()) == {address}
+            assert name in run.header.config["agent"]
+        assert list(client.nthreads()) == [address]
+    finally:
+        await asyncio.to_thread(client.close)
+        await asyncio.to_thread(cluster.close)
