@@ -153,12 +153,18 @@ async def test_no_secret_shows_anywhere(lab: Lab, tmp_path: Path) -> None:
     """Output, logs, pages, answers, process arguments, children's environments, files: no secret.
 
     The LiveKit secret reaches the worker by its environment, which only its own user can read.
+    The service listens to all, says so, and answers at the address that it printed.
     """
     server = server_of(lab)
     secrets = [KEY, server["LIVEKIT_API_SECRET"]]
-    async with up(tmp_path, {**server, "LABVOICE_API_KEY": KEY}, "--workers", "0") as running:
+    options = ("--workers", "0", "--host", "0.0.0.0", "--allow-remote")  # noqa: S104
+    async with up(tmp_path, {**server, "LABVOICE_API_KEY": KEY}, *options) as running:
+        assert "warning: the service listens on 0.0.0.0" in running.printed
+        printed = re.search(r"page: (\S+)/debug", running.printed)
+        assert printed is not None
         seen: list[str] = []
         async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=30) as client:
+            assert (await client.get(f"{printed[1]}/healthz")).status_code == 200
             paths = (await client.get("/openapi.json")).json()["paths"]
             for path in ["/", "/debug", "/docs", "/openapi.json", "/static/page.js", *paths]:
                 url = path.format(room="r", dispatch_id="AD_x", call_id="call-0001")
@@ -253,15 +259,3 @@ async def test_a_restart_loses_no_accepted_dispatch(lab: Lab, tmp_path: Path) ->
     for room in rooms:
         await lab.dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))
     await lab.wait_idle()
-
-
-async def test_listening_to_all_says_so(lab: Lab, tmp_path: Path) -> None:
-    """With the flag and a long key it serves, warns, and answers at the address it printed."""
-    env = {**server_of(lab), "LABVOICE_API_KEY": KEY}
-    options = ("--workers", "0", "--host", "0.0.0.0", "--allow-remote")  # noqa: S104
-    async with up(tmp_path, env, *options) as running:
-        assert "warning: the service listens on 0.0.0.0" in running.printed
-        printed = re.search(r"page: (\S+)/debug", running.printed)
-        assert printed is not None
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-            assert (await client.get(f"{printed[1]}/healthz")).status_code == 200
