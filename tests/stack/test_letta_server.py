@@ -142,13 +142,31 @@ async def test_two_accounts_of_a_server_have_turns_of_their_own(letta: Running) 
 
 
 async def test_a_fresh_database_is_empty_and_deleted(letta: Running, tmp_path: Path) -> None:
-    """With `--fresh` the kept memories, even open elsewhere, are neither seen nor touched."""
+    """With `--fresh` the kept memories, even open elsewhere, are neither seen nor touched.
+
+    Its model's endpoint is down when it starts, which does not leave it failed for good.
+    """
     kept = await letta.server.api.create("Kept")
-    fresh = await LettaServer.start(letta.settings, tmp_path, fresh=True)
+    model = RecordingModel()
+    settings = load_settings(
+        llm="openai",
+        openai_base_url=model.base_url,
+        data_dir=letta.settings.data_dir,
+        letta_base_url=None,
+    )
+    told: list[str] = []
+    fresh = await LettaServer.start(settings, tmp_path, fresh=True, progress=told.append)
     try:
-        await fresh.until_up()
-        assert (await fresh.api.agents()).empty
-        await fresh.api.create("For a day")
+        async with asyncio.timeout(200):
+            while not any("does not list its models" in line for line in told):
+                await asyncio.sleep(0.1)
+        assert not fresh.answers
+        async with serving(model.app, model.port):
+            await fresh.until_up(100)
+            # It names no model, and the endpoint does not know the default.
+            assert fresh.api.model == f"openai-proxy/{MODEL}"
+            assert (await fresh.api.agents()).empty
+            await fresh.api.create("For a day")
         folder = fresh.turns_path.parent
         assert folder.is_dir()
     finally:
@@ -156,27 +174,6 @@ async def test_a_fresh_database_is_empty_and_deleted(letta: Running, tmp_path: P
     assert not folder.exists()
     assert list((await letta.server.api.agents())["id"]).count(kept) == 1
     assert "For a day" not in list((await letta.server.api.agents())["name"])
-
-
-async def test_a_model_endpoint_that_comes_late_is_taken_up(tmp_path: Path) -> None:
-    """An endpoint that is down when Letta starts does not leave it failed for good."""
-    model = RecordingModel()
-    settings = load_settings(
-        llm="openai", openai_base_url=model.base_url, data_dir=tmp_path, letta_base_url=None
-    )
-    told: list[str] = []
-    server = await LettaServer.start(settings, tmp_path, fresh=True, progress=told.append)
-    try:
-        async with asyncio.timeout(200):
-            while not any("does not list its models" in line for line in told):
-                await asyncio.sleep(0.1)
-        assert not server.answers
-        async with serving(model.app, model.port):
-            await server.until_up(100)
-            # It names no model, and the endpoint does not know the default.
-            assert server.api.model == f"openai-proxy/{MODEL}"
-    finally:
-        await server.stop()
 
 
 async def test_fresh_is_refused_for_a_server_of_somebody_else(letta: Running) -> None:
