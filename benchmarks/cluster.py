@@ -28,6 +28,7 @@ from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import LabvoiceError
 from labvoice.lab import Lab
 from labvoice.protocol.metadata import ATTRIBUTE_HEARTBEAT
+from labvoice.settings import load_settings
 
 _ROOMS: Final = 3
 _GAP_S: Final = 2.0
@@ -195,7 +196,10 @@ async def main(faults: list[str], trials: int) -> int:
     print(f"| {' | '.join(head)} | new call |")
     print("| --- " * (len(head) + 1) + "|", flush=True)
     bad = 0
-    async with Lab(nodes=2, workers=2, llm="paced", letta=False, max_jobs=8) as lab:
+    settings = load_settings(
+        llm="paced", max_jobs=8, idle_timeout_s=600.0
+    )  # rooms without a caller
+    async with Lab(nodes=2, workers=2, letta=False, settings=settings) as lab:
         for fault in faults:
             for _ in range(trials):
                 await lab.pool.wait_idle(150)
