@@ -52,7 +52,7 @@ async def test_jobs_spread_over_the_workers(pool_lab: Lab) -> None:
 
 async def test_each_agent_name_has_its_workers(pool_lab: Lab) -> None:
     """Two names in one pool: a dispatch by name is taken by a worker of that name."""
-    await pool_lab.add_workers(1, agent_name="second-agent")
+    await pool_lab.add_workers(1, agent_name="second-agent", program="labvoice.agent.noop")
     with pytest.raises(UsageError, match="2 agent names"):
         await pool_lab.pool.scale(1)
     by_id = {worker.worker_id: worker.agent_name for worker in pool_lab.pool.workers}
