@@ -108,7 +108,7 @@ async def test_callers_on_a_cluster_of_ones_own_call_the_agent_that_is_named(
             (level,) = run.levels
             assert (level.turns, level.joins, level.failed_joins, level.lost) == (1, 1, 0, 0), run
             assert set(run.notes["dask_worker"].dropna()) == {address}
-            assert name in run.header.config["agent"]
+            assert name in str(run.header.config["agent"])
         assert list(client.nthreads()) == [address]
     finally:
         await asyncio.to_thread(client.close)
