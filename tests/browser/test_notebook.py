@@ -209,41 +209,6 @@ async def test_a_call_with_the_browsers_microphone(
         await page.screenshot(path=pictures / "notebook.png", full_page=True)
 
 
-HOLD_SOUND_BACK = """() => {
-  const play = HTMLMediaElement.prototype.play;
-  Object.defineProperty(HTMLMediaElement.prototype, "autoplay", { set() {} });
-  window.held = true;
-  HTMLMediaElement.prototype.play = function () {
-    if (window.held) return Promise.reject(new DOMException("no gesture", "NotAllowedError"));
-    return play.call(this);
-  };
-}"""
-"""What a browser with a strict autoplay policy does, until `held` is false."""
-
-
-async def test_sound_that_is_held_back_in_notebook_7(
-    chromium: Browser, jupyter: Jupyter, pictures: Path
-) -> None:
-    """In Jupyter Notebook 7 the widget works too; "Start audio" lets the agent be heard."""
-    async with notebook(chromium, jupyter, pictures, lab=False) as page:
-        widget = page.locator(".labvoice").first
-        await page.evaluate(HOLD_SOUND_BACK)
-        await widget.get_by_role("button", name="Connect").click()
-        start = widget.get_by_role("button", name="Start audio")
-        await expect(start).to_be_visible(timeout=30_000)
-        await expect(widget.get_by_role("alert")).to_contain_text("Start audio")
-        assert await loudness(page, 1000) < SILENT_RMS
-        await widget.screenshot(path=pictures / "held-back.png")
-        await page.evaluate("() => { window.held = false; }")
-        await start.click()
-        await expect(start).to_be_hidden()
-        await widget.get_by_label("Type to the agent").fill("Can I hear you now?")
-        await page.keyboard.press("Enter")
-        assert await loudness(page, 20_000) > AUDIBLE_RMS
-        await page.screenshot(path=pictures / "notebook-7.png")
-        await widget.get_by_role("button", name="Hang up").click()
-
-
 def write(path: Path, sources: Sequence[str]) -> None:
     """Writes a notebook of these cells."""
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -260,6 +225,42 @@ CELLS = (
     "print([call.path is not None for call in button.calls])",
     "print('the ' + 'end')",
 )
+
+
+HOLD_SOUND_BACK = """() => {
+  const play = HTMLMediaElement.prototype.play;
+  Object.defineProperty(HTMLMediaElement.prototype, "autoplay", { set() {} });
+  window.held = true;
+  HTMLMediaElement.prototype.play = function () {
+    if (window.held) return Promise.reject(new DOMException("no gesture", "NotAllowedError"));
+    return play.call(this);
+  };
+}"""
+"""What a browser with a strict autoplay policy does, until `held` is false."""
+
+
+async def test_sound_that_is_held_back_in_notebook_7(
+    chromium: Browser, jupyter: Jupyter, pictures: Path
+) -> None:
+    """In Jupyter Notebook 7 the widget works too; "Start audio" lets the agent be heard."""
+    write(jupyter.folder / "seven.ipynb", [*CELLS[:2], CELLS[-1]])
+    async with notebook(chromium, jupyter, pictures, "seven.ipynb", "the end", lab=False) as page:
+        widget = page.locator(".labvoice").first
+        await page.evaluate(HOLD_SOUND_BACK)
+        await widget.get_by_role("button", name="Connect").click()
+        start = widget.get_by_role("button", name="Start audio")
+        await expect(start).to_be_visible(timeout=30_000)
+        await expect(widget.get_by_role("alert")).to_contain_text("Start audio")
+        assert await loudness(page, 1000) < SILENT_RMS
+        await widget.screenshot(path=pictures / "held-back.png")
+        await page.evaluate("() => { window.held = false; }")
+        await start.click()
+        await expect(start).to_be_hidden()
+        await widget.get_by_label("Type to the agent").fill("Can I hear you now?")
+        await page.keyboard.press("Enter")
+        assert await loudness(page, 20_000) > AUDIBLE_RMS
+        await page.screenshot(path=pictures / "notebook-7.png")
+        await widget.get_by_role("button", name="Hang up").click()
 
 
 async def test_two_views_a_reload_and_a_killed_worker(
