@@ -259,7 +259,7 @@ async def test_the_doctor_finds_a_sound_lab_sound(
     checks = await checks_of(lab, monkeypatch, LABVOICE_LLM="paced")
     assert [str(check) for check in checks.values() if check.ok is False] == []
     assert {name for name, check in checks.items() if check.ok} == {
-        *("versions", "memory", "http", "livekit", "key", "media", "speech", "model"),
+        *("versions", "memory", "http", "livekit", "key", "network", "media", "speech", "model"),
         *("worker", "dispatch"),
     }
     assert "LETTA_BASE_URL is not set" in checks["letta"].observed
