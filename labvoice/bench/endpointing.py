@@ -71,7 +71,8 @@ async def endpointing(
     if any(arm.settings.get("turn_detector") in ("smart-turn", "either") for arm in chosen):
         await asyncio.to_thread(load_detector, "smart-turn", lab.settings)  # or its error, early
     if turns is None:
-        turns = await asyncio.to_thread(spoken_turns, lab.settings, options.progress)
+        said = options.rounds(trials) * count
+        turns = await asyncio.to_thread(spoken_turns, lab.settings, options.progress, max(said, 1))
     utterances = [turn.utterance for turn in turns]
     return await measure_turns(lab, KIND, trials, count, chosen, utterances, options)
 

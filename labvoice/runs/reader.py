@@ -62,6 +62,22 @@ _DISTINCT: Final = ("room", "unit")
 """Strings that hardly repeat within a block."""
 
 
+class _Block(NamedTuple):
+    """Lines that stand one after the other in the file; they are numbered from 0.
+
+    Attributes:
+        lines: How many.
+        tables: A table for each type of line.
+        begun: The trials that begin here, each with its first line.
+        named: The trials that other lines name, each with the first of these lines.
+    """
+
+    lines: int
+    tables: dict[str, Any]
+    begun: pd.Series
+    named: pd.Series
+
+
 class Columns(NamedTuple):
     """Contents of a run file: a table for each type of line, in the order of the file.
 
@@ -110,12 +126,20 @@ def read(path: Path) -> tuple[RunLine, Columns]:
         RunFileError: There is no such file, or it is not a run of this format.
     """
     parts: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
+    begun, named = [], []
     warnings: list[str] = []
-    under_way: deque[Future[dict[str, Any]]] = deque()
+    under_way: deque[tuple[bytes, Future[_Block | None]]] = deque()
+    number = 2
 
     def take() -> None:
-        for kind, part in under_way.popleft().result().items():
-            parts[kind].append(part)
+        nonlocal number
+        text, parsing = under_way.popleft()
+        block = parsing.result() or _parse_by_line(path, text, number)
+        for kind, table in block.tables.items():
+            parts[kind].append(table)
+        begun.append(block.begun + number)
+        named.append(block.named + number)
+        number += block.lines
 
     try:
         with path.open("rb") as file, ThreadPoolExecutor(_THREADS) as threads:
@@ -123,11 +147,8 @@ def read(path: Path) -> tuple[RunLine, Columns]:
             left = os.fstat(file.fileno()).st_size
             first = file.readline()
             header = _header(path, first)
-            number = 2
-            for block in _blocks(file, left - len(first), warnings):
-                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
-                under_way.append(threads.submit(_parse, path, block, ends, number))
-                number += len(ends)
+            for text in _blocks(file, left - len(first), warnings):
+                under_way.append((text, threads.submit(_parse, text)))
                 if len(under_way) > _THREADS:
                     take()
             while under_way:
@@ -137,10 +158,9 @@ def read(path: Path) -> tuple[RunLine, Columns]:
     ended = bool(parts["end"]) and sum(map(len, parts["end"])) > 0
     if not ended:
         warnings.append("The run did not end in order; its partial data is shown.")
-    tables = {kind: _table(kind, parts.pop(kind)) for kind in _SCHEMAS}
-    _check_order(path, tables)
+    _check_order(path, begun, named)
     trials, marks, stages, notes, outcomes = (
-        tables[kind].drop(columns="line") for kind in ("trial", "mark", "stage", "note", "outcome")
+        _table(kind, parts.pop(kind)) for kind in ("trial", "mark", "stage", "note", "outcome")
     )
     return header, Columns(trials, marks, stages, notes, outcomes, ended, warnings)
 
@@ -191,50 +211,52 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _parse(
-    path: Path, block: bytes, ends: npt.NDArray[np.integer[Any]], first: int
-) -> dict[str, Any]:
-    """Parses whole lines into a table for each type.
-
-    Args:
-        path: Named in errors.
-        block: Whole lines.
-        ends: Shape (lines,): where each ends.
-        first: The number of the first one.
-    """
+def _parse(text: bytes) -> _Block | None:
+    """Parses whole lines by columns; None where that does not do for one of them."""
     try:
-        parts = _parse_by_type(block, ends, first)
+        return _parse_by_type(text)
     except (pa.ArrowInvalid, ValidationError):
-        parts = None
-    return _parse_by_line(path, block.split(b"\n")[:-1], first) if parts is None else parts
+        return None
 
 
-def _parse_by_type(
-    block: bytes, ends: npt.NDArray[np.integer[Any]], first: int
-) -> dict[str, Any] | None:
+def _parse_by_type(block: bytes) -> _Block | None:
     """Parses the lines of each type at once, which takes half as long as all with all fields."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     lines = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
     lines.validate(full=True)
     letters = np.frombuffer(block, np.uint8)[np.minimum(offsets[:-1] + _KIND_AT, len(block) - 1)]
     parts: dict[str, Any] = {}
+    places: dict[str, npt.NDArray[np.int64]] = {}
     known = 0
     for kind, schema in _SCHEMAS.items():
         of_kind = np.flatnonzero(letters == ord(kind[0]))
-        some, of_some = lines.take(pa.array(of_kind)), np.asarray(of_kind + first, np.int64)
+        some = lines.take(pa.array(of_kind))
         known += len(some)
+        places[kind] = np.asarray(of_kind, np.int64)
         if kind == "note":
             notes = [NoteLine.model_validate_json(line) for line in some.to_pylist()]
-            parts[kind] = _note_table(notes, of_some.tolist())
+            parts[kind] = _note_table(notes)
             continue
         part = _read_as_written(some, kind) if kind in _AS_WRITTEN and len(some) else None
         if part is None:
             part = _read_json(some, schema) if len(some) else schema.empty_table()
-        checked = _checked(part, kind, of_some) if len(part) == len(some) else None
+        checked = _checked(part, kind) if len(part) == len(some) else None
         if checked is None:
             return None
         parts[kind] = checked
-    return parts if known == len(lines) else None
+    return _block(parts, places) if known == len(lines) else None
+
+
+def _block(tables: dict[str, Any], places: Mapping[str, npt.NDArray[np.int64]]) -> _Block:
+    """Puts together the tables of a block and where their lines stand in it."""
+    firsts = {}
+    for kind, table in tables.items():
+        if "trial" in _SCHEMAS[kind].names:
+            trials, at = np.unique(table["trial"].to_numpy(), return_index=True)
+            firsts[kind] = pd.Series(places[kind][at], trials)
+    begun = firsts.pop("trial")
+    return _Block(sum(map(len, places.values())), tables, begun, pd.concat(list(firsts.values())))
 
 
 def _text(lines: pa.StringArray) -> pa.BufferReader:
@@ -300,28 +322,34 @@ def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
     )
 
 
-def _parse_by_line(path: Path, lines: list[bytes], first: int) -> dict[str, Any]:
-    """Names the bad line of a block; where none is, the values were only written unusually."""
+def _parse_by_line(path: Path, block: bytes, first: int) -> _Block:
+    """Names the bad line of a block; where none is, the values were only written unusually.
+
+    Args:
+        path: Named in errors.
+        block: Whole lines.
+        first: The number of the first one.
+    """
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
-    numbers: dict[str, list[int]] = {kind: [] for kind in _KINDS}
+    places: dict[str, list[int]] = {kind: [] for kind in _KINDS}
     notes = []
-    for number, content in enumerate(_contents(path, lines, first), start=first):
+    contents = _contents(path, block.split(b"\n")[:-1], first)
+    for number, content in enumerate(contents, start=first):
         line = _validated(path, content, number)
         if isinstance(line, RunLine):
             raise RunFileError(f"line {number} of {path} starts a second run", _MADE_BY)
-        numbers[line.type].append(number)
+        places[line.type].append(number - first)
         if isinstance(line, NoteLine):
             notes.append(line)
         else:
             rows[line.type].append(line.model_dump())
-    parts: dict[str, Any] = {
-        kind: _checked(
-            pa.Table.from_pylist(rows[kind], schema), kind, np.array(numbers[kind], np.int64)
-        )
+    tables: dict[str, Any] = {
+        kind: _note_table(notes)
+        if kind == "note"
+        else _checked(pa.Table.from_pylist(rows[kind], schema), kind)
         for kind, schema in _SCHEMAS.items()
-        if kind != "note"
     }
-    return {**parts, "note": _note_table(notes, numbers["note"])}
+    return _block(tables, {kind: np.array(each, np.int64) for kind, each in places.items()})
 
 
 def _contents(path: Path, lines: Iterable[bytes], first: int) -> Iterable[Any]:
@@ -346,7 +374,7 @@ def _validated(path: Path, content: object, number: int) -> Any:
         ) from None
 
 
-def _checked(part: pa.Table, kind: str, numbers: npt.NDArray[np.int64]) -> pa.Table | None:
+def _checked(part: pa.Table, kind: str) -> pa.Table | None:
     """Checks the lines of one type by columns and fills in what may be left out; None if bad."""
     if not _is_valid(part, kind):
         return None
@@ -358,7 +386,7 @@ def _checked(part: pa.Table, kind: str, numbers: npt.NDArray[np.int64]) -> pa.Ta
         if pa.types.is_string(column.type) and name not in _DISTINCT:
             column = column.dictionary_encode()
         part = part.set_column(index, name, column)
-    return part.drop_columns("type").append_column("line", pa.array(numbers))
+    return part.drop_columns("type")
 
 
 def _is_valid(part: pa.Table, kind: str) -> bool:
@@ -381,23 +409,22 @@ def _is_valid(part: pa.Table, kind: str) -> bool:
     return True
 
 
-def _note_table(notes: list[NoteLine], numbers: list[int]) -> pd.DataFrame:
+def _note_table(notes: list[NoteLine]) -> pd.DataFrame:
     turns = [NO_TURN if note.turn is None else note.turn for note in notes]
     return pd.DataFrame(
         {
             "trial": np.array([note.trial for note in notes], np.int64),
             "turn": np.array(turns, np.int64),
             "facts": pd.Series([note.facts for note in notes], dtype=object),
-            "line": np.array(numbers, np.int64),
         }
     )
 
 
 def _table(kind: str, parts: list[Any]) -> pd.DataFrame:
     if kind == "note":
-        frames: list[pd.DataFrame] = parts or [_note_table([], [])]
+        frames: list[pd.DataFrame] = parts or [_note_table([])]
         return pd.concat(frames, ignore_index=True)
-    empty = _checked(_SCHEMAS[kind].empty_table(), kind, np.array([], np.int64))
+    empty = _checked(_SCHEMAS[kind].empty_table(), kind)
     table = pa.concat_tables([empty, *parts]).unify_dictionaries()
     parts.clear()  # or each column is there twice while pandas takes it
     if "turn" in table.column_names:
@@ -406,20 +433,14 @@ def _table(kind: str, parts: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(table.to_pandas(split_blocks=True, self_destruct=True))
 
 
-def _check_order(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Checks that no line refers to a trial before its start."""
-    trials = tables["trial"].drop_duplicates("trial").set_index("trial")["line"]
-    early = []
-    for kind in ("mark", "stage", "note", "outcome"):
-        table = tables[kind]
-        found = trials.index.get_indexer(pd.Index(table["trial"]))
-        lines = table["line"].to_numpy()
-        begun = trials.to_numpy()[found] if len(trials) else lines
-        wrong = np.flatnonzero((found < 0) | (begun > lines))
-        if wrong.size:
-            early.append((int(lines[wrong[0]]), int(table["trial"].iloc[wrong[0]])))
-    if early:
-        number, trial = min(early)
+def _check_order(path: Path, begun: list[pd.Series], named: list[pd.Series]) -> None:
+    """Checks that no line names a trial before its start."""
+    if not named:
+        return
+    starts, first = (pd.concat(each).groupby(level=0).min() for each in (begun, named))
+    early = first[~(starts.reindex(first.index) < first)]
+    if len(early):
         raise RunFileError(
-            f"line {number} of {path} refers to trial {trial}, which has not started", _MADE_BY
+            f"line {early.min()} of {path} refers to trial {early.idxmin()}, which has not started",
+            _MADE_BY,
         )

@@ -116,22 +116,29 @@ class SpokenTurn:
         return [round(end_s - begin_s, 3) for begin_s, end_s in self.pauses]
 
 
-def spoken_turns(settings: Settings, progress: Progress | None = None) -> list[SpokenTurn]:
+def spoken_turns(
+    settings: Settings, progress: Progress | None = None, at_most: int | None = None
+) -> list[SpokenTurn]:
     """Returns the built-in turns: read by a person and synthesised, with pauses and without.
 
-    Blocks, at first use for downloads and a minute of synthesis: call it in a thread.
+    Blocks, at first use for downloads and up to a minute of synthesis: call it in a thread.
+
+    Args:
+        settings: For the cache folder.
+        progress: Called with progress messages.
+        at_most: How many are wanted, the first ones; all when not given.
 
     Raises:
         WeightsError: A recording or the caller's voice could not be obtained.
     """
     kinds = (
         human_utterances(settings, progress),
-        _hesitating(settings, progress),
+        _hesitating(HESITATIONS[:at_most], settings, progress),
         human_passages(settings, progress),
-        synthesize_all(DEFAULT_UTTERANCES, settings, progress),
+        synthesize_all(DEFAULT_UTTERANCES[:at_most], settings, progress),
     )
     mixed = (each for group in itertools.zip_longest(*kinds) for each in group if each)
-    return [_heard(utterance) for utterance in mixed]
+    return [_heard(utterance) for utterance in itertools.islice(mixed, at_most)]
 
 
 def read_rows(path: Path) -> list[SpokenTurn]:
@@ -302,18 +309,32 @@ def _heard(utterance: Utterance) -> SpokenTurn:
     return SpokenTurn(utterance, pauses, (speech.last + 1) / SAMPLE_RATE)
 
 
-def _hesitating(settings: Settings, progress: Progress | None) -> list[Utterance]:
+def _hesitating(
+    texts: Sequence[str], settings: Settings, progress: Progress | None
+) -> list[Utterance]:
     """Synthesised sentences with silences where a caller hesitates; the voices take turns.
 
     Each is synthesised whole, so that its melody goes on over the silences.
+
+    Args:
+        texts: The first of :data:`HESITATIONS`.
+        settings: For the cache folder.
+        progress: Called with progress messages.
     """
     lengths = iter(pause_lengths(sum(text.count("…") for text in HESITATIONS)))
+    parts_of = [[part.strip() for part in text.split("…")] for text in texts]
+    whole = [
+        " ".join(part if part.endswith((",", ".", "?")) else f"{part}," for part in parts)
+        for parts in parts_of
+    ]
+    # All sentences of a voice at once: each call loads the voice's model.
+    of_speaker = [
+        iter(synthesize_all(whole[place :: len(SPEAKERS)], settings, progress, speaker=speaker))
+        for place, speaker in enumerate(SPEAKERS)
+    ]
     made = []
-    for number, text in enumerate(HESITATIONS):
-        parts = [part.strip() for part in text.split("…")]
-        whole = " ".join(part if part.endswith((",", ".", "?")) else f"{part}," for part in parts)
-        speaker = SPEAKERS[number % len(SPEAKERS)]
-        (spoken,) = synthesize_all([whole], settings, progress, speaker=speaker)
+    for number, (text, parts) in enumerate(zip(texts, parts_of, strict=True)):
+        spoken = next(of_speaker[number % len(SPEAKERS)])
         ends = np.cumsum([len(part) for part in parts[:-1]]) / sum(map(len, parts))
         silences = [(float(end), next(lengths)) for end in ends]
         samples = with_silences(spoken.samples, silences)

@@ -381,7 +381,13 @@ def test_a_run_file_is_read_alike_in_blocks_and_by_line(
         for name in ("frame", "marks", "notes", "outcomes"):
             pd.testing.assert_frame_equal(getattr(run, name), getattr(whole, name))
         assert run.to_json() == whole.to_json()
-    bad = path.read_text(encoding="utf-8").splitlines()
+    late = path.read_text(encoding="utf-8").splitlines()
+    (begins,) = (place for place, line in enumerate(late) if '"type":"trial","trial":2,' in line)
+    bad = late.copy()
+    late.insert(-1, late.pop(begins))
+    spaced.write_text("\n".join(late), encoding="utf-8")
+    with pytest.raises(RunFileError, match=f"line {begins + 1} of .* refers to trial 2, "):
+        Run.load(spaced)
     bad[80] = bad[80].replace('"trial":', '"trial":9')
     path.write_text("\n".join(bad), encoding="utf-8")
     with pytest.raises(RunFileError, match=r"line 81 of .* refers to trial 9"):

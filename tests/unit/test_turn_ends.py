@@ -254,3 +254,37 @@ def test_a_wrong_end_of_a_turn_is_refused(wrong: str) -> None:
     """An unknown detector, a threshold that is none and a third delay are usage errors."""
     with pytest.raises(UsageError):
         endpointing_arms(wrong)
+
+
+def test_a_short_run_waits_for_no_synthesis_that_it_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first turns are those of the whole list; a voice's model is loaded once at most."""
+    asked: list[tuple[str, int]] = []
+
+    def of(source: str, texts: list[str]) -> list[Utterance]:
+        return [Utterance(text, np.ones(4800, np.int16), SAMPLE_RATE, source) for text in texts]
+
+    def synthesised(
+        texts: list[str], *_: object, speaker: str = "default", **__: object
+    ) -> list[Utterance]:
+        asked.append((speaker, len(texts)))
+        return of("kokoro", texts)
+
+    monkeypatch.setattr(turn_ends, "human_utterances", lambda *_: of("human", ["a", "b"]))
+    monkeypatch.setattr(turn_ends, "human_passages", lambda *_: of("human", ["c"]))
+    monkeypatch.setattr(turn_ends, "synthesize_all", synthesised)
+
+    def said(at_most: int | None = None) -> list[str]:
+        turns = turn_ends.spoken_turns(load_settings(), at_most=at_most)
+        return [turn.utterance.text for turn in turns]
+
+    whole = said()
+    speakers = [speaker for speaker, _ in asked]
+    assert len(speakers) == len(set(speakers))
+    assert len(whole) == 3 + len(turn_ends.HESITATIONS) + len(turn_ends.DEFAULT_UTTERANCES)
+    assert len(set(whole)) == len(whole)
+    for wanted in (1, 2, 7, 60):
+        asked.clear()
+        assert said(wanted) == whole[:wanted]
+        assert sum(number for _, number in asked) <= 2 * wanted
