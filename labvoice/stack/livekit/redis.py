@@ -7,13 +7,12 @@ import importlib.util
 import os
 import secrets
 import shutil
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
-from labvoice.errors import ProcessError, ServerUnreachableError
+from labvoice.errors import ProcessError, ServerUnreachableError, SettingsError
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, Server, free_port
 
@@ -57,9 +56,15 @@ class RedisServer(Server):
         Its own server writes every change to a file, so that a restart loses nothing.
 
         Raises:
+            SettingsError: Redis' client is not installed.
             ServerUnreachableError: The server of the settings does not answer.
             ProcessError: There is no program, or it ended or did not become ready.
         """
+        if importlib.util.find_spec("redis") is None:
+            raise SettingsError(
+                "Redis' client, which several LiveKit servers need, is not installed",
+                'pip install "labvoice[scale]"',
+            )
         if settings.redis_url is not None:
             theirs = cls(settings.redis_url.get_secret_value())
             await theirs.ask("PING")
@@ -126,49 +131,37 @@ class RedisServer(Server):
         """Sends one command; returns its answer as text, None where there is none.
 
         Args:
-            words: The command and its arguments, such as `HGET`, a key and a field; its answer
-                must be one value.
+            words: The command and its arguments, such as `HGET`, a key and a field.
 
         Raises:
             ServerUnreachableError: Nothing answers in time, or the server refuses.
         """
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import InvalidResponse, RedisError
+
+        client = Redis(
+            host=self._host,
+            port=self._port,
+            username=self._user or None,
+            password=self._password or None,
+            db=self._database,
+            ssl=self._tls,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+            protocol=2,
+        )
         try:
-            async with asyncio.timeout(_ASK_TIMEOUT_S):
-                tls = ssl.create_default_context() if self._tls else None
-                reader, writer = await asyncio.open_connection(self._host, self._port, ssl=tls)
-                try:
-                    if self._password:
-                        login = ["AUTH", *([self._user] if self._user else []), self._password]
-                        await _exchange(reader, writer, login)
-                    if self._database:
-                        await _exchange(reader, writer, ["SELECT", str(self._database)])
-                    return await _exchange(reader, writer, words)
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+            async with client, asyncio.timeout(_ASK_TIMEOUT_S):
+                answer: str | None = await client.execute_command(*words)
+        except (OSError, TimeoutError, RedisError) as error:
+            what = "it is no Redis" if isinstance(error, InvalidResponse) else str(error)
             raise ServerUnreachableError(
-                f"no Redis answers at {self.address}: {error or type(error).__name__}",
+                f"no Redis answers at {self.address}: {what or type(error).__name__}",
                 "start it, or correct LABVOICE_REDIS_URL, or unset it to let labvoice start one",
             ) from None
-
-
-async def _exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, words: list[str] | tuple[str, ...]
-) -> str | None:
-    """Sends a command in Redis' protocol (RESP 2) and reads its answer, which is one value."""
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        data = word.encode()
-        parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
-    writer.write(b"".join(parts))
-    line = (await reader.readuntil(b"\r\n")).decode(errors="replace").strip()
-    kind, value = line[:1], line[1:]
-    if kind in {"+", ":"}:
-        return value
-    if kind == "$":
-        length = int(value)
-        return None if length < 0 else (await reader.readexactly(length + 2))[:-2].decode()
-    raise ValueError(f"it says {value!r}" if kind == "-" else "it is no Redis")
+        return answer
 
 
 def find_program() -> str:
