@@ -14,6 +14,7 @@ from livekit.protocol.models import ParticipantInfo
 from labvoice.dispatch.rooms import (
     ATTRIBUTE_AGENT_NAME,
     agent_names,
+    began_after,
     is_agent,
     participants,
     remove_agent,
@@ -24,6 +25,8 @@ from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID, standing
 
 _POLL_S = 0.05
 _REMOVAL_S = 2.0
+_ANSWER_S = 0.5
+"""Longest wait for the answer to one removal, in seconds; the server acts on it all the same."""
 
 
 async def keep_first(
@@ -62,10 +65,15 @@ async def look(
 ) -> tuple[list[ParticipantInfo], list[ParticipantInfo], list[AgentDispatch]]:
     """Returns valid agents, agents without a dispatch, and the dispatches.
 
-    In sequence: the dispatch of a listed agent existed before the agent.
+    In sequence: the dispatch of a listed agent existed before the agent. An agent from before its
+    room began anew is none of these: a cluster goes on listing those of a lost node.
     """
     seen = await agents_of(server, room, agent_name)
-    ours = standing(await server.agent_dispatch.list_dispatch(room), agent_name)
+    dispatches = await server.agent_dispatch.list_dispatch(room)
+    earlier = [each for each in seen if began_after(dispatches, each.joined_at_ms)]
+    await remove(server, room, earlier)
+    seen = [each for each in seen if each not in earlier]
+    ours = standing(dispatches, agent_name)
     ids = {"", *(each.id for each in ours)}
     agents: list[ParticipantInfo] = []
     strays: list[ParticipantInfo] = []
@@ -125,5 +133,7 @@ def is_active(participant: ParticipantInfo) -> bool:
 async def remove(server: api.LiveKitAPI, room: str, agents: Sequence[ParticipantInfo]) -> None:
     """Removes agents from a room."""
     for agent in agents:
-        with contextlib.suppress(api.TwirpError):  # it may have left already
-            await remove_agent(server, room, agent.identity)
+        # It may have left already; for one of a lost node nobody answers.
+        with contextlib.suppress(api.TwirpError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                await remove_agent(server, room, agent.identity)

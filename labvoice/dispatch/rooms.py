@@ -95,6 +95,21 @@ def agent_names(
     return {identity: only if name is None else name for identity, name in names.items()}
 
 
+def began_after(dispatches: Iterable[AgentDispatch], at_ms: int) -> bool:
+    """Whether a room has begun anew since an instant: its server restarted, or another took over.
+
+    LiveKit makes a dispatch with each room, if only one for workers that serve every room, and
+    keeps none of an earlier server's; what it lists of participants is kept in Redis and outlives
+    the server of a cluster (LiveKit 1.13.5, `pkg/rtc/room.go`, createAgentDispatchesFromRoomAgent).
+
+    Args:
+        dispatches: All of the room's, as a server lists them.
+        at_ms: Wall-clock milliseconds, as the server dates its participants; 0 if unknown.
+    """
+    oldest_ns = min((each.state.created_at for each in dispatches), default=0)
+    return 0 < at_ms < oldest_ns // 1_000_000
+
+
 async def unless_gone(request: Coroutine[Any, Any, object]) -> bool:
     """Sends a request; returns False if its object no longer exists."""
     try:

@@ -15,7 +15,7 @@ from livekit import api
 
 from labvoice.dispatch.agents import agents_of
 from labvoice.dispatch.dispatcher import Dispatcher
-from labvoice.dispatch.rooms import is_human, participants, withdraw
+from labvoice.dispatch.rooms import began_after, is_human, participants, withdraw
 from labvoice.errors import LabvoiceError, MetadataError
 from labvoice.failover.watched import Watched
 from labvoice.protocol.metadata import Metadata, Resume, metadata_text, parse_metadata
@@ -38,7 +38,6 @@ class Replacements:
     Args:
         dispatcher: Dispatches the replacements.
         log: Receives the events.
-        restarted: Whether the server restarted recently and has lost its dispatches.
         avoided: Returns ids of workers to avoid, by agent name and the id of the worker that lost
             its agent.
 
@@ -50,13 +49,11 @@ class Replacements:
         self,
         dispatcher: Dispatcher,
         log: EventLog,
-        restarted: Callable[[], bool],
         avoided: Callable[[str, str], list[str]],
     ) -> None:
         self.done = 0
         self._dispatcher = dispatcher
         self._log = log
-        self._restarted = restarted
         self._avoided = avoided
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._recent: dict[str, deque[float]] = {}
@@ -163,7 +160,7 @@ class Replacements:
         if agent.dispatch_id:
             found = await server.agent_dispatch.list_dispatch(agent.room)
             if agent.dispatch_id not in {dispatch.id for dispatch in found}:
-                if not self._restarted():
+                if not began_after(found, agent.joined_at_ms):
                     return "its dispatch was withdrawn"
                 agent.dispatch_id = ""
         return ""

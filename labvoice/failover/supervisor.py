@@ -60,6 +60,10 @@ that was lost while no supervisor ran, in seconds."""
 _CLOSING_S: Final = 12.0
 """Time after its leaving in which the job of an agent that is not labvoice's may still succeed, in
 seconds: livekit-agents gives a process 10 s (worker.py, `shutdown_process_timeout`)."""
+_REMOVAL_S: Final = 1.0
+"""Longest wait for the answer to a removal, in seconds. A cluster goes on listing the participants
+of a lost node, and nobody removes them."""
+_REMOVE_AGAIN_S: Final = 5.0
 _DOUBLE_S: Final = 2.0
 """Time for which two agents of one name are tolerated in a room, in seconds: one may be leaving."""
 
@@ -102,6 +106,7 @@ class Supervisor:
         self._orphan_since: dict[str, float] = {}
         self._double_since: dict[str, dict[str, float]] = {}
         self._others_seen: dict[str, dict[str, float]] = {}
+        self._not_removed: dict[str, dict[str, float]] = {}
         self._unseen: set[str] = set()
         self._server_back_s = -_RESTART_MEMORY_S
         self._reachable = True
@@ -111,7 +116,6 @@ class Supervisor:
         self._replacements = Replacements(
             dispatcher,
             log,
-            lambda: self._restarted,
             local.worse_workers if local is not None else lambda *_: [],
         )
 
@@ -192,6 +196,7 @@ class Supervisor:
             self._orphan_since,
             self._double_since,
             self._others_seen,
+            self._not_removed,
         )
         if not self._restarted:
             for room in {name for table in tables for name in table} - rooms:
@@ -223,9 +228,9 @@ class Supervisor:
             if is_ours(p)
             and not self._replacements.under_way(room, p.attributes.get(ATTRIBUTE_AGENT_NAME, ""))
         }
-        for identity in [p.identity for p in seen if p.identity in self._buried]:
-            present.pop(identity, None)
-            await self._remove(room, identity)  # a lost agent has come back
+        for lost in [p for p in seen if p.identity in self._buried]:
+            present.pop(lost.identity, None)
+            await self._remove(room, lost)  # it has come back
         if others := [p.identity for p in seen if is_agent(p) and not is_ours(p)]:
             self._others_seen.setdefault(room, {}).update(dict.fromkeys(others, now_s))
         watched = self._agents.setdefault(room, {}) if present else self._agents.get(room, {})
@@ -269,7 +274,7 @@ class Supervisor:
                 self._buried.append(identity)
             try:
                 if identity in present:
-                    await self._remove(room, identity)
+                    await self._remove(room, present[identity])
             finally:
                 if missed:
                     self._replace(agent, cause)
@@ -293,7 +298,9 @@ class Supervisor:
         there = [
             p.attributes.get(ATTRIBUTE_AGENT_NAME, "")
             for p in seen
-            if is_agent(p) and p.state == ParticipantInfo.State.ACTIVE
+            if is_agent(p)
+            and p.state == ParticipantInfo.State.ACTIVE
+            and p.identity not in self._buried
         ]
         doubled = {name for name in names if name and there.count(name) > 1}
         since = self._double_since.pop(room, {})
@@ -356,10 +363,20 @@ class Supervisor:
         if empty_s >= self.empty_room_s and await delete_if_empty(self._dispatcher.api, room):
             self._log.add("room_removed", room=room, detail="it was empty")
 
-    async def _remove(self, room: str, identity: str) -> None:
-        """Removes an agent from its room, if it is still there."""
-        if await remove_agent(self._dispatcher.api, room, identity):
-            self._log.add("agent_removed", room=room, detail=identity)
+    async def _remove(self, room: str, agent: ParticipantInfo) -> None:
+        """Removes an agent from its room, if it is still there and its server answers."""
+        again_s = self._not_removed.get(room, {}).get(agent.sid, 0.0)
+        if time.monotonic() < again_s:
+            return
+        try:
+            async with asyncio.timeout(_REMOVAL_S):
+                removed = await remove_agent(self._dispatcher.api, room, agent.identity)
+        except SERVER_ERRORS:
+            again_s = time.monotonic() + _REMOVE_AGAIN_S
+            self._not_removed.setdefault(room, {})[agent.sid] = again_s
+        else:
+            if removed:
+                self._log.add("agent_removed", room=room, detail=agent.identity)
 
     def _replace(self, agent: Watched, cause: str) -> None:
         self._log.add(

@@ -57,6 +57,7 @@ class Watched:
         agent_name: Name under which it was dispatched.
         dispatch_id: The dispatch that started it.
         worker_id: The worker that runs it.
+        joined_at_ms: When it joined, in wall-clock milliseconds of the server; 0 if unknown.
         metadata: Of its dispatch, from its attributes.
         begun: Whether an agent existed: a job had been assigned to a worker.
         history: The conversation, from its attributes.
@@ -71,6 +72,7 @@ class Watched:
         self.dispatch_id = participant.attributes.get(ATTRIBUTE_DISPATCH_ID, "")
         self.worker_id = participant.attributes.get(ATTRIBUTE_WORKER_ID, "")
         self.metadata = participant.attributes.get(ATTRIBUTE_METADATA, "")
+        self.joined_at_ms = participant.joined_at_ms
         self.begun = True
         self.history: list[ChatTurn] = []
         self.leaving = ""
@@ -115,6 +117,7 @@ class Watched:
             return None
         lost = ParticipantInfo(
             identity=f"agent-{job.id}" if job is not None else "",
+            joined_at_ms=dispatch.state.created_at // 1_000_000,
             attributes={
                 ATTRIBUTE_AGENT_NAME: dispatch.agent_name,
                 ATTRIBUTE_DISPATCH_ID: dispatch.id,

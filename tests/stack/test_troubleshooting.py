@@ -229,7 +229,7 @@ async def test_two_agents_of_a_name(lab: Lab) -> None:
 async def test_agents_that_always_die(lab: Lab) -> None:
     """With six losses in a room within a minute."""
     log = EventLog()
-    replacements = Replacements(lab.dispatcher, log, lambda: False, lambda *_: [])
+    replacements = Replacements(lab.dispatcher, log, lambda *_: [])
     for number in range(6):
         lost = ParticipantInfo(
             identity=f"agent-{number}", attributes={ATTRIBUTE_AGENT_NAME: f"agent-{number}"}
