@@ -1,6 +1,6 @@
 # `make demo` and `make test` need Python 3.11 to 3.13 (with pip, where uv is missing) and make.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rest test-all lab docs env lint lock clean
+.PHONY: help demo test test-rest test-all lab docs env lint ruff types unit lock clean
 SHELL := /bin/sh
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
@@ -17,7 +17,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=1
 # Two run at a time (JOBS=3: three), as most wait more than they compute. The tests of one file share
 # what is slow.
-# In the order given: by number of tests, the notebooks' few long ones would come last, and alone.
+# In the order of tests/conftest.py: by number of tests, the notebooks' few long ones would come last.
 JOBS ?= 2
 PAIRS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 READY := .venv/labvoice.stamp
@@ -28,8 +28,8 @@ help: ## list these targets
 demo: $(READY) ## launch, dispatch, join, talk, measure, write report.html
 	$(BIN)/labvoice demo
 
-test: lint ## before a commit: lint, types, unit tests, each promise once on the real stack
-	$(PYTEST) $(PAIRS) tests/unit
+test: ruff ## before a commit: lint, types, unit tests, each promise once on the real stack
+	$(MAKE) --no-print-directory -j 2 types unit
 	$(PYTEST) -m smoke $(PAIRS) tests/notebooks tests/stack
 
 test-rest: $(READY) ## all tests that `make test` leaves out
@@ -46,11 +46,18 @@ docs: $(READY) ## docs/_build, with the notebooks executed
 
 env: $(READY) ## make or update .venv from requirements.lock
 
-lint: $(READY) ## ruff, mypy, and what may import what
+lint: ruff types ## ruff, mypy, and what may import what
+
+ruff: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(PYTEST) $(PAIRS) tests/unit
 
 lock: | $(UV) ## write requirements.lock anew for pyproject.toml
 	$(UV) pip compile pyproject.toml --all-extras --quiet --universal --python-version 3.11 \

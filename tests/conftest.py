@@ -13,6 +13,18 @@ from labvoice.settings import Settings
 from tests.no_clock import clock_reads
 
 _KEPT = {"LABVOICE_CACHE_DIR"}  # building and downloading once per machine is enough
+_LONGEST = (
+    "test_notebooks.py",
+    "test_memory.py",
+    "test_scenarios.py",
+    "test_targets.py",
+    "test_cli.py",
+    "test_lab.py",
+    "test_call.py",
+    "test_supervisor.py",
+    "test_deploy.py",
+)
+"""Files of a minute and more: they begin first, or at the end one process waits for the other's."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,11 +39,14 @@ def pytest_collection() -> Generator[None, object, object]:
     return collected
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses two tests of one name: pytest-xdist would run one of them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuses two tests of one name: pytest-xdist would run one of them. Long files come first."""
     names = Counter(item.nodeid for item in items)
     if doubled := [name for name, count in names.items() if count > 1]:
         raise pytest.UsageError(f"tests of one name: {', '.join(doubled)}")
+    if not config.pluginmanager.has_plugin("randomly"):
+        ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,6 +7,7 @@ from livekit.protocol.agent import Job, JobState, JobStatus
 from livekit.protocol.agent_dispatch import AgentDispatch, AgentDispatchState
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.agent.presence import HEARTBEAT_S
 from labvoice.failover.clock import LoopClock
 from labvoice.failover.watched import Watched, is_ours
 from labvoice.protocol.metadata import (
@@ -22,6 +23,7 @@ from labvoice.protocol.metadata import (
     parse_metadata,
     unpack_history,
 )
+from labvoice.settings import load_settings
 
 
 def agent(heartbeat: int | None = 1, kind: int = ParticipantInfo.Kind.AGENT) -> ParticipantInfo:
@@ -48,6 +50,25 @@ def test_a_gap_between_two_looks_is_no_silence() -> None:
     watched.update(agent(1), 0.0)
     watched.update(agent(1), 10.0)
     assert watched.silent_for(10.0) < 1.0
+
+
+@pytest.mark.parametrize(("stall_s", "lost"), [(0.7, False), (1.0, True)])
+def test_a_stall_of_most_of_a_second_is_no_death(stall_s: float, lost: bool) -> None:
+    """Wherever in a heartbeat it begins; one of a second may be, with the default limit."""
+    silences_s = []
+    for begun_s in (1.0 + step / 50 for step in range(20)):
+        beats_s, at_s = [], 0.0
+        while at_s < 5:
+            beats_s.append(at_s)
+            at_s += HEARTBEAT_S
+            if begun_s <= at_s < begun_s + stall_s:
+                at_s = begun_s + stall_s
+        watched = Watched("room", agent(1), 0.0)
+        for step in range(25):
+            now_s = step / 5
+            watched.update(agent(sum(beat_s <= now_s for beat_s in beats_s)), now_s)
+            silences_s.append(watched.silent_for(now_s))
+    assert (max(silences_s) >= load_settings().failover_after_s) == lost
 
 
 def test_an_agent_that_starts_has_time() -> None:
