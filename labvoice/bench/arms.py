@@ -120,11 +120,11 @@ INTERRUPT_ARMS: Final = (
     _own("words-2", interruption_min_words=2),
     _own("no-resume", resume_false_interruption=False),
     _own("silence-alone", turn_detector="vad"),
-    _own("smart-turn", turn_detector="smart-turn"),
+    _own("v1-mini", turn_detector="v1-mini"),
     _own("off", interruption_mode="off"),
 )
 """What `labvoice bench interrupt --arms` knows: settings of the own agent. `silence-alone` and
-`smart-turn` end turns in another way; `off` is never interrupted, the end of the scale."""
+`v1-mini` end turns in another way; `off` is never interrupted, the end of the scale."""
 
 
 _DETECTORS: Final = ("v1-mini", "smart-turn", "either", "silence", "both", "dynamic")

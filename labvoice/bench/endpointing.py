@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from labvoice.bench.arms import Arm, Arms, choose_endpointing, endpointing_arms
@@ -21,7 +21,6 @@ from labvoice.speech.turn_ends import (
     SpokenTurn,
     load_detector,
     scores,
-    smart_turn_installed,
     spoken_turns,
 )
 
@@ -60,9 +59,7 @@ async def endpointing(
 ) -> Run:
     """Measures ends of turns in calls; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
     refuse_speakers(options, "the turns of this bench are said by all of them, and by a person")
-    chosen = choose_endpointing(
-        arms or default_arms(CALLED_ARMS, options.progress), lab.settings.max_endpointing_delay_s
-    )
+    chosen = choose_endpointing(arms or CALLED_ARMS, lab.settings.max_endpointing_delay_s)
     if any(arm.settings.get("turn_detector") == "both" for arm in chosen):
         raise UsageError(
             "an agent has one turn detector: `both` cannot be called",
@@ -91,21 +88,17 @@ async def on_audio(
     Args:
         settings: For weights and for the delays of arms that name none.
         arms: What :func:`labvoice.bench.arms.endpointing_arms` takes; :data:`OFFLINE_ARMS` when
-            empty, without Smart Turn where its package is missing.
+            empty.
         turns: The turns; the built-in ones when not given.
         options: Options of the run; a warm-up has no meaning here.
 
     Raises:
         UsageError: An arm has no meaning without a call.
-        SettingsError: The package of a detector is not installed.
         WeightsError: Weights, a recording or the caller's voice could not be obtained.
         RunFileError: The run file exists already.
     """
-    if not arms:
-        arms = default_arms(OFFLINE_ARMS, options.progress)
-    chosen = [
-        _with_thresholds(arm) for arm in endpointing_arms(arms, settings.max_endpointing_delay_s)
-    ]
+    named = endpointing_arms(arms or OFFLINE_ARMS, settings.max_endpointing_delay_s)
+    chosen = [_with_thresholds(arm) for arm in named]
     names = dict.fromkeys(
         name for arm in chosen for name in _MEMBERS[arm.settings["turn_detector"]]
     )
@@ -123,14 +116,6 @@ async def on_audio(
             if (number + 1) % 10 == 0 or number + 1 == len(turns):
                 options.progress(f"{number + 1} of {len(turns)} turns heard")
     return Run.load(path)
-
-
-def default_arms(names: Sequence[str], progress: Callable[[str], None]) -> list[str]:
-    """Returns those of the names whose packages are installed; tells what is left out."""
-    if smart_turn_installed():
-        return list(names)
-    progress("Smart Turn is left out: the package smart-turn-livekit is not installed")
-    return [name for name in names if name not in ("smart-turn", "either", "both")]
 
 
 def _with_thresholds(arm: Arm) -> Arm:

@@ -235,7 +235,7 @@ async def bench_interrupt(
     How often and how fast the agent yields to an interruption and answers it, how often it goes
     on over a sound that asks for nothing, how often it cuts a turn with a pause in two. Arms are
     settings of the own agent (duration-0.2, duration-1.0, words-2, no-resume, silence-alone,
-    smart-turn, off; labvoice is the default), stock and stock-naive, and agents of yours. Exits 1
+    v1-mini, off; labvoice is the default), stock and stock-naive, and agents of yours. Exits 1
     if an agent says nothing more.
 
     Example: labvoice bench interrupt --llm paced --arms labvoice,words-2,off --trials 10

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.util
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from livekit import rtc
 from livekit.agents import NOT_GIVEN, inference
 
-from labvoice.errors import RunFileError, SettingsError
+from labvoice.errors import RunFileError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
 from labvoice.speech.graded import ALONE, EITHER, GradedDetector
@@ -183,7 +182,6 @@ def load_turn_detector(
         threshold: Probability below which a turn goes on; the first detector's own when not given.
 
     Raises:
-        SettingsError: The package of Smart Turn is not installed.
         WeightsError: The weights of Smart Turn could not be obtained.
     """
     if name == "v1-mini":
@@ -208,18 +206,12 @@ def load_detector(name: DetectorName, settings: Settings, threshold: float | Non
         threshold: Probability below which a turn goes on; the detector's own when not given.
 
     Raises:
-        SettingsError: The package of Smart Turn is not installed.
         WeightsError: The weights of Smart Turn could not be obtained.
     """
     if name == "v1-mini":
         return inference.TurnDetector(
             version="v1-mini",
             unlikely_threshold=NOT_GIVEN if threshold is None else threshold,
-        )
-    if not smart_turn_installed():
-        raise SettingsError(
-            "the package smart-turn-livekit, which runs Smart Turn, is not installed",
-            "`pip install 'labvoice[smart-turn]'`, or choose another detector",
         )
     return _smart_turn(require("smart-turn", settings) / "smart-turn.onnx", threshold)
 
@@ -229,11 +221,6 @@ def _smart_turn(path: Path, threshold: float | None) -> Any:
     from smart_turn_livekit import SmartTurnDetector
 
     return SmartTurnDetector(model_path=path, threshold=threshold, languages=("en",))
-
-
-def smart_turn_installed() -> bool:
-    """Returns whether the optional package that runs Smart Turn is there."""
-    return importlib.util.find_spec("smart_turn_livekit") is not None
 
 
 async def scores(detector: Any, turn: SpokenTurn) -> list[float]:

@@ -16,7 +16,7 @@ import soundfile
 from labvoice.bench import endpointing
 from labvoice.bench.arms import endpointing_arms
 from labvoice.bench.base import RunOptions
-from labvoice.errors import RunFileError, SettingsError, UsageError
+from labvoice.errors import RunFileError, UsageError
 from labvoice.report.html import write_report
 from labvoice.runs.exact import exact_interval
 from labvoice.runs.run import Run
@@ -175,16 +175,16 @@ async def test_detectors_are_asked_at_every_silence_and_the_report_shows_the_tra
     monkeypatch.setattr(endpointing, "load_detector", lambda *_: _Knowing())
     turns = [_spoken((0.5, 1.0 + 0.1 * n)) for n in range(5)] + [_spoken()]
     options = RunOptions(tmp_path / "offline.jsonl")
-    arms = "silence:0.6,v1-mini@0.5:0.4"
+    arms = "silence:0.6,v1-mini@0.5:0.4:1"
     run = await endpointing.on_audio(load_settings(), arms, turns, options)
     assert run.attempts["outcome"].value_counts().to_dict() == {"ok": 9, "interrupted": 3}
-    (knowing,) = run.turn_ends["v1-mini@0.5:0.4"]
+    (knowing,) = run.turn_ends["v1-mini@0.5:0.4:1"]
     assert (knowing.cut, knowing.turns) == (0, 6)
     assert knowing.delay_s == pytest.approx(0.3)
     assert run.turn_ends["silence:0.6"][-1].delay_s == pytest.approx(1.0)
     found = Run.load(run.path).to_json()["turn_ends"]
     assert found["recommendation"][0].startswith("Recommended for at most 5%")
-    assert set(found["curves"]) == {"silence:0.6", "v1-mini@0.5:0.4"}
+    assert set(found["curves"]) == {"silence:0.6", "v1-mini@0.5:0.4:1"}
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "The end of a turn: cut in, or late" in page
     assert "Recommended for at most 5%" in page
@@ -209,21 +209,6 @@ async def test_either_detector_ends_a_turn_and_both_must_agree(
         options = RunOptions(tmp_path / f"{smart}.jsonl")
         run = await endpointing.on_audio(load_settings(), list(ended), [_spoken()], options)
         assert [heard[0] for heard in run.notes["ended"]] == list(ended.values())
-
-
-async def test_a_missing_package_is_one_error_where_it_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Named, Smart Turn is refused with a hint; of the default detectors it is left out."""
-    for module in (turn_ends, endpointing):
-        monkeypatch.setattr(module, "smart_turn_installed", lambda: False)
-    told: list[str] = []
-    assert "smart-turn" not in endpointing.default_arms(endpointing.OFFLINE_ARMS, told.append)
-    assert "Smart Turn is left out" in told[0]
-    options = RunOptions(tmp_path / "offline.jsonl")
-    with pytest.raises(SettingsError, match="smart-turn-livekit") as error:
-        await endpointing.on_audio(load_settings(), "smart-turn", [_spoken()], options)
-    assert "pip install" in error.value.hint
 
 
 async def test_what_only_a_call_can_tell_has_no_curve(tmp_path: Path) -> None:
