@@ -93,6 +93,18 @@ def both(settings: Settings) -> tuple[Engine[Any], Engine[Any]]:
     return stt_engine(settings), tts_engine(settings)
 
 
+def weights_of(settings: Settings) -> set[WeightName]:
+    """Returns the weights that a worker with these settings loads.
+
+    Raises:
+        SettingsError: There is no engine of a name, or the settings lack what it needs.
+    """
+    needed = {name for engine in both(settings) for name in engine.weights}
+    if settings.turn_detector in ("smart-turn", "either"):
+        needed.add("smart-turn")
+    return needed
+
+
 def load_stt(settings: Settings) -> stt.STT[Any]:
     """Loads the recogniser of the settings.
 

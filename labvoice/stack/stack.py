@@ -223,7 +223,7 @@ class Stack:
         Not left to the worker, so that a download shows its progress and damaged weights fail at
         once.
         """
-        needed = {name for engine in engines.both(settings) for name in engine.weights}
+        needed = engines.weights_of(settings)
         missing = sorted(needed - self._speech_fetched)
         if not missing:
             return

@@ -78,7 +78,11 @@ def test_the_embedded_engines_are_the_default() -> None:
     assert (recogniser.weights, voice.weights) == (("moonshine-base",), ("piper-joe",))
     assert recogniser.local
     assert voice.local
-    assert engines.stt_engine(_settings(stt="tiny")).label == "moonshine-tiny"
+    assert engines.weights_of(_settings()) == {"moonshine-base", "piper-joe", "smart-turn"}
+    assert engines.weights_of(_settings(stt="tiny", turn_detector="v1-mini")) == {
+        "moonshine-tiny",
+        "piper-joe",
+    }
 
 
 def test_deepgram_is_chosen_by_its_key_where_nothing_else_is_asked_for() -> None:
