@@ -1,10 +1,11 @@
-"""Breaks parts of a cluster under calls and prints what happened, as a table in Markdown.
+"""Runs the benches on a cluster, breaks parts of it under calls, and prints both as tables.
 
 `python -m benchmarks.cluster [--trials N] [FAULT…]`: two LiveKit servers on one Redis, two workers.
-For each trial three dispatches are confirmed, one of them to a room with a caller; then the part is
-broken, somebody else calls a new room at once, and the first caller's room is watched. An agent
-counts as there while its heartbeats reach the caller. Exit code 1 if a confirmed dispatch was lost
-or doubled at the end.
+Without a fault named it first runs the benches of one server, small, and then all faults. For each
+trial of a fault three dispatches are confirmed, one of them to a room with a caller; then the part
+is broken, somebody else calls a new room at once, and the first caller's room is watched. An agent
+counts as there while its heartbeats reach the caller. Exit code 1 if an attempt of a bench failed,
+or a confirmed dispatch was lost or doubled at the end.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from livekit import api, rtc
 
+from labvoice.bench.base import RunKeywords
 from labvoice.caller.connection import connect_room
 from labvoice.dispatch import rooms
 from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import LabvoiceError
 from labvoice.lab import Lab
 from labvoice.protocol.metadata import ATTRIBUTE_HEARTBEAT
+from labvoice.runs.run import Run
 from labvoice.settings import load_settings
 
 _ROOMS: Final = 3
@@ -190,32 +195,66 @@ async def _new_call(lab: Lab) -> str:
         return f"**{type(error).__name__}** after {time.monotonic() - began_s:.1f} s"
 
 
+async def benches(lab: Lab, folder: Path) -> list[Run]:
+    """Runs the benches whose calls meet LiveKit's servers, each with few trials."""
+    arms = "sequential,concurrent,token,ahead"
+
+    def options(kind: str) -> RunKeywords:
+        return {"out": folder / f"{kind}.jsonl", "progress": _tell, "warmup": 0}
+
+    return [
+        await lab.bench.connect(1, arms=arms, **options("connect")),
+        await lab.bench.turns(2, **options("turns")),
+        await lab.bench.burst(20, 1, **options("burst")),
+        await lab.bench.failover(1, **options("failover")),
+    ]
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
 async def main(faults: list[str], trials: int) -> int:
-    """Prints the table."""
+    """Prints the tables."""
+    bad = 0
+    # An agent in a room without a caller stays.
+    settings = load_settings(llm="paced", max_jobs=8, idle_timeout_s=600.0)
+    async with Lab(nodes=2, workers=2, letta=False, settings=settings, progress=_tell) as lab:
+        if not faults:
+            with tempfile.TemporaryDirectory() as folder:
+                runs = await benches(lab, Path(folder))
+            print("| bench | attempts | failed |\n| --- | --- | --- |")
+            for run in runs:
+                outcomes = run.outcomes["outcome"]
+                failed = int((outcomes != "ok").sum())
+                bad += failed
+                print(f"| {run.header.kind} | {len(outcomes)} | {failed} |", flush=True)
+            print()
+        return int(bad + await break_all(lab, faults or list(FAULTS), trials) > 0)
+
+
+async def break_all(lab: Lab, faults: list[str], trials: int) -> int:
+    """Prints the table of faults; returns in how many trials a dispatch was lost or doubled."""
     head = ("fault", "the caller", "without an agent", "agent", "dispatches kept", "doubled")
     print(f"| {' | '.join(head)} | new call |")
     print("| --- " * (len(head) + 1) + "|", flush=True)
     bad = 0
-    settings = load_settings(
-        llm="paced", max_jobs=8, idle_timeout_s=600.0
-    )  # rooms without a caller
-    async with Lab(nodes=2, workers=2, letta=False, settings=settings) as lab:
-        for fault in faults:
-            for _ in range(trials):
-                await lab.pool.wait_idle(150)
-                seen = await trial(lab, fault)
-                bad += seen.kept < _ROOMS
-                cells = (
-                    fault,
-                    seen.caller,
-                    f"{seen.gap_s:.1f} s",
-                    seen.agent,
-                    f"{seen.kept} of {_ROOMS}",
-                    str(seen.doubled),
-                    seen.new_call,
-                )
-                print(f"| {' | '.join(cells)} |", flush=True)
-    return int(bad > 0)
+    for fault in faults:
+        for _ in range(trials):
+            await lab.pool.wait_idle(150)
+            seen = await trial(lab, fault)
+            bad += seen.kept < _ROOMS
+            cells = (
+                fault,
+                seen.caller,
+                f"{seen.gap_s:.1f} s",
+                seen.agent,
+                f"{seen.kept} of {_ROOMS}",
+                str(seen.doubled),
+                seen.new_call,
+            )
+            print(f"| {' | '.join(cells)} |", flush=True)
+    return bad
 
 
 if __name__ == "__main__":
@@ -223,4 +262,4 @@ if __name__ == "__main__":
     parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], metavar="FAULT")
     parser.add_argument("--trials", type=int, default=1)
     given = parser.parse_args()
-    sys.exit(asyncio.run(main(given.faults or list(FAULTS), given.trials)))
+    sys.exit(asyncio.run(main(given.faults, given.trials)))

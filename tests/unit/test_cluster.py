@@ -149,7 +149,7 @@ async def test_a_server_that_is_no_redis_is_told(tmp_path: Path) -> None:
     """What answers otherwise is an error in words."""
     async with says(b"HTTP/1.1 400\r\n") as port:
         with pytest.raises(ServerUnreachableError, match="it is no Redis"):
-            await RedisServer(f"redis://127.0.0.1:{port}").ask("PING")
+            await RedisServer(f"redis://127.0.0.1:{port}").ping()
 
 
 def test_the_address_of_redis_becomes_livekits_configuration() -> None:

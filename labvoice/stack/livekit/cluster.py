@@ -107,7 +107,8 @@ class Cluster(LiveKitServer):
             LabvoiceError: No node of this cluster has it.
             ServerUnreachableError: Redis does not answer.
         """
-        node_id = await self.redis.ask("HGET", _ROOM_NODES, room)
+        async with self.redis.client() as client:
+            node_id = await client.hget(_ROOM_NODES, room)
         for node in self.nodes:
             if node_id and node.log is not None and node.log.node_id() == node_id:
                 return node

@@ -7,14 +7,18 @@ import importlib.util
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from labvoice.errors import ProcessError, ServerUnreachableError, SettingsError
 from labvoice.settings import Settings
 from labvoice.stack.processes import ManagedProcess, Server, free_port
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 _LOOPBACK: Final = "127.0.0.1"
 _DEFAULT_PORT: Final = 6379
@@ -67,7 +71,7 @@ class RedisServer(Server):
             )
         if settings.redis_url is not None:
             theirs = cls(settings.redis_url.get_secret_value())
-            await theirs.ask("PING")
+            await theirs.ping()
             return theirs
         program = find_program()
         password, folder = secrets.token_urlsafe(32), state_dir / "redis"
@@ -95,7 +99,7 @@ class RedisServer(Server):
 
         async def answers() -> bool:
             try:
-                await server.ask("PING")
+                await server.ping()
             except ServerUnreachableError:
                 return False
             return True
@@ -127,11 +131,18 @@ class RedisServer(Server):
             "use_tls": self._tls,
         }
 
-    async def ask(self, *words: str) -> str | None:
-        """Sends one command; returns its answer as text, None where there is none.
+    async def ping(self) -> None:
+        """Returns when it answers.
 
-        Args:
-            words: The command and its arguments, such as `HGET`, a key and a field.
+        Raises:
+            ServerUnreachableError: Nothing answers in time, or the server refuses.
+        """
+        async with self.client() as client:
+            await client.ping()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Redis]:
+        """Yields a client of it, whose answers are text, for a few seconds.
 
         Raises:
             ServerUnreachableError: Nothing answers in time, or the server refuses.
@@ -154,14 +165,13 @@ class RedisServer(Server):
         )
         try:
             async with client, asyncio.timeout(_ASK_TIMEOUT_S):
-                answer: str | None = await client.execute_command(*words)
+                yield client
         except (OSError, TimeoutError, RedisError) as error:
             what = "it is no Redis" if isinstance(error, InvalidResponse) else str(error)
             raise ServerUnreachableError(
                 f"no Redis answers at {self.address}: {what or type(error).__name__}",
                 "start it, or correct LABVOICE_REDIS_URL, or unset it to let labvoice start one",
             ) from None
-        return answer
 
 
 def find_program() -> str:
