@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -15,6 +17,24 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 _OTHERS = {"LIVEKIT_KEYS", "NODE_IP", "UDP_PORT"}  # of the LiveKit server itself
+
+
+class Image(NamedTuple):
+    """What an image runs: its command, its variables, its user and group."""
+
+    command: list[str]
+    env: dict[str, str]
+    user: str
+
+
+def image(name: str) -> Image:
+    """Reads an image of the Dockerfile."""
+    lines = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    (stage,) = re.findall(rf"^FROM \S+ AS {name}$(.*?)(?=^FROM |\Z)", lines, re.M | re.S)
+    said: dict[str, str] = dict(re.findall(r"^(ENV|USER|ENTRYPOINT|CMD) (.*)$", stage, re.M))
+    command = [*json.loads(said["ENTRYPOINT"]), *json.loads(said.get("CMD", "[]"))]
+    env = dict(each.split("=", 1) for each in shlex.split(said.get("ENV", "")))
+    return Image(command, env, said["USER"])
 
 
 def documents() -> list[dict[str, Any]]:
