@@ -1,8 +1,8 @@
 """Simulates capacity: from the measured cost of a call to fleets, and what breaks first.
 
 `python -m benchmarks.capacity LOAD.jsonl [--echo ECHO.jsonl] [--waiting S]` takes runs of
-`labvoice bench load`: LOAD of the agent, ECHO of the same machine with `--echo`, which tells what
-the media path costs alone. It prints the levels that the model predicts beside those that were
+`labvoice bench load`: LOAD of the agent, ECHO of the same machine with `--echo-agent`, which tells
+what the media path costs alone. It prints the levels that the model predicts beside those that were
 measured, and the fleets for 1,000 and 100,000 calls at once. docs/scale.md has the assumptions.
 """
 
@@ -253,7 +253,7 @@ def main() -> None:
     """Prints the check against the measured knee, and the fleets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("load", type=Path)
-    parser.add_argument("--echo", type=Path, help="the same machine, with --echo")
+    parser.add_argument("--echo", type=Path, help="the same machine, with --echo-agent")
     parser.add_argument(
         "--waiting",
         type=float,

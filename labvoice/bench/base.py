@@ -31,6 +31,7 @@ from labvoice.errors import (
     StageTimeoutError,
     UsageError,
 )
+from labvoice.link.impairment import LinkProfile
 from labvoice.protocol.metadata import JobMetadata
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import host
@@ -97,6 +98,11 @@ class RunOptions:
     def path(self, kind: str) -> Path:
         """Returns where the run is written."""
         return self.out or run_path(kind)
+
+    @property
+    def links_as_told(self) -> dict[str, str]:
+        """The links for the run's header; empty where there is none."""
+        return {"link": "; ".join(self.links)} if self.links else {}
 
     def rounds(self, trials: int) -> int:
         """Returns how many rounds there are, warm-up included.
@@ -239,11 +245,12 @@ async def call_trial(
     said: Sequence[str] = (),
     metadata: JobMetadata | None = None,
     timeout_s: float = DISPATCH_TIMEOUT_S,
+    around: Pcm | None = None,
 ) -> AsyncIterator[tuple[Trial, Call]]:
     """One trial that is a call, not connected yet; every mark of it is recorded as it is set.
 
-    Its arguments are those of :func:`trial`, the metadata of the dispatch, and how long the agent
-    is waited for, in seconds.
+    Its arguments are those of :func:`trial`, the metadata of the dispatch, how long the agent is
+    waited for, in seconds, and what is around the caller of an arm with conditions.
     """
     call = lab.new_call(
         agent_name=arm.agent_name,
@@ -253,6 +260,8 @@ async def call_trial(
         link=arm.link,
         on_mark=lambda mark: this.mark(mark),
     )
+    if arm.conditions is not None and around is not None:
+        call.sound_like(arm.conditions, around)
     async with trial(
         run,
         number,
@@ -345,21 +354,14 @@ async def measure_calls(
         RunFileError: The run file exists already.
     """
     rounds = options.rounds(trials)
-    arms = with_conditions(with_links(arms, options.links), options.conditions)
+    arms, around = await surrounded(lab.settings, arms, options)
     arms = await start_workers(lab, arms, options.progress)
-    around = {
-        arm.name: await asyncio.to_thread(
-            background, arm.conditions, lab.settings, options.progress
-        )
-        for arm in arms
-        if arm.conditions is not None
-    }
     header = {
         "command": options.command,
         "trials": trials,
         "warmup": options.warmup,
         "seed": options.seed,
-        **({"link": "; ".join(options.links)} if options.links else {}),
+        **options.links_as_told,
         **({"wire": True} if lab.wire else {}),
         "agent_name": lab.settings.agent_name,
         **(config or {}),
@@ -380,9 +382,8 @@ async def measure_calls(
                     warmup=this_round < options.warmup,
                     said=said(this_round),
                     metadata=memories.get(arm.name),
+                    around=around.get(arm.name),
                 ) as (this, call):
-                    if arm.conditions is not None:
-                        call.sound_like(arm.conditions, around[arm.name])
                     this.words = await talk(this, call, this_round)
                 name = f" {arm.name}" if len(arms) > 1 else ""
                 options.progress(f"{kind}{name} {this_round + 1}/{rounds}: {this.words}")
@@ -403,14 +404,33 @@ def background(conditions: Conditions, settings: Settings, progress: Callable[[s
     return conditions.around(conditions.spoken(sentence), settings, progress=progress)
 
 
-def refuse_speakers(options: RunOptions, why: str) -> None:
-    """Refuses that a speaker is named for callers whose sentences have their own voices.
+async def surrounded(
+    settings: Settings, arms: Sequence[Arm], options: RunOptions
+) -> tuple[list[Arm], dict[str, Pcm]]:
+    """Returns the arms with their links and sounds, and what is around the callers of each.
+
+    Raises:
+        UsageError: A link or a sound cannot be read, or names no arm.
+    """
+    found = with_conditions(with_links(arms, options.links), options.conditions)
+    around = {
+        arm.name: await asyncio.to_thread(background, arm.conditions, settings, options.progress)
+        for arm in found
+        if arm.conditions is not None
+    }
+    return found, around
+
+
+def refuse_speakers(options: RunOptions) -> None:
+    """Refuses that a speaker is named for callers who say nothing.
 
     Raises:
         UsageError: One is.
     """
     if any(each.speaker for each in options.conditions.values()):
-        raise UsageError(f"a speaker is named, and {why}", "leave `--speaker` out")
+        raise UsageError(
+            "a speaker is named, and the callers of this bench say nothing", "leave it out"
+        )
 
 
 async def sound_like(
@@ -512,15 +532,18 @@ def columns(settings: Settings) -> dict[str, Any]:
 
 def arm_columns(settings: Settings, arm: Arm) -> dict[str, Any]:
     """Returns an arm's columns in the frame; a foreign agent's engines are its own."""
-    target = arm.target
-    link = {"link": str(arm.link)} if arm.link is not None else {}
-    if arm.conditions is not None:
-        link["voice"] = str(arm.conditions)
+    target, around = arm.target, surroundings(arm.link, arm.conditions)
     if target is not None and target.kind not in BUILT_IN:
-        return {"strategy": arm.strategy, **link, **arm.columns}
+        return {"strategy": arm.strategy, **around, **arm.columns}
     changed = dict(arm.settings if target is None else target.settings)
     own = settings.model_copy(update=changed)
-    return {**columns(own), "strategy": arm.strategy, **link, **arm.columns}
+    return {**columns(own), "strategy": arm.strategy, **around, **arm.columns}
+
+
+def surroundings(link: LinkProfile | None, conditions: Conditions | None) -> dict[str, str]:
+    """Returns the columns of a link and of how callers sound; none of what is not given."""
+    given = {"link": link, "voice": conditions}
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def ending_facts(call: Call, masked: Callable[[str], str] = str) -> dict[str, Any]:

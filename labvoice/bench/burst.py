@@ -67,6 +67,11 @@ async def burst(
     rounds = options.rounds(trials)
     if rooms < 1 or workers < 1:
         raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
+    if options.links or options.conditions:
+        raise UsageError(
+            "the rooms of a burst have no callers, and no media that a link could carry",
+            "leave links and sounds out; `bench load` has callers who talk at once",
+        )
     chosen = choose(arms, BURST_ARMS)
     path = options.path("burst")
     if agent is not None:

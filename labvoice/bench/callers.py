@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import secrets
 import tempfile
 import time
@@ -22,11 +23,15 @@ from labvoice.caller.turns import Turn
 from labvoice.choices import RecordingFormat
 from labvoice.dispatch import Dispatcher
 from labvoice.lab import import_for_calls
+from labvoice.link.client import Relays
+from labvoice.link.impairment import LinkProfile
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.load import KIND
 from labvoice.runs.run import RunWriter
 from labvoice.runs.statistics import percentile
-from labvoice.speech.utterances import Utterance
+from labvoice.speech.conditions import Conditions
+from labvoice.speech.utterances import Pcm, Utterance
+from labvoice.stack.livekit.server import http_address
 
 _LAG_EVERY_S: Final = 0.02
 
@@ -55,6 +60,20 @@ class Agent:
     greeting_timeout_s: float
 
 
+class Sounds(NamedTuple):
+    """What the callers of a level say, and how.
+
+    Attributes:
+        utterances: What they say, in rotation.
+        conditions: How they sound; as the utterances are where None.
+        around: What is around them; None where nothing is said of it.
+    """
+
+    utterances: Sequence[Utterance]
+    conditions: Conditions | None
+    around: Pcm | None
+
+
 @dataclass(frozen=True)
 class Order:
     """What one Dask worker does in a level; `begin_s` is on its own monotonic clock."""
@@ -64,7 +83,8 @@ class Order:
     warmup: bool
     begin_s: float
     callers: Sequence[tuple[int, Planned]]
-    utterances: Sequence[Utterance]
+    sounds: Sounds
+    link: LinkProfile | None
 
 
 class Heard(NamedTuple):
@@ -116,7 +136,7 @@ def call_out(order: Order) -> Called:
     """Makes the calls of one Dask worker."""
     with tempfile.TemporaryDirectory(prefix="labvoice-callers-") as folder:
         path = Path(folder) / "callers.jsonl"
-        heard = asyncio.run(_calls(order, path))
+        heard = asyncio.run(_calls(order, path, Relays(Path(folder))))
         lines = path.read_text(encoding="utf-8").splitlines()
     return Called("\n".join(lines[1:-1]), heard)  # without the run's own first and last line
 
@@ -135,17 +155,21 @@ def sounds_of(called: Called, format_: RecordingFormat) -> list[Sound]:
     ]
 
 
-async def _calls(order: Order, path: Path) -> list[Heard]:
+async def _calls(order: Order, path: Path, relays: Relays) -> list[Heard]:
     agent = order.agent
     heard: list[Heard] = []
     lags: list[float] = []
-    async with Dispatcher(agent.url, agent.api_key, agent.api_secret) as dispatcher:
+    async with (
+        relays,
+        Dispatcher(agent.url, agent.api_key, agent.api_secret) as dispatcher,
+    ):
         with RunWriter(path, kind=KIND, loop="open", arms={order.arm: {}}, host_facts={}) as run:
             watching = asyncio.create_task(_watch_loop(lags))
             try:
                 async with asyncio.TaskGroup() as group:
                     for number, planned in order.callers:
-                        group.create_task(_caller(run, dispatcher, order, number, planned, heard))
+                        caller = _caller(run, dispatcher, relays, order, number, planned, heard)
+                        group.create_task(caller)
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
@@ -165,6 +189,7 @@ async def _watch_loop(lags: list[float]) -> None:
 async def _caller(
     run: RunWriter,
     dispatcher: Dispatcher,
+    relays: Relays,
     order: Order,
     number: int,
     planned: Planned,
@@ -193,8 +218,14 @@ async def _caller(
         greets=agent.greets,
         greeting_timeout_s=agent.greeting_timeout_s,
         on_mark=on_mark,
+        open_link=None
+        if order.link is None
+        else functools.partial(relays.open, http_address(agent.url), order.link, number=number),
     )
-    said = said_in(order.utterances, number, len(planned.turns_s))
+    sounds = order.sounds
+    if sounds.conditions is not None and sounds.around is not None:
+        call.sound_like(sounds.conditions, sounds.around)
+    said = said_in(sounds.utterances, number, len(planned.turns_s))
     async with trial(
         run,
         number,
@@ -206,6 +237,7 @@ async def _caller(
     ) as this:
         call.on_turn_mark = on_turn_mark
         try:
+            await call.media.open()  # its relay is no part of the connection
             await _until(click_s)
             this.note(caller_late_s=time.monotonic() - click_s)
             await connect_and_greet(this, call)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from labvoice.bench.arms import CONNECT_ARMS, Arms, choose
-from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
+from labvoice.bench.base import (
+    RunOptions,
+    Trial,
+    connect_and_greet,
+    measure_calls,
+    refuse_speakers,
+)
 from labvoice.caller.call import Call
 from labvoice.runs.run import Run
 
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
 async def connect(lab: Lab, trials: int, arms: Arms, options: RunOptions) -> Run:
     """Measures connections; see :meth:`labvoice.bench.menu.Bench.connect`."""
+    refuse_speakers(options)
     return await measure_calls(
         lab, "connect", trials, choose(arms, CONNECT_ARMS), options, _connect
     )

@@ -7,8 +7,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from labvoice.bench.arms import Arm, Arms, choose_endpointing, endpointing_arms
-from labvoice.bench.base import RunOptions, refuse_speakers, trial
+from labvoice.bench.arms import (
+    Arm,
+    Arms,
+    choose_endpointing,
+    endpointing_arms,
+    with_conditions,
+)
+from labvoice.bench.base import RunOptions, trial
 from labvoice.bench.turns import measure_turns
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
@@ -23,6 +29,7 @@ from labvoice.speech.turn_ends import (
     scores,
     spoken_turns,
 )
+from labvoice.speech.utterances import Utterance
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -58,7 +65,6 @@ async def endpointing(
     options: RunOptions,
 ) -> Run:
     """Measures ends of turns in calls; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
-    refuse_speakers(options, "the turns of this bench are said by all of them, and by a person")
     chosen = choose_endpointing(arms or CALLED_ARMS, lab.settings.max_endpointing_delay_s)
     if any(arm.settings.get("turn_detector") == "both" for arm in chosen):
         raise UsageError(
@@ -67,11 +73,36 @@ async def endpointing(
         )
     if any(arm.settings.get("turn_detector") in ("smart-turn", "either") for arm in chosen):
         await asyncio.to_thread(load_detector, "smart-turn", lab.settings)  # or its error, early
-    if turns is None:
-        said = options.rounds(trials) * count
-        turns = await asyncio.to_thread(spoken_turns, lab.settings, options.progress, max(said, 1))
-    utterances = [turn.utterance for turn in turns]
-    return await measure_turns(lab, KIND, trials, count, chosen, utterances, options)
+    if turns is not None and any(
+        arm.conditions is not None and arm.conditions.speaker
+        for arm in with_conditions(chosen, options.conditions)
+    ):
+        raise UsageError(
+            "a speaker is named, and the turns that are given are recordings, whose pauses no "
+            "other voice makes",
+            "leave the speaker out, or the turns (`--rows`): the built-in ones are said by it",
+        )
+    count_said = max(options.rounds(trials) * count, 1)
+
+    def spoken(speaker: str | None) -> list[Utterance]:
+        made = spoken_turns(lab.settings, options.progress, count_said, speaker)
+        return [turn.utterance for turn in made]
+
+    utterances = (
+        await asyncio.to_thread(spoken, None)
+        if turns is None
+        else [turn.utterance for turn in turns]
+    )
+    return await measure_turns(
+        lab,
+        KIND,
+        trials,
+        count,
+        chosen,
+        utterances,
+        options,
+        spoken_by=lambda conditions: spoken(conditions.speaker),
+    )
 
 
 async def on_audio(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.base import RunOptions, Trial, measure_calls
+from labvoice.bench.base import RunOptions, Trial, measure_calls, refuse_speakers
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher, rooms
 from labvoice.errors import DuplicateAgentError, UsageError
@@ -75,6 +75,7 @@ async def failover(
         RunFileError: The run file exists already.
     """
     options.rounds(trials)
+    refuse_speakers(options)
     if not kills:
         raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
     if not lab.supervised:

@@ -23,8 +23,11 @@ def keep_calibration(settings: Settings, run: Run) -> float | None:
 
     Returns:
         The 95th percentile of the error's amount over all its variants, in seconds; None where
-        fewer than 20 turns were measured, which are kept nowhere.
+        fewer than 20 turns were measured, or some over a link or with a sound around the caller:
+        these are kept nowhere.
     """
+    if any({"link", "voice"} & columns.keys() for columns in run.header.arms.values()):
+        return None
     frame = run.frame
     rows = frame[(frame["stage"] == INSTRUMENT_ERROR) & (frame["outcome"] == "ok")]
     errors = rows.loc[~rows["warmup"] & ~rows["upset"], "duration_s"].dropna().abs()

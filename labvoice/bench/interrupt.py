@@ -6,15 +6,15 @@ import asyncio
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from labvoice.bench.arms import INTERRUPT_ARMS, Arm, Arms, choose
+from labvoice.bench.arms import INTERRUPT_ARMS, Arm, Arms, choose, with_conditions
 from labvoice.bench.base import (
     RunOptions,
     Trial,
     connect_and_greet,
     measure_calls,
-    refuse_speakers,
 )
 from labvoice.caller.call import Call
 from labvoice.caller.interruption import PAUSE_S, Interruption, check_at
@@ -24,7 +24,7 @@ from labvoice.protocol.vocabulary import OVERLAP, STAND_WINDOW_S, YIELD_WINDOW_S
 from labvoice.runs.run import Run
 from labvoice.settings import Settings
 from labvoice.speech.probes import Probe, Probes, check_probes, make_probes
-from labvoice.speech.utterances import Utterance, synthesize
+from labvoice.speech.utterances import DEFAULT_SPEAKER, Utterance, synthesize_all
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import BUILT_IN
 
@@ -65,29 +65,40 @@ async def interrupt(
 ) -> Run:
     """Measures turn-taking; see :meth:`labvoice.bench.menu.Bench.interrupt`."""
     options.rounds(trials)
-    refuse_speakers(options, "each probe has its own voice")
     check_at(at)
     check_probes(probes)
     chosen = [_with_columns(arm, lab.settings) for arm in choose(arms, INTERRUPT_ARMS)]
-    variants = await asyncio.to_thread(make_probes, probes, lab.settings, options.progress)
-    question = (
-        ask
+    speakers = {
+        arm.name: (arm.conditions and arm.conditions.speaker) or DEFAULT_SPEAKER
+        for arm in with_conditions(chosen, options.conditions)
+    }
+    said_by = {
+        speaker: await asyncio.to_thread(
+            make_probes, probes, lab.settings, options.progress, speaker
+        )
+        for speaker in dict.fromkeys([DEFAULT_SPEAKER, *speakers.values()])
+    }
+    questions = {
+        speaker: ask
         if isinstance(ask, Utterance)
-        else await asyncio.to_thread(synthesize, ask, lab.settings, options.progress)
-    )
+        else await asyncio.to_thread(_question, ask, lab.settings, options.progress, speaker)
+        for speaker in said_by
+    }
+    variants = said_by[DEFAULT_SPEAKER]
 
-    def probe_of(round_number: int) -> Probe:
+    def probe_of(round_number: int, speaker: str = DEFAULT_SPEAKER) -> Probe:
         place = round_number - options.warmup
-        of_name = variants[place % len(variants)]
+        of_name = said_by[speaker][place % len(variants)]
         return of_name[place // len(variants) % len(of_name)]
 
     async def talk(this: Trial, call: Call, round_number: int) -> str:
         await connect_and_greet(this, call)
         call.on_turn_mark = None  # the marks of the question are no figures of this bench
-        probe = probe_of(round_number)
+        speaker = speakers[this.arm]
+        probe = probe_of(round_number, speaker)
         if probe.kind == "pause":
             return f"{probe.name}: {await _pause(this, call, probe)}"
-        return f"{probe.name}: {await _speak_over(this, call, probe, question, at)}"
+        return f"{probe.name}: {await _speak_over(this, call, probe, questions[speaker], at)}"
 
     return await measure_calls(
         lab,
@@ -100,10 +111,16 @@ async def interrupt(
         config={
             "trials": trials,
             "probes": [each[0].name for each in variants],
-            "ask": question.text,
+            "ask": questions[DEFAULT_SPEAKER].text,
             "at_s": at,
         },
     )
+
+
+def _question(
+    text: str, settings: Settings, progress: Callable[[str], None], speaker: str
+) -> Utterance:
+    return synthesize_all([text], settings, progress, speaker=speaker)[0]
 
 
 def _with_columns(arm: Arm, settings: Settings) -> Arm:

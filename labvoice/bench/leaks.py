@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import gc
 import os
 import sys
@@ -14,11 +15,21 @@ import pandas as pd
 import psutil
 from livekit import api
 
-from labvoice.bench.arms import DEFAULT
-from labvoice.bench.base import RunOptions, call_trial, columns, connect_and_greet, host_facts
+from labvoice.bench.arms import DEFAULT, Arm
+from labvoice.bench.base import (
+    RunOptions,
+    call_trial,
+    columns,
+    connect_and_greet,
+    host_facts,
+    refuse_speakers,
+    surrounded,
+    surroundings,
+)
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 from labvoice.runs.run import Run, RunWriter
+from labvoice.speech.utterances import Pcm
 
 _JOIN_TIMEOUT_S: Final = 30.0
 """The worker's warm process may just be taken."""
@@ -67,17 +78,27 @@ async def leaks(lab: Lab, calls: int, options: RunOptions) -> tuple[Run, pd.Data
     """
     if calls < 1:
         raise UsageError("no call is no test", "pass `--calls 1` or more")
+    refuse_speakers(options)
+    (arm,), around = await surrounded(lab.settings, [DEFAULT], options)
     path = options.path("leaks")
-    config = {"command": options.command, "calls": calls, "warmup": options.warmup}
-    arms = {DEFAULT.name: columns(lab.settings)}
+    config = {
+        "command": options.command,
+        "calls": calls,
+        "warmup": options.warmup,
+        **options.links_as_told,
+    }
+    arms = {arm.name: {**columns(lab.settings), **surroundings(arm.link, arm.conditions)}}
+    make_calls = functools.partial(
+        _call, lab, arm, around=around.get(arm.name), progress=options.progress
+    )
     facts = await host_facts(lab)
     with RunWriter(path, kind="leaks", config=config, arms=arms, host_facts=facts) as run:
         half, every = options.warmup + calls // 2, options.warmup + calls
-        await _call(lab, run, range(options.warmup), options.progress, warmup=True)
+        await make_calls(run, range(options.warmup), warmup=True)
         before = await _figures(lab)
-        await _call(lab, run, range(options.warmup, half), options.progress)
+        await make_calls(run, range(options.warmup, half))
         halfway = await _figures(lab)
-        await _call(lab, run, range(half, every), options.progress)
+        await make_calls(run, range(half, every))
         after = await _figures(lab)
     frame = pd.DataFrame({"before": before, "halfway": halfway, "after": after})
     frame["change"] = frame["after"] - frame["before"]
@@ -87,10 +108,12 @@ async def leaks(lab: Lab, calls: int, options: RunOptions) -> tuple[Run, pd.Data
 
 async def _call(
     lab: Lab,
+    arm: Arm,
     run: RunWriter,
     numbers: range,
-    progress: Callable[[str], None],
     *,
+    around: Pcm | None,
+    progress: Callable[[str], None],
     warmup: bool = False,
 ) -> None:
     failed = 0
@@ -99,9 +122,10 @@ async def _call(
             lab,
             run,
             number,
-            DEFAULT,
+            arm,
             round_number=number,
             warmup=warmup,
+            around=around,
             timeout_s=_JOIN_TIMEOUT_S,
         ) as (this, call):
             await connect_and_greet(this, call)

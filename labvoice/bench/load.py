@@ -17,10 +17,12 @@ from labvoice.bench.base import (
     host_facts,
     keep_sound,
     start_workers,
+    surrounded,
+    surroundings,
     wait_idle,
 )
 from labvoice.bench.calibrate import tone
-from labvoice.bench.callers import Agent, Order, Planned, call_out, sounds_of, text_of
+from labvoice.bench.callers import Agent, Order, Planned, Sounds, call_out, sounds_of, text_of
 from labvoice.bench.cluster import ask, measure_offsets, open_client
 from labvoice.bench.turns import default_utterances
 from labvoice.caller.clock import ClockOffset
@@ -41,10 +43,19 @@ if TYPE_CHECKING:
     from labvoice.lab import Lab
 
 _ECHO_NAME: Final = "echo-agent"
+ECHO: Final = Arm(
+    "echo",
+    agent_name=_ECHO_NAME,
+    program="labvoice.agent.echo",
+    settings={"max_jobs": 64, "greeting": ""},
+)
+"""Agents that load no model and send back what they hear a second later."""
 _ECHO_CALLS: Final = 50
 """Calls that one echo worker is given: half of what its load function takes."""
 _LEAD_S: Final = 2.0
 """From the submission of a level to its first intended start: the Dask workers have it by then."""
+_LINK_LEAD_S: Final = 5.0
+"""The same where each Dask worker first starts the process of its relays."""
 _SLACK_S: Final = 120.0
 """How much longer than planned a level may take: joins and replies have time-outs of their own."""
 _POLL_S: Final = 0.1
@@ -121,15 +132,27 @@ async def load(
     if not levels or list(levels) != sorted(set(levels)):
         raise UsageError("the levels of a ramp rise", "such as `[1, 2, 4]`")
     plans = {callers: schedule(callers, rate_per_min, seconds) for callers in levels}
-    if options.links or options.conditions:
-        raise UsageError("callers under load have plain links and voices", "leave them out")
     path = options.path(KIND)
-    called, workers = await _start_agent(lab, max(levels), options, echo=echo, agent=agent)
+    about = columns(lab.settings) if not echo and agent is None else {}
+    arms, around = await surrounded(lab.settings, [level_arm(each) for each in levels], options)
     utterances = (
         [Utterance("", tone(), SAMPLE_RATE_HZ, "tone")]
         if echo
         else await asyncio.to_thread(default_utterances, lab.settings, options.progress)
     )
+    sounds = {
+        arm.name: Sounds(
+            utterances
+            if arm.conditions is None
+            else await asyncio.to_thread(
+                arm.conditions.voiced, utterances, lab.settings, options.progress
+            ),
+            arm.conditions,
+            around.get(arm.name),
+        )
+        for arm in arms
+    }
+    called, workers = await _start_agent(lab, max(levels), options, echo=echo, agent=agent)
     facts = await host_facts(lab)
     async with open_client(client, max(levels), options) as (dask, local_pids):
         offsets = await measure_offsets(dask)
@@ -140,22 +163,25 @@ async def load(
             "seconds": seconds,
             "limit_s": limit_s,
             "warmup": options.warmup,
+            **options.links_as_told,
             "agent": "echo" if echo else str(agent or called.name),
             "workers": workers,
             "dask_workers": len(offsets),
         }
-        about = columns(lab.settings) if not echo and agent is None else {}
-        table = {_arm(callers): {**about, "callers": callers} for callers in levels}
+        table = {
+            arm.name: {**about, **surroundings(arm.link, arm.conditions), **arm.columns}
+            for arm in arms
+        }
         with RunWriter(
             path, kind=KIND, loop="open", config=config, arms=table, host_facts=facts
         ) as run:
-            level = _LevelRun(lab, run, dask, offsets, called, utterances, local_pids)
+            level = _LevelRun(lab, run, dask, offsets, called, sounds, local_pids)
             if options.warmup:
                 first = schedule(len(offsets), rate_per_min, 60.0 / rate_per_min)
-                await level.happen(_arm(levels[0]), first, warmup=True)
-            for callers in levels:
+                await level.happen(arms[0], first, warmup=True)
+            for callers, arm in zip(levels, arms, strict=True):
                 await wait_idle(lab, options.progress)
-                if warning := await level.happen(_arm(callers), plans[callers]):
+                if warning := await level.happen(arm, plans[callers]):
                     options.progress(f"warning: {warning}")
                 made = levels_of(Run.load(path))[-1]
                 options.progress(_words(made))
@@ -164,8 +190,10 @@ async def load(
     return Run.load(path)
 
 
-def _arm(callers: int) -> str:
-    return f"{callers} callers" if callers > 1 else "1 caller"
+def level_arm(callers: int) -> Arm:
+    """Returns the arm of a level, which its link and its sounds may be named by."""
+    name = f"{callers} callers" if callers > 1 else "1 caller"
+    return Arm(name, columns={"callers": callers})
 
 
 def _words(level: Level) -> str:
@@ -192,13 +220,7 @@ async def _start_agent(
         return Agent(*where, target.name, None, agent.greeting_timeout_s), 1
     name = _ECHO_NAME if echo else settings.agent_name
     if echo:
-        arm = Arm(
-            "echo",
-            agent_name=name,
-            program="labvoice.agent.echo",
-            settings={"max_jobs": 64, "greeting": ""},
-        )
-        await start_workers(lab, [arm], options.progress, -(-most // _ECHO_CALLS))
+        await start_workers(lab, [ECHO], options.progress, -(-most // _ECHO_CALLS))
     elif not any(worker.agent_name == name for worker in lab.pool.workers):
         options.progress("worker: starting")
         await lab.add_workers()
@@ -221,15 +243,15 @@ class _LevelRun:
         client: DaskClient,
         offsets: Mapping[str, ClockOffset],
         agent: Agent,
-        utterances: Sequence[Utterance],
+        sounds: Mapping[str, Sounds],
         local_pids: Sequence[int],
     ) -> None:
         self._lab, self._run, self._client = lab, run, client
         self._offsets, self._agent = offsets, agent
-        self._utterances, self._local_pids = utterances, local_pids
+        self._sounds, self._local_pids = sounds, local_pids
         self._next = 0
 
-    async def happen(self, arm: str, plan: Sequence[Planned], *, warmup: bool = False) -> str:
+    async def happen(self, arm: Arm, plan: Sequence[Planned], *, warmup: bool = False) -> str:
         """Makes one level, and writes its trials; the recordings are encoded after its last call.
 
         Returns:
@@ -240,8 +262,9 @@ class _LevelRun:
         """
         numbered = list(enumerate(plan, self._next))
         self._next += len(plan)
-        begin_s = time.monotonic() + _LEAD_S
-        lasts_s = _LEAD_S + max(planned.turns_s[-1] for planned in plan)
+        lead_s = _LEAD_S if arm.link is None else _LINK_LEAD_S
+        begin_s = time.monotonic() + lead_s
+        lasts_s = lead_s + max(planned.turns_s[-1] for planned in plan)
         addresses = list(self._offsets)
         called: dict[str, Any] = {}
         for place, address in enumerate(addresses):
@@ -249,11 +272,12 @@ class _LevelRun:
                 continue
             order = Order(
                 self._agent,
-                arm,
+                arm.name,
                 warmup,
                 begin_s + self._offsets[address].offset_s,
                 mine,
-                self._utterances,
+                self._sounds[arm.name],
+                arm.link,
             )
             called[address] = self._submit(address, call_out, order)
         texts = {address: self._submit(address, text_of, made) for address, made in called.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labvoice.bench.base import columns, ending_facts, record_sound, run_path
+from labvoice.bench.base import columns, ending_facts, record_sound, run_path, surroundings
 from labvoice.bench.memory import record_memory
 from labvoice.bench.turns import record_turn
 from labvoice.caller.call import Call
@@ -37,10 +37,9 @@ def record_call(
     """
     path = out or run_path("call")
     about = columns(settings) if target is None else {"agent": str(target)}
-    link = {} if call.media.link is None else {"link": str(call.media.link.profile)}
-    if call.conditions is not None:
-        link["voice"] = str(call.conditions)
-    arms = {"default": {**about, "strategy": call.strategy, **link}}
+    link = None if call.media.link is None else call.media.link.profile
+    around = surroundings(link, call.conditions)
+    arms = {"default": {**about, "strategy": call.strategy, **around}}
     config: dict[str, Any] = {"command": command}
     if served is not None:
         config["models"] = {

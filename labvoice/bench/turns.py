@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from labvoice.errors import UsageError
 from labvoice.protocol.vocabulary import JITTER_BUFFER
 from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     FURTHER_UTTERANCES,
@@ -51,8 +53,21 @@ async def measure_turns(
     arms: Sequence[Arm],
     utterances: Sequence[Utterance] | None,
     options: RunOptions,
+    *,
+    spoken_by: Callable[[Conditions], list[Utterance]] | None = None,
 ) -> Run:
     """Makes calls with a number of turns; round and turn determine the utterance, for every arm.
+
+    Args:
+        lab: A running lab.
+        kind: Kind of the run.
+        trials: How many calls of each arm count.
+        count: How many turns in each call.
+        arms: The arms.
+        utterances: What the callers say, in rotation.
+        options: Options of the run.
+        spoken_by: Returns the utterances in the voice of a speaker; blocks. When not given, each
+            text is synthesised.
 
     Raises:
         UsageError: A number is out of range.
@@ -70,11 +85,14 @@ async def measure_turns(
             more = await asyncio.to_thread(further_utterances, lab.settings, options.progress)
             utterances = [*utterances, *more]
     chosen = utterances
-    sounds = {arm.name: arm.conditions for arm in with_conditions(arms, options.conditions)}
+    if spoken_by is None:
+        spoken_by = functools.partial(
+            Conditions.voiced, utterances=chosen, settings=lab.settings, progress=options.progress
+        )
     voiced = {
-        name: await asyncio.to_thread(each.voiced, chosen, lab.settings, options.progress)
-        for name, each in sounds.items()
-        if each is not None
+        arm.name: await asyncio.to_thread(spoken_by, arm.conditions)
+        for arm in with_conditions(arms, options.conditions)
+        if arm.conditions is not None and arm.conditions.speaker is not None
     }
 
     async def talk(this: Trial, call: Call, round_number: int) -> str:

@@ -66,6 +66,7 @@ async def bench_connect(
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
     link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Measures connections: from the click to the greeting, stage by stage.
@@ -79,11 +80,16 @@ async def bench_connect(
 
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
-    from labvoice.bench.arms import CONNECT_ARMS, choose, with_links
+    from labvoice.bench.arms import CONNECT_ARMS, choose
 
-    chosen = with_links(choose(_all_arms(arms, agents), CONNECT_ARMS), link or [])
+    chosen = choose(_all_arms(arms, agents), CONNECT_ARMS)
     return await _bench(
-        "connect", options, trials=trials, warmup=warmup, arms=chosen, links=link or []
+        "connect",
+        options,
+        trials=trials,
+        warmup=warmup,
+        arms=chosen,
+        **_surroundings(chosen, link, voice),
     )
 
 
@@ -271,14 +277,19 @@ async def calibrate(
         str,
         typer.Option("--arms", help="What is on the line: plain, quiet, breath, noise, music."),
     ] = "plain",
+    link: LinksOption = None,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Measures the instrument's own error, against replies of known delay and dated packets.
 
+    That of this machine is kept for later runs; over a link it is not.
+
     Example: labvoice calibrate --trials 10 --arms plain,quiet,breath,noise,music
     """
     paced = dataclasses.replace(options, llm="paced")
-    return await _bench("calibrate", paced, workers=0, wire=True, trials=trials, arms=arms)
+    return await _bench(
+        "calibrate", paced, workers=0, wire=True, trials=trials, arms=arms, links=link or []
+    )
 
 
 @bench_app.command("burst")
@@ -346,12 +357,15 @@ async def bench_load(
         str | None,
         typer.Option("--scheduler", help="Address of a Dask scheduler; processes here if absent."),
     ] = None,
-    echo: Annotated[
-        bool, typer.Option("--echo", help="Call agents without models: the media path alone.")
+    echo_agent: Annotated[
+        bool,
+        typer.Option("--echo-agent", help="Call agents without models: the media path alone."),
     ] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers of the agent.")] = 1,
     warmup: WarmupOption = 1,
     agents: AgentOptions = NO_AGENTS,
+    link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Loads agents with callers who talk, in several processes or on several machines (Dask).
@@ -362,24 +376,27 @@ async def bench_load(
 
     Example: labvoice bench load --ramp 1..8 --llm paced
 
-    Example: labvoice bench load --callers 100 --echo --scheduler tcp://10.0.0.5:8786
+    Example: labvoice bench load --callers 100 --echo-agent --scheduler tcp://10.0.0.5:8786
+
+    Example: labvoice bench load --ramp 1..8 --llm paced --link 4g --noise street
     """
-    from labvoice.bench.load import ramp
+    from labvoice.bench.load import level_arm, ramp
     from labvoice.errors import UsageError
     from labvoice.lab import Lab
 
     if (callers is None) == (ramp_levels is None):
         raise UsageError("one of --callers and --ramp is needed", "such as `--ramp 1..8`")
     levels = [callers] if callers is not None else ramp(ramp_levels or "")
+    around = _surroundings([level_arm(each) for each in levels], link, voice)
     target = agents.one()
-    own = target is None and not echo
+    own = target is None and not echo_agent
     async with Lab(
         progress=tell,
         workers=workers if own else 0,
         llm=options.llm,
         letta=False,
         supervise=False,
-        model=not echo and (target is None or target.kind != "named"),
+        model=not echo_agent and (target is None or target.kind != "named"),
         recording=options.format,
     ) as lab:
         run = await lab.bench.load(
@@ -387,13 +404,14 @@ async def bench_load(
             rate=rate,
             seconds=seconds,
             limit_s=limit_s,
-            echo=echo,
+            echo=echo_agent,
             agent=target,
             client=scheduler,
             warmup=warmup,
             out=options.out,
             command=command_line(),
             progress=tell,
+            **around,
         )
     await _tell(run, options.json_path)
     return 1 if run.levels[0].void or not run.levels[0].within(limit_s) else 0
@@ -439,6 +457,8 @@ async def bench_leaks(
         int, typer.Option("--calls", min=1, help="Calls between the two measurements.")
     ] = 100,
     warmup: WarmupOption = 3,
+    link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Prints the resources of worker, lab and server before and after many short calls.
@@ -447,15 +467,18 @@ async def bench_leaks(
 
     Example: labvoice bench leaks --calls 100
     """
+    from labvoice.bench.arms import DEFAULT
     from labvoice.bench.base import RunOptions
     from labvoice.bench.leaks import leaks
     from labvoice.lab import Lab
     from labvoice.settings import load_settings
 
+    around = _surroundings([DEFAULT], link, voice)
+
     llm = load_settings(llm=options.llm).llm or "paced"
     async with Lab(progress=tell, llm=llm, letta=False, recording=options.format) as lab:
         run, frame = await leaks(
-            lab, calls, RunOptions(options.out, command_line(), tell, warmup=warmup)
+            lab, calls, RunOptions(options.out, command_line(), tell, warmup=warmup, **around)
         )
     tell(frame.round(1).to_string())
     kept = len(run.recordings)
@@ -478,6 +501,7 @@ async def bench_failover(
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
     agents: AgentOptions = NO_AGENTS,
     link: LinksOption = None,
+    voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
     """Kills agents during calls and measures the time until a replacement listens.
@@ -486,12 +510,12 @@ async def bench_failover(
 
     Example: labvoice bench failover --agent my_agent/agent.py --trials 3
     """
-    from labvoice.bench.arms import Arm, with_links
+    from labvoice.bench.arms import Arm
     from labvoice.bench.failover import parse_kills
     from labvoice.lab import Lab
 
     target = agents.one()
-    with_links([Arm(each) for each in parse_kills(kill, target)], link or [])
+    around = _surroundings([Arm(each) for each in parse_kills(kill, target)], link, voice)
     async with Lab(
         progress=tell,
         llm=options.llm,
@@ -503,10 +527,10 @@ async def bench_failover(
             trials,
             kills=kill,
             agent=target,
-            links=link or [],
             out=options.out,
             command=command_line(),
             progress=tell,
+            **around,
         )
     return 1 if (await _tell(run, options.json_path))["failed"] else 0
 

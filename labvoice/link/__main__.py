@@ -69,7 +69,8 @@ class _Control:
         number = self._opened
         self._opened += 1
         profile = LinkProfile.from_json(asked["profile"])
-        relay = UdpRelay(profile, str(number), keep=asked["keep"])
+        seed = number if asked["number"] is None else asked["number"]
+        relay = UdpRelay(profile, str(seed), keep=asked["keep"])
         runner = web.AppRunner(
             Signalling(asked["server"], relay).app(),
             access_log=None,

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
 
@@ -78,7 +78,7 @@ class Link:
 
 
 class Relays:
-    """The relays of a lab, in a process of their own that starts with the first of them."""
+    """The relays of callers, in a process of their own that starts with the first of them."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -113,7 +113,12 @@ class Relays:
             raise
 
     async def open(
-        self, server: str, profile: LinkProfile | None = None, *, keep_packets: bool = False
+        self,
+        server: str,
+        profile: LinkProfile | None = None,
+        *,
+        keep_packets: bool = False,
+        number: int | None = None,
     ) -> Link:
         """Opens a relay in front of a server.
 
@@ -121,6 +126,8 @@ class Relays:
             server: The server's address, `http://…`.
             profile: The impairment; none when not given.
             keep_packets: Whether its RTP packets are kept.
+            number: Sets the random numbers of links with one seed apart; how many were opened
+                before when not given.
 
         Raises:
             ProcessError: The process ended, was not ready in time, or does not answer.
@@ -129,7 +136,12 @@ class Relays:
             if self._process is None or not self._process.running:
                 await self._start()
         profile = profile or LinkProfile()
-        asked = {"server": server, "profile": profile.to_json(), "keep": keep_packets}
+        asked = {
+            "server": server,
+            "profile": profile.to_json(),
+            "keep": keep_packets,
+            "number": number,
+        }
         return Link(self, await self.ask("POST", "/relays", asked), profile, keep_packets)
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
@@ -153,6 +165,12 @@ class Relays:
                 "its log is `link.log`; start the lab again",
                 self._process.log_tail() if self._process is not None else "",
             ) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def stop(self) -> None:
         """Stops the process, and all links with it; safe to call twice."""

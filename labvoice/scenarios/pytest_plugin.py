@@ -154,8 +154,9 @@ def labvoice_call(request: pytest.FixtureRequest) -> Iterator[SyncCaller]:
     and hears the reply; see :class:`labvoice.scenarios.sync.SyncCall`.
 
     The agent is that of `--labvoice-agent`, else the one given, else that of `labvoice.toml`, else
-    labvoice's own. With `model=[Rule(…), …]` its language model is a script. The call is hung up
-    and recorded as a run at the end of the test.
+    labvoice's own. With `model=[Rule(…), …]` its language model is a script; `link="4g"` and
+    `conditions=Conditions("street")` are the caller's network and what is around it. The call is
+    hung up and recorded as a run at the end of the test.
     """
     caller = _labs(request.config).caller(request.node.nodeid, request.path.parent)
     request.node.stash[_CALLER] = caller

@@ -14,16 +14,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from labvoice.bench.base import RunOptions
+from labvoice.bench.base import RunOptions, sound_like
 from labvoice.bench.record import record_call
 from labvoice.caller.call import Call
 from labvoice.caller.turns import Turn
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.lab import Lab
+from labvoice.link.impairment import LinkProfile
 from labvoice.scenarios.model import Rule, ScenarioFile
 from labvoice.scenarios.runner import CallView
 from labvoice.scenarios.suite import ScenarioResult, Suite, agent_of, lab_for, target_near
 from labvoice.settings import load_settings
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import Utterance
 from labvoice.targets.config import CONFIG_NAME, read_config
 from labvoice.targets.target import BUILT_IN, Target
@@ -113,9 +115,16 @@ class SyncCall(CallView):
             what: A text, the path of an audio file, or an utterance.
             at: As of :meth:`labvoice.caller.call.Call.say`.
         """
-        lab = self._lab
-        said = what if isinstance(what, Utterance) else lab.run(lab.lab.utterance(what))
-        return lab.run(self.call.say(said, at=at))
+        return self._lab.run(self._say(what, at))
+
+    async def _say(self, what: str | Path | Utterance, at_s: float | None) -> Turn:
+        if isinstance(what, Utterance):
+            return await self.call.say(what, at=at_s)
+        lab, conditions = self._lab.lab, self.call.conditions
+        said = await lab.utterance(what)
+        if said.text and conditions is not None:
+            (said,) = await asyncio.to_thread(conditions.voiced, [said], lab.settings)
+        return await self.call.say(said, at=at_s)
 
     def hear(self) -> Turn:
         """Waits for the end of the reply to what was said last.
@@ -135,6 +144,14 @@ class SyncCall(CallView):
         """Waits in silence."""
         self._lab.run(asyncio.sleep(seconds))
 
+    def set_link(self, link: LinkProfile | str) -> None:
+        """Changes the link of the caller's media from now on; `none` lets everything pass.
+
+        Raises:
+            UsageError: There is no such link, or the call was made without one.
+        """
+        self._lab.run(self.call.link.set(link))
+
     def hang_up(self) -> None:
         """Ends the call."""
         self._lab.run(self._lab.lab.end_call(self.call))
@@ -148,7 +165,12 @@ class SyncCaller:
         self._made: list[tuple[BackgroundLab, Target, Call]] = []
 
     def __call__(
-        self, agent: str | Target | None = None, *, model: Sequence[Rule] = ()
+        self,
+        agent: str | Target | None = None,
+        *,
+        model: Sequence[Rule] = (),
+        link: LinkProfile | str | None = None,
+        conditions: Conditions | None = None,
     ) -> SyncCall:
         """Calls an agent, and hears its greeting.
 
@@ -157,20 +179,33 @@ class SyncCaller:
                 the test's folder too.
             model: The script of the agent's language model; the configured model answers if not
                 given.
+            link: The link of the caller's media, such as `4g`; see :meth:`SyncCall.set_link`.
+            conditions: How the caller sounds, and what is around it.
 
         Raises:
+            UsageError: There is no such link or noise.
             LabvoiceError: The agent cannot be started, or does not join.
         """
+        profile = LinkProfile.parse(link) if isinstance(link, str) else link
         target = self._labs.target(agent, self._folder)
         lab = self._labs.lab(scripted=bool(model))
-        return lab.run(self._connect(lab, target, model))
+        return lab.run(self._connect(lab, target, model, profile, conditions))
 
-    async def _connect(self, lab: BackgroundLab, target: Target, model: Sequence[Rule]) -> SyncCall:
+    async def _connect(
+        self,
+        lab: BackgroundLab,
+        target: Target,
+        model: Sequence[Rule],
+        link: LinkProfile | None,
+        conditions: Conditions | None,
+    ) -> SyncCall:
         if model:
             await lab.lab.model_server.give_script([asdict(rule) for rule in model])
         agent = await agent_of(lab.lab, target, RunOptions(progress=self._labs.progress))
-        call = lab.lab.new_call(agent_name=agent)
+        call = lab.lab.new_call(agent_name=agent, link=link)
         self._made.append((lab, target, call))
+        if conditions is not None:
+            await sound_like(call, conditions, lab.lab.settings, self._labs.progress)
         await call.connect()
         await call.hear_greeting()
         for notice in call.notices:

@@ -1,6 +1,6 @@
 """Probes of turn-taking: interruptions (barge-in), backchannels, coughs, asides and pauses.
 
-Each says what it is: words that are synthesised (Kokoro), words that a person has read, or a sound
+Each says what it is: words that are synthesised, words that a person has read, or a sound
 that is made from a signal, for no package at hand ships recorded coughs, laughs or hums.
 """
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from labvoice.errors import UsageError
 from labvoice.settings import Settings
 from labvoice.speech.utterances import (
+    DEFAULT_SPEAKER,
     SAMPLE_RATE,
     Utterance,
     human_utterances,
@@ -66,16 +67,16 @@ class Probe:
 class _Maker:
     """Makes the built-in probes; blocks, at first use for downloads."""
 
-    def __init__(self, settings: Settings, progress: Progress | None) -> None:
-        self._settings, self._progress = settings, progress
+    def __init__(self, settings: Settings, progress: Progress | None, speaker: str) -> None:
+        self._settings, self._progress, self._speaker = settings, progress, speaker
 
     def words(self, *texts: str) -> list[Utterance]:
-        return synthesize_all(texts, self._settings, self._progress)
+        return synthesize_all(texts, self._settings, self._progress, speaker=self._speaker)
 
     def spoken(self, name: str, kind: Kind, texts: dict[str, str]) -> list[Probe]:
         """Synthesised words, with the pattern of an answer to each."""
         return [
-            Probe(name, kind, words, "synthesised", "kokoro", texts[words.text])
+            Probe(name, kind, words, "synthesised", words.source, texts[words.text])
             for words in self.words(*texts)
         ]
 
@@ -83,7 +84,7 @@ class _Maker:
         """Words to somebody else: synthesised ones, and a person who reads in the same room."""
         far = "from afar: 12 dB lower, dull, with reflections"
         texts = ("No, leave it on the table, please.", "Can you close the door over there?")
-        made = [(words, f"kokoro, {far}") for words in self.words(*texts)]
+        made = [(words, f"{words.source}, {far}") for words in self.words(*texts)]
         reader = human_utterances(self._settings, self._progress)
         read = [(words, f"moonshine-voice's recording of Dickens, {far}") for words in reader[:2]]
         pairs = [pair for two in zip(made, read, strict=True) for pair in two]
@@ -122,9 +123,9 @@ class _Maker:
         return Probe(
             "pause",
             "pause",
-            Utterance(text, np.concatenate(kept), SAMPLE_RATE, "kokoro"),
+            Utterance(text, np.concatenate(kept), SAMPLE_RATE, before.source),
             "synthesised",
-            f"kokoro, with a silence of {silence_s:g} s",
+            f"{before.source}, with a silence of {silence_s:g} s",
             pause=(begin_s, begin_s + silence_s),
         )
 
@@ -177,7 +178,10 @@ Probes = str | Sequence["str | Probe"]
 
 
 def make_probes(
-    given: Probes, settings: Settings, progress: Progress | None = None
+    given: Probes,
+    settings: Settings,
+    progress: Progress | None = None,
+    speaker: str = DEFAULT_SPEAKER,
 ) -> list[list[Probe]]:
     """Returns the probes with the variants of each.
 
@@ -187,12 +191,14 @@ def make_probes(
         given: Which; all built-in ones when empty.
         settings: For the cache of voices.
         progress: Called with progress messages.
+        speaker: Says the words that are synthesised; what a person has read, and sounds made from
+            a signal, are nobody else's.
 
     Raises:
-        UsageError: A name is unknown or given twice.
+        UsageError: A name is unknown or given twice, or there is no such speaker.
         WeightsError: The caller's voice could not be obtained.
     """
-    maker = _Maker(settings, progress)
+    maker = _Maker(settings, progress, speaker)
     return [
         [each] if isinstance(each, Probe) else _PROBES[each](maker) for each in check_probes(given)
     ]

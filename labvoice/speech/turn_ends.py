@@ -116,7 +116,10 @@ class SpokenTurn:
 
 
 def spoken_turns(
-    settings: Settings, progress: Progress | None = None, at_most: int | None = None
+    settings: Settings,
+    progress: Progress | None = None,
+    at_most: int | None = None,
+    speaker: str | None = None,
 ) -> list[SpokenTurn]:
     """Returns the built-in turns: read by a person and synthesised, with pauses and without.
 
@@ -126,15 +129,27 @@ def spoken_turns(
         settings: For the cache folder.
         progress: Called with progress messages.
         at_most: How many are wanted, the first ones; all when not given.
+        speaker: Who says all of them, what the person reads too; a person and all voices of
+            Kokoro when not given.
 
     Raises:
         WeightsError: A recording or the caller's voice could not be obtained.
+        UsageError: There is no such speaker.
     """
-    kinds = (
+    read: tuple[list[Utterance], ...] = (
         human_utterances(settings, progress),
-        _hesitating(HESITATIONS[:at_most], settings, progress),
         human_passages(settings, progress),
-        synthesize_all(DEFAULT_UTTERANCES[:at_most], settings, progress),
+    )
+    say = functools.partial(synthesize_all, settings=settings, progress=progress)
+    if speaker is not None:
+        say = functools.partial(say, speaker=speaker)
+        read = tuple(say([each.text for each in part][:at_most]) for part in read)
+    short, long = read
+    kinds = (
+        short,
+        _hesitating(HESITATIONS[:at_most], settings, progress, speaker),
+        long,
+        say(DEFAULT_UTTERANCES[:at_most]),
     )
     mixed = (each for group in itertools.zip_longest(*kinds) for each in group if each)
     return [_heard(utterance) for utterance in itertools.islice(mixed, at_most)]
@@ -297,7 +312,7 @@ def _heard(utterance: Utterance) -> SpokenTurn:
 
 
 def _hesitating(
-    texts: Sequence[str], settings: Settings, progress: Progress | None
+    texts: Sequence[str], settings: Settings, progress: Progress | None, speaker: str | None
 ) -> list[Utterance]:
     """Synthesised sentences with silences where a caller hesitates; the voices take turns.
 
@@ -307,6 +322,7 @@ def _hesitating(
         texts: The first of :data:`HESITATIONS`.
         settings: For the cache folder.
         progress: Called with progress messages.
+        speaker: Says all of them; all voices of Kokoro when not given.
     """
     lengths = iter(pause_lengths(sum(text.count("…") for text in HESITATIONS)))
     parts_of = [[part.strip() for part in text.split("…")] for text in texts]
@@ -314,18 +330,19 @@ def _hesitating(
         " ".join(part if part.endswith((",", ".", "?")) else f"{part}," for part in parts)
         for parts in parts_of
     ]
+    speakers = SPEAKERS if speaker is None else (speaker,)
     # All sentences of a voice at once: each call loads the voice's model.
     of_speaker = [
-        iter(synthesize_all(whole[place :: len(SPEAKERS)], settings, progress, speaker=speaker))
-        for place, speaker in enumerate(SPEAKERS)
+        iter(synthesize_all(whole[place :: len(speakers)], settings, progress, speaker=voice))
+        for place, voice in enumerate(speakers)
     ]
     made = []
     for number, (text, parts) in enumerate(zip(texts, parts_of, strict=True)):
-        spoken = next(of_speaker[number % len(SPEAKERS)])
+        spoken = next(of_speaker[number % len(speakers)])
         ends = np.cumsum([len(part) for part in parts[:-1]]) / sum(map(len, parts))
         silences = [(float(end), next(lengths)) for end in ends]
         samples = with_silences(spoken.samples, silences)
-        made.append(Utterance(text, samples, SAMPLE_RATE, "kokoro"))
+        made.append(Utterance(text, samples, SAMPLE_RATE, spoken.source))
     return made
 
 

@@ -8,15 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 import soundfile
 from distributed import Client, LocalCluster
 
+from labvoice.agent.echo import ECHO_DELAY_S
+from labvoice.bench.calibrate import tone
+from labvoice.caller.microphone import SAMPLE_RATE_HZ
 from labvoice.lab import Lab
 from labvoice.runs import host
 from labvoice.runs.run import Run
+from labvoice.speech.conditions import Conditions
 from labvoice.targets.target import Target
 from tests.stack.talking import LISTENS
 from tests.stack.test_cli import labvoice, server_of
+
+MARK = "STARTED_BY_TEST"
 
 
 def dask_processes() -> list[str]:
@@ -58,6 +65,46 @@ async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) ->
         assert 0 < start_s < 5  # from the intended start
         assert len(sound) / rate > 6
         assert (np.abs(sound).max(axis=0) > 0.1).all()  # the caller's tone, and its echo
+
+
+@LISTENS
+async def test_callers_under_load_have_a_link_and_a_sound(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each Dask worker starts relays, which delay both ways, and the caller's noise is sent."""
+    monkeypatch.setenv(MARK, str(tmp_path))
+    run = await lab.bench.load(
+        2,
+        rate=10,
+        seconds=6,
+        echo=True,
+        warmup=0,
+        links=["2 callers:delay=400ms"],
+        conditions={"": Conditions("street", 30)},
+        out=tmp_path / "load.jsonl",
+    )
+    (level,) = run.levels
+    assert (level.turns, level.joins, level.failed_joins, level.lost) == (2, 2, 0, 0), run
+    arm = run.header.arms["2 callers"]
+    assert (arm["link"], arm["voice"]) == ("delay=400ms", "noise street at 30 dB")
+    heard = run.frame[run.frame["stage"] == "voice_to_voice"]
+    # Of the tone's last sample to the echo's first: a second less the tone, and the link twice.
+    assert (heard["duration_s"] > ECHO_DELAY_S - len(tone()) / SAMPLE_RATE_HZ + 2 * 0.4).all()
+    for path in run.recordings["path"]:
+        sound, rate = soundfile.read(path)
+        assert (np.abs(sound[: 2 * rate, 0]) > 0.001).mean() > 0.5  # before the caller's tone
+    assert relays_of(str(tmp_path)) == []
+    assert dask_processes() == []
+
+
+def relays_of(mark: str) -> list[int]:
+    """Relays of anybody's that were started under a mark in the environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "labvoice.link" in process.cmdline() and process.environ().get(MARK) == mark:
+                found.append(process.pid)
+    return found
 
 
 def dask_of_ones_own() -> tuple[LocalCluster, Client]:

@@ -33,6 +33,22 @@ def repository(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "clinic"))
 
 
+LINKED = """\
+from labvoice.errors import NoReplyError
+from labvoice.speech.conditions import Conditions
+
+
+def test_a_bad_network(labvoice_call):
+    call = labvoice_call("agent.py", link="delay=300ms", conditions=Conditions("street", 15))
+    turn = call.ask("Are you open on Saturday?")
+    assert turn.reply
+    assert turn.voice_to_voice_s >= 0.6
+    call.set_link("none")
+    assert call.call.link.profile.none
+"""
+"""A test of a user's."""
+
+
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs pytest in a folder, as its user does: without the options of the run around it."""
     environment = {name: text for name, text in os.environ.items() if name != "PYTEST_ADDOPTS"}
@@ -71,3 +87,16 @@ def test_a_repository_tests_its_agents_voice_beside_its_unit_tests(repository: P
     assert [run.header.kind for run in runs].count("test") == 2
     assert [run.header.kind for run in runs].count("call") == 1
     assert all(len(run.recordings) == 1 for run in runs)
+
+
+@LISTENS
+def test_a_test_calls_over_a_bad_network(repository: Path) -> None:
+    """The fixture takes a link and what is around the caller; the run says so."""
+    (repository / "tests" / "test_linked.py").write_text(LINKED)
+
+    done = run_pytest(repository, "tests/test_linked.py", "-p", "no:asyncio")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (repository / "runs").glob("*.jsonl")
+    arm = Run.load(path).header.arms["default"]
+    assert (arm["link"], arm["voice"]) == ("none", "noise street at 15 dB")

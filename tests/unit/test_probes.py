@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from labvoice.errors import UsageError
+from labvoice.settings import load_settings
+from labvoice.speech import probes
 from labvoice.speech.probes import (
     PROBES,
     Probe,
@@ -15,6 +17,7 @@ from labvoice.speech.probes import (
     cough,
     from_afar,
     laugh,
+    make_probes,
     mm_hm,
     to_pcm,
 )
@@ -53,6 +56,25 @@ def test_a_made_sound_has_a_length_and_a_level(
     assert bounds is not None
     assert bounds[0] <= 0.01 * SAMPLE_RATE
     assert len(made) - bounds[1] <= 0.01 * SAMPLE_RATE
+
+
+def test_a_speaker_says_the_words_of_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is synthesised is in that voice; what is made from a signal is as it was."""
+    asked = []
+
+    def synthesize(texts: Sequence[str], *_: object, speaker: str) -> list[Utterance]:
+        asked.append(speaker)
+        voiced = to_pcm(mm_hm())
+        return [Utterance(text, voiced, SAMPLE_RATE, f"voice of {speaker}") for text in texts]
+
+    monkeypatch.setattr(probes, "synthesize_all", synthesize)
+    for speaker in ("jm_kumo", "joe"):
+        made = make_probes("question,pause,cough", load_settings(), speaker=speaker)
+        of_words = [probe for variants in made[:2] for probe in variants]
+        assert {probe.utterance.source for probe in of_words} == {f"voice of {speaker}"}
+        assert all(probe.source.startswith(f"voice of {speaker}") for probe in of_words)
+        assert [probe.source for probe in made[2]] == ["signal"]
+    assert set(asked) == {"jm_kumo", "joe"}
 
 
 def test_speech_from_afar_is_lower() -> None:

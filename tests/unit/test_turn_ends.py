@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,11 @@ from labvoice.runs.statistics import mean_intervals
 from labvoice.runs.turn_ends import Heard, Point, fastest, frontier, recommendation, sweep
 from labvoice.settings import load_settings
 from labvoice.speech import turn_ends
+from labvoice.speech.conditions import Conditions
 from labvoice.speech.turn_ends import SpokenTurn, pause_lengths, read_rows, with_silences
-from labvoice.speech.utterances import SAMPLE_RATE, Utterance
+from labvoice.speech.utterances import DEFAULT_UTTERANCES, SAMPLE_RATE, Utterance
+
+_TONE = (9000 * np.sin(np.arange(SAMPLE_RATE) / SAMPLE_RATE * 2 * np.pi * 440)).astype(np.int16)
 
 
 def _point(arm: str, cut: int, delay_s: float) -> Point:
@@ -122,6 +126,37 @@ def _rows(path: Path, **changed: Any) -> Path:
     row = {"id": "1", "language": "en", "audio": {"bytes": sound.getvalue(), "path": ""}}
     pd.DataFrame([{**row, "silence_spans": spans, **changed}]).to_parquet(path)
     return path
+
+
+def test_a_speaker_says_all_built_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's texts too, in the order in which the turns come without a speaker."""
+
+    def read(text: str) -> Utterance:
+        return Utterance(text, _TONE, SAMPLE_RATE, "human")
+
+    def synthesize(
+        texts: Sequence[str], *_: object, speaker: str = "jf_alpha", **__: object
+    ) -> list[Utterance]:
+        return [Utterance(text, _TONE, SAMPLE_RATE, speaker) for text in texts]
+
+    monkeypatch.setattr(turn_ends, "human_utterances", lambda *_: [read("short")])
+    monkeypatch.setattr(turn_ends, "human_passages", lambda *_: [read("long, with a pause")])
+    monkeypatch.setattr(turn_ends, "synthesize_all", synthesize)
+    monkeypatch.setattr(turn_ends, "find_pauses", lambda *_: ())
+    usual = turn_ends.spoken_turns(load_settings())
+    said = turn_ends.spoken_turns(load_settings(), speaker="joe")
+    assert [turn.utterance.text for turn in said] == [turn.utterance.text for turn in usual]
+    assert {turn.utterance.source for turn in said} == {"joe"}
+    assert {"human", "jm_kumo"} < {turn.utterance.source for turn in usual}
+
+
+async def test_turns_that_are_recordings_have_no_other_speaker() -> None:
+    """Their pauses are where the person made them: the error comes before any call."""
+    lab = SimpleNamespace(settings=load_settings())
+    turn = SpokenTurn(Utterance("", _TONE, SAMPLE_RATE, "eot-bench"), (), 1.0)
+    options = RunOptions(conditions={"": Conditions(speaker="joe")})
+    with pytest.raises(UsageError, match="whose pauses no other voice makes"):
+        await endpointing.endpointing(lab, 1, 1, "0.4", [turn], options)  # type: ignore[arg-type]
 
 
 def test_rows_of_eot_bench_are_turns(tmp_path: Path) -> None:
@@ -267,7 +302,7 @@ def test_a_short_run_waits_for_no_synthesis_that_it_does_not_say(
     whole = said()
     speakers = [speaker for speaker, _ in asked]
     assert len(speakers) == len(set(speakers))
-    assert len(whole) == 3 + len(turn_ends.HESITATIONS) + len(turn_ends.DEFAULT_UTTERANCES)
+    assert len(whole) == 3 + len(turn_ends.HESITATIONS) + len(DEFAULT_UTTERANCES)
     assert len(set(whole)) == len(whole)
     for wanted in (1, 2, 7, 60):
         asked.clear()

@@ -74,7 +74,7 @@ class LiveKitServer(Server):
         version: str | None = None,
         metrics_url: str | None = None,
     ) -> None:
-        self.http_url = _http(url)
+        self.http_url = http_address(url)
         self.url = self.agent_url = "ws" + self.http_url.removeprefix("http")
         self.api_key = api_key
         self.api_secret = api_secret
@@ -208,9 +208,9 @@ class LiveKitServer(Server):
         grants = api.VideoGrants(room_list=True)
         token = api.AccessToken(api_key, api_secret.get_secret_value()).with_grants(grants)
         try:
-            async with http_client(_http(url), timeout=timeout_s) as client:
+            async with http_client(http_address(url), timeout=timeout_s) as client:
                 answer = await client.post(
-                    f"{_http(url)}/twirp/livekit.RoomService/ListRooms",
+                    f"{http_address(url)}/twirp/livekit.RoomService/ListRooms",
                     json={},
                     headers={"Authorization": f"Bearer {token.to_jwt()}"},
                 )
@@ -289,7 +289,7 @@ def _config(
     }
 
 
-def _http(url: str) -> str:
+def http_address(url: str) -> str:
     """Returns a `ws` or `http` address as `http`, without a trailing slash."""
     return ("http" + url[2:] if url.startswith("ws") else url).rstrip("/")
 
