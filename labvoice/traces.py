@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -34,6 +35,9 @@ from labvoice.runs.run import Run
 
 _SCOPE: Final = "labvoice.runs"
 _BATCH: Final = 512
+_LANGFUSE_FIRST: Final = "langfuse.observation.completion_start_time"
+"""Langfuse knows the time to the first token by this attribute alone (its
+`packages/shared/src/server/otel/OtelIngestionProcessor.ts`, August 2026)."""
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """Logger that says why an export failed."""
 
@@ -240,10 +244,14 @@ class _Calls:
         for name, start_s, duration_s in placed:
             derived = name in AGENT_TURN_STAGES or name == "transport"
             facts: dict[str, Any] = {"labvoice.start_is_derived": True} if derived else {}
+            began_s = click_s + end_s + start_s
             if name == "llm_node_ttft":
+                first = datetime.fromtimestamp(began_s + duration_s, UTC)
+                facts["gen_ai.operation.name"] = "chat"
                 facts["gen_ai.response.time_to_first_chunk"] = duration_s
+                facts[_LANGFUSE_FIRST] = first.isoformat(timespec="milliseconds")
                 facts |= {"gen_ai.request.model": model} if model else {}
-            self._span(name, click_s + end_s + start_s, duration_s, inside, facts)
+            self._span(name, began_s, duration_s, inside, facts)
         others = {name: it for name, it in measured.items() if name not in {p.name for p in placed}}
         self._spans(others, inside, span, click_s)
         end_span(span, click_s + max(at_s.values()))
@@ -293,6 +301,11 @@ class _Calls:
             **{f"labvoice.config.{name}": value for name, value in columns.items()},
         }
         recording = self._recordings.get(trial)
+        if self._words:
+            # A list of traces shows the words of their roots.
+            turns = [self._said(trial, turn) for turn in self._turns_of(trial)]
+            about["gen_ai.input.messages"] = _messages("user", *(said for said, _ in turns))
+            about["gen_ai.output.messages"] = _messages("assistant", *(it for _, it in turns))
         if recording is not None:
             about["labvoice.recording"] = Path(recording["path"]).resolve().as_uri()
             about["labvoice.recording.start_s"] = float(recording["start_s"])
@@ -310,11 +323,19 @@ class _Calls:
             "gen_ai.output.type": "speech",
         }
         if self._words:
-            facts = self.facts(trial, turn)
-            said = facts.get("said") or facts.get("transcript")
+            said, reply = self._said(trial, turn)
             about["gen_ai.input.messages"] = _messages("user", said)
-            about["gen_ai.output.messages"] = _messages("assistant", facts.get("reply"))
+            about["gen_ai.output.messages"] = _messages("assistant", reply)
         return {name: value for name, value in about.items() if value is not None}
+
+    def _turns_of(self, trial: int) -> list[int]:
+        turns = self._outcomes[trial]["turn"].dropna()
+        return [int(turn) for turn in turns]
+
+    def _said(self, trial: int, turn: int) -> tuple[str | None, str | None]:
+        """What the caller said in a turn, and what the agent replied."""
+        facts = self.facts(trial, turn)
+        return facts.get("said") or facts.get("transcript"), facts.get("reply")
 
     def facts(self, trial: int, turn: int | None) -> dict[str, Any]:
         """What is known of a unit besides times."""
@@ -334,11 +355,12 @@ def _judge(span: trace.Span, outcomes: pd.Series) -> None:
         span.set_status(Status(StatusCode.ERROR, failed))
 
 
-def _messages(role: str, text: Any) -> str | None:
-    """One message as the conventions have it, as JSON; None where there are no words."""
-    if not text:
-        return None
-    message: dict[str, Any] = {"role": role, "parts": [{"type": "text", "content": text}]}
-    if role == "assistant":
-        message["finish_reason"] = "stop"
-    return json.dumps([message], ensure_ascii=False)
+def _messages(role: str, *texts: str | None) -> str | None:
+    """Messages as the conventions have them, as JSON; None where there are no words."""
+    finished = {"finish_reason": "stop"} if role == "assistant" else {}
+    messages = [
+        {"role": role, "parts": [{"type": "text", "content": text}], **finished}
+        for text in texts
+        if text
+    ]
+    return json.dumps(messages, ensure_ascii=False) if messages else None
