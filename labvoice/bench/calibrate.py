@@ -276,15 +276,15 @@ async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
     return f"{what} " + ", ".join(f"{error_s * 1000:.0f} ms" for error_s in errors)
 
 
-def _packetisation_s(call: Call, reference: _ReferenceAgent) -> float:
-    """How long a turn's two edges wait in their packets, in seconds.
+def _packetisation_s(call: Call, reference: _ReferenceAgent) -> float | None:
+    """How long a turn's two edges wait in their packets, in seconds; None where none was found.
 
     The caller's last voiced sample leaves when its packet is full; the first voiced one of the
     reply is heard after those before it in its packet.
     """
     packets = call.media.packets
     if packets is None or packets.last is None or packets.first is None:
-        return 0.0
+        return None
     said = tone()
     ends_s = offset_in_packet(packets.spoken, packets.last, said, len(said) - 1)
     sent = [pair.sent for pair in packets.reply]
@@ -304,13 +304,13 @@ async def _turn(this: Trial, call: Call, reference: _ReferenceAgent) -> float:
     stages = dict(
         zip(CALIBRATION_STAGES, (uplink_s + downlink_s, uplink_s, downlink_s), strict=True)
     )
-    if {"speech_packet_sent", "reply_packet_received"} <= turn.marks.keys():
+    if (packets_s := _packetisation_s(call, reference)) is not None:
+        stages[PACKETISATION] = packets_s
+    if packets_s is not None and turn.jitter_buffer_s is not None:
+        # Without one of the two, what is left would be theirs and not the instrument's.
         sent_s = turn.marks["speech_packet_sent"] - turn.marks["user_speech_end"]
         heard_s = turn.marks["reply_heard"] - turn.marks["reply_packet_received"]
-        stages[PACKETISATION] = _packetisation_s(call, reference)
-        stages[INSTRUMENT_ERROR] = (
-            sent_s + heard_s - (turn.jitter_buffer_s or 0.0) - stages[PACKETISATION]
-        )
+        stages[INSTRUMENT_ERROR] = sent_s + heard_s - turn.jitter_buffer_s - packets_s
     for stage, duration_s in stages.items():
         this.run.stage(this.number, stage, duration_s, turn=turn.number, source="reference")
     record_buffer(this.run, this.number, turn)

@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from labvoice.errors import RunFileError
-from labvoice.protocol.vocabulary import CONNECTION_STAGES, FAILOVER_STAGES, TRANSPORT, TURN_STAGES
+from labvoice.protocol.vocabulary import (
+    CONNECTION_STAGES,
+    FAILOVER_STAGES,
+    HEARD_STAGES,
+    TRANSPORT,
+    TURN_STAGES,
+)
 from labvoice.report import style
 from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILION, Picture
 from labvoice.runs import statistics
@@ -213,8 +219,9 @@ def what_it_does(run: Run) -> Picture:
     """Draws what each link and each sound of the caller does to every stage, against the first arm.
 
     Each cell is a median with its difference to the first arm's. It is coloured where the interval
-    of the rounds' ratio excludes 1, and the darker, the larger the difference is beside the first
-    arm's median. The last two lines are the word error rate and the turns that failed.
+    of the rounds' ratio excludes 1 and the difference exceeds the instrument's error, and the
+    darker, the larger the difference is beside the first arm's median. The last two lines are the
+    word error rate and the turns that failed.
 
     Raises:
         RunFileError: The arms differ neither in their links nor in how their callers sound.
@@ -244,6 +251,7 @@ def what_it_does(run: Run) -> Picture:
     rows = [*((name, values, "ms") for name, values in medians.items())]
     rows += [(name, values, "%") for name, values in rates.items()]
     ratios = run.ratios()
+    error_ms = (run.instrument_error_s or 0.0) * 1e3
     with style.picture(2.6 + 1.75 * len(arms), 1.5 + 0.26 * len(rows)) as figure:
         axes = figure.add_subplot()
         for y, (stage, values, unit) in enumerate(rows):
@@ -252,7 +260,8 @@ def what_it_does(run: Run) -> Picture:
                     continue
                 change = value - values[0]
                 ratio = ratios.get(f"{arm}/{next(iter(arms))}", {}).get(stage)
-                if ratio is not None and not ratio.ci95[0] <= 1 <= ratio.ci95[1]:
+                shown = ratio is not None and not ratio.ci95[0] <= 1 <= ratio.ci95[1]
+                if shown and abs(change) > (error_ms if stage in HEARD_STAGES else 0.0):
                     color = VERMILION if change > 0 else GREEN
                     shade = 0.5 * min(1.0, abs(change) / values[0]) if values[0] else 0.0
                     axes.barh(y, 0.96, 0.92, left=x - 0.48, color=color, alpha=shade)

@@ -17,14 +17,16 @@ GRID: Final = "#dfe4ea"
 PAPER: Final = "#ffffff"
 """The report replaces these four, and blue, by the page's colours: pictures follow dark mode."""
 
-# Okabe and Ito's palette, the strongest contrasts first.
+# Okabe and Ito's palette, the strongest contrasts first, and a grey in place of their black, which
+# is the ink of marks that belong to no arm.
 BLUE: Final = "#0072b2"
 ORANGE: Final = "#e69f00"
 GREEN: Final = "#009e73"
 VERMILION: Final = "#d55e00"
 PURPLE: Final = "#cc79a7"
 SKY: Final = "#56b4e9"
-ARMS: Final = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+GREY: Final = "#949494"
+ARMS: Final = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)
 
 _RC: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",

@@ -38,6 +38,7 @@ def end_of_turn_trade(run: Run) -> Picture:
                 xerr=np.maximum(0, np.nan_to_num([delays - early, late - delays])),
                 yerr=[shares - low, high - shares] if len(points) == 1 else None,
                 marker="o" if number < len(style.ARMS) else "s",
+                linestyle="-" if number < len(style.ARMS) else "--",
                 markersize=4 if len(points) > 1 else 7,
                 color=color,
                 linewidth=1.6,
