@@ -20,6 +20,7 @@ from livekit.protocol import rtc
 from labvoice.link.relay import LOOPBACK, Direction, UdpRelay
 from labvoice.link.rtp import LEVEL_EXTENSION
 from labvoice.proxies import http_session
+from labvoice.stack.relaying import both_ways
 
 _CANDIDATE: Final = re.compile(r"^(?:a=)?candidate:\S+ \d+ (\S+) \d+ (\S+) (\d+) typ (\S+)")
 _EXTENSION: Final = re.compile(r"a=extmap:(\d+)")
@@ -92,16 +93,12 @@ class Signalling:
         ours = web.WebSocketResponse(max_msg_size=0)
         await ours.prepare(request)
         participant = request.path.rstrip("/").endswith(("/rtc", "/rtc/v1"))
-        pumps = [
-            asyncio.create_task(self._pump(ours, theirs, rtc.SignalRequest, participant)),
-            asyncio.create_task(self._pump(theirs, ours, rtc.SignalResponse, participant)),
-        ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await both_ways(
+                self._pump(ours, theirs, rtc.SignalRequest, participant),
+                self._pump(theirs, ours, rtc.SignalResponse, participant),
+            )
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             await theirs.close()
             await ours.close()
         return ours

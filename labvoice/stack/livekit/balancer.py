@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
+from labvoice.stack.relaying import both_ways
+
 _LOOPBACK: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
 
@@ -58,16 +60,9 @@ class Balancer:
                 from_server, to_server = await asyncio.open_connection(_LOOPBACK, port)
             except OSError:
                 continue
-            ways = [
-                asyncio.ensure_future(_copy(reader, to_server)),
-                asyncio.ensure_future(_copy(from_server, writer)),
-            ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await both_ways(_copy(reader, to_server), _copy(from_server, writer))
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
                 to_server.close()
             return
 
