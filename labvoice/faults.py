@@ -16,7 +16,7 @@ from labvoice.caller.call import Call
 from labvoice.errors import StageTimeoutError, UsageError
 from labvoice.stack.livekit.server import LiveKitServer
 from labvoice.stack.models.server import ModelServer
-from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.processes import ManagedProcess, tree_of
 from labvoice.stack.workers.pool import Pool
 from labvoice.stack.workers.worker import Worker
 from labvoice.targets.agent import TargetAgent
@@ -62,10 +62,7 @@ def _send(processes: tuple[psutil.Process, ...], number: signal.Signals) -> None
 
 
 def _fault(pid: int, number: signal.Signals, *, children: bool = False) -> Fault:
-    processes: tuple[psutil.Process, ...] = ()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        processes = (root, *(root.children(recursive=True) if children else ()))
+    processes = tuple(tree_of(pid) if children else tree_of(pid)[:1])
     at_s = time.monotonic()
     _send(processes, number)
     return Fault(processes, at_s)
@@ -194,13 +191,11 @@ class Faults:
                 continue
             port = urlsplit(agent.server.url).port
             connected = []
-            with contextlib.suppress(psutil.NoSuchProcess):
-                root = psutil.Process(agent.worker.process.pid)
-                for process in (root, *root.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):
-                        peers = [each.raddr for each in process.net_connections("tcp")]
-                        if any(peer and peer.port == port for peer in peers):
-                            connected.append(process)
+            for process in tree_of(agent.worker.process.pid):
+                with contextlib.suppress(psutil.Error):
+                    peers = [each.raddr for each in process.net_connections("tcp")]
+                    if any(peer and peer.port == port for peer in peers):
+                        connected.append(process)
             if len(connected) == 2:
                 return int(connected[1].pid)
             raise UsageError(

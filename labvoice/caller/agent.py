@@ -15,6 +15,7 @@ from labvoice.caller.interruption import reply_onset
 from labvoice.caller.marks import ConnectionMarks
 from labvoice.caller.tracks import Ear, OnFrame
 from labvoice.caller.turns import Turns
+from labvoice.concurrency import poll
 from labvoice.dispatch import rooms
 from labvoice.errors import AgentLostError, NoReplyError, StageTimeoutError
 from labvoice.protocol.metadata import ATTRIBUTE_DISPATCH_ID
@@ -356,9 +357,7 @@ class RoomAgent:
         """Returns the worker's reason for the end of the lost agent's job; it may arrive late."""
         if not self.identity:
             return ""
-        until_s = time.monotonic() + _ENDING_TIMEOUT_S
-        while True:
-            why = await self._why_ended(self._dispatch_id, self.identity)
-            if why or time.monotonic() > until_s:
-                return why
-            await asyncio.sleep(_POLL_S)
+        dispatch_id, identity = self._dispatch_id, self.identity
+        return await poll(
+            lambda: self._why_ended(dispatch_id, identity), _ENDING_TIMEOUT_S, _POLL_S
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from livekit import rtc
 
+from labvoice.concurrency import cancel
 from labvoice.dispatch.media import announced_addresses, has_network, media_hint
 from labvoice.errors import (
     CredentialsError,
@@ -104,6 +105,4 @@ async def both(*work: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)

@@ -12,6 +12,7 @@ from livekit import rtc
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Turn
 from labvoice.caller.wire import TurnPackets, turn_packets
+from labvoice.concurrency import poll
 from labvoice.errors import LabvoiceError, MediaPathError
 from labvoice.link.client import Link
 
@@ -123,12 +124,14 @@ class Media:
         """
         if self.link is None:
             return
-        until_s = asyncio.get_running_loop().time() + _PATH_TIMEOUT_S
-        while (stats := await media_stats(self.room)) is None or not stats.ports:
-            if asyncio.get_running_loop().time() > until_s:
-                return  # no path at all: what waits for media says so
-            await asyncio.sleep(_POLL_S)
-        await self._check(stats, self.link)
+
+        async def with_a_path() -> MediaStats | None:
+            stats = await media_stats(self.room)
+            return stats if stats is not None and stats.ports else None
+
+        stats = await poll(with_a_path, _PATH_TIMEOUT_S, _POLL_S)
+        if stats is not None:  # without any path, what waits for media says so
+            await self._check(stats, self.link)
 
     async def _check(self, stats: MediaStats, link: Link) -> None:
         hint = "this call's figures are not of the link; please report it, with the run file"

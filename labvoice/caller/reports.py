@@ -6,7 +6,6 @@ the worker's marks and figures.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import json
@@ -23,6 +22,7 @@ from labvoice.caller.clock import ClockOffset, measure_offset
 from labvoice.caller.marks import ConnectionMarks
 from labvoice.caller.transcription import Transcription
 from labvoice.caller.turns import Item, Turns
+from labvoice.concurrency import poll
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
 from labvoice.protocol.model_errors import refusal_hint
 from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, RPC_MARKS, WORKER_CONNECTION_MARKS
@@ -141,14 +141,13 @@ class AgentReports:
             StageTimeoutError: It does not in time.
             AgentLostError: The agent left.
         """
-        until_s = time.monotonic() + timeout_s
-        while True:
+
+        async def fetched() -> bool:
             await self.fetch()
-            if condition():
-                return
-            if time.monotonic() > until_s:
-                raise StageTimeoutError(stage, timeout_s, f"the agent reports: {self.memory}")
-            await asyncio.sleep(_POLL_S)
+            return condition()
+
+        if not await poll(fetched, timeout_s, _POLL_S):
+            raise StageTimeoutError(stage, timeout_s, f"the agent reports: {self.memory}")
 
     async def why_no_reply(self, error: NoReplyError) -> NoReplyError:
         """Returns the same error, with what the agent's model answered where that is the cause."""

@@ -11,6 +11,7 @@ from livekit import rtc
 from livekit.rtc.data_stream import StreamError
 
 from labvoice.caller.turns import Item
+from labvoice.concurrency import cancel
 
 TOPIC: Final = "lk.transcription"  # livekit.agents.types.TOPIC_TRANSCRIPTION
 _FINAL: Final = "lk.transcription_final"
@@ -58,6 +59,4 @@ class Transcription:
         """Stops reading; nobody is told of messages any more."""
         self._room.unregister_text_stream_handler(TOPIC)
         self._on_item = lambda _: None  # its owner, which has this reader
-        for task in self._reading:
-            task.cancel()
-        await asyncio.gather(*self._reading, return_exceptions=True)
+        await cancel(*self._reading)

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from labvoice.concurrency import cancel, poll
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
 from labvoice.memory.circuit import Circuit, CircuitBreaker, CircuitOpenError
 from labvoice.memory.client import (
@@ -167,20 +168,15 @@ class MemoryQueue:
 
     async def drain(self, timeout_s: float) -> bool:
         """Waits until all turns are written; returns False on timeout."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (await self.backlog()).count:  # noqa: ASYNC110  others write too
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            return False
-        return True
+
+        async def empty() -> bool:
+            return not (await self.backlog()).count
+
+        return await poll(empty, timeout_s, 0.05)
 
     async def close(self) -> None:
         """Stops writing; waiting turns stay on disk for the next process. The client stays open."""
-        tasks = [task for task in (self._task, *self._writers.values()) if task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*filter(None, (self._task, *self._writers.values())))
         await self._store.close()
 
     async def _run(self) -> None:

@@ -24,8 +24,6 @@ _REMEMBERED_S: Final = 7 * 24 * 3600.0
 _HELD_S: Final = 120.0
 MAX_REFUSALS: Final = 30
 """A turn that was refused this often is retried after the turns behind it."""
-# Columns that files of earlier versions lack.
-_ADDED: Final = ("refused integer not null default 0", "held_until real not null default 0")
 _SCHEMA: Final = """
 create table if not exists turns (
     seq integer primary key autoincrement,
@@ -307,9 +305,6 @@ def _open(path: Path) -> sqlite3.Connection:
     # A stored turn survives a power cut.
     db.execute("pragma synchronous = full")
     db.executescript(_SCHEMA)
-    for column in _ADDED:
-        with contextlib.suppress(sqlite3.OperationalError):  # it exists
-            db.execute(f"alter table turns add column {column}")
     db.execute(
         "delete from turns where state = 'written' and written_at < ?",
         (time.time() - _REMEMBERED_S,),

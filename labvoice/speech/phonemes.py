@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-import subprocess
 import threading
 
+from labvoice.concurrency import run
 from labvoice.errors import ModelError
 
 _VOICE = "en-us"
@@ -77,21 +77,13 @@ def _from_library(library: ctypes.CDLL, text: str) -> list[tuple[str, str]]:
 
 
 def _from_program(text: str) -> list[tuple[str, str]]:
-    try:
-        done = subprocess.run(
-            ["espeak-ng", "-q", "--ipa", "-v", _VOICE, "--stdin"],
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+    done = run(["espeak-ng", "-q", "--ipa", "-v", _VOICE, "--stdin"], 10, text=text)
+    if done.returncode:
         raise ModelError(
             f"espeak-ng gives no phonemes: its library does not load and its program fails "
-            f"({type(error).__name__})",
+            f"({done.stderr.strip()})",
             "reinstall the package `espeakng-loader`, or install the program `espeak-ng`",
-        ) from None
+        )
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     # The program tells where clauses end but not by which sign.
     return [(line, ",") for line in lines[:-1]] + [

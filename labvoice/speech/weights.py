@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Final, Literal
 
 from filelock import FileLock, Timeout
 
+from labvoice.concurrency import run
 from labvoice.errors import WeightsError
 from labvoice.settings import Settings
 
@@ -238,20 +238,7 @@ def _repack(name: WeightName, taken: Path, made: Path) -> None:
 
 
 def _run(command: list[str], failure: str, hint: str, timeout_s: float) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise WeightsError(f"{failure} within {timeout_s:g} s", hint) from None
-    except OSError as error:
-        raise WeightsError(f"{failure}: {error.strerror}", hint) from None
+    done = run(command, timeout_s)
     if done.returncode:
         last = " ".join(line.strip() for line in done.stderr.strip().splitlines()[-4:])
         raise WeightsError(f"{failure}: {last}", hint)

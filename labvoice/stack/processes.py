@@ -19,7 +19,7 @@ from typing import Final, Self
 import httpx
 import psutil
 
-from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError
+from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError, UsageError
 from labvoice.proxies import http_client
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -76,20 +76,31 @@ def require_free_port(port: int, what: str) -> None:
             ) from None
 
 
+def tree_of(pid: int) -> list[psutil.Process]:
+    """Returns a process and all its descendants; nothing of one that has ended."""
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
 def memory_of(pid: int) -> int:
     """Proportional set size of a process and all its descendants, in bytes; 0 of one that ended."""
     total = 0
-    try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            try:
-                info = process.memory_full_info()
-                total += getattr(info, "pss", info.rss)
-            except psutil.Error:
-                continue
-    except psutil.Error:
-        return total
+    for process in tree_of(pid):
+        with contextlib.suppress(psutil.Error):
+            info = process.memory_full_info()
+            total += getattr(info, "pss", info.rss)
     return total
+
+
+def new_lines(log: Path, position: int) -> tuple[list[str], int]:
+    """Returns the whole lines of a log from a position on, and the position after them."""
+    with log.open("rb") as file:
+        file.seek(position)
+        data = file.read()
+    complete = data[: data.rfind(b"\n") + 1]
+    return complete.decode(errors="replace").splitlines(), position + len(complete)
 
 
 class ManagedProcess:
@@ -150,8 +161,20 @@ class ManagedProcess:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            with theirs:
-                guard = _spawn([str(stop_step_s), *map(str, command)], theirs, log_path, env, cwd)
+            # Not by asyncio, whose transport kills the guard, and that alone, when a task is
+            # cancelled or a loop ends: the command would run on with nobody to end it.
+            with theirs, log_path.open("ab") as log:
+                fd = theirs.fileno()
+                guard = subprocess.Popen(  # noqa: ASYNC220
+                    [sys.executable, "-I", "-S", _GUARD, str(fd), str(stop_step_s), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=env,
+                    cwd=cwd,
+                    pass_fds=(fd,),
+                    start_new_session=True,
+                )
         except OSError as error:
             ours.close()
             raise ProcessError(f"{name} cannot be started: {error}") from None
@@ -191,9 +214,8 @@ class ManagedProcess:
 
     def be_nice(self) -> None:
         """Lowers the priority of the process (`nice`); children inherit it."""
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(self.pid)
-            for process in [root, *root.children(recursive=True)]:
+        for process in tree_of(self.pid):
+            with contextlib.suppress(psutil.Error):
                 process.nice(_NICE)
 
     def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
@@ -231,37 +253,22 @@ class ManagedProcess:
         Raises:
             ProcessError: The process ended, or was not ready in time; with its last log lines.
         """
+        until = time.monotonic() + timeout_s
         try:
-            await self._until_ready(probe, timeout_s, hint, interval_s)
+            while time.monotonic() < until:
+                if not self.running:
+                    words = f"ended with status {self.returncode} before it was ready"
+                    raise ProcessError(f"{self.name} {words}", hint, self.log_tail())
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(max(0.1, until - time.monotonic())):
+                        if await probe():
+                            return
+                await asyncio.sleep(interval_s)
+            words = f"was not ready within {timeout_s:g} s"
+            raise ProcessError(f"{self.name} {words}", hint, self.log_tail())
         except BaseException:
             await self.stop()
             raise
-
-    async def _until_ready(
-        self,
-        probe: Callable[[], Awaitable[bool]],
-        timeout_s: float,
-        hint: str,
-        interval_s: float,
-    ) -> None:
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            if not self.running:
-                raise ProcessError(
-                    f"{self.name} ended with status {self.returncode} before it was ready",
-                    hint,
-                    self.log_tail(),
-                )
-            try:
-                async with asyncio.timeout(max(0.1, until - time.monotonic())):
-                    if await probe():
-                        return
-            except (OSError, TimeoutError):
-                pass
-            await asyncio.sleep(interval_s)
-        raise ProcessError(
-            f"{self.name} was not ready within {timeout_s:g} s", hint, self.log_tail()
-        )
 
     async def stop(self) -> None:
         """Stops the command and everything in its process group; safe to call twice.
@@ -271,31 +278,6 @@ class ManagedProcess:
         """
         _hang_up(self._pipe)
         await self.wait()
-
-
-def _spawn(
-    arguments: Sequence[str],
-    pipe: socket.socket,
-    log_path: Path,
-    env: Mapping[str, str] | None,
-    cwd: Path | None,
-) -> subprocess.Popen[bytes]:
-    """Starts a guard, which starts the command.
-
-    Not by asyncio, whose transport kills the guard, and that alone, when a task is cancelled or a
-    loop ends: the command would run on with nobody to end it.
-    """
-    with log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str(pipe.fileno()), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=dict(env) if env is not None else None,
-            cwd=cwd,
-            pass_fds=(pipe.fileno(),),
-            start_new_session=True,
-        )
 
 
 def _hang_up(pipe: socket.socket) -> None:
@@ -321,6 +303,19 @@ class Server:
     """
 
     process: ManagedProcess | None = None
+    _launch: Callable[[], Awaitable[ManagedProcess]] | None = None
+
+    async def restart(self) -> None:
+        """Restarts the lab's own server, at the same address.
+
+        Raises:
+            UsageError: The server is external.
+            ProcessError: It ended or did not become ready.
+        """
+        if self._launch is None or self.process is None:
+            raise UsageError("this lab did not start the server", "restart it on its own host")
+        await self.process.stop()
+        self.process = await self._launch()
 
     async def stop(self) -> None:
         """Stops the process, if there is one; safe to call twice."""

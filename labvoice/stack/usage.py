@@ -10,7 +10,7 @@ from typing import Final
 
 import psutil
 
-from labvoice.stack.processes import memory_of
+from labvoice.stack.processes import memory_of, tree_of
 
 _SAMPLE_EVERY_S: Final = 0.5
 
@@ -45,17 +45,12 @@ class Usage:
     def _sample(self, *, first: bool = False) -> None:
         for name, pids in self._roots.items():
             for pid in pids:
-                with contextlib.suppress(psutil.Error):
-                    root = psutil.Process(pid)
-                    for process in [root, *root.children(recursive=True)]:
-                        self._count(name, process, first)
-
-    def _count(self, name: str, process: psutil.Process, first: bool) -> None:
-        with contextlib.suppress(psutil.Error):
-            key, times = (process.pid, process.create_time()), process.cpu_times()
-            used_s = times.user + times.system
-            self._used_s[name] += used_s - self._seen.get(key, used_s if first else 0.0)
-            self._seen[key] = used_s
+                for process in tree_of(pid):
+                    with contextlib.suppress(psutil.Error):
+                        key, times = (process.pid, process.create_time()), process.cpu_times()
+                        used_s = times.user + times.system
+                        self._used_s[name] += used_s - self._seen.get(key, used_s if first else 0.0)
+                        self._seen[key] = used_s
 
     def facts(self) -> dict[str, float]:
         """Returns the mean number of cores that each part used, and its memory in bytes."""

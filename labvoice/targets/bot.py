@@ -13,6 +13,7 @@ from typing import Final
 
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.concurrency import poll
 from labvoice.dispatch import Dispatch, Dispatcher, rooms
 from labvoice.dispatch.tokens import agent_token
 from labvoice.errors import JoinTimeoutError, ProcessError, UsageError
@@ -118,20 +119,24 @@ class Bot:
         self, process: ManagedProcess, room: str, others: set[str], timeout_s: float
     ) -> str:
         """Returns the bot's identity when it is in the room."""
-        until = time.monotonic() + timeout_s
-        while True:
+        found = ""
+
+        async def joined_or_ended() -> bool:
+            nonlocal found
             for one in await self._there(room):
                 if one.identity not in others and one.state == ParticipantInfo.State.ACTIVE:
-                    return one.identity
-            if not process.running:
+                    found = one.identity
+                    break
+            return bool(found) or not process.running
+
+        ended = await poll(joined_or_ended, timeout_s, _POLL_S)
+        if not found:
+            what = f"is not in room {room!r} after {timeout_s:g} s"
+            if ended:
                 what = f"ended with status {process.returncode} before it was in room {room!r}"
-            elif time.monotonic() > until:
-                what = f"is not in room {room!r} after {timeout_s:g} s"
-            else:
-                await asyncio.sleep(_POLL_S)
-                continue
             raise JoinTimeoutError(
                 f"{process.name} {what}\n\nlast log lines:\n{process.log_tail()}",
                 "its command takes {url}, {token} and {room}, or LIVEKIT_URL, LIVEKIT_TOKEN and "
                 "LIVEKIT_ROOM_NAME of its environment",
             )
+        return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from labvoice.concurrency import run
 from labvoice.errors import UsageError
 
 _TIMEOUT_S: Final = 60.0
@@ -68,8 +68,8 @@ async def checked_out(script: Path, revision: str, folder: Path) -> AsyncIterato
                 (found.parent / name).symlink_to(theirs.resolve())
         yield found
     finally:
-        remove = ("worktree", "remove", "--force", str(folder))
-        await asyncio.shield(asyncio.to_thread(_run, repository, *remove))
+        words = ("worktree", "remove", "--force", str(folder))
+        await asyncio.shield(asyncio.to_thread(run, ["git", "-C", repository, *words], _TIMEOUT_S))
 
 
 async def _git(folder: Path, *words: str, what: str) -> str:
@@ -78,22 +78,8 @@ async def _git(folder: Path, *words: str, what: str) -> str:
     Raises:
         UsageError: It fails.
     """
-    done = await asyncio.to_thread(_run, folder, *words)
+    done = await asyncio.to_thread(run, ["git", "-C", folder, *words], _TIMEOUT_S)
     if done.returncode:
         said = f": {done.stderr.strip().splitlines()[-1]}" if done.stderr.strip() else ""
         raise UsageError(f"{what}{said}", "AGENT is path/agent.py@REVISION, such as agent.py@main")
     return done.stdout.strip()
-
-
-def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(words, 1, "", str(error))

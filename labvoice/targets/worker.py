@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 
 from dotenv import dotenv_values
 
+from labvoice.concurrency import run
 from labvoice.errors import ProcessError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.gateway.server import GatewayServer
@@ -163,18 +163,7 @@ async def _registered_name(
 
 def _has_simulation(python: str) -> bool:
     """Whether the livekit-agents of an interpreter knows the flag; it is not imported."""
-    try:
-        asked = subprocess.run(
-            [python, "-c", _FIND_SIMULATION],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_ASK_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.stdout.strip() == "True"
+    return run([python, "-c", _FIND_SIMULATION], _ASK_TIMEOUT_S).stdout.strip() == "True"
 
 
 def secrets_of(environment: Mapping[str, str], folder: Path) -> set[str]:

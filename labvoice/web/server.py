@@ -12,6 +12,7 @@ from typing import Final, Self
 import uvicorn
 from starlette.types import ASGIApp
 
+from labvoice.concurrency import poll
 from labvoice.errors import PortInUseError, StageTimeoutError
 
 KEEP_ALIVE_S: Final = 75
@@ -107,15 +108,10 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         raise_file_limit()
         self._task = asyncio.create_task(self._server.serve([self._socket]), name="http server")
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                # uvicorn reports its start by an attribute only.
-                while not self._server.started:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise StageTimeoutError(
-                "the start of the HTTP server", _START_TIMEOUT_S, "it does not serve"
-            ) from None
+        # uvicorn reports its start by an attribute only.
+        if not await poll(lambda: self._server.started, _START_TIMEOUT_S, 0.01):
+            what = "the start of the HTTP server"
+            raise StageTimeoutError(what, _START_TIMEOUT_S, "it does not serve")
         return self
 
     async def __aexit__(self, *_: object) -> None:

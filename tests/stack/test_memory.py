@@ -18,7 +18,8 @@ from labvoice.memory.client import new_client
 from labvoice.memory.text import user_part
 from labvoice.protocol.metadata import JobMetadata
 from labvoice.settings import load_settings
-from labvoice.stack.letta.env import LettaEnv, Progress, prepare_letta_env
+from labvoice.speech.weights import Progress
+from labvoice.stack.letta.env import LettaEnv, prepare_letta_env
 from labvoice.stack.models.scripted_llm import facts
 from labvoice.web.lab_backend import LabBackend
 from tests.stack.real_letta import Running, user_messages

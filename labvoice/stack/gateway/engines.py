@@ -15,6 +15,8 @@ from aiohttp import web
 from livekit import rtc
 from livekit.agents import stt, tts
 
+from labvoice.concurrency import cancel
+
 Pcm = npt.NDArray[np.int16]
 Service = Literal["stt", "tts", "llm", "eot"]
 
@@ -120,8 +122,7 @@ class Engines:
                 for frame in resampler.flush() if resampler else []:
                     yield np.frombuffer(frame.data, np.int16)
             finally:
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+                await cancel(feeding)
 
     async def speak_text(self, text: str, rate: int) -> AsyncIterator[Pcm]:
         """Synthesises one text; yields samples, shape (n,)."""
@@ -238,8 +239,7 @@ class Recognition:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._sending.cancel()
-        await asyncio.gather(self._sending, return_exceptions=True)
+        await cancel(self._sending)
         await self._stream.aclose()
 
 
@@ -289,8 +289,7 @@ class Segments:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.clear()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
 
 @asynccontextmanager

@@ -8,20 +8,18 @@ import platform
 import shutil
 import sys
 import tarfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uv
 
-from labvoice.errors import BuildError, StageTimeoutError
-from labvoice.stack.locks import only_builder
-from labvoice.stack.processes import ManagedProcess
+from labvoice.errors import BuildError
+from labvoice.speech.weights import Progress
+from labvoice.stack.building import build_step, only_builder
 
 LETTA_VERSION = "0.16.8"
 """The last release whose server letta-client speaks; later ones are another product."""
-Progress = Callable[[str], None]
 
 _PACKAGE = Path(__file__).parent
 LOCK_FILE = _PACKAGE / "requirements.lock"
@@ -75,27 +73,14 @@ def env_root(cache_dir: Path) -> Path:
 
 async def _step(what: str, command: Sequence[str | Path], log: Path, progress: Progress) -> None:
     """Runs one step of the installation and reports its elapsed time."""
-    began = time.monotonic()
-    process = await ManagedProcess.start(f"Letta: {what}", command, log_path=log)
-    ended = asyncio.ensure_future(process.wait())
-    try:
-        while not ended.done():
-            elapsed_s = time.monotonic() - began
-            if elapsed_s > _STEP_TIMEOUT_S:
-                raise StageTimeoutError(
-                    f"Letta: {what}", _STEP_TIMEOUT_S, "it is still running", f"see `{log}`"
-                )
-            progress(f"Letta: {what} ({elapsed_s:.0f} s)")
-            await asyncio.wait([ended], timeout=2.0)
-    finally:
-        ended.cancel()
-        await process.stop()
-    if process.returncode != 0:
-        raise BuildError(
-            f"{what} for Letta failed with status {process.returncode}; its last words: "
-            + (process.log_tail(4) or "none"),
-            f"check that this machine can reach the package index; the whole log is `{log}`",
-        )
+    await build_step(
+        f"Letta: {what}",
+        command,
+        log,
+        f"check that this machine can reach the package index; the whole log is `{log}`",
+        timeout_s=_STEP_TIMEOUT_S,
+        tell=lambda elapsed_s: progress(f"Letta: {what} ({elapsed_s:.0f} s)"),
+    )
 
 
 def _unpack(archive: Path, into: Path) -> None:
@@ -132,8 +117,7 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
         progress: Called with progress messages.
 
     Raises:
-        BuildError: A step failed, or another process installs it and does not end.
-        StageTimeoutError: A step did not end.
+        BuildError: A step failed or did not end, or another process installs it and does not end.
     """
     env = LettaEnv(env_root(cache_dir))
     complete = env.root / "complete"
@@ -146,16 +130,11 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
         env.root.mkdir(parents=True)
         log, venv = env.root / "install.log", env.root / "venv"
         uv_program = uv.find_uv_bin()
-        await _step(
-            "making its environment", [uv_program, "venv", "--python", sys.executable, venv],
-            log, progress,
-        )  # fmt: skip
-        await _step(
-            "installing its packages",
-            [uv_program, "pip", "sync", "--python", env.python, "--require-hashes", LOCK_FILE],
-            log,
-            progress,
-        )
+        making: list[str | Path] = [uv_program, "venv", "--python", sys.executable, venv]
+        await _step("making its environment", making, log, progress)
+        syncing: list[str | Path] = [uv_program, "pip", "sync", "--python", env.python]
+        syncing += ["--require-hashes", LOCK_FILE]
+        await _step("installing its packages", syncing, log, progress)
         # Its build tool is in the lock file, so that no other one is fetched.
         pip = _module(env, "pip download --no-deps --no-binary :all: --no-build-isolation -d")
         source = [*pip, env.root, f"letta=={LETTA_VERSION}"]

@@ -11,16 +11,13 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from labvoice.errors import (
-    CredentialsError,
-    ProcessError,
-    ServerUnreachableError,
-    StageTimeoutError,
-)
+from labvoice.errors import CredentialsError, ServerUnreachableError
 from labvoice.memory.api import LettaApi
 from labvoice.proxies import proxies_for_a_child
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
-from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv, Progress
+from labvoice.speech.weights import Progress
+from labvoice.stack.building import build_step
+from labvoice.stack.letta.env import LETTA_VERSION, SERVE, LettaEnv
 from labvoice.stack.letta.postgres import Postgres
 from labvoice.stack.models import scripted_llm
 from labvoice.stack.processes import ManagedProcess, free_port, http_answers
@@ -186,27 +183,15 @@ class LettaParts:
         # Alembic's scripts are found from the folder it runs in. What Letta's own script prints
         # is the address with the password.
         script = 'cd "$1" && exec "$2" -m alembic upgrade head > /dev/null'
-        migration = await ManagedProcess.start(
+        await build_step(
             "Letta's migrations",
             ["sh", "-c", script, "-", env.migrations, env.python],
-            log_path=self._state_dir / "letta-migrations.log",
+            self._state_dir / "letta-migrations.log",
+            f"the data is in `{self._root}`",
+            timeout_s=_MIGRATION_TIMEOUT_S,
+            tell=lambda _: None,
             env=self._environment(uri),
         )
-        try:
-            async with asyncio.timeout(_MIGRATION_TIMEOUT_S):
-                status = await migration.wait()
-        except TimeoutError:
-            raise StageTimeoutError(
-                "letta migrations", _MIGRATION_TIMEOUT_S, "they still run"
-            ) from None
-        finally:
-            await migration.stop()
-        if status != 0:
-            raise ProcessError(
-                f"Letta's migrations ended with status {status}",
-                f"the data is in `{self._root}`",
-                migration.log_tail(),
-            )
 
     def _environment(self, database_uri: str) -> Mapping[str, str]:
         """Returns Letta's whole environment: no keys of the user, no network access."""

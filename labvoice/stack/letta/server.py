@@ -25,7 +25,8 @@ from labvoice.errors import (
 from labvoice.memory.api import LettaApi
 from labvoice.memory.client import import_client
 from labvoice.settings import Settings
-from labvoice.stack.letta.env import Progress, prepare_letta_env
+from labvoice.speech.weights import Progress
+from labvoice.stack.letta.env import prepare_letta_env
 from labvoice.stack.letta.parts import LettaParts
 from labvoice.stack.processes import ManagedProcess, free_port
 
@@ -228,9 +229,8 @@ class LettaServer:
                         f"see `{ended.log_path}`",
                         ended.log_tail(),
                     )
-                    told = f"{ended.name} ended with status {ended.returncode}"
                 except LabvoiceError as error:
-                    trouble, told = error, error.observed
+                    trouble = error
                 now = time.monotonic()
                 troubles = [at for at in troubles if now - at < _REVIVALS_WITHIN_S] + [now]
                 if len(troubles) > _MOST_REVIVALS:
@@ -239,12 +239,12 @@ class LettaServer:
                         raise trouble
                     self.error = trouble
                     self._settled.set()
+                told = trouble.observed.partition("\n\n")[0]  # without lines of a log
                 progress(f"Letta: {told}; starting it again")
                 await asyncio.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (len(troubles) - 1) - 1))
         except Exception as error:  # any error: callers wait for the state
             if not isinstance(error, LabvoiceError):
-                words = f"Letta cannot be started: {type(error).__name__}: {error}"
-                error = ProcessError(words)
+                error = ProcessError(f"Letta cannot be started: {type(error).__name__}: {error}")
             self.error = error
             self.state = "failed"
             self._settled.set()

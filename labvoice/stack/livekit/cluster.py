@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.settings import Settings
+from labvoice.speech.weights import Progress
 from labvoice.stack.livekit.balancer import Balancer
-from labvoice.stack.livekit.binary import Progress
 from labvoice.stack.livekit.log import LiveKitLog
 from labvoice.stack.livekit.redis import RedisServer
 from labvoice.stack.livekit.server import LiveKitServer, NodeConfig, new_key

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from labvoice.stack.processes import new_lines
+
 _KEPT: Final = 4000
 _DISORDER_S: Final = 1.0
 """How far lines of several servers may be out of order."""
@@ -156,14 +158,10 @@ class LiveKitLog:
         found: list[LogEvent] = []
         for path, position in self._positions.items():
             try:
-                with path.open("rb") as log:
-                    log.seek(position)
-                    data = log.read()
+                lines, self._positions[path] = new_lines(path, position)
             except OSError:
                 continue  # the server's folder was removed: it has been stopped
-            complete = data[: data.rfind(b"\n") + 1]
-            self._positions[path] += len(complete)
-            for line in complete.decode(errors="replace").splitlines():
+            for line in lines:
                 if event := parse(line):
                     found.append(event)
                     _take(event, self._workers[path])

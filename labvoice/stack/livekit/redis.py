@@ -46,7 +46,6 @@ class RedisServer(Server):
         self._tls = parts.scheme == "rediss"
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
         self._database = int(parts.path.strip("/") or 0)
-        self._launch: Callable[[], Awaitable[ManagedProcess]] | None = None
 
     @property
     def address(self) -> str:
@@ -107,19 +106,6 @@ class RedisServer(Server):
         server._launch = launch
         server.process = await launch()
         return server
-
-    async def restart(self) -> None:
-        """Restarts the lab's own server at the same address with the same data.
-
-        Raises:
-            ProcessError: It is external, or ended or did not become ready.
-        """
-        if self._launch is None or self.process is None:
-            raise ProcessError(
-                f"this lab did not start the Redis at {self.address}", "restart it on its own host"
-            )
-        await self.process.stop()
-        self.process = await self._launch()
 
     def livekit_config(self) -> dict[str, object]:
         """Returns the section `redis` of a LiveKit server's configuration."""

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,10 +15,11 @@ import httpx
 from livekit import api
 from pydantic import SecretStr
 
-from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.errors import CredentialsError, ServerUnreachableError
 from labvoice.proxies import http_client
 from labvoice.settings import Settings
-from labvoice.stack.livekit.binary import Progress, find_or_build
+from labvoice.speech.weights import Progress
+from labvoice.stack.livekit.binary import find_or_build
 from labvoice.stack.livekit.log import LiveKitLog
 from labvoice.stack.processes import ManagedProcess, Server, free_port, require_free_port
 
@@ -79,7 +80,6 @@ class LiveKitServer(Server):
         self.api_key = api_key
         self.api_secret = api_secret
         self.process = process
-        self._launch: Callable[[], Awaitable[ManagedProcess]] | None = None
         self.version = version
         self.metrics_url = metrics_url
         self.log = LiveKitLog(process.log_path) if process is not None else None
@@ -176,20 +176,6 @@ class LiveKitServer(Server):
         server.process = await launch()
         server.log = LiveKitLog(server.process.log_path)
         return server
-
-    async def restart(self) -> None:
-        """Restarts the lab's own server: same ports, same key, no rooms.
-
-        Raises:
-            UsageError: The server is external.
-            ProcessError: It ended or did not become ready.
-        """
-        if self._launch is None or self.process is None:
-            raise UsageError(
-                f"this lab did not start the server at {self.url}", "restart it on its own host"
-            )
-        await self.process.stop()
-        self.process = await self._launch()
 
     @staticmethod
     async def check(url: str, api_key: str, api_secret: SecretStr, timeout_s: float = 5.0) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import math
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Final
 
 import pandas as pd
 
+from labvoice.concurrency import cancel, poll
 from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
 from labvoice.settings import Settings
 from labvoice.stack.workers.events import EventLog
@@ -21,6 +23,7 @@ from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, Wor
 
 COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load", "memory")
 _REST_S: Final = 15.0
+_POLL_S: Final = 0.1
 _HUNG_AFTER: Final = 3
 """Consecutive unanswered health checks, 2 s each, after which a worker counts as hung."""
 _JOBS_KEPT: Final = 1000
@@ -170,8 +173,7 @@ class Pool:
 
     async def ended(self) -> None:
         """Waits until there is no worker left and none is being restarted."""
-        while self.workers or self._restarting:  # noqa: ASYNC110  many things change both
-            await asyncio.sleep(0.2)
+        await poll(lambda: not self.workers and not self._restarting, math.inf, _POLL_S)
 
     async def drain(self) -> None:
         """Drains all workers; returns when the last call has ended or at the timeout."""
@@ -181,10 +183,7 @@ class Pool:
 
     async def stop(self) -> None:
         """Stops all workers at once, including those with calls or still starting."""
-        guards = [*self._watchers.values(), *self._draining.values()]
-        for task in [*guards, *self._starts]:
-            task.cancel()
-        await asyncio.gather(*guards, *self._starts, return_exceptions=True)
+        await cancel(*self._watchers.values(), *self._draining.values(), *self._starts)
         self._watchers.clear()
         workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.stop() for worker in workers))
@@ -317,24 +316,24 @@ class Pool:
             StageTimeoutError: They were not in time.
         """
         until = time.monotonic() + timeout_s
-        while self._restarting or not all(
-            await asyncio.gather(*(worker.is_idle() for worker in self.workers))
-        ):
-            if time.monotonic() > until:
-                raise StageTimeoutError(
-                    "the workers' idle state between two calls",
-                    timeout_s,
-                    "a job still runs, or its replacement is still loading models",
-                    "the worker's log shows which job did not end",
-                )
-            await asyncio.sleep(0.1)
+
+        async def idle() -> bool:
+            each = await asyncio.gather(*(worker.is_idle() for worker in self.workers))
+            return not self._restarting and all(each)
+
+        async def rested() -> bool:
+            return all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers)))
+
+        if not await poll(idle, timeout_s, _POLL_S):
+            raise StageTimeoutError(
+                "the workers' idle state between two calls",
+                timeout_s,
+                "a job still runs, or its replacement is still loading models",
+                "the worker's log shows which job did not end",
+            )
         # A worker whose load is the machine's CPU load, like the stock one's, may have to wait for
         # others. On a machine that never idles the trial continues and measures the effect.
-        until = min(until, time.monotonic() + _REST_S)
-        while not all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers))):
-            if time.monotonic() > until:
-                break
-            await asyncio.sleep(0.1)
+        await poll(rested, min(_REST_S, until - time.monotonic()), _POLL_S)
 
     # -- display --------------------------------------------------------------------------
 

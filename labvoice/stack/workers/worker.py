@@ -20,7 +20,7 @@ from labvoice.errors import ProcessError
 from labvoice.protocol.metadata import EVENT_PREFIX
 from labvoice.proxies import http_session, spare_loopback
 from labvoice.settings import ENV_FILE, Settings
-from labvoice.stack.processes import ManagedProcess, free_port
+from labvoice.stack.processes import ManagedProcess, free_port, new_lines
 
 AGENT_PROGRAM = "labvoice.agent"
 # livekit-agents 1.8.9, ipc/supervised_proc.py and ipc/job_thread_executor.py
@@ -225,12 +225,8 @@ class Worker:
         return fresh
 
     def _read(self) -> None:
-        with self.process.log_path.open("rb") as log:
-            log.seek(self._log_position)
-            data = log.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._log_position += len(complete)
-        for line in complete.decode(errors="replace").splitlines():
+        lines, self._log_position = new_lines(self.process.log_path, self._log_position)
+        for line in lines:
             if _PREPARING.search(line):
                 self._preparing += 1
             elif _PREPARED.search(line):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labvoice.errors import BuildError
-from labvoice.stack.locks import only_builder
+from labvoice.stack.building import only_builder
 
 
 async def test_builders_take_turns(tmp_path: Path) -> None:
