@@ -253,12 +253,14 @@ class Settings(BaseSettings):
             return 0.0
         return self.llm_temperature
 
+    def secrets(self) -> list[SecretStr]:
+        """The secrets that are set."""
+        return [value for _, value in self if isinstance(value, SecretStr) and value]
+
     def masked(self, text: str) -> str:
         """Returns another program's text without the secrets of these settings."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, SecretStr) and (secret := value.get_secret_value()):
-                text = text.replace(secret, "***")
+        for secret in self.secrets():
+            text = text.replace(secret.get_secret_value(), "***")
         return text
 
 

@@ -40,7 +40,8 @@ from labvoice.settings import Settings
 from labvoice.speech import engines
 from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import DEFAULT_UTTERANCES, Pcm, synthesize
-from labvoice.targets.target import BUILT_IN
+from labvoice.targets.agent import TargetAgent
+from labvoice.targets.target import BUILT_IN, Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -394,14 +395,19 @@ async def measure_calls(
     return Run.load(path)
 
 
-def background(conditions: Conditions, settings: Settings, progress: Callable[[str], None]) -> Pcm:
-    """Returns what is around a caller; a sentence of its own sets the level. Blocks."""
-    if conditions.noise is None:
-        return np.zeros(0, np.int16)
-    (sentence,) = conditions.voiced(
-        [synthesize(DEFAULT_UTTERANCES[0], settings, progress)], settings, progress
-    )
-    return conditions.around(conditions.spoken(sentence), settings, progress=progress)
+async def background(
+    conditions: Conditions, settings: Settings, progress: Callable[[str], None]
+) -> Pcm:
+    """Returns what is around a caller; a sentence of its own sets the level."""
+
+    def make() -> Pcm:
+        if conditions.noise is None:
+            return np.zeros(0, np.int16)
+        sentence = synthesize(DEFAULT_UTTERANCES[0], settings, progress)
+        (voiced,) = conditions.voiced([sentence], settings, progress)
+        return conditions.around(conditions.spoken(voiced), settings, progress=progress)
+
+    return await asyncio.to_thread(make)
 
 
 async def surrounded(
@@ -414,7 +420,7 @@ async def surrounded(
     """
     found = with_conditions(with_links(arms, options.links), options.conditions)
     around = {
-        arm.name: await asyncio.to_thread(background, arm.conditions, settings, options.progress)
+        arm.name: await background(arm.conditions, settings, options.progress)
         for arm in found
         if arm.conditions is not None
     }
@@ -431,14 +437,6 @@ def refuse_speakers(options: RunOptions) -> None:
         raise UsageError(
             "a speaker is named, and the callers of this bench say nothing", "leave it out"
         )
-
-
-async def sound_like(
-    call: Call, conditions: Conditions, settings: Settings, progress: Callable[[str], None]
-) -> None:
-    """Sets how the caller of a call sounds, and what is around it."""
-    around = await asyncio.to_thread(background, conditions, settings, progress)
-    call.sound_like(conditions, around)
 
 
 async def wait_idle(
@@ -481,6 +479,20 @@ async def start_workers(
             await lab.add_workers(count, agent_name=name, program=arm.program, **arm.settings)
         started.append(arm)
     return started
+
+
+async def dispatched_target(lab: Lab, agent: Target) -> TargetAgent:
+    """Starts an agent that is not labvoice's and has to be dispatched.
+
+    Raises:
+        UsageError: Nobody dispatches it.
+    """
+    if agent.kind == "bot":
+        raise UsageError("a bot is not dispatched", "name an agent with a worker")
+    called = await lab.add_target(agent)
+    if not called.name:
+        raise UsageError(f"{called}, so none is asked for", "name an agent with a name")
+    return called
 
 
 async def host_facts(lab: Lab) -> dict[str, Any]:
@@ -566,19 +578,13 @@ def ending_facts(call: Call, masked: Callable[[str], str] = str) -> dict[str, An
 def connection_facts(call: Call) -> dict[str, Any]:
     """Returns what is known of a connection that is no time."""
     assert call.dispatch is not None
-    clock = (
-        {}
-        if call.offset is None
-        else {
-            "clock_offset_s": call.offset.offset_s,
-            "clock_uncertainty_s": call.offset.uncertainty_s,
-        }
-    )
-    return {
+    found: dict[str, Any] = {
         "dispatch_id": call.dispatch.dispatch_id,
         "room_existed": call.dispatch.room_existed,
         "attempts": call.dispatch.attempts,
         "greeting": call.greeting,
-        **clock,
-        **call.worker,
     }
+    if call.offset is not None:
+        found["clock_offset_s"] = call.offset.offset_s
+        found["clock_uncertainty_s"] = call.offset.uncertainty_s
+    return found | call.worker

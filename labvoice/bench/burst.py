@@ -17,11 +17,13 @@ from labvoice.bench.base import (
     INFRASTRUCTURE_ERRORS,
     RunOptions,
     Trial,
+    dispatched_target,
     host_facts,
     start_workers,
     trial,
     wait_idle,
 )
+from labvoice.concurrency import cancel, poll
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.agents import is_active
 from labvoice.dispatch.rooms import is_agent, participants
@@ -75,11 +77,7 @@ async def burst(
     chosen = choose(arms, BURST_ARMS)
     path = options.path("burst")
     if agent is not None:
-        if agent.kind == "bot":
-            raise UsageError("a bot is not dispatched", "name an agent with a worker")
-        called = await lab.add_target(agent)
-        if not called.name:
-            raise UsageError(f"{called}, so none is asked for", "name an agent with a name")
+        called = await dispatched_target(lab, agent)
         chosen = [dataclasses.replace(arm, agent_name=called.name) for arm in chosen]
     else:
         await start_workers(lab, chosen, options.progress, workers)
@@ -202,8 +200,7 @@ class BurstEvent:
             await (self._confirmed if self._arm.name == "confirmed" else self._plain)(this, room)
             await watching
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await cancel(watching)
 
     async def _plain(self, this: Trial, room: str) -> None:
         this.mark(Mark("dispatch_requested", time.monotonic()))
@@ -224,18 +221,20 @@ class BurstEvent:
         Raises:
             NoWorkerError: None is within the time that either arm has.
         """
-        until = time.monotonic() + self._wait_s
-        while time.monotonic() < until:
-            await asyncio.sleep(_POLL_S)
+
+        async def there() -> list[str]:
             with contextlib.suppress(*INFRASTRUCTURE_ERRORS):  # the next request may be answered
-                if there := await self._present(room):
-                    self._came[room] = there[0]
-                    this.mark(Mark("agent_visible", time.monotonic()))
-                    return
-        raise NoWorkerError(
-            f"no agent came within {self._wait_s:g} s, whatever the server answered",
-            "the server's log tells whether a worker was asked",
-        )
+                return await self._present(room)
+            return []
+
+        await asyncio.sleep(_POLL_S)
+        if not (agents := await poll(there, self._wait_s, _POLL_S)):
+            raise NoWorkerError(
+                f"no agent came within {self._wait_s:g} s, whatever the server answered",
+                "the server's log tells whether a worker was asked",
+            )
+        self._came[room] = agents[0]
+        this.mark(Mark("agent_visible", time.monotonic()))
 
     async def _count(self, this: Trial, room: str) -> int:
         """Counts the agents, and asks again where one that came is not listed.

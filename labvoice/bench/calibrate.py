@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,6 +19,7 @@ from labvoice.caller.call import Call
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.caller.wire import PACKET_S, offset_in_packet
+from labvoice.concurrency import cancel, poll
 from labvoice.dispatch.tokens import agent_token
 from labvoice.errors import LabvoiceError, ServerUnreachableError, StageTimeoutError
 from labvoice.protocol.vocabulary import (
@@ -188,13 +188,10 @@ class _ReferenceAgent:
         Raises:
             StageTimeoutError: Nothing is heard of the caller.
         """
-        until_s = time.monotonic() + _JOIN_TIMEOUT_S
-        while self._listener.heard_s < _SILENCE_S:
-            if time.monotonic() > until_s:
-                raise StageTimeoutError(
-                    "the caller's silence", _JOIN_TIMEOUT_S, "no audio of the caller arrives"
-                )
-            await asyncio.sleep(_POLL_S)
+        if not await poll(lambda: self._listener.heard_s >= _SILENCE_S, _JOIN_TIMEOUT_S, _POLL_S):
+            raise StageTimeoutError(
+                "the caller's silence", _JOIN_TIMEOUT_S, "no audio of the caller arrives"
+            )
 
     def reply_between(self, said_s: float, heard_s: float) -> _Reply:
         for reply in self.replies:
@@ -203,8 +200,7 @@ class _ReferenceAgent:
         raise LabvoiceError("what was heard is no reply of the reference", "repeat the run")
 
     async def leave(self) -> None:
-        for task in self._answers:
-            task.cancel()
+        await cancel(*self._answers)
         await self._microphone.aclose()
         await self._listener.aclose()
         await self._room.disconnect()

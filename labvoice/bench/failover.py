@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from labvoice.bench.arms import Arm
-from labvoice.bench.base import RunOptions, Trial, measure_calls, refuse_speakers
+from labvoice.bench.base import (
+    RunOptions,
+    Trial,
+    dispatched_target,
+    measure_calls,
+    refuse_speakers,
+)
 from labvoice.caller.call import Call
 from labvoice.dispatch import Dispatcher, rooms
 from labvoice.errors import DuplicateAgentError, UsageError
@@ -118,9 +124,7 @@ async def _arms_of(lab: Lab, agent: Target, arms: Sequence[Arm]) -> list[Arm]:
             f"{min(wrong)!r} is for labvoice's own workers: nobody starts another's again",
             f"--kill {','.join(_OTHERS_KILLS)}",
         )
-    called = await lab.add_target(agent)
-    if not called.name:
-        raise UsageError(f"{called}, so none is asked for again", "name an agent with a name")
+    called = await dispatched_target(lab, agent)
     about = {"agent": str(agent)}
     return [
         dataclasses.replace(arm, agent_name=called, target=agent, columns={**arm.columns, **about})

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import gc
 import os
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -146,20 +145,12 @@ async def _call(
     await asyncio.sleep(1)
 
 
-def _release_free_memory() -> None:
-    """Collects cyclic garbage, and returns what was freed to the system where glibc keeps it.
-
-    A process with many objects makes a full collection rarely: what waits for one is no leak.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
 async def _figures(lab: Lab) -> dict[str, float]:
-    _release_free_memory()
+    # A process with many objects makes a full collection rarely: what waits for one is no leak,
+    # nor is what glibc keeps.
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     worker = psutil.Process(lab.pool.workers[0].process.pid)
     own = psutil.Process(os.getpid())
     rooms = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())

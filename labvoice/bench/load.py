@@ -14,6 +14,7 @@ from labvoice.bench.arms import Arm
 from labvoice.bench.base import (
     RunOptions,
     columns,
+    dispatched_target,
     host_facts,
     keep_sound,
     start_workers,
@@ -210,11 +211,7 @@ async def _start_agent(
     if agent is not None:
         if echo:
             raise UsageError("both an agent and echo are given", "leave one of them out")
-        if agent.kind == "bot":
-            raise UsageError("a bot is not dispatched", "name an agent with a worker")
-        target = await lab.add_target(agent)
-        if not target.name:
-            raise UsageError(f"{target}, so none is asked for", "name an agent with a name")
+        target = await dispatched_target(lab, agent)
         server = target.server
         where = (server.url, server.api_key, server.api_secret)
         return Agent(*where, target.name, None, agent.greeting_timeout_s), 1

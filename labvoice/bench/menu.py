@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from labvoice.bench.arms import Arms
-from labvoice.bench.base import RunKeywords, RunOptions
+from labvoice.bench.arms import CONNECT_ARMS, TURN_ARMS, Arms, choose
+from labvoice.bench.base import (
+    RunKeywords,
+    RunOptions,
+    Trial,
+    connect_and_greet,
+    measure_calls,
+    refuse_speakers,
+)
 from labvoice.bench.burst import burst
 from labvoice.bench.calibrate import calibrate
-from labvoice.bench.connect import connect
 from labvoice.bench.endpointing import endpointing
 from labvoice.bench.failover import failover, parse_kills
 from labvoice.bench.interrupt import ASK, AT_S, interrupt
 from labvoice.bench.load import load
 from labvoice.bench.record import record_call
-from labvoice.bench.turns import turns as measure_turns
+from labvoice.bench.turns import measure_turns
 from labvoice.caller.call import Call
 from labvoice.runs.load import LIMIT_S
 from labvoice.runs.run import Run
@@ -59,7 +65,9 @@ class Bench:
             UsageError: A number is out of range.
             RunFileError: The run file exists already.
         """
-        return await connect(self._lab, trials, arms, _with_warmup(options))
+        run, chosen = _with_warmup(options), choose(arms, CONNECT_ARMS)
+        refuse_speakers(run)
+        return await measure_calls(self._lab, "connect", trials, chosen, run, _connect)
 
     async def turns(
         self,
@@ -85,8 +93,8 @@ class Bench:
             RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
-        run = _with_warmup(options)
-        return await measure_turns(self._lab, trials, turns, arms, utterances, run)
+        run, chosen = _with_warmup(options), choose(arms, TURN_ARMS)
+        return await measure_turns(self._lab, "turns", trials, turns, chosen, utterances, run)
 
     async def endpointing(
         self,
@@ -276,6 +284,12 @@ class Bench:
         others = (each for each in self._lab.targets if each.target.kind not in BUILT_IN)
         target = next((each.target for each in others if each.name == call.agent_name), None)
         return record_call(self._lab.settings, call, out, target=target)
+
+
+async def _connect(this: Trial, call: Call, _: int) -> str:
+    await connect_and_greet(this, call)
+    took_s = call.marks[call.ready_by] - call.marks["click"]
+    return f"ready after {took_s * 1000:.0f} ms"
 
 
 def _with_warmup(options: RunKeywords) -> RunOptions:

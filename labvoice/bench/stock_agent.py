@@ -12,6 +12,7 @@ so that nothing else differs. Run as
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext, JobProcess
@@ -65,19 +66,26 @@ async def talk(context: JobContext, session: AgentSession[None]) -> None:
         session.say(greeting)
 
 
-def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker; the address of its status and the signs of life are the bench's."""
+def make_server(
+    settings: Settings, port: int, job: Callable[[JobContext], Awaitable[None]], **options: Any
+) -> AgentServer:
+    """Builds a worker; the address of its status and the signs of life are the bench's."""
     server = AgentServer(
         host="127.0.0.1",
         port=port,
         load_fnc=no_load,
-        setup_fnc=prewarm,
-        initialize_process_timeout=_LOAD_TIMEOUT_S,
         http_proxy=proxy_for(settings.livekit_url or ""),
+        **options,
     )
-    server.rtc_session(entrypoint, agent_name=settings.agent_name)
+    server.rtc_session(job, agent_name=settings.agent_name)
     report_registration(server, settings.agent_name)
     return server
+
+
+def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
+    """Builds the stock worker."""
+    prewarmed = {"setup_fnc": prewarm, "initialize_process_timeout": _LOAD_TIMEOUT_S}
+    return make_server(settings, port, entrypoint, **prewarmed)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ import sys
 
 from livekit.agents import AgentServer, AgentSession, JobContext
 
-from labvoice.agent.app import report_registration
 from labvoice.agent.worker import run_worker
-from labvoice.bench.stock_agent import load_models, no_load, talk
-from labvoice.proxies import proxy_for
+from labvoice.bench.stock_agent import load_models, make_server, talk
 from labvoice.settings import Settings
 
 
@@ -24,16 +22,8 @@ async def entrypoint(context: JobContext) -> None:
 
 
 def make_stock_naive_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker; the address of its status and the signs of life are the bench's."""
-    server = AgentServer(
-        host="127.0.0.1",
-        port=port,
-        load_fnc=no_load,
-        http_proxy=proxy_for(settings.livekit_url or ""),
-    )
-    server.rtc_session(entrypoint, agent_name=settings.agent_name)
-    report_registration(server, settings.agent_name)
-    return server
+    """Builds the worker."""
+    return make_server(settings, port, entrypoint)
 
 
 if __name__ == "__main__":

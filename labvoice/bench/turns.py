@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from labvoice.bench.arms import TURN_ARMS, Arm, Arms, choose, with_conditions
+from labvoice.bench.arms import Arm, with_conditions
 from labvoice.bench.base import RunOptions, Trial, connect_and_greet, measure_calls
 from labvoice.bench.memory import record_memory, wait_for_memory
 from labvoice.caller.call import Call
@@ -29,20 +29,6 @@ from labvoice.speech.utterances import (
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
-
-
-async def turns(
-    lab: Lab,
-    trials: int,
-    count: int,
-    arms: Arms,
-    utterances: Sequence[Utterance] | None,
-    options: RunOptions,
-) -> Run:
-    """Measures turns; see :meth:`labvoice.bench.menu.Bench.turns`."""
-    return await measure_turns(
-        lab, "turns", trials, count, choose(arms, TURN_ARMS), utterances, options
-    )
 
 
 async def measure_turns(
@@ -82,7 +68,9 @@ async def measure_turns(
     if utterances is None:
         utterances = await asyncio.to_thread(default_utterances, lab.settings, options.progress)
         if rounds * count > len(utterances):
-            more = await asyncio.to_thread(further_utterances, lab.settings, options.progress)
+            more = await asyncio.to_thread(
+                default_utterances, lab.settings, options.progress, further=True
+            )
             utterances = [*utterances, *more]
     chosen = utterances
     if spoken_by is None:
@@ -143,23 +131,19 @@ async def take_turn(this: Trial, call: Call, utterance: Utterance) -> None:
                 this.outcome(turn.outcome, turn=number)
 
 
-def default_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
-    """Human recordings and synthesised questions in turn: 16."""
-    return _in_turn(
-        human_utterances(settings, progress),
-        synthesize_all(DEFAULT_UTTERANCES, settings, progress),
-    )
+def default_utterances(
+    settings: Settings, progress: Callable[[str], None], *, further: bool = False
+) -> list[Utterance]:
+    """Human recordings and synthesised questions in turn, 16.
 
-
-def further_utterances(settings: Settings, progress: Callable[[str], None]) -> list[Utterance]:
-    """24 more of both kinds, all different, for runs in which each is said once."""
-    return _in_turn(
-        further_human_utterances(settings, progress),
-        synthesize_all(FURTHER_UTTERANCES, settings, progress),
-    )
-
-
-def _in_turn(*kinds: list[Utterance]) -> list[Utterance]:
+    Args:
+        settings: For the cache folder.
+        progress: Called with progress messages.
+        further: 24 others, all different, for runs in which each is said once.
+    """
+    recorded = further_human_utterances if further else human_utterances
+    texts = FURTHER_UTTERANCES if further else DEFAULT_UTTERANCES
+    kinds = recorded(settings, progress), synthesize_all(texts, settings, progress)
     return [each for group in itertools.zip_longest(*kinds) for each in group if each is not None]
 
 
@@ -171,7 +155,16 @@ def record_turn(run: RunWriter, trial: int, turn: Turn) -> None:
     record_buffer(run, trial, turn)
     if turn.uncertain_s:
         run.note(trial, turn.number, uncertain_s=turn.uncertain_s)
-    run.note(trial, turn.number, **_facts(turn))
+    run.note(
+        trial,
+        turn.number,
+        said=turn.said,
+        transcript=turn.transcript,
+        reply=turn.reply,
+        wer=turn.word_error_rate,
+        user_messages=turn.user_messages,
+        notice=turn.notice,
+    )
 
 
 def record_buffer(run: RunWriter, trial: int, turn: Turn) -> None:
@@ -181,14 +174,3 @@ def record_buffer(run: RunWriter, trial: int, turn: Turn) -> None:
         run.stage(trial, JITTER_BUFFER, turn.jitter_buffer_s, turn=turn.number, source=source)
     if turn.upset:
         run.note(trial, turn.number, upset=turn.upset)
-
-
-def _facts(turn: Turn) -> Mapping[str, Any]:
-    return {
-        "said": turn.said,
-        "transcript": turn.transcript,
-        "reply": turn.reply,
-        "wer": turn.word_error_rate,
-        "user_messages": turn.user_messages,
-        "notice": turn.notice,
-    }

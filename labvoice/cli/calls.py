@@ -99,7 +99,7 @@ async def call(
     for path, utterance in zip(wav or (), files, strict=True):
         if utterance.notice:
             tell(f"notice: {path}: {utterance.notice}")
-    from labvoice.bench.base import sound_like
+    from labvoice.bench.base import background
     from labvoice.lab import Lab  # takes seconds: a wrong file raises before
 
     async with Lab(
@@ -136,7 +136,7 @@ async def call(
                 link=profile,
             )
         if conditions is not None:
-            await sound_like(made, conditions, lab.settings, tell)
+            made.sound_like(conditions, await background(conditions, lab.settings, tell))
         try:
             await made.connect()
             if greeting := await made.hear_greeting():

@@ -70,7 +70,7 @@ async def try_agent(
     conditions = voice.of().get("")
     settings = _upstreams(upstream or []) | {"recording": options.format, "wire": wire}
 
-    from labvoice.bench.base import run_path, sound_like
+    from labvoice.bench.base import background, run_path
     from labvoice.bench.record import record_call
     from labvoice.lab import Lab
     from labvoice.report.html import write_report
@@ -93,7 +93,7 @@ async def try_agent(
         tell(f"agent: {called}")
         call = lab.new_call(agent_name=called)
         if conditions is not None:
-            await sound_like(call, conditions, lab.settings, tell)
+            call.sound_like(conditions, await background(conditions, lab.settings, tell))
         failure = ""
         try:
             await _talk(call, utterances)

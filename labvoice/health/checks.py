@@ -54,8 +54,8 @@ async def _check(
         async with asyncio.timeout(timeout_s):
             observed, hint, ok = await look(lab), "", True
     except TimeoutError:
-        error: LabvoiceError = StageTimeoutError("the answer", timeout_s, "silence")
-        observed, hint, ok = error.observed, error.hint, False
+        words = StageTimeoutError("the answer", timeout_s, "silence").observed
+        observed, hint, ok = words, "", False
     except LabvoiceError as error:
         observed, hint, ok = error.observed, error.hint, False
     return Check(name, ok, observed, hint, time.monotonic() - started_s)

@@ -149,7 +149,8 @@ class _Doctor:
         await self._look("speech", self._speech)
         await self._look("model", self._model)
         await self._look("letta", self._letta)
-        self.settings = _named(self.settings, self.target)
+        if self.target.kind == "named":
+            self.settings = self.settings.model_copy(update={"agent_name": self.target.text})
         if not external or self.target.kind == "bot":
             await self._look("worker", self._worker, needs=("key", "speech", "model"))
             await self._look("dispatch", self._dispatch, needs=("media", "worker"))
@@ -166,13 +167,14 @@ class _Doctor:
             self._record(Check(name, None, f"skipped, because it needs {', '.join(bad)}"))
             return
         started_s = time.monotonic()
+        ok: bool | None = True
+        hint = ""
         try:
-            result: tuple[bool | None, str, str] = True, await look(), ""
+            observed = await look()
         except _SkippedError as reason:
-            result = None, str(reason), ""
+            ok, observed = None, str(reason)
         except LabvoiceError as error:
-            result = False, error.observed, error.hint
-        ok, observed, hint = result
+            ok, observed, hint = False, error.observed, error.hint
         self._record(Check(name, ok, observed, hint, time.monotonic() - started_s))
 
     def _record(self, check: Check) -> None:
@@ -369,13 +371,6 @@ class _Doctor:
             f"{name!r} joined a scratch room after {took_s * 1000:.0f} ms, "
             f"brought by {done.worker_id or 'a worker that is not labvoice’s'}"
         )
-
-
-def _named(settings: Settings, target: Target) -> Settings:
-    """Returns the settings with the name of an agent that is registered already."""
-    if target.kind != "named":
-        return settings
-    return settings.model_copy(update={"agent_name": target.text})
 
 
 async def _versions() -> str:

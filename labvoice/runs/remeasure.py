@@ -15,6 +15,7 @@ from labvoice.protocol.vocabulary import TURN_MARKS
 from labvoice.runs.endpoints import Segment, find_segments
 from labvoice.runs.load import KIND as LOAD
 from labvoice.runs.run import Run
+from labvoice.runs.statistics import finite
 from labvoice.runs.tables import table_text
 
 REMEASURED: Final = ("user_speech_end", "reply_heard", "reply_end")
@@ -140,8 +141,8 @@ class Remeasured:
                 mark: {
                     "n": int(row["n"]),
                     "both": int(row["both"]),
-                    "median_s": _finite(row["median"] / 1e3),
-                    "p95_s": _finite(row["p95"] / 1e3),
+                    "median_s": finite(row["median"] / 1e3),
+                    "p95_s": finite(row["p95"] / 1e3),
                     "within": row["within"] / 100,
                 }
                 for mark, row in summary.to_dict("index").items()
@@ -155,10 +156,6 @@ class Remeasured:
         if len(self.summary()):
             lines += ["", table_text(self.summary()), "(milliseconds; within 20 ms in per cent)"]
         return "\n".join([*lines, self.verdict, *(f"notice: {each}" for each in self.notices)])
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def remeasure(run: Run) -> Remeasured:

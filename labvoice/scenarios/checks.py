@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from labvoice.protocol.vocabulary import STAND_WINDOW_S
+from labvoice.runs.statistics import percentile
 from labvoice.scenarios.model import Expect, ExpectCall, Heard, Latency, Like, Tool
-from labvoice.scenarios.quantities import BelowSeconds
 
 _FEW_TURNS: Final = 20
 """Below this number of turns the 95th percentile is the longest one."""
@@ -297,29 +297,16 @@ def _handoff(pattern: str, agents: Sequence[str] | None) -> list[Mismatch]:
 
 
 def _latency(bounds: Latency, latencies_s: Sequence[float]) -> Iterator[Mismatch]:
-    ordered = sorted(latencies_s)
-    figures: list[tuple[str, BelowSeconds | None, float]] = [
-        ("p50", bounds.p50, 0.5),
-        ("p95", bounds.p95, 0.95),
-        ("max", bounds.max, 1.0),
-    ]
+    figures = (("p50", bounds.p50, 0.5), ("p95", bounds.p95, 0.95), ("max", bounds.max, 1.0))
     for name, bound_s, share in figures:
         if bound_s is None:
             continue
         words = f"voice_to_voice: {name} below {bound_s:g} s"
-        if not ordered:
+        if not latencies_s:
             yield Mismatch(words, "no turn has a latency")
             continue
-        at_s = _quantile(ordered, share)
+        # With few values the 95th percentile is the largest.
+        few = share > 0.5 and len(latencies_s) < _FEW_TURNS
+        at_s = max(latencies_s) if few else percentile(latencies_s, 100 * share)
         if at_s >= bound_s:
-            yield Mismatch(words, f"it is {at_s:.2f} s in {len(ordered)} turns")
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Returns a quantile; with few values the 95th percentile is the largest value."""
-    if share >= 1 or (share > 0.5 and len(ordered) < _FEW_TURNS):
-        return ordered[-1]
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+            yield Mismatch(words, f"it is {at_s:.2f} s in {len(latencies_s)} turns")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,13 +30,7 @@ _PERSONA: Final = (
 _SILENT: Final = "(the agent says nothing)"
 
 
-class _Verdict(BaseModel):
-    passed: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(BaseModel):
     """What a judge says.
 
     Attributes:
@@ -46,7 +39,7 @@ class Verdict:
     """
 
     passed: bool
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,10 +133,9 @@ async def judge(
     )
     found = re.search(r"\{.*\}", text, re.DOTALL)
     try:
-        read = _Verdict.model_validate(json.loads(found[0] if found else ""), strict=True)
-    except (ValueError, ValidationError):
+        return Verdict.model_validate_json(found[0] if found else "", strict=True)
+    except ValidationError:
         raise ModelError(f"{model} gave no verdict, but {text[:_SHOWN]!r}") from None
-    return Verdict(read.passed, read.reason)
 
 
 async def next_line(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -31,6 +30,7 @@ from labvoice.scenarios.quantities import (
     Pattern,
     Seconds,
     Within,
+    check_argument,
 )
 
 PAUSE_SIGN: Final = "…"
@@ -161,18 +161,9 @@ class Tool:
     """
 
     name: str
-    arguments: Mapping[str, Annotated[Any, BeforeValidator(lambda value: _argument(value))]] = (
-        field(default_factory=dict)
+    arguments: Mapping[str, Annotated[Any, BeforeValidator(check_argument)]] = field(
+        default_factory=dict
     )
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, str) and value != "*":
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"the pattern {value!r} does not compile: {error.msg}") from None
-    return value
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -201,7 +192,7 @@ Heard = Annotated[
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, Mapping | Tool) else value
+    return value if isinstance(value, list) else [value]
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -291,10 +282,6 @@ class ModelCall:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _listed_calls(value: Any) -> Any:
-    return [value] if isinstance(value, Mapping | ModelCall) else value
-
-
 @dataclass(config=_STRICT, frozen=True)
 class Rule:
     """What the scripted model answers.
@@ -312,7 +299,7 @@ class Rule:
     prompt: Pattern | None = None
     call: Annotated[
         list[ModelCall],
-        BeforeValidator(_listed_calls, json_schema_input_type=list[ModelCall] | ModelCall),
+        BeforeValidator(_listed, json_schema_input_type=list[ModelCall] | ModelCall),
     ] = field(default_factory=list)
     say: str = ""
 

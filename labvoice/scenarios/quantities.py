@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
@@ -12,8 +14,8 @@ FROM_FILE: Final = {"from_file": True}
 """Validation context of a scenario file: there a duration has its unit, and is no bare number."""
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "min": 60.0}
-_DURATION: Final = r"\d+(?:\.\d+)? ?(?:ms|s|min)"
 _NUMBER: Final = r"\d+(?:\.\d+)?"
+_DURATION: Final = rf"{_NUMBER} ?(?:ms|s|min)"
 _LIKE_THIS: Final = "write it like `1.5 s`, `800 ms` or `2 min`"
 
 
@@ -23,10 +25,10 @@ def read_duration(text: str) -> float:
     Raises:
         ValueError: It is not written like `1.5 s`, `800 ms` or `2 min`.
     """
-    if not re.fullmatch(_DURATION, text.strip()):
+    found = re.fullmatch(rf"({_NUMBER}) ?(ms|s|min)", text.strip())
+    if found is None:
         raise ValueError(f"{text!r} is no duration: {_LIKE_THIS}")
-    number, unit = re.fullmatch(rf"({_NUMBER}) ?(\w+)", text.strip()).groups()  # type: ignore[union-attr]
-    return float(number) * _UNITS_S[unit]
+    return float(found[1]) * _UNITS_S[found[2]]
 
 
 def _number(value: Any, info: ValidationInfo, unit: bool = True) -> float | None:
@@ -50,19 +52,14 @@ def _after(word: str, text: str) -> str:
     return rest.strip()
 
 
-def _seconds(value: Any, info: ValidationInfo) -> float:
-    given = _number(value, info)
-    return read_duration(value) if given is None else given
+def _duration(take: Callable[[str], str]) -> BeforeValidator:
+    """Reads a number of seconds, or a text of which a function takes the duration."""
 
+    def read(value: Any, info: ValidationInfo) -> float:
+        given = _number(value, info)
+        return read_duration(take(value)) if given is None else given
 
-def _within(value: Any, info: ValidationInfo) -> float:
-    given = _number(value, info)
-    return read_duration(_after("within", value)) if given is None else given
-
-
-def _below_seconds(value: Any, info: ValidationInfo) -> float:
-    given = _number(value, info)
-    return read_duration(_after("below", value)) if given is None else given
+    return BeforeValidator(read)
 
 
 def _below_share(value: Any, info: ValidationInfo) -> float:
@@ -75,11 +72,9 @@ def _below_share(value: Any, info: ValidationInfo) -> float:
     return float(rest.removesuffix("%")) / (100 if rest.endswith("%") else 1)
 
 
-def _into_reply(value: Any, info: ValidationInfo) -> float:
-    given = _number(value, info)
-    if given is not None:
-        return given
-    return read_duration(re.sub(r" of the (reply|greeting)$", "", value.strip()))
+def check_argument(value: Any) -> Any:
+    """Checks an argument that a tool must have been given: a text is a pattern, or `*`."""
+    return _pattern(value) if isinstance(value, str) and value != "*" else value
 
 
 def _pattern(value: Any) -> str:
@@ -98,12 +93,14 @@ def _text(pattern: str, example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": f"^{pattern}$", "examples": [example]})
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), _text(_DURATION, "1.5 s")]
+Seconds = Annotated[float, _duration(str.strip), _text(_DURATION, "1.5 s")]
 """A duration: `1.5 s`, `800 ms`; in Python a number of seconds."""
-Within = Annotated[float, BeforeValidator(_within), _text(f"within {_DURATION}", "within 2 s")]
+Within = Annotated[
+    float, _duration(partial(_after, "within")), _text(f"within {_DURATION}", "within 2 s")
+]
 """The longest time that something may take: `within 2 s`; in Python a number of seconds."""
 BelowSeconds = Annotated[
-    float, BeforeValidator(_below_seconds), _text(f"below {_DURATION}", "below 1.5 s")
+    float, _duration(partial(_after, "below")), _text(f"below {_DURATION}", "below 1.5 s")
 ]
 """A bound of a latency: `below 1.5 s`; in Python a number of seconds."""
 BelowShare = Annotated[
@@ -112,7 +109,7 @@ BelowShare = Annotated[
 """A bound of a share: `below 0.1`, `below 10 %`; in Python a number, of which 1 is the whole."""
 IntoReply = Annotated[
     float,
-    BeforeValidator(_into_reply),
+    _duration(lambda text: re.sub(r" of the (reply|greeting)$", "", text.strip())),
     _text(rf"{_DURATION}( of the (reply|greeting))?", "0.9 s of the reply"),
 ]
 """A time since the agent began to speak: `0.9 s of the reply`; in Python a number of seconds."""

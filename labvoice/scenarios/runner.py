@@ -13,6 +13,7 @@ from labvoice.bench.base import INFRASTRUCTURE_ERRORS, outcome_of, words_of
 from labvoice.caller.call import Call
 from labvoice.caller.interruption import PAUSE_S
 from labvoice.caller.turns import Turn, word_error_rate
+from labvoice.concurrency import poll
 from labvoice.errors import AgentLostError, LabvoiceError, ModelError, NoReplyError
 from labvoice.protocol.vocabulary import YIELD_WINDOW_S
 from labvoice.scenarios.checks import (
@@ -293,7 +294,7 @@ class Player:
             call.greets = None  # find out, and wait for it: it is expected, or may be missing
         await call.hear_greeting(max(_REPLY_TIMEOUT_S, (bound_s or 0) + _SLACK_S))
         if call.greets and call.session_events:
-            await self._until(lambda: bool(call.greeting), _TEXT_TIMEOUT_S)
+            await poll(lambda: bool(call.greeting), _TEXT_TIMEOUT_S, _POLL_S)
 
     async def _speak(self, step: Say | Play) -> None:
         assert self._step is not None
@@ -369,7 +370,7 @@ class Player:
         of_last = [expect for _, expect, turn in pending if turn == last]
         gone_s = max((each.leaves for each in of_last if each.leaves is not None), default=None)
         if gone_s is not None:
-            if await self._until(lambda: not call.agent_identity, gone_s + _SLACK_S):
+            if await poll(lambda: not call.agent_identity, gone_s + _SLACK_S, _POLL_S):
                 self._left_s = time.monotonic()
         elif due and self._sound:
             await call.hear_end()  # what asks for nothing gets no answer
@@ -386,13 +387,6 @@ class Player:
     def _may_leave(self) -> bool:
         steps = self._file.scenario.steps
         return any(isinstance(step, Expect) and step.leaves is not None for step in steps)
-
-    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Waits until a condition holds; returns whether it does."""
-        until_s = time.monotonic() + timeout_s
-        while not condition() and time.monotonic() < until_s:  # noqa: ASYNC110  # no event tells
-            await asyncio.sleep(_POLL_S)
-        return condition()
 
     # -- what was observed ----------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from labvoice.bench.turns import record_turn
 from labvoice.errors import UsageError
 from labvoice.link.impairment import LinkProfile
 from labvoice.runs.run import Run, RunWriter
+from labvoice.runs.statistics import finite
 from labvoice.scenarios.livekit_file import load_all
 from labvoice.scenarios.model import Scenario, ScenarioFile
 from labvoice.scenarios.passing import PassRate
@@ -138,17 +138,13 @@ class ScenarioResult:
             "k": self.repeat,
             "calls": rate.calls,
             "calls_passed": rate.passed,
-            "pass_1": _finite(rate.share),
+            "pass_1": finite(rate.share),
             "pass_1_ci95": list(rate.interval),
-            "pass_k": _finite(rate.pass_k),
+            "pass_k": finite(rate.pass_k),
             "pass_k_ci95": list(rate.pass_k_interval),
             "stopped_early": rate.calls < self.repeat,
             "attempts": [each.to_json() for each in self.attempts],
         }
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from labvoice.bench.base import RunOptions, sound_like
+from labvoice.bench.base import RunOptions, background
 from labvoice.bench.record import record_call
 from labvoice.caller.call import Call
 from labvoice.caller.turns import Turn
@@ -69,9 +68,7 @@ class BackgroundLab:
             StageTimeoutError: It took longer.
         """
         name = getattr(work, "__qualname__", "the work")
-        return self._result(asyncio.run_coroutine_threadsafe(work, self._loop), name, timeout_s)
-
-    def _result(self, future: Future[T], name: str, timeout_s: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)
         except TimeoutError:
@@ -205,7 +202,8 @@ class SyncCaller:
         call = lab.lab.new_call(agent_name=agent, link=link)
         self._made.append((lab, target, call))
         if conditions is not None:
-            await sound_like(call, conditions, lab.lab.settings, self._labs.progress)
+            around = await background(conditions, lab.lab.settings, self._labs.progress)
+            call.sound_like(conditions, around)
         await call.connect()
         await call.hear_greeting()
         for notice in call.notices:

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Never
 
-from pydantic import SecretStr
-
 from labvoice.errors import ProcessError, UsageError
 from labvoice.lab import Lab
 from labvoice.protocol.tracing import set_up_traces
-from labvoice.settings import Settings, read_settings
+from labvoice.settings import read_settings
 from labvoice.web.app import create_app
 from labvoice.web.lab_backend import LabBackend
 from labvoice.web.logs import set_up_logs
@@ -56,7 +54,7 @@ class PreparedService:
             ProcessError: The HTTP server ended by itself.
         """
         made = self.keyring.made_key
-        set_up_logs(sys.stderr, [*self.settings.secrets(), made, *_secrets(lab.settings)])
+        set_up_logs(sys.stderr, [*self.settings.secrets(), made, *lab.settings.secrets()])
         traces = set_up_traces("labvoice-service")
         app = create_app(LabBackend(lab), self.settings, self.keyring)
         try:
@@ -140,8 +138,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _secrets(settings: Settings) -> list[SecretStr]:
-    values = (getattr(settings, name) for name in Settings.model_fields)
-    return [value for value in values if isinstance(value, SecretStr)]
