@@ -83,12 +83,7 @@ class ProcessError(LabvoiceError):
     """A process of the stack ended, or did not become ready in time.
 
     Args:
-        observed: What was observed, one sentence.
-        hint: The next thing to do.
         log_tail: The last lines of the process's log; shown below the sentence.
-
-    Attributes:
-        log_tail: As given.
     """
 
     def __init__(self, observed: str, hint: str = "", log_tail: str = "") -> None:
@@ -103,13 +98,6 @@ class StageTimeoutError(LabvoiceError):
 
     Args:
         stage: Name of the step that was awaited.
-        timeout_s: How long, in seconds.
-        observed: What was observed instead.
-        hint: The next thing to do.
-
-    Attributes:
-        stage: As given.
-        timeout_s: As given.
     """
 
     def __init__(self, stage: str, timeout_s: float, observed: str, hint: str = "") -> None:

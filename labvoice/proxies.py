@@ -60,7 +60,6 @@ def http_client(url: str, **options: Any) -> httpx.AsyncClient:
     """Returns a client for one server, which uses its proxy if it has one.
 
     Args:
-        url: The server's address.
         options: Further arguments of `httpx.AsyncClient`.
     """
     if is_loopback(url):
@@ -75,7 +74,6 @@ def http_session(url: str, **options: Any) -> aiohttp.ClientSession:
     """Returns an aiohttp session for one server, through the proxy that is meant for it, if any.
 
     Args:
-        url: The server's address.
         options: Others of `aiohttp.ClientSession`.
     """
     proxy = proxy_for(url) or ""

@@ -86,12 +86,8 @@ def call_facts(
 
     Args:
         kind: `Call` or `BrowserCall`.
-        room: Name of the room.
         state: Its state, as text.
-        strategy: When the agent is dispatched.
         marks: Connection marks, in seconds on any clock.
-        greeting: Text of the agent's greeting.
-        turns: All turns, oldest first.
         troubles: Problems, a sentence each; empty ones are left out.
     """
     turns = list(turns)

@@ -62,7 +62,6 @@ def send(run: Run, endpoint: str | None = None, *, words: bool = False) -> Sent:
     Instants are those of the run, and ids are made from its id: sent again, they are the same.
 
     Args:
-        run: The run.
         endpoint: Base address of the collector, as OTEL_EXPORTER_OTLP_ENDPOINT has it; that
             variable's when not given. Its further variables count too (headers, timeout, …).
         words: Whether what was spoken is sent as well.

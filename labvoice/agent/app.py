@@ -48,7 +48,6 @@ async def on_request(server: AgentServer, request: JobRequest, *, heartbeat: boo
     """Accepts a job with a name and an identity, or rejects it with a reason.
 
     Args:
-        server: The worker.
         request: The server's job request.
         heartbeat: Whether the agent sends heartbeats, so that a supervisor can watch it.
     """
@@ -110,7 +109,6 @@ def make_server(settings: Settings, *, port: int) -> AgentServer:
     """Builds the worker: agent name, load from active jobs, job executor.
 
     Args:
-        settings: Of the whole program.
         port: Loopback port of its health and status service.
     """
 

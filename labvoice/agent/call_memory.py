@@ -40,7 +40,6 @@ class CallMemory:
     Args:
         settings: Letta's address and key, and the file of the turns.
         agent: Id or name of the Letta agent; None: no memory.
-        room: Name of the room.
         on_state: Called whenever the state changes.
         silence_s: Timeout without progress from Letta in letta mode, in seconds.
 
@@ -134,8 +133,6 @@ class CallMemory:
 
         Args:
             turn_id: Its id, and the `otid` of its message in Letta.
-            user_text: What the user said.
-            agent_text: What the agent answered.
             sent: Letta may have it already; the worker checks before it sends.
         """
         if self._store is not None and self._agent is not None:
@@ -226,7 +223,6 @@ class CallMemory:
 
         Args:
             turn_id: The `otid` of the message.
-            user_text: What the user said.
             on_kept: Called when Letta has stored the message, even if the run fails later.
 
         Raises:

@@ -36,7 +36,6 @@ class LabAgent(Agent):
 
     Args:
         mode: How it answers and remembers.
-        memory: Of this call.
         history: The conversation of the lost agent that this one replaces.
 
     Attributes:

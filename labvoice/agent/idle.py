@@ -12,8 +12,6 @@ class IdleWatch:
     """Watches a connected room and reports, once, when no human was in it for the timeout.
 
     Args:
-        room: Connected.
-        timeout_s: The timeout, in seconds.
         on_idle: Called with the reason.
     """
 

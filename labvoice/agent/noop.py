@@ -39,7 +39,6 @@ def make_noop_server(
     """Builds the worker from the server's address and key in the settings.
 
     Args:
-        settings: Of the whole program.
         port: Loopback port of its health and status service.
         work: What a job does.
     """

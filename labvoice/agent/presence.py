@@ -46,8 +46,6 @@ class Presence:
     loop that hangs for seconds stops them.
 
     Args:
-        room: The agent's room, connected.
-        session: The agent's session.
         history: The conversation of the lost agent that this one replaces.
     """
 

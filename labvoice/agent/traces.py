@@ -26,7 +26,6 @@ def follow(context: JobContext, traceparent: str | None) -> None:
     The job's own span began before the job's code ran; it is linked instead.
 
     Args:
-        context: The job.
         traceparent: From the dispatch's metadata; None when nothing is traced.
     """
     provider = set_up_traces("labvoice-agent")

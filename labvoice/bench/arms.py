@@ -33,7 +33,6 @@ class Arm:
 
     Attributes:
         name: As given to `--arms`; the first arm is the base of the ratios.
-        strategy: When the agent is dispatched.
         agent_name: Name of the agent; the lab's own when None. An arm with a name of its own
             gets a worker of its own under that name.
         program: Module that this worker runs.
@@ -237,7 +236,6 @@ def with_links(arms: Sequence[Arm], links: Sequence[str]) -> list[Arm]:
     """Returns the arms with the links of their callers' media.
 
     Args:
-        arms: The arms.
         links: Each a link for all arms, as :meth:`LinkProfile.parse` reads it, or `ARM:LINK`.
 
     Raises:
@@ -258,7 +256,6 @@ def with_conditions(arms: Sequence[Arm], conditions: Mapping[str, Conditions]) -
     """Returns the arms with how their callers sound.
 
     Args:
-        arms: The arms.
         conditions: By the arms' names; under the empty name for every other arm.
 
     Raises:

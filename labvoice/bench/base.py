@@ -81,7 +81,6 @@ class RunOptions:
     Attributes:
         out: The run file; one in `runs/` named by the time when None.
         command: The command line to show as the way to reproduce the run.
-        progress: Called with a message for each trial.
         warmup: How many rounds go before those that count; they are recorded and flagged.
         seed: Seed of the order in which the arms take turns within a round.
         links: Links of the callers' media, as :func:`labvoice.bench.arms.with_links` takes them.
@@ -143,11 +142,7 @@ class Trial:
     """A trial under way; made by :func:`trial`.
 
     Attributes:
-        run: The run file.
-        number: Number of the trial.
-        arm: Name of the arm.
         words: The result in words, to tell; the error where the trial failed.
-        failed: Whether it failed.
         warning: Why it has no recording; empty where it has one, or is to have none.
     """
 
@@ -206,12 +201,7 @@ async def trial(
     and not the run. Any other exception and a cancellation are recorded as `error` and go on.
 
     Args:
-        run: The run file.
-        number: Number of the trial.
-        room: Name of the room.
-        arm: Name of the arm.
         round_number: Number of the round; all arms of it do the same.
-        warmup: Whether it does not count.
         unit: The unit of resampling, where that is not the trial.
         said: What the caller is to say, a text for each turn.
     """
@@ -340,11 +330,7 @@ async def measure_calls(
     """Makes calls, one after the other, the arms taking turns in every round.
 
     Args:
-        lab: A running lab.
-        kind: Kind of the run.
         trials: How many calls of each arm count.
-        arms: The arms.
-        options: Options of the run.
         talk: What the caller does.
         said: What the caller is to say in a round, a text for each turn.
         config: What else was asked for.
@@ -455,9 +441,7 @@ async def start_workers(
     """Starts the workers of those arms that need one of their own and have none yet.
 
     Args:
-        lab: A running lab.
         arms: The arms; where there are several, each foreign worker has a server of its own.
-        progress: Called with each start's message.
         count: How many workers of each; of a foreign agent always one.
 
     Returns:
@@ -562,7 +546,6 @@ def ending_facts(call: Call, masked: Callable[[str], str] = str) -> dict[str, An
     """Returns what is known at the end of a call; its session events as JSON.
 
     Args:
-        call: The call.
         masked: Returns a text without secrets: an endpoint's error may quote the key.
     """
     ready = {"ready_by": call.ready_by} if call.ready_by else {}

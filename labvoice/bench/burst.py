@@ -107,11 +107,8 @@ class BurstEvent:
     """One burst: its rooms ask in one moment, are watched alike, and are counted together.
 
     Args:
-        run: Gets the trials.
-        dispatcher: Dispatches.
         arm: How.
         round_number: From 0.
-        warmup: Whether it is a warm-up.
         wait_s: How long either arm's agents are waited for, in seconds.
         late_s: How long a second agent is waited for at the end, in seconds: a job reaches the
             list of its dispatch up to 5 s after its assignment, and only then a withdrawn dispatch

@@ -224,7 +224,6 @@ async def calibrate(
         lab: It needs no worker.
         trials: How many calls of each variant.
         variants: Of :data:`VARIANTS`, as a list or with commas; each is an arm.
-        options: Options of the run.
 
     Raises:
         UsageError: A number is out of range, or there is no such variant.

@@ -91,9 +91,7 @@ class Heard(NamedTuple):
     """What both sides of a call said.
 
     Attributes:
-        trial: The call's trial.
         click_s: Its intended start, on the clock of the recorder.
-        recorder: Has both sides.
     """
 
     trial: int
@@ -105,9 +103,7 @@ class Sound(NamedTuple):
     """An encoded recording.
 
     Attributes:
-        trial: The call's trial.
         start_s: Its first sample, in seconds since the call's intended start.
-        content: The file.
     """
 
     trial: int

@@ -73,7 +73,6 @@ async def failover(
         lab: With two workers or more.
         trials: How many of each kind.
         kills: The kinds; each is an arm of the run.
-        options: Options of the run.
         agent: A script or command whose agent is killed; labvoice's own when not given.
 
     Raises:

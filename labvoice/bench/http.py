@@ -38,7 +38,6 @@ class OfferedDispatch:
     """One dispatch that was offered.
 
     Attributes:
-        room: Its room.
         intended_s: When it was to be sent, in monotonic seconds.
         seconds: From then to its answer.
         dispatch_id: From the answer; empty when there was none in time.
@@ -146,7 +145,6 @@ async def measure_load(
 
     Args:
         rate_hz: Dispatches per second, whatever becomes of the earlier ones.
-        seconds: How long.
         idle: Keep-alive connections that are open and silent meanwhile.
         restart_s: How long the second load lasts, in whose middle the service is restarted;
             0 for none.

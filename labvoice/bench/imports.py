@@ -214,7 +214,6 @@ def import_calls(
     Args:
         calls: As :func:`find_calls` returns them.
         out: The run file; one in `runs/` named by the time when not given.
-        arm: Name of the configuration.
         command: The command line to show as the way to reproduce the run.
         recording: Format of the recordings that are kept beside the run.
 
@@ -393,7 +392,6 @@ def utterances(
 
     Args:
         caller: The caller's stretches of voice, oldest first.
-        agent: The agent's.
     """
     said: list[tuple[float, float]] = []
     over_agent = 0

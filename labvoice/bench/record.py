@@ -28,8 +28,6 @@ def record_call(
     """Writes a call that is over, or under way, as a run; see `lab.bench.record`.
 
     Args:
-        settings: Settings of the lab.
-        call: The call.
         out: The run file; one in `runs/` named by the time when not given.
         command: The command line to show as the way to reproduce the run.
         target: The agent where it is not labvoice's: its engines are then its own.

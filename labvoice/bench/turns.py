@@ -137,8 +137,6 @@ def default_utterances(
     """Human recordings and synthesised questions in turn, 16.
 
     Args:
-        settings: For the cache folder.
-        progress: Called with progress messages.
         further: 24 others, all different, for runs in which each is said once.
     """
     recorded = further_human_utterances if further else human_utterances

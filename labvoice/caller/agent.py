@@ -59,8 +59,6 @@ class RoomAgent:
     """Follows the agent in a room, and its replacement.
 
     Args:
-        room: The caller's room.
-        caller: Identity of the caller.
         marks: Get the agent's marks.
         turns: Get its voice, and its loss.
         on_frame: Called with every audio frame; see :class:`labvoice.caller.tracks.Ear`.
@@ -236,8 +234,6 @@ class RoomAgent:
         Args:
             condition: Checked at each change of the call.
             stage: What is waited for, as the error names it.
-            timeout_s: In seconds.
-            hint: Hint of the error.
             or_lost: Whether to go on waiting when the agent is lost.
 
         Raises:

@@ -55,8 +55,6 @@ class Conversation:
         is_bot: Whether the agent is a bot that joins by itself.
 
     Attributes:
-        room_name: Name of the room.
-        identity: As given.
         connection_marks: Marks of the connection by name; failover marks are those of the last
             failover.
         agent: The agent in the room, and its voice.

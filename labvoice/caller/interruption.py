@@ -130,7 +130,6 @@ def reply_onset(turns: Sequence[Turn], voices: Sequence[Voice]) -> float | None:
     What is said over a reply that goes on belongs to it. Before the first turn it is the greeting.
 
     Args:
-        turns: All turns so far.
         voices: All of the agent's, oldest first.
     """
     speaks = any(not voice.ended for voice in voices)

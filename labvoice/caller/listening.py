@@ -23,11 +23,8 @@ def call_player(
     """Returns the player of a call, over or under way.
 
     Args:
-        title: Its heading.
         recording: Of the call; None where there is none.
         marks: Of the connection, in seconds on the caller's clock.
-        greeting: Text of the agent's greeting.
-        turns: All turns, oldest first.
 
     Raises:
         LabvoiceError: Nothing was sent or heard yet.

@@ -51,7 +51,6 @@ class PastCall:
     """The figures of a call without its connections and what it heard; both grow together.
 
     Attributes:
-        room_name: Name of the room.
         connection_marks: As :attr:`labvoice.caller.call.Call.connection_marks`.
         turns: As :attr:`labvoice.caller.call.Call.turns`.
     """

@@ -93,8 +93,6 @@ class Media:
     """The media of one call.
 
     Attributes:
-        room: The caller's room.
-        microphone: The caller's.
         open_link: Opens the link of the call; None for a call without one.
         tap: The relay before the agent, which tells the levels of what it sends.
         link: The link, once it is open.

@@ -47,8 +47,6 @@ class AgentReports:
     """Collects what an agent reports over its room.
 
     Args:
-        room: The caller's room.
-        caller: Identity of the caller.
         agent: The agent; gets the state that its session reports.
         marks: Get the worker's marks.
         turns: Get messages and figures.

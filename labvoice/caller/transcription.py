@@ -25,7 +25,6 @@ class Transcription:
     what was recognised, of which the final one says so.
 
     Args:
-        room: The caller's.
         identity: The caller's own: words under it are the user's.
         on_item: Called with every finished message.
     """

@@ -54,7 +54,6 @@ class Turn:
     """One turn: utterance, transcript and reply, with their marks.
 
     Attributes:
-        number: From 0.
         said: What the caller said; empty if unknown.
         marks: Turn marks, in seconds on the caller's monotonic clock.
         metrics: LiveKit's own figures of the turn, in seconds.
@@ -170,7 +169,6 @@ class Turns:
 
     Attributes:
         all: The turns, oldest first.
-        greeting: Text of the agent's greeting.
     """
 
     def __init__(self) -> None:

@@ -160,7 +160,6 @@ def offset_in_packet(
 
     Args:
         packets: Of one stream, with this one.
-        packet: The packet.
         samples: The sound, mono at 48 kHz, with silence before and after it.
         index: Of the sample in the sound.
     """

@@ -109,8 +109,6 @@ async def named_agents(
     The agents are in the order of joining.
 
     Args:
-        server: The server's API.
-        room: Name of the room.
         connecting: Include agents whose signalling is connected and whose media is not.
     """
     agents = [

@@ -54,11 +54,8 @@ def diagnose(
     """Returns the error that names the cause.
 
     Args:
-        agent_name: Dispatched agent name.
-        room: Room of the dispatch.
         dispatch_ids: Ids of the dispatches, in order of the attempts.
         job: Last state of the assigned job; None if no worker was assigned.
-        timeout_s: Time waited, in seconds.
         workers: Status of the reachable workers; None if none can be asked.
         server: What the server's log shows; None for an external server.
         media: Addresses of the server's media, if an agent's signalling is connected and its media

@@ -71,13 +71,10 @@ class Dispatch:
     """A confirmed dispatch: exactly one live agent of that name is in the room.
 
     Attributes:
-        room: Name of the room.
-        agent_name: Name that was dispatched.
         dispatch_id: Id from the server; empty if an agent of another program was found in the room.
         job_id: Id of the assigned job.
         worker_id: Id of the worker that took the job; empty if the server does not report it.
         agent_identity: Identity of the agent's participant.
-        room_existed: Whether the room already existed.
         found: Whether an agent or its dispatch already existed: by a token, by automatic dispatch,
             or by another caller.
         attempts: Number of dispatches created, lost ones included; 0 if one was found.
@@ -121,9 +118,6 @@ class Dispatcher:
     """Dispatches agents through one LiveKit server; use it as an async context manager.
 
     Args:
-        url: Address of the LiveKit server.
-        api_key: Its key.
-        api_secret: Its secret.
         evidence: Returns the workers' status for the diagnosis of a failed dispatch; None if no
             worker can be asked.
         log: The log of the lab's own server, which shows a lost job request at once.
@@ -179,12 +173,10 @@ class Dispatcher:
         found.
 
         Args:
-            room: Name of the room.
             agent_name: Agent name that the worker registered with; empty for a worker that serves
                 every room.
             metadata: Metadata of the dispatch: labvoice's own, or any text or dictionary for
                 another agent, sent unchanged.
-            timeout_s: How long to wait for the agent, in seconds.
             on_mark: Called with each mark as it is set.
 
         Raises:

@@ -24,7 +24,6 @@ async def announced_addresses(url: str, token: str) -> list[str] | None:
     """Asks a server by its signalling where it takes media.
 
     Args:
-        url: Address of the server.
         token: Of a participant; it joins for the while, without media.
 
     Returns:

@@ -18,8 +18,6 @@ class DispatchRecord:
     """A finished dispatch.
 
     Attributes:
-        room: Name of the room.
-        agent_name: Dispatched agent name.
         outcome: One of :data:`labvoice.protocol.vocabulary.OUTCOMES`.
         took_s: From the request to the confirmed agent or the error, in seconds.
     """

@@ -21,12 +21,8 @@ class DispatchRequest:
     """A request for one agent in one room, and its progress.
 
     Attributes:
-        room: Name of the room.
-        agent_name: Name to dispatch.
-        metadata: Metadata of the dispatch.
         until: Deadline, in monotonic seconds.
         on_mark: Called with each mark as it is set.
-        room_existed: Whether the room already existed.
         found: Whether an agent or its dispatch already existed.
         job: Last state of the assigned job.
         lost: Whether the server reported that it gave up on the last request.

@@ -144,8 +144,6 @@ async def delete_if_empty(
     """Deletes a room if nobody is in it now; returns whether it did.
 
     Args:
-        server: The server's API.
-        room: Name of the room.
         gone: Identities of callers that have hung up and may still be listed.
         agents_too: Delete it even if agents are in it.
     """
@@ -169,7 +167,6 @@ async def clear(
     """Ends the agents of a room, and deletes the room if nobody else is in it.
 
     Args:
-        server: The server's API.
         room: Name of an existing room.
         agent_name: While a human is in the room, only this agent and its dispatches are removed.
         gone: Identities of callers that have hung up and may still be listed.

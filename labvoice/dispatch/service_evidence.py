@@ -27,7 +27,6 @@ def service_evidence(
     Args:
         livekit_url: Address of the LiveKit server that dispatches.
         api_key: Of the HTTP service (LABVOICE_API_KEY).
-        port: Of the HTTP service.
     """
     if api_key is None:
         return None

@@ -34,18 +34,12 @@ def caller_token(
     """Returns a token for one room and identity: microphone, data, subscribing; valid 10 minutes.
 
     Args:
-        api_key: API key that signs it.
-        api_secret: Its secret.
-        room: Name of the room.
-        identity: Of the participant.
         strategy: If it puts the agent into the token, the server dispatches the agent when the
             token's bearer creates the room.
         agent_name: Name of that agent.
-        metadata: Metadata of that agent's dispatch.
         agents: Further agents to dispatch the same way.
         name: Display name of the participant.
         participant_metadata: The participant's own metadata.
-        attributes: The participant's attributes.
         room_metadata: Metadata of the room, where the token's bearer makes it.
     """
     grants = api.VideoGrants(
@@ -90,12 +84,7 @@ def agent_token(
     """Returns a token for an agent that joins one room without a dispatch; valid an hour.
 
     Args:
-        api_key: API key that signs it.
-        api_secret: Its secret.
-        room: Name of the room.
-        identity: Of the participant.
         metadata: The participant's metadata.
-        attributes: The participant's attributes.
     """
     grants = api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True)
     token = (

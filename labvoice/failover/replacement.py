@@ -36,8 +36,6 @@ class Replacements:
     """The replacements under way.
 
     Args:
-        dispatcher: Dispatches the replacements.
-        log: Receives the events.
         avoided: Returns ids of workers to avoid, by agent name and the id of the worker that lost
             its agent.
 

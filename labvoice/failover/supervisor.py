@@ -72,8 +72,6 @@ class Supervisor:
     """Watches all rooms of a server, and replaces lost agents.
 
     Args:
-        dispatcher: Dispatches the replacements.
-        log: Receives the events.
         local: The workers on this host; None if there are none.
         lost_after_s: Time without a heartbeat after which an agent counts as lost, in seconds.
             Agents send one every 0.4 s.

@@ -47,18 +47,13 @@ class Watched:
     that was not observed is no evidence.
 
     Args:
-        room: Name of its room.
-        participant: The server's description of it.
         now_s: Seconds of the supervisor's :class:`LoopClock`.
 
     Attributes:
-        room: As given.
         identity: Of its participant.
         agent_name: Name under which it was dispatched.
         dispatch_id: The dispatch that started it.
-        worker_id: The worker that runs it.
         joined_at_ms: When it joined, in wall-clock milliseconds of the server; 0 if unknown.
-        metadata: Of its dispatch, from its attributes.
         begun: Whether an agent existed: a job had been assigned to a worker.
         history: The conversation, from its attributes.
         leaving: Why it leaves on purpose; otherwise empty.

@@ -56,11 +56,7 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: Name of the check.
         ok: Whether it passed; None if it was skipped.
-        observed: What was observed, one sentence.
-        hint: What to do if it failed.
-        duration_s: Duration of the check, in seconds.
     """
 
     name: str
@@ -102,9 +98,7 @@ async def examine(
     worker of the user's. Without it the doctor starts a stack of its own.
 
     Args:
-        settings: The settings to check.
         on_check: Called with each check as it is done.
-        port: Port of the HTTP service.
         evidence: Returns the status of the workers that serve `livekit_url`, if known.
         target: The agent that has to join; None: labvoice's own.
 

@@ -66,7 +66,6 @@ async def measure(url: str, token: str) -> Reach:
     """Measures a server by its signalling.
 
     Args:
-        url: Its address.
         token: Of a participant; it joins for the while, without media.
 
     Raises:

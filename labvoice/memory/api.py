@@ -115,7 +115,6 @@ class LettaApi:
 
         Args:
             name: A name that no other agent has: letters, digits, blanks, `-`, `_`.
-            persona: Text of the block `persona`.
             human: Text of the block `human`, to which facts are added.
             model: Handle of its model; :attr:`model` when not given.
 
@@ -184,7 +183,6 @@ class LettaApi:
         Args:
             agent: Id or name of its agent.
             label: Which block, such as `human`.
-            value: The new text.
 
         Raises:
             UsageError: The agent has no such block.
@@ -215,9 +213,7 @@ class LettaApi:
         because the model's port differs from run to run.
 
         Args:
-            provider: Name for the provider.
             base_url: Address of the model's server, ending in `/v1`.
-            api_key: Its key.
             model: The model's name there.
             or_first: Use the first listed model if that one is not listed.
 

@@ -29,7 +29,6 @@ class MemorySnapshot:
     """The memory blocks of an agent at one moment.
 
     Attributes:
-        agent_id: The Letta agent.
         blocks: Text of each block, by label, in the server's order.
         memory_load_s: How long it took to load, in seconds.
     """
@@ -52,11 +51,6 @@ async def load_memory(
     client: AsyncLetta, letta_agent_id: str, timeout_s: float = _TIMEOUT_S
 ) -> MemorySnapshot:
     """Loads an agent's memory blocks.
-
-    Args:
-        client: Client of the Letta server.
-        letta_agent_id: The agent.
-        timeout_s: How long to wait at most, in seconds.
 
     Raises:
         StageTimeoutError: The server did not answer in time.
@@ -89,8 +83,6 @@ async def watch(
     """Follows an agent's memory until cancelled; a failing server never ends it.
 
     Args:
-        client: Client of the Letta server.
-        letta_agent_id: The agent.
         on_change: Called with the memory when it is first loaded and when it has changed.
         known: The session's current memory.
         on_error: Called with the error when loading starts to fail, and with None when it works

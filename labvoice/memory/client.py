@@ -92,7 +92,6 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
     """Translates the errors of a request into labvoice's errors.
 
     Args:
-        client: Client of the request.
         what: What was requested, for the message.
 
     Raises:

@@ -55,7 +55,6 @@ class Backlog:
     """The turns not yet written, of all processes that share the file.
 
     Attributes:
-        count: Number of waiting turns.
         oldest_age_s: Age of the oldest waiting turn, in seconds; None if none waits.
         lost: Number of turns that cannot be written because their agent was deleted; their text is
             kept.
@@ -145,10 +144,7 @@ class MemoryQueue:
 
         Args:
             letta_agent_id: Id or name of the Letta agent.
-            room: Where it was spoken.
             turn_id: Its id; a second turn of the same id is ignored.
-            user_text: What the user said.
-            agent_text: What the agent answered.
             sent: How often it was already sent to Letta with unknown outcome.
 
         Returns:

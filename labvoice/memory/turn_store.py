@@ -57,9 +57,6 @@ class Turn:
         seq: Its number in the order of all turns.
         turn_id: Its id; also the `otid` of its message in Letta.
         agent_id: The Letta agent whose memory it belongs to; its name until the id is known.
-        room: Where it was spoken.
-        user_text: What the user said.
-        agent_text: What the agent answered.
         put_at: When it ended, in wall-clock seconds.
         sent: How often it was sent without a known outcome.
         refused: How often Letta refused it.
@@ -142,9 +139,6 @@ class TurnStore:
 
         Args:
             agent_id: Id or name of the Letta agent.
-            room: Where it is spoken.
-            turn_id: Its id.
-            user_text: What the user said.
             instead_of: An abandoned turn, whose text is contained in this one.
         """
 

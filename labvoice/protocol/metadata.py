@@ -166,7 +166,6 @@ def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: s
     Args:
         dispatches: All dispatches of the room.
         agent_name: The worker's; empty for one that serves every room.
-        dispatch_id: The job's.
     """
     every = list(dispatches)
     named = next((each.agent_name for each in every if each.agent_name), "")

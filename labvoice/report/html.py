@@ -140,7 +140,6 @@ def inline_svg(figure: Picture, prefix: str) -> Markup:
     """Draws a figure as SVG for use inside a page: its colours and font, ids of its own.
 
     Args:
-        figure: The figure.
         prefix: Put before every id, which must be unique within a page.
     """
     buffer = io.StringIO()

@@ -74,7 +74,6 @@ def summary(
     """Returns the summary of a run.
 
     Args:
-        run: The run.
         folder: Where the summary will lie; files are linked from there.
         comparison: With the base run, where there is one.
         not_compared: Why there is none.

@@ -46,7 +46,6 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
     """Draws one connection: its headline stages, then every mark, the caller's and the worker's.
 
     Args:
-        run: The run.
         trial: Which one; when not given, the one nearest the median connection.
 
     Raises:
@@ -123,7 +122,6 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
     of turn shows as an overlap.
 
     Args:
-        run: The run.
         trial: Which trial; when not given, the one with the turn nearest the median.
         turn: Which turn of it; when not given, its turn nearest the median.
 

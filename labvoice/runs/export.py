@@ -18,7 +18,6 @@ def to_audacity(run: Run, out: Path | None) -> list[Path]:
     In Audacity: open the recording, then *File, Import, Labels*.
 
     Args:
-        run: The run.
         out: The folder to write to; each recording's own when not given.
 
     Returns:
@@ -67,7 +66,6 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
     """Writes a run in another format.
 
     Args:
-        run: The run.
         to: One of :data:`FORMATS`.
         out: Where to; beside the run when not given.
 

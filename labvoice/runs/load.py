@@ -46,7 +46,6 @@ class Level(NamedTuple):
     """What one number of callers came to.
 
     Attributes:
-        arm: Its name in the run.
         callers: How many called at once.
         turns: Turns that were due.
         lost: Turns without an answer, those of calls that failed included.
@@ -54,7 +53,6 @@ class Level(NamedTuple):
         failed_joins: Connections that failed.
         refused: Connections for which no worker was free.
         p50_s: Median of `voice_to_voice` from the intended start, in seconds; NaN where unknown.
-        p95_s: Its 95th percentile.
         p50_ci95_s: Bootstrap 95 % interval of the median, calls resampled.
         p95_ci95_s: The same of the 95th percentile.
         late_s: How late the callers themselves were, in seconds: the larger of the 95th percentile

@@ -37,7 +37,6 @@ class Caption(NamedTuple):
 
     Attributes:
         who: `caller` or `agent`.
-        text: The words.
         at_s: When they begin, in seconds on the same clock as the marks.
         cut: Whether they were interrupted.
     """
@@ -129,7 +128,6 @@ def player(
     """Returns a player.
 
     Args:
-        title: Its heading.
         samples: Shape (frames, 2), full scale 1.0.
         rate: Samples per second.
         sound: The same, as a file.

@@ -52,7 +52,6 @@ class Remeasured:
     """Marks of a run, live and found again in its recordings.
 
     Attributes:
-        run_id: Of the run.
         marks: A row for each mark of each recorded turn: trial, turn, mark, live_s (the middle of
             the 10 ms frame whose beginning the mark is) and recorded_s, both since the click and
             NaN where it was not found, difference_s (recorded minus live).

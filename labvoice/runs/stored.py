@@ -27,10 +27,6 @@ class StoredRun:
     """A run on the disk.
 
     Attributes:
-        path: Its file.
-        run_id: Of the run.
-        kind: Of the run.
-        started: When it began.
         under_way: Whether it may still be written to.
         recordings: The existing recordings that it names, in the folder of its name.
         size: Of its file and what belongs to it, recordings included, in bytes.

@@ -65,7 +65,6 @@ class Point(NamedTuple):
     """What one setting does.
 
     Attributes:
-        arm: The detector.
         min_delay_s: As LiveKit's `endpointing` has it.
         max_delay_s: The same.
         cut: How many turns it cuts in on.
@@ -117,7 +116,6 @@ def sweep(arm: str, turns: Sequence[Heard]) -> list[Point]:
     """Returns the curve of a detector: the settings that no other of its own betters.
 
     Args:
-        arm: Its name.
         turns: What it made of each turn; a turn is the unit of resampling.
     """
     delays = np.array([[turn.delay_s(*policy) for policy in POLICIES] for turn in turns])

@@ -57,7 +57,6 @@ class RunWriter:
             (None where unknown); now, on the caller's clock, when not given.
 
     Attributes:
-        path: As given.
         run_id: As given or made.
         trouble: Why some lines could not be written yet; empty where all are.
 
@@ -122,8 +121,6 @@ class RunWriter:
         """Begins a trial.
 
         Args:
-            trial: Its number.
-            room: Name of the room.
             arm: Configuration, one of the run's.
             warmup: Whether it is left out of the figures.
             unit: Name of the unit of resampling where that is not the trial.
@@ -158,7 +155,6 @@ class RunWriter:
         """Records an instant.
 
         Args:
-            trial: The trial.
             mark: Its name, one of the vocabulary, instant and clock.
             turn: The turn that it belongs to; None for the connection.
         """
@@ -186,9 +182,7 @@ class RunWriter:
         """Records a duration that was measured elsewhere, such as LiveKit's own figures.
 
         Args:
-            trial: The trial.
             stage: Its name; not one that is computed from marks.
-            duration_s: Its length, in seconds.
             turn: The turn that it belongs to; None for the connection.
             start_s: When it began, in seconds on the caller's monotonic clock, where known.
             source: Who measured it.

@@ -23,8 +23,6 @@ class ToolCall:
     """A function tool that the agent has called.
 
     Attributes:
-        name: Its name.
-        arguments: What it was given.
         output: What it returned, as text.
         failed: Whether it raised an error.
         at_s: When the caller got to know it, in monotonic seconds.
@@ -60,7 +58,6 @@ class Mismatch:
 
     Attributes:
         expectation: As the scenario has it, such as `reply: within 1.5 s`.
-        observed: What was observed instead.
     """
 
     expectation: str

@@ -35,7 +35,6 @@ class Verdict(BaseModel):
 
     Attributes:
         passed: Whether the statement is true of the conversation.
-        reason: Why.
     """
 
     passed: bool
@@ -62,7 +61,6 @@ class LanguageModel:
 
         Args:
             text: As configured; None if nothing is.
-            key: Its key.
             variable: The variable that configures it.
             what: What it is for.
 

@@ -19,13 +19,8 @@ class ScenarioError(UsageError):
 
     Args:
         observed: What is wrong with it, one sentence.
-        hint: The next thing to do.
         path: The file; None of a scenario that was made in Python.
         line: The line, from 1; None if unknown.
-
-    Attributes:
-        path: As given.
-        line: As given.
     """
 
     def __init__(
@@ -41,7 +36,6 @@ class Document:
     """One YAML document.
 
     Attributes:
-        path: As given.
         data: What it says, in Python's types.
     """
 

@@ -92,11 +92,7 @@ class _FailedError(Exception):
 
 
 class ScenarioItem(pytest.Item):
-    """A scenario, as a test.
-
-    Attributes:
-        scenario: What is played.
-    """
+    """A scenario, as a test."""
 
     def __init__(self, *, scenario: ScenarioFile, **kwargs: Any) -> None:
         super().__init__(**kwargs)

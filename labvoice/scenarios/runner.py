@@ -61,7 +61,6 @@ class Failure:
         step: The step's number, from 0; None of the whole call.
         where: Its place, `file:line`.
         expectation: As the scenario has it, such as `reply: within 1.5 s`.
-        observed: What was observed instead.
         heard: The agent's words in that step.
         at_s: Where to listen, in monotonic seconds; None if unknown.
         turn: The turn's number; None before the first.
@@ -80,11 +79,7 @@ class Failure:
 
 
 class CallView:
-    """What is known of a call's agent.
-
-    Attributes:
-        call: The call.
-    """
+    """What is known of a call's agent."""
 
     call: Call
 
@@ -163,7 +158,6 @@ class Prepared:
     """A scenario that is ready to be played.
 
     Attributes:
-        file: The scenario and its place.
         caller: What its caller says.
         hook: Judges the final state; None if there is none.
         judge: The language model that judges it; None if none does.

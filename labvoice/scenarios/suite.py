@@ -47,7 +47,6 @@ class Attempt:
     """One call of a scenario.
 
     Attributes:
-        trial: Its number in the run.
         outcome: `ok`, or what went wrong.
         failures: What did not hold.
         recording: The recording of both sides; None if there is none.
@@ -109,7 +108,6 @@ class ScenarioResult:
     """All calls of one scenario.
 
     Attributes:
-        file: The scenario and its place.
         repeat: How many calls were asked for.
         attempts: Those that were made.
     """
@@ -368,8 +366,6 @@ def lab_for(
     """Returns a lab, not started, in which agents are called and none is labvoice's.
 
     Args:
-        settings: Its settings.
-        progress: Called with progress messages.
         scripted: Whether its language model is the scenarios' script.
         model: Whether any agent needs a language model.
     """
@@ -456,7 +452,6 @@ async def run_scenarios(
         repeat: How many calls of each; the next one of a scenario is not made once it has failed.
         agent: As of :class:`Suite`.
         keep_going: Make every call, though one has failed.
-        options: Of the run.
 
     Raises:
         UsageError: As :class:`Suite`.

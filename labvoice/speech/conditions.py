@@ -135,8 +135,6 @@ class Conditions:
 
         Args:
             utterances: Their texts are what is said.
-            settings: For the cache folder.
-            progress: Called with progress messages.
 
         Raises:
             UsageError: The words of one are not known.
@@ -182,9 +180,7 @@ class Conditions:
 
         Args:
             speech: As it leaves the caller; sets the noise's level.
-            settings: For the cache of voices.
             folder: Where a recording is looked for first.
-            progress: Told what is synthesised.
 
         Raises:
             UsageError: There is no such noise and no such file.

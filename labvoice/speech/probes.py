@@ -189,8 +189,6 @@ def make_probes(
 
     Args:
         given: Which; all built-in ones when empty.
-        settings: For the cache of voices.
-        progress: Called with progress messages.
         speaker: Says the words that are synthesised; what a person has read, and sounds made from
             a signal, are nobody else's.
 

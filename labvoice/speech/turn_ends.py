@@ -126,8 +126,6 @@ def spoken_turns(
     Blocks, at first use for downloads and up to a minute of synthesis: call it in a thread.
 
     Args:
-        settings: For the cache folder.
-        progress: Called with progress messages.
         at_most: How many are wanted, the first ones; all when not given.
         speaker: Who says all of them, what the person reads too; a person and all voices of
             Kokoro when not given.
@@ -193,7 +191,6 @@ def load_turn_detector(
     Args:
         name: Which one. Smart Turn, alone and beside v1-mini (`either`), is graded; see
             :mod:`labvoice.speech.graded`.
-        settings: For the cache of weights.
         threshold: Probability below which a turn goes on; the first detector's own when not given.
 
     Raises:
@@ -217,7 +214,6 @@ def load_detector(name: DetectorName, settings: Settings, threshold: float | Non
 
     Args:
         name: Which one. Smart Turn takes its weights from pipecat-ai's wheel.
-        settings: For the cache of weights.
         threshold: Probability below which a turn goes on; the detector's own when not given.
 
     Raises:
@@ -320,8 +316,6 @@ def _hesitating(
 
     Args:
         texts: The first of :data:`HESITATIONS`.
-        settings: For the cache folder.
-        progress: Called with progress messages.
         speaker: Says all of them; all voices of Kokoro when not given.
     """
     lengths = iter(pause_lengths(sum(text.count("…") for text in HESITATIONS)))

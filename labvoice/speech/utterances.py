@@ -306,8 +306,6 @@ def synthesize_all(
 
     Args:
         texts: What is said.
-        settings: For the cache folder.
-        progress: Called with progress messages.
         speaker: One of :data:`SPEAKERS`, or :data:`AMERICAN`.
         speed: Of the speech; 1 is the speaker's own.
 
@@ -365,7 +363,6 @@ def load_wav(path: Path | str, channel: Channel | None = None) -> Utterance:
     Blocks: call it in a thread.
 
     Args:
-        path: The file.
         channel: Channel of a stereo recording with the caller's voice. None: two channels with the
             same audio are mixed, and if one of two is silent the other is used; the utterance's
             notice says so.

@@ -30,12 +30,10 @@ async def build_step(
 
     Args:
         what: What it does, for messages.
-        command: Program and arguments.
         log_path: File of its output.
         hint: Of the error when it fails.
         timeout_s: How long it may take, in seconds.
         tell: Called with the elapsed seconds, every few seconds.
-        env: Its whole environment; None: the parent's.
 
     Raises:
         BuildError: It failed or took too long; with its last log lines.

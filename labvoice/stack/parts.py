@@ -24,9 +24,7 @@ class Part:
     """One part of the stack, as displayed.
 
     Attributes:
-        name: Name of the part.
         state: `up`, `stopped`, `ended (STATUS)` or `external`.
-        address: Its address.
         pid: Its process id; None for a part that the lab did not start.
         memory_bytes: Proportional set size with all its children; None when unknown.
     """

@@ -149,7 +149,6 @@ class ManagedProcess:
             name: Name for error messages.
             command: Program and arguments; no secrets, since every user sees them.
             log_path: File for standard output and error; its folder is created.
-            env: Its whole environment; None: the parent's.
             cwd: Its working directory; None: the parent's.
             stop_step_s: Seconds between the signals of a stop (TERM, TERM, KILL).
             secrets: Texts that :meth:`log_tail` masks.

@@ -30,9 +30,6 @@ from labvoice.stack.workers.worker import AGENT_PROGRAM
 class Stack:
     """What a lab has started; each `start_…` returns the settings with the address of its part.
 
-    Args:
-        progress: Called with each step's progress message.
-
     Attributes:
         pool: The workers.
         exits: Called at the end, the last one first.

@@ -56,8 +56,6 @@ class Bot:
         If it makes a token of its own, it is the first participant that is not the caller.
 
         Args:
-            room: Name of the room.
-            caller: Identity of the caller.
             timeout_s: How long to wait for it, in seconds; 60 at the least.
             on_mark: Called with `dispatch_requested` before the start, and with
                 `dispatch_acknowledged` when the process runs.

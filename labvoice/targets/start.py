@@ -25,7 +25,6 @@ async def start_target(
     """Makes an agent ready to be called; the stack stops it at its end.
 
     Args:
-        target: The agent.
         stack: Has a LiveKit server, and a model if the agent is labvoice's.
         settings: Those of the stack.
         dispatcher: Dispatcher of the stack's LiveKit server.

@@ -60,7 +60,6 @@ class TargetWorker(Server):
 
     Attributes:
         agent_name: Name under which it registered; empty for one that serves every room.
-        process: Its process.
     """
 
     process: ManagedProcess
@@ -86,7 +85,6 @@ class TargetWorker(Server):
             target: A program or a command.
             server: A LiveKit server of labvoice's: its log has the name of each worker.
             environment: The whole environment of the worker.
-            state_dir: Takes the worker's log.
             timeout_s: How long to wait for the registration, in seconds.
 
         Raises:
@@ -192,7 +190,6 @@ def target_environment(
     has no other key; OpenAI's address is the gateway's only where the user has no key for it.
 
     Args:
-        target: The agent.
         server: The LiveKit server that it serves.
         settings: Those that the gateway was started with: it knows their key and secret.
         gateway: The gateway.

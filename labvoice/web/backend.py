@@ -102,8 +102,6 @@ def issue_token(
     Args:
         body: The request; a missing room or identity is generated.
         api_key: LiveKit's key that it is signed for.
-        api_secret: Its secret.
-        url: Address of the LiveKit server.
         agent_name: Agent that a strategy may put into the token.
         metadata: Metadata of that agent's job.
     """

@@ -21,7 +21,6 @@ class Measured(NamedTuple):
     """A stage of a call that was not reported before.
 
     Attributes:
-        stage: Its name.
         seconds: How long it took.
         start_s: When it began, in seconds since the call's click; None where that is not told.
     """

@@ -41,20 +41,7 @@ _CODES: Final = {
 
 
 class HttpError(LabvoiceError):
-    """A request that is answered with an error of the service's own.
-
-    Args:
-        status: HTTP status.
-        code: For programs.
-        observed: What was observed, one sentence.
-        hint: The next thing to do.
-        headers: Further headers of the answer.
-
-    Attributes:
-        status: As given.
-        code: As given.
-        headers: As given.
-    """
+    """A request that is answered with an error of the service's own."""
 
     def __init__(
         self,

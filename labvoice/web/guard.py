@@ -41,7 +41,6 @@ class Guard:
     """The outermost layer of the application.
 
     Args:
-        app: The application inside.
         settings: Allowed hosts and origins.
         gate: Counts the requests of an address.
         metrics: Counts requests.

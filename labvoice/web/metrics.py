@@ -43,7 +43,6 @@ class Metrics:
     """The service's metrics, in a registry of its own.
 
     Attributes:
-        registry: The registry.
         dispatches: Dispatches by outcome.
         stages: Durations by stage, from dispatches made here and calls reported by pages.
         requests: Requests by method, route and status.

@@ -39,12 +39,7 @@ _UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 @dataclass(frozen=True)
 class Principal:
-    """The owner of a key.
-
-    Attributes:
-        name: Name of the key.
-        permissions: Its permissions.
-    """
+    """The owner of a key."""
 
     name: str
     permissions: frozenset[Permission]

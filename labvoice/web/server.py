@@ -76,7 +76,6 @@ class HttpServer:
     """A listening HTTP server; an async context manager.
 
     Args:
-        app: The application.
         sock: Bound to the address to listen on, as by :func:`bind_port`.
 
     Attributes:

@@ -87,7 +87,6 @@ def write_run(
 
     Args:
         record: The browser's measurements.
-        path: The run file.
         settings: Settings of the lab, for the configuration's columns and the recording's format.
         recording: On the same clock as the record's marks; written beside the run file.
 

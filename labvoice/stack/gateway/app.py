@@ -52,7 +52,6 @@ class Gateway:
     Args:
         engines: Recogniser, voice and language model.
         api_key: LiveKit API key whose inference tokens are accepted.
-        api_secret: Its secret.
         gateway_key: Key that OpenAI's and Deepgram's clients send.
     """
 

@@ -147,7 +147,6 @@ class Transcript:
     Attributes:
         kind: `start` of speech, an `interim`, `preflight` or `final` transcript, or `empty` if
             speech ended without recognised words.
-        text: The words so far.
         start_s: When the stretch of speech began, in seconds of the stream.
         end_s: When it ended, so far.
     """

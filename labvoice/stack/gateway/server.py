@@ -28,7 +28,6 @@ class GatewayServer(Server):
     Attributes:
         base_url: Base URL for `LIVEKIT_INFERENCE_URL` and OpenAI's clients; ends in `/v1`.
         key: API key for OpenAI's and Deepgram's clients.
-        process: The child process.
     """
 
     process: ManagedProcess
@@ -44,7 +43,6 @@ class GatewayServer(Server):
 
         Args:
             settings: Must contain the LiveKit server's key and secret, and the language model.
-            state_dir: Folder of its log.
 
         Raises:
             ProcessError: It ended or was not ready in time; with its last log lines.

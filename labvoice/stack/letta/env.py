@@ -114,7 +114,6 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
 
     Args:
         cache_dir: The user's cache directory for labvoice.
-        progress: Called with progress messages.
 
     Raises:
         BuildError: A step failed or did not end, or another process installs it and does not end.

@@ -43,7 +43,6 @@ class LettaParts:
         root: Folder of the data.
         state_dir: Folder of the logs.
         api: API of the server.
-        port: Its port.
         key: The API key that it requires.
     """
 

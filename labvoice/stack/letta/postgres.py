@@ -27,12 +27,7 @@ _LEFT_BEHIND_TIMEOUT_S: Final = 2 * _STOP_STEP_S + 5.0
 
 
 class Postgres(Server):
-    """A running PostgreSQL server; created by :meth:`start`.
-
-    Attributes:
-        port: Its TCP port on 127.0.0.1.
-        process: Its process.
-    """
+    """A running PostgreSQL server; created by :meth:`start`."""
 
     process: ManagedProcess
 

@@ -25,7 +25,6 @@ class Locked:
     """ASGI middleware that requires the token, except for the health check.
 
     Args:
-        app: The wrapped application.
         token: Token that clients send as `Authorization: Bearer …`.
     """
 

@@ -89,9 +89,7 @@ class LettaServer:
 
         Args:
             settings: `letta_base_url`, `letta_api_key`, the folders, the model.
-            state_dir: Takes the logs.
             fresh: Use an empty database that is deleted at the stop; the kept one is not changed.
-            progress: Called with progress messages.
 
         Raises:
             CredentialsError: The server of the settings refuses the key. One that does not answer

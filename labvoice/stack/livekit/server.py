@@ -37,7 +37,6 @@ class NodeConfig:
     Attributes:
         name: Name of the one that is started.
         api_key: API key of all.
-        api_secret: Its secret.
         redis: Section `redis` of their configuration.
     """
 
@@ -102,7 +101,6 @@ class LiveKitServer(Server):
 
         Args:
             settings: `livekit_url`, key and secret, and the cache's folder.
-            state_dir: Folder of the server's log.
             port: TCP port of the lab's own server; None: a free one.
             progress: Called every few seconds with the state of a build.
             webhook_url: Where the lab's own server sends its signed webhooks.
@@ -183,8 +181,6 @@ class LiveKitServer(Server):
 
         Args:
             url: Its address, `ws://…`, `wss://…`, `http://…` or `https://…`.
-            api_key: Key to try.
-            api_secret: Its secret.
             timeout_s: How long to wait for the answer, in seconds.
 
         Raises:

@@ -27,12 +27,7 @@ class StreamOptions(BaseModel):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of one of the agent's tools, as a model answers it.
-
-    Attributes:
-        name: Name of the tool.
-        arguments: What it is given.
-    """
+    """A call of one of the agent's tools, as a model answers it."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -76,9 +71,6 @@ class ChatServer:
         answer: Yields the model's answer.
         routes: Further routes.
         context_tokens: Length of its context, which `/v1/models` reports as vLLM does.
-
-    Attributes:
-        app: The ASGI application.
     """
 
     def __init__(

@@ -29,7 +29,6 @@ class ModelServer(Server):
             `script` (answers by rules).
         model: Model name for requests.
         base_url: Base URL for an OpenAI client, such as `http://127.0.0.1:8080/v1`.
-        process: The child process.
     """
 
     process: ManagedProcess
@@ -55,7 +54,6 @@ class ModelServer(Server):
         Args:
             kind: Which model.
             settings: For the cache folder with the weights of `small`.
-            state_dir: Folder of the server's log.
             progress: Called with progress messages while weights are downloaded.
             gguf: Weights for `small` to load instead of the pinned ones.
 

@@ -73,7 +73,6 @@ class Pool:
         Args:
             settings: As for :meth:`Worker.start`.
             state_dir: As for :meth:`Worker.start`.
-            count: How many.
             program: As for :meth:`Worker.start`.
 
         Raises:

@@ -41,7 +41,6 @@ class Ending:
     """How a job ended.
 
     Attributes:
-        reason: As text.
         joined: Whether its agent had joined the room.
     """
 
@@ -56,7 +55,6 @@ class WorkerStatus:
     Attributes:
         worker_id: Id from the LiveKit server at registration.
         agent_name: Agent name that it registered with.
-        active_jobs: Number of running jobs.
         load: Load, 0 to 1; at 1 it takes no more jobs.
         rejections: Reasons for rejected job requests, by dispatch id.
         endings: How jobs ended, by dispatch id.
@@ -80,7 +78,6 @@ class JobProcess:
 
     Attributes:
         pid: Its process id; the worker's own if jobs are threads.
-        room: Name of the room.
         started_s: Start of the job, in wall-clock seconds.
     """
 
@@ -133,10 +130,8 @@ class Worker:
     """One worker process; created by :meth:`start`.
 
     Attributes:
-        process: The process.
         url: Address of its status service.
         agent_name: Name under which it registers.
-        settings: As given.
         draining: Whether it is draining: it takes no more jobs and ends.
         served: Whether it ever accepted a job.
     """
@@ -174,7 +169,6 @@ class Worker:
 
         Args:
             settings: Must contain the LiveKit server's address, key and secret, and the model.
-            state_dir: Folder for its log.
             name: Name for error messages.
             program: Module to run; takes `--port` and `--agent-name`, and reports events.
 
