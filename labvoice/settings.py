@@ -13,6 +13,7 @@ import platformdirs
 from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
+    AliasGenerator,
     Field,
     JsonValue,
     SecretStr,
@@ -39,6 +40,22 @@ def _without_v1(address: str | None) -> str | None:
     return address and address.rstrip("/").removesuffix("/v1")
 
 
+def _variable(field: str) -> str:
+    """The environment variable of a setting; those of other programs have their names."""
+    theirs = re.match("(livekit|openai|deepgram)_|letta_(base_url|api_key)$", field)
+    return f"{'' if theirs else 'LABVOICE_'}{field.upper()}"
+
+
+CONFIG: Final = SettingsConfigDict(
+    env_file=".env",
+    extra="ignore",
+    populate_by_name=True,
+    env_ignore_empty=True,
+    alias_generator=AliasGenerator(validation_alias=_variable),
+)
+"""How all settings are read."""
+
+
 class Settings(BaseSettings):
     """All settings, read from the environment and from `.env` in the working directory.
 
@@ -49,156 +66,122 @@ class Settings(BaseSettings):
             `SettingsError` instead.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
-    )
+    model_config = CONFIG
 
-    livekit_url: str | None = Field(None, validation_alias="LIVEKIT_URL")
+    livekit_url: str | None = None
     """Address of a running LiveKit server (`ws://…` or `wss://…`); unset: start one."""
-    livekit_api_key: str | None = Field(None, validation_alias="LIVEKIT_API_KEY")
-    livekit_api_secret: SecretStr | None = Field(None, validation_alias="LIVEKIT_API_SECRET")
-    redis_url: SecretStr | None = Field(None, validation_alias="LABVOICE_REDIS_URL")
+    livekit_api_key: str | None = None
+    livekit_api_secret: SecretStr | None = None
+    redis_url: SecretStr | None = None
     """Redis that several LiveKit servers of a lab share, `redis://:PASSWORD@HOST:PORT`; unset:
     start one. No other LiveKit may use it."""
 
-    agent_name: str = Field(DEFAULT_AGENT_NAME, validation_alias="LABVOICE_AGENT_NAME")
+    agent_name: str = DEFAULT_AGENT_NAME
     """Name under which workers register and by which agents are dispatched."""
 
-    llm: Llm | None = Field(None, validation_alias="LABVOICE_LLM")
+    llm: Llm | None = None
     """`small` (embedded SmolLM2), `paced` (reference model with fixed timing), `script`
     (what a scenario's `model` says; see :mod:`labvoice.stack.models.script_model`) or `openai`;
     unset: `openai` if `OPENAI_BASE_URL` or `OPENAI_API_KEY` is set, otherwise `small`."""
-    llm_model: str | None = Field(None, validation_alias="LABVOICE_LLM_MODEL")
+    llm_model: str | None = None
     """Model name at an OpenAI-compatible endpoint; unset: :data:`DEFAULT_OPENAI_MODEL`."""
-    llm_temperature: float | None = Field(
-        None, validation_alias="LABVOICE_LLM_TEMPERATURE", ge=0, le=2
-    )
+    llm_temperature: float | None = Field(None, ge=0, le=2)
     """Sampling temperature; 0 keeps replies the same from run to run. Unset: 0 for labvoice's own
     models; not sent to an external endpoint, which may refuse any other than its default."""
-    openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
-    openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str | None = None
+    openai_api_key: SecretStr | None = None
 
-    letta_base_url: Annotated[str | None, AfterValidator(_without_v1)] = Field(
-        None, validation_alias="LETTA_BASE_URL"
-    )
+    letta_base_url: Annotated[str | None, AfterValidator(_without_v1)] = None
     """Address of a running Letta server or of Letta Cloud, with or without `/v1`; unset:
     start an embedded one."""
-    letta_turns_path: Path | None = Field(None, validation_alias="LABVOICE_LETTA_TURNS_PATH")
+    letta_turns_path: Path | None = None
     """File of the turns not yet written to Letta; the lab sets it for its workers."""
-    letta_embedded: bool = Field(False, validation_alias="LABVOICE_LETTA_EMBEDDED")
+    letta_embedded: bool = False
     """Whether that address is the embedded server's; the lab sets it for its workers."""
-    mode: Mode = Field("hybrid", validation_alias="LABVOICE_MODE")
+    mode: Mode = "hybrid"
     """How the agent uses Letta: `hybrid`, `letta` or `direct`."""
-    letta_api_key: SecretStr | None = Field(None, validation_alias="LETTA_API_KEY")
+    letta_api_key: SecretStr | None = None
 
-    deepgram_api_key: SecretStr | None = Field(None, validation_alias="DEEPGRAM_API_KEY")
+    deepgram_api_key: SecretStr | None = None
     """If set, Deepgram is the default of `stt` and `tts`."""
-    deepgram_base_url: str = Field("https://api.deepgram.com", validation_alias="DEEPGRAM_BASE_URL")
+    deepgram_base_url: str = "https://api.deepgram.com"
     """Address of Deepgram: another region, or a self-hosted one."""
-    executor: Literal["process", "thread"] = Field("process", validation_alias="LABVOICE_EXECUTOR")
+    executor: Literal["process", "thread"] = "process"
     """How a worker runs its jobs: a process or a thread per job."""
-    idle_processes: int = Field(1, validation_alias="LABVOICE_IDLE_PROCESSES", ge=0, le=16)
+    idle_processes: int = Field(1, ge=0, le=16)
     """Number of job processes that a worker keeps warm, with models loaded."""
-    max_jobs: int = Field(4, validation_alias="LABVOICE_MAX_JOBS", ge=1, le=64)
+    max_jobs: int = Field(4, ge=1, le=64)
     """Concurrent jobs per worker; its load is active jobs divided by this number."""
-    idle_timeout_s: float = Field(60.0, validation_alias="LABVOICE_IDLE_TIMEOUT_S", ge=1, le=86400)
+    idle_timeout_s: float = Field(60.0, ge=1, le=86400)
     """How long an agent waits in a room without a human before it leaves, in seconds."""
-    min_endpointing_delay_s: float = Field(
-        0.3, validation_alias="LABVOICE_MIN_ENDPOINTING_DELAY_S", ge=0, le=5
-    )
+    min_endpointing_delay_s: float = Field(0.3, ge=0, le=5)
     """Silence after which a turn may end when the turn detector agrees, in seconds.
 
     Of the 53 built-in turns 12 are cut in on with 0.3 and 0.8 s, and 13 with LiveKit's defaults
     (`labvoice bench endpointing --offline`). The reply is generated meanwhile.
     """
-    max_endpointing_delay_s: float = Field(
-        0.8, validation_alias="LABVOICE_MAX_ENDPOINTING_DELAY_S", ge=0, le=10
-    )
+    max_endpointing_delay_s: float = Field(0.8, ge=0, le=10)
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
-    endpointing_mode: Literal["fixed", "dynamic"] = Field(
-        "fixed", validation_alias="LABVOICE_ENDPOINTING_MODE"
-    )
+    endpointing_mode: Literal["fixed", "dynamic"] = "fixed"
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
-    turn_detector: TurnDetector = Field("smart-turn", validation_alias="LABVOICE_TURN_DETECTOR")
+    turn_detector: TurnDetector = "smart-turn"
     """What says whether a turn has ended: `smart-turn` (Smart Turn; before 0.45 s only where it is
     sure), `v1-mini` (LiveKit's model on the device), `either` (v1-mini, or Smart Turn where that is
     sure; before 0.4 s only both) or `vad` (silence alone)."""
-    turn_detector_threshold: float | None = Field(
-        None, validation_alias="LABVOICE_TURN_DETECTOR_THRESHOLD", ge=0, le=1
-    )
+    turn_detector_threshold: float | None = Field(None, ge=0, le=1)
     """Probability from which the turn detector agrees; its own when unset."""
-    interruption_mode: Literal["vad", "adaptive", "off"] = Field(
-        "vad", validation_alias="LABVOICE_INTERRUPTION_MODE"
-    )
+    interruption_mode: Literal["vad", "adaptive", "off"] = "vad"
     """What makes the agent stop when it is spoken over: `vad` (speech of a length), `adaptive`
     (LiveKit's model in its cloud, which tells "mm-hm" from an interruption) or `off` (nothing)."""
-    interruption_min_duration_s: float = Field(
-        0.5, validation_alias="LABVOICE_INTERRUPTION_MIN_DURATION_S", ge=0, le=5
-    )
+    interruption_min_duration_s: float = Field(0.5, ge=0, le=5)
     """Length of speech that interrupts the agent, in seconds."""
-    interruption_min_words: int = Field(
-        0, validation_alias="LABVOICE_INTERRUPTION_MIN_WORDS", ge=0, le=20
-    )
+    interruption_min_words: int = Field(0, ge=0, le=20)
     """How many words must have been recognised before the agent is interrupted."""
-    resume_false_interruption: bool = Field(
-        True, validation_alias="LABVOICE_RESUME_FALSE_INTERRUPTION"
-    )
+    resume_false_interruption: bool = True
     """Whether the agent goes on where it stopped and no words were recognised."""
-    false_interruption_timeout_s: float = Field(
-        2.0, validation_alias="LABVOICE_FALSE_INTERRUPTION_TIMEOUT_S", gt=0, le=10
-    )
+    false_interruption_timeout_s: float = Field(2.0, gt=0, le=10)
     """Silence after which an interruption without words was none, in seconds."""
     greeting: str = Field(
-        "Hello, how can I help you?",
-        validation_alias="LABVOICE_GREETING",
-        max_length=200,
-        json_schema_extra=_MAY_BE_EMPTY,
+        "Hello, how can I help you?", max_length=200, json_schema_extra=_MAY_BE_EMPTY
     )
     """Greeting of the agent; empty: it waits for the user."""
     apology: str = Field(
-        "Sorry, I was away for a moment.",
-        validation_alias="LABVOICE_APOLOGY",
-        max_length=200,
-        json_schema_extra=_MAY_BE_EMPTY,
+        "Sorry, I was away for a moment.", max_length=200, json_schema_extra=_MAY_BE_EMPTY
     )
     """First words of a replacement agent; empty: none."""
-    failover_after_s: float = Field(
-        1.2, validation_alias="LABVOICE_FAILOVER_AFTER_S", ge=0.8, le=60
-    )
+    failover_after_s: float = Field(1.2, ge=0.8, le=60)
     """Time without a heartbeat after which an agent is replaced, in seconds: three heartbeats."""
-    drain_timeout_s: float = Field(300.0, validation_alias="LABVOICE_DRAIN_TIMEOUT_S", ge=0)
+    drain_timeout_s: float = Field(300.0, ge=0)
     """Time that a stopping worker gives its calls to end, in seconds."""
-    stt: str | None = Field(None, validation_alias="LABVOICE_STT")
+    stt: str | None = None
     """Speech recognition: `embedded` (Moonshine base), `tiny`, `deepgram`, `plugin:NAME`, or a name
     that another package registers; see :mod:`labvoice.speech.engines`."""
-    preflight: Literal["silence", "speech"] = Field(
-        "silence", validation_alias="LABVOICE_PREFLIGHT"
-    )
+    preflight: Literal["silence", "speech"] = "silence"
     """When the embedded recogniser gives a preflight transcript, on which the reply is generated
     before the turn has ended: from 60 ms of silence on, or while the caller still speaks, which
     costs half of a processor meanwhile and up to four requests to the model that are withdrawn."""
-    tts: str | None = Field(None, validation_alias="LABVOICE_TTS")
+    tts: str | None = None
     """Speech synthesis: `embedded` (Piper), `deepgram`, `plugin:NAME`, or a registered name."""
 
-    upstream_stt: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_STT")
+    upstream_stt: str | None = None
     """OpenAI-compatible address, ending in `/v1`, of the recogniser behind the gateway, for agents
     that are not labvoice's; `#MODEL` after it names the model. Unset: the lab's own."""
-    upstream_stt_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_STT_KEY")
-    upstream_llm: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_LLM")
+    upstream_stt_key: SecretStr | None = None
+    upstream_llm: str | None = None
     """The same of the language model; without `#MODEL` it gets the name that the agent asks for."""
-    upstream_llm_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_LLM_KEY")
-    upstream_tts: str | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS")
+    upstream_llm_key: SecretStr | None = None
+    upstream_tts: str | None = None
     """The same of the voice."""
-    upstream_tts_key: SecretStr | None = Field(None, validation_alias="LABVOICE_UPSTREAM_TTS_KEY")
+    upstream_tts_key: SecretStr | None = None
 
-    judge: str | None = Field(None, validation_alias="LABVOICE_JUDGE")
+    judge: str | None = None
     """The OpenAI-compatible model that judges scenarios, as `URL#MODEL`; unset: none."""
-    judge_key: SecretStr | None = Field(None, validation_alias="LABVOICE_JUDGE_KEY")
-    persona: str | None = Field(None, validation_alias="LABVOICE_PERSONA")
+    judge_key: SecretStr | None = None
+    persona: str | None = None
     """The OpenAI-compatible model that plays the caller of a `persona` step, likewise."""
-    persona_key: SecretStr | None = Field(None, validation_alias="LABVOICE_PERSONA_KEY")
+    persona_key: SecretStr | None = None
 
-    recording: RecordingFormat = Field("ogg", validation_alias="LABVOICE_RECORDING")
+    recording: RecordingFormat = "ogg"
     """How calls are recorded: Opus in Ogg (about 0.5 MB a minute), WAV of 16 bits (5.8 MB a
     minute), or not at all."""
 
@@ -212,9 +195,7 @@ class Settings(BaseSettings):
         validation_alias="LABVOICE_DATA_DIR",
     )
     """Folder of state that outlives a lab."""
-    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = Field(
-        "INFO", validation_alias="LABVOICE_LOG_LEVEL"
-    )
+    log_level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = "INFO"
 
     @field_validator("upstream_stt", "upstream_llm", "upstream_tts")
     @classmethod
@@ -238,6 +219,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("ws://", "wss://", "http://", "https://")):
             raise ValueError("must begin with ws:// or wss://")
         return value
+
+    @property
+    def livekit(self) -> tuple[str, str, SecretStr]:
+        """Address, key and secret of the LiveKit server, where there is one."""
+        assert self.livekit_url
+        assert self.livekit_api_key, "load_settings() requires the key with the URL"
+        assert self.livekit_api_secret, "load_settings() requires the secret with the URL"
+        return self.livekit_url, self.livekit_api_key, self.livekit_api_secret
 
     @property
     def resolved_llm(self) -> Llm:

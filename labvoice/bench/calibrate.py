@@ -247,17 +247,10 @@ async def calibrate(
 
 
 async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
-    settings = lab.settings
-    assert settings.livekit_api_key
-    assert settings.livekit_api_secret
+    _, key, secret = lab.settings.livekit
     reference = _ReferenceAgent(this.arm)
     try:
-        await reference.join(
-            lab.agent_url,
-            settings.livekit_api_key,
-            settings.livekit_api_secret,
-            call.room_name,
-        )
+        await reference.join(lab.agent_url, key, secret, call.room_name)
         await call.connect()
         await reference.hear_silence()
         this.outcome("ok")

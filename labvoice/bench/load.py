@@ -223,11 +223,7 @@ async def _start_agent(
         await lab.add_workers()
     workers = [worker for worker in lab.pool.workers if worker.agent_name == name]
     greets = any(worker.settings.greeting for worker in workers)
-    assert settings.livekit_url
-    assert settings.livekit_api_key
-    assert settings.livekit_api_secret
-    where = (settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret)
-    return Agent(*where, name, greets, timeout_s), len(workers)
+    return Agent(*settings.livekit, name, greets, timeout_s), len(workers)
 
 
 class _LevelRun:

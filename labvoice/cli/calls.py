@@ -248,15 +248,11 @@ async def dispatch(
             "no LiveKit server is configured",
             "set LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET",
         )
-    assert settings.livekit_api_key
-    assert settings.livekit_api_secret
     if letta_agent and settings.letta_base_url:
         async with LettaApi(settings.letta_base_url, settings.letta_api_key) as letta:
             letta_agent = await letta.resolve_at_once(letta_agent)
     async with Dispatcher(
-        settings.livekit_url,
-        settings.livekit_api_key,
-        settings.livekit_api_secret,
+        *settings.livekit,
         service_evidence(settings.livekit_url, read_settings(WebSettings).api_key, port),
     ) as dispatcher:
         try:

@@ -194,8 +194,7 @@ def target_environment(
         settings: Those that the gateway was started with: it knows their key and secret.
         gateway: The gateway.
     """
-    assert settings.livekit_api_key is not None
-    assert settings.livekit_api_secret is not None
+    _, key, secret = settings.livekit
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -213,8 +212,8 @@ def target_environment(
         "LIVEKIT_API_SECRET": server.api_secret.get_secret_value(),
         "LIVEKIT_INFERENCE_URL": gateway.base_url,
         # Set, not left out: `.env.local` of the agent's may bring keys for the cloud.
-        "LIVEKIT_INFERENCE_API_KEY": settings.livekit_api_key,
-        "LIVEKIT_INFERENCE_API_SECRET": settings.livekit_api_secret.get_secret_value(),
+        "LIVEKIT_INFERENCE_API_KEY": key,
+        "LIVEKIT_INFERENCE_API_SECRET": secret.get_secret_value(),
         "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
         **target.env,

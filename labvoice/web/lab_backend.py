@@ -45,12 +45,7 @@ class LabBackend:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        settings = lab.settings
-        assert settings.livekit_url
-        assert settings.livekit_api_key
-        assert settings.livekit_api_secret
-        self._url = settings.livekit_url
-        self._key, self._secret = settings.livekit_api_key, settings.livekit_api_secret
+        self._url, self._key, self._secret = lab.settings.livekit
 
     @property
     def agent_name(self) -> str:

@@ -7,7 +7,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
+
+from labvoice.settings import CONFIG
 
 _PUBLIC_URL: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 
@@ -18,22 +20,20 @@ class WebSettings(BaseSettings):
     Nothing needs to be set: without a key, one is made at each start.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
-    )
+    model_config = CONFIG
 
-    api_key: SecretStr | None = Field(None, validation_alias="LABVOICE_API_KEY")
+    api_key: SecretStr | None = None
     """The key that may do everything; unset: one is made at start and printed once."""
-    api_keys: SecretStr | None = Field(None, validation_alias="LABVOICE_API_KEYS")
+    api_keys: SecretStr | None = None
     """Further keys that may do less, separated by blanks: `front:dispatch+token:KEY
     dashboards:read:KEY`."""
-    allowed_hosts: str = Field("", validation_alias="LABVOICE_ALLOWED_HOSTS")
+    allowed_hosts: str = ""
     """Host names, separated by commas, under which the service may be asked besides
     `localhost` and loopback addresses."""
-    public_url: str = Field("", validation_alias="LABVOICE_PUBLIC_URL")
+    public_url: str = ""
     """Address under which a proxy with TLS shows the service, such as `https://lab.example`: its
     host is allowed, its pages are the service's own, and over https the cookie is `Secure`."""
-    cors_origins: str = Field("", validation_alias="LABVOICE_CORS_ORIGINS")
+    cors_origins: str = ""
     """Origins, separated by commas, whose pages may ask the service with a key."""
     rate_limit_hz: float = Field(50.0, validation_alias="LABVOICE_RATE_LIMIT", gt=0, le=100_000)
     """Requests per second that one key may make, twice as many at once; an address may make four

@@ -123,20 +123,18 @@ class ConnectButton(anywidget.AnyWidget):
         ask = _Ask.model_validate(arguments)
         _ = self._lab.dispatcher  # raises if the lab was stopped
         settings = self._lab.settings
-        assert settings.livekit_url
-        assert settings.livekit_api_key
-        assert settings.livekit_api_secret
+        url, key, secret = settings.livekit
         room = ask.room or f"browser-{secrets.token_hex(4)}"
         token = caller_token(
-            settings.livekit_api_key,
-            settings.livekit_api_secret,
+            key,
+            secret,
             room,
             f"browser-{secrets.token_hex(4)}",
             strategy=ask.strategy,
             agent_name=settings.agent_name,
             metadata=JobMetadata(letta_agent_id=ask.letta_agent_id),
         )
-        return {"token": token, "url": settings.livekit_url, "room": room}
+        return {"token": token, "url": url, "room": room}
 
     async def _dispatch(self, arguments: dict[str, Any]) -> dict[str, Any]:
         received_s = time.monotonic()

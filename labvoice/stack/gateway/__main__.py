@@ -19,12 +19,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     settings = load_settings()
-    assert settings.livekit_api_key is not None
-    assert settings.livekit_api_secret is not None
+    _, key, secret = settings.livekit
     gateway = Gateway(
         load_engines(settings),
-        api_key=settings.livekit_api_key,
-        api_secret=settings.livekit_api_secret.get_secret_value(),
+        api_key=key,
+        api_secret=secret.get_secret_value(),
         gateway_key=os.environ[GATEWAY_KEY],
     )
     web.run_app(gateway.app(), host="127.0.0.1", port=port, print=None, access_log=None)

@@ -114,11 +114,7 @@ class LiveKitServer(Server):
             ProcessError: The server ended or did not become ready.
         """
         if settings.livekit_url:
-            assert settings.livekit_api_key, "load_settings() requires the key with the URL"
-            assert settings.livekit_api_secret, "load_settings() requires the secret with the URL"
-            theirs = cls(
-                settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
-            )
+            theirs = cls(*settings.livekit)
             await cls.check(theirs.url, theirs.api_key, theirs.api_secret)
             return theirs
 
