@@ -641,16 +641,13 @@ class Lab:
         `async with lab.call() as call:` ends the call, its agent and its room at the end of the
         block; `call = await lab.call()` ends with `await call.end()` or when the lab stops.
 
+        The other arguments are those of :meth:`new_call`.
+
         Args:
-            room: As for :meth:`new_call`.
-            agent_name: As for :meth:`new_call`.
             letta_agent: Id or name of the Letta agent whose memory the call uses.
             mode: How the agent uses Letta; the settings' when not given.
             metadata: For the user's own agent: any text or dictionary, sent unchanged.
-            strategy: As for :meth:`new_call`.
-            timeout_s: As for :meth:`new_call`.
             recording: File that the recording is written to when the call ends, `.ogg` or `.wav`.
-            link: As for :meth:`new_call`.
 
         Raises:
             UsageError: There is no such Letta agent, or several; or both metadata and a Letta

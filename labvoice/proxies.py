@@ -57,11 +57,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def http_client(url: str, **options: Any) -> httpx.AsyncClient:
-    """Returns a client for one server, which uses its proxy if it has one.
-
-    Args:
-        options: Further arguments of `httpx.AsyncClient`.
-    """
+    """Returns a client for one server, which uses its proxy if it has one."""
     if is_loopback(url):
         named = os.environ.get("SSL_CERT_FILE")  # httpx reads it together with the proxies only
         if named and url.startswith("https:"):
@@ -71,11 +67,7 @@ def http_client(url: str, **options: Any) -> httpx.AsyncClient:
 
 
 def http_session(url: str, **options: Any) -> aiohttp.ClientSession:
-    """Returns an aiohttp session for one server, through the proxy that is meant for it, if any.
-
-    Args:
-        options: Others of `aiohttp.ClientSession`.
-    """
+    """Returns an aiohttp session for one server, through the proxy that is meant for it, if any."""
     proxy = proxy_for(url) or ""
     # It speaks HTTP proxies only.
     return aiohttp.ClientSession(proxy=proxy if proxy.startswith("http") else None, **options)
@@ -99,10 +91,6 @@ def spare_loopback(environment: MutableMapping[str, str], livekit_url: str) -> N
     Most clients respect `NO_PROXY`. LiveKit's native client opens `ws://` through `HTTP_PROXY`
     regardless of `NO_PROXY`, also when it reconnects: if the server is on this machine, that
     variable is moved to another name, which :func:`proxy_for` reads.
-
-    Args:
-        environment: The environment to change.
-        livekit_url: The LiveKit server's address.
     """
     if not any(environment.get(name) for name in (*_ALL, _HTTP_KEPT)):
         return

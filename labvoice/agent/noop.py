@@ -40,7 +40,6 @@ def make_noop_server(
 
     Args:
         port: Loopback port of its health and status service.
-        work: What a job does.
     """
     assert settings.livekit_api_secret
     server = AgentServer(

@@ -107,7 +107,6 @@ class BurstEvent:
     """One burst: its rooms ask in one moment, are watched alike, and are counted together.
 
     Args:
-        arm: How.
         round_number: From 0.
         wait_s: How long either arm's agents are waited for, in seconds.
         late_s: How long a second agent is waited for at the end, in seconds: a job reaches the

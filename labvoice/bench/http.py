@@ -42,7 +42,6 @@ class OfferedDispatch:
         seconds: From then to its answer.
         dispatch_id: From the answer; empty when there was none in time.
         tries: How often it was sent; more than once only where the connection failed.
-        detail: The last error.
     """
 
     room: str

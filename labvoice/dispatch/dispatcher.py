@@ -72,9 +72,7 @@ class Dispatch:
 
     Attributes:
         dispatch_id: Id from the server; empty if an agent of another program was found in the room.
-        job_id: Id of the assigned job.
         worker_id: Id of the worker that took the job; empty if the server does not report it.
-        agent_identity: Identity of the agent's participant.
         found: Whether an agent or its dispatch already existed: by a token, by automatic dispatch,
             or by another caller.
         attempts: Number of dispatches created, lost ones included; 0 if one was found.
@@ -338,7 +336,6 @@ class Dispatcher:
 
         Args:
             request: The request; a lost request or an ended job is recorded in it.
-            ours: The room's dispatches of that name.
         """
         request.mark("dispatch_requested")
         asked_s = time.time()

@@ -73,10 +73,6 @@ def agent_names(
     Agents of livekit-agents before 1.4 publish no name; theirs comes from the dispatch that lists
     their job. The server lists a job up to 5 s late; until then an agent without a name has the
     name of the one pending dispatch, or None if several are pending.
-
-    Args:
-        there: The participants of the room.
-        dispatches: Of the room.
     """
     agents = [p for p in there if is_agent(p)]
     names: dict[str, str | None] = {}

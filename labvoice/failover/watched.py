@@ -92,7 +92,6 @@ class Watched:
 
         Args:
             room: Name of a room without an agent of that name.
-            dispatch: One of the room's.
             now_s: Monotonic seconds.
             is_dead: Whether the process of a job, by its id, is known to have ended.
             wall_s: Wall-clock seconds at the same instant, as the server dates its jobs.

@@ -214,7 +214,6 @@ class LettaApi:
 
         Args:
             base_url: Address of the model's server, ending in `/v1`.
-            model: The model's name there.
             or_first: Use the first listed model if that one is not listed.
 
         Returns:

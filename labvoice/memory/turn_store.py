@@ -138,7 +138,6 @@ class TurnStore:
         """Records a turn before the request to Letta; it is not sent meanwhile.
 
         Args:
-            agent_id: Id or name of the Letta agent.
             instead_of: An abandoned turn, whose text is contained in this one.
         """
 

@@ -164,7 +164,6 @@ def refusal(dispatches: Iterable[AgentDispatch], agent_name: str, dispatch_id: s
     """Returns why a worker must refuse a job that would be a second agent; empty to accept.
 
     Args:
-        dispatches: All dispatches of the room.
         agent_name: The worker's; empty for one that serves every room.
     """
     every = list(dispatches)

@@ -54,12 +54,7 @@ FIGURES: Final = (
 
 
 class Share(NamedTuple):
-    """How often something happened.
-
-    Attributes:
-        k: How often.
-        n: Of how many.
-    """
+    """How often something happened."""
 
     k: int
     n: int

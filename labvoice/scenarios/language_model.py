@@ -62,7 +62,6 @@ class LanguageModel:
         Args:
             text: As configured; None if nothing is.
             variable: The variable that configures it.
-            what: What it is for.
 
         Raises:
             UsageError: Nothing is configured, or no model is named.
@@ -115,7 +114,6 @@ async def judge(
     """Asks a model whether a statement is true of a conversation.
 
     Args:
-        model: The judge.
         statement: What should be true.
         conversation: Who said what.
 
@@ -142,7 +140,6 @@ async def next_line(
     """Returns the next line of a model that plays the caller.
 
     Args:
-        model: The caller.
         persona: Who it is and what it wants.
         conversation: Who said what so far.
 

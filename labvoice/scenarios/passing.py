@@ -13,8 +13,6 @@ class PassRate:
     """How many calls of a scenario passed.
 
     Attributes:
-        passed: How many passed.
-        calls: How many were made.
         k: How many shall pass in a row.
     """
 

@@ -109,10 +109,7 @@ class CallResult(CallView):
     """A call of a scenario; the argument of a hook.
 
     Attributes:
-        scenario: What was played.
-        call: The call, over.
         failures: What did not hold, in the order of the steps.
-        notices: What is worth knowing of it, a sentence each.
         judged_by: Name of the language model that has judged it; empty if none has.
     """
 
@@ -207,11 +204,7 @@ class _StopError(Exception):
 
 
 class Player:
-    """Plays one scenario over one call that is not connected yet.
-
-    Attributes:
-        result: The result so far.
-    """
+    """Plays one scenario over one call that is not connected yet."""
 
     def __init__(self, prepared: Prepared, call: Call) -> None:
         self._prepared, self._call = prepared, call

@@ -48,11 +48,8 @@ class Attempt:
 
     Attributes:
         outcome: `ok`, or what went wrong.
-        failures: What did not hold.
         recording: The recording of both sides; None if there is none.
         listen_s: For each failure, the second of the recording where it begins; None if unknown.
-        notices: What is worth knowing, a sentence each.
-        took_s: How long the call took, in seconds.
         judged_by: Name of the language model that has judged it; empty if none has.
     """
 
@@ -109,7 +106,6 @@ class ScenarioResult:
 
     Attributes:
         repeat: How many calls were asked for.
-        attempts: Those that were made.
     """
 
     file: ScenarioFile
@@ -151,8 +147,6 @@ class SuiteResult:
 
     Attributes:
         scenarios: Each scenario's calls, in the order given.
-        run: The recorded run.
-        run_path: Its file.
     """
 
     scenarios: Sequence[ScenarioResult]
@@ -180,7 +174,6 @@ class Suite:
         files: The scenarios; their names differ.
         settings: For the callers' voices, and of the labs of :meth:`play_in_labs`.
         options: Of the run; `links` go before the scenarios' own, `warmup` is not used.
-        repeat: How many calls of each.
         agent: The agent to call in place of the scenarios' own; None: theirs.
         default: The agent of scenarios that name none; None: labvoice's own.
         keep_going: Make every call, though one has failed.

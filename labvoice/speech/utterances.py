@@ -305,7 +305,6 @@ def synthesize_all(
     thread.
 
     Args:
-        texts: What is said.
         speaker: One of :data:`SPEAKERS`, or :data:`AMERICAN`.
         speed: Of the speech; 1 is the speaker's own.
 

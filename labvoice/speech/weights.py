@@ -141,7 +141,6 @@ def require(name: WeightName, settings: Settings, progress: Progress | None = No
             `.ort`; for `piper-joe` `frontend.onnx`, `decoder.onnx` and `voice.json`; for
             `kokoro` `kokoro.onnx`, `vocab.json` and `voices_ja.npz`; for `smollm2` one `.gguf`;
             for `human-speech` `two_cities.wav`; for `smart-turn` `smart-turn.onnx`.
-        settings: Their `cache_dir` is the root of the cache.
         progress: Called with progress messages, if anything is done.
 
     Raises:

@@ -107,7 +107,6 @@ class ManagedProcess:
     """One running command of the stack; made by :meth:`start`.
 
     Attributes:
-        name: Name for error messages.
         pid: Process id of the command; also its process group.
         log_path: File of its standard output and standard error.
         started_s: Monotonic time of the start, in seconds.
@@ -146,7 +145,6 @@ class ManagedProcess:
         """Starts a command in a process group of its own.
 
         Args:
-            name: Name for error messages.
             command: Program and arguments; no secrets, since every user sees them.
             log_path: File for standard output and error; its folder is created.
             cwd: Its working directory; None: the parent's.

@@ -93,8 +93,6 @@ class Stack:
         """Starts the LiveKit server, or uses the one of the settings.
 
         Args:
-            settings: As for :meth:`LiveKitServer.start`.
-            webhook_url: As for :meth:`LiveKitServer.start`.
             nodes: Number of servers; more than one share a Redis.
 
         Raises:

@@ -84,7 +84,6 @@ class TargetWorker(Server):
         Args:
             target: A program or a command.
             server: A LiveKit server of labvoice's: its log has the name of each worker.
-            environment: The whole environment of the worker.
             timeout_s: How long to wait for the registration, in seconds.
 
         Raises:
@@ -168,7 +167,6 @@ def secrets_of(environment: Mapping[str, str], folder: Path) -> set[str]:
     """Returns what a log must not show: values of variables that are named like a secret.
 
     Args:
-        environment: The process's.
         folder: Its working directory, whose `.env` and `.env.local` it may read by itself.
     """
     known = dict(environment)

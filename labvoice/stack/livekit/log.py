@@ -43,13 +43,7 @@ _LINE = re.compile(rf"^(\S+)\t.*\t({'|'.join(_MESSAGES)})\t(\{{.*\}})$")
 
 @dataclass(frozen=True)
 class LogEvent:
-    """One relevant log line.
-
-    Attributes:
-        at_s: Wall-clock time, in seconds.
-        message: The server's message.
-        fields: The message's fields.
-    """
+    """One relevant log line."""
 
     at_s: float
     message: str

@@ -36,8 +36,6 @@ class EventLog:
 
         Args:
             event: What happened, in one word such as `started`.
-            worker: Name of the worker's process.
-            detail: A sentence.
             at_s: Wall-clock seconds; None: now.
             job_id: Id of the event's job; for the log record only.
             dispatch_id: Id of its dispatch; for the log record only.

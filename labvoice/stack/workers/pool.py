@@ -68,12 +68,7 @@ class Pool:
         count: int = 1,
         program: str = AGENT_PROGRAM,
     ) -> None:
-        """Starts workers; all of them or, on an error, none.
-
-        Args:
-            settings: As for :meth:`Worker.start`.
-            state_dir: As for :meth:`Worker.start`.
-            program: As for :meth:`Worker.start`.
+        """Starts so many workers as :meth:`Worker.start` does; all of them or, on an error, none.
 
         Raises:
             ProcessError: As :meth:`Worker.start`.
@@ -117,7 +112,6 @@ class Pool:
         without waiting for them (:meth:`drained` does).
 
         Args:
-            count: Target number of workers.
             agent_name: Their agent name; optional if the pool has one name only.
 
         Raises:

@@ -169,7 +169,6 @@ class Worker:
 
         Args:
             settings: Must contain the LiveKit server's address, key and secret, and the model.
-            name: Name for error messages.
             program: Module to run; takes `--port` and `--agent-name`, and reports events.
 
         Raises:
