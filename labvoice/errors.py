@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class LabvoiceError(Exception):
     """Base of every error that labvoice raises on purpose.
@@ -29,6 +33,21 @@ class UsageError(LabvoiceError):
     """The arguments cannot work; nothing was started."""
 
     exit_code = 2
+
+
+@contextmanager
+def writing(path: Path, hint: str, kind: type[UsageError] | None = None) -> Iterator[None]:
+    """Makes the folder of a file that the block writes; what the disk refuses is a user's error.
+
+    Raises:
+        UsageError: The file cannot be written; of another kind where one is given.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        words = f"{error.filename or path} cannot be written: {error.strerror}"
+        raise (kind or UsageError)(words, hint) from None
 
 
 class SettingsError(UsageError):

@@ -72,7 +72,8 @@ def _fault(pid: int, number: signal.Signals, *, children: bool = False) -> Fault
 class Faults:
     """Fault injection for the parts of one lab: `lab.faults.kill_job(call)`.
 
-    Only processes that the lab has started can be affected.
+    Only processes that the lab has started can be affected: what others run, and one server of
+    several that is not named, raise a :class:`labvoice.errors.UsageError`.
 
     Attributes:
         pool: The lab's workers.
@@ -87,19 +88,11 @@ class Faults:
     targets: Sequence[TargetAgent] = ()
 
     def kill_job(self, call: Call) -> Fault:
-        """Kills the process that runs a call's agent (SIGKILL), as an out-of-memory kill does.
-
-        Raises:
-            UsageError: The agent's worker is not one of this lab's.
-        """
+        """Kills the process that runs a call's agent (SIGKILL), as an out-of-memory kill does."""
         return _fault(self._job_pid(call), signal.SIGKILL)
 
     def hang_job(self, call: Call) -> Fault:
-        """Stops the process that runs a call's agent (SIGSTOP): it exists but does not respond.
-
-        Raises:
-            UsageError: The agent's worker is not one of this lab's.
-        """
+        """Stops the process that runs a call's agent (SIGSTOP): it exists but does not respond."""
         return _fault(self._job_pid(call), signal.SIGSTOP)
 
     def kill_worker(
@@ -111,9 +104,6 @@ class Faults:
             which: The worker, or a call whose agent it runs.
             jobs_too: Kill the job processes at the same time.
             restart: Whether the pool starts a new one.
-
-        Raises:
-            UsageError: The worker is not one of this lab's.
         """
         worker = self._worker(which)
         if not restart:
@@ -121,11 +111,7 @@ class Faults:
         return _fault(worker.process.pid, signal.SIGKILL, children=jobs_too)
 
     def hang_worker(self, which: Call | Worker, *, jobs_too: bool = False) -> Fault:
-        """Stops a worker; the arguments are those of :meth:`kill_worker`.
-
-        Raises:
-            UsageError: The worker is not one of this lab's.
-        """
+        """Stops a worker; the arguments are those of :meth:`kill_worker`."""
         return _fault(self._worker(which).process.pid, signal.SIGSTOP, children=jobs_too)
 
     def kill_livekit(self, node: LiveKitServer | None = None) -> Fault:
@@ -133,26 +119,15 @@ class Faults:
 
         Args:
             node: Of a cluster, the server that is killed.
-
-        Raises:
-            UsageError: The lab did not start it, or has several.
         """
         return _fault(self._livekit(node)[1].pid, signal.SIGKILL)
 
     def hang_livekit(self) -> Fault:
-        """Stops the LiveKit server (SIGSTOP): its port is open but nothing answers.
-
-        Raises:
-            UsageError: The lab did not start it.
-        """
+        """Stops the LiveKit server (SIGSTOP): its port is open but nothing answers."""
         return _fault(self._livekit()[1].pid, signal.SIGSTOP)
 
     async def stop_livekit(self) -> None:
-        """Stops the LiveKit server in order, as at the lab's end.
-
-        Raises:
-            UsageError: The lab did not start it.
-        """
+        """Stops the LiveKit server in order, as at the lab's end."""
         await self._livekit()[0].stop()
 
     async def restart_livekit(self, node: LiveKitServer | None = None) -> None:
@@ -160,18 +135,11 @@ class Faults:
 
         Args:
             node: Of a cluster, the server that is restarted.
-
-        Raises:
-            UsageError: The lab did not start it, or has several.
         """
         await self._livekit(node)[0].restart()
 
     async def stop_model(self) -> None:
-        """Ends the model server.
-
-        Raises:
-            UsageError: The lab did not start it.
-        """
+        """Ends the model server."""
         if self.model is None:
             raise UsageError("this lab did not start the model server", '`Lab(llm="paced")`')
         await self.model.stop()

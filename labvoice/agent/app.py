@@ -105,13 +105,8 @@ def report_registration(server: AgentServer, agent_name: str) -> None:
     )
 
 
-def make_server(settings: Settings, *, port: int) -> AgentServer:
-    """Builds the worker: agent name, load from active jobs, job executor.
-
-    Args:
-        port: Loopback port of its health and status service.
-    """
-
+def make_server(settings: Settings, port: int) -> AgentServer:
+    """Builds the worker: agent name, load from active jobs, job executor."""
     if settings.executor == "thread":
         importlib.import_module(SESSION)  # plugins must be registered on the main thread
         import_modules(settings)

@@ -31,16 +31,9 @@ async def entrypoint(context: JobContext) -> None:
 
 
 def make_noop_server(
-    settings: Settings,
-    *,
-    port: int,
-    work: Callable[[JobContext], Awaitable[None]] = entrypoint,
+    settings: Settings, port: int, work: Callable[[JobContext], Awaitable[None]] = entrypoint
 ) -> AgentServer:
-    """Builds the worker from the server's address and key in the settings.
-
-    Args:
-        port: Loopback port of its health and status service.
-    """
+    """Builds the worker from the server's address and key in the settings."""
     assert settings.livekit_api_secret
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,

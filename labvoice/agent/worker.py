@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from livekit.agents import AgentServer
 
@@ -20,11 +19,8 @@ from labvoice.settings import Settings, load_settings
 logger = logging.getLogger("labvoice.agent")
 
 
-class MakeServer(Protocol):
-    """Builds a worker from its settings."""
-
-    def __call__(self, settings: Settings, *, port: int) -> AgentServer:
-        """Builds it; `port` is the loopback port of its health and status service."""
+MakeServer = Callable[[Settings, int], AgentServer]
+"""Builds a worker from its settings and the loopback port of its health and status service."""
 
 
 def run_worker(make: MakeServer) -> int:
@@ -45,7 +41,7 @@ def run_worker(make: MakeServer) -> int:
             settings = settings.model_copy(update={"agent_name": arguments.agent_name})
 
         def made() -> AgentServer:
-            server = make(settings, port=arguments.port)
+            server = make(settings, arguments.port)
             _livekit.listen(server, arguments.host, arguments.metrics_port)
             return server
 

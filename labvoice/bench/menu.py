@@ -42,7 +42,8 @@ class Bench:
 
     All take the options of a run, which are those of
     :class:`labvoice.bench.base.RunOptions`: `out`, `command`, `progress`, `warmup`, `links` and
-    `conditions`.
+    `conditions`. All raise a `UsageError` where a number, an arm or a probe is invalid, and a
+    `RunFileError` where the run file exists already.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -59,11 +60,6 @@ class Bench:
                 a list or with commas; or agents by the names of their arms, such as
                 `{"mine": Target.program("agent.py"), "before": "agent.py@main"}`; the lab as it
                 is when not given.
-            options: Options of the run.
-
-        Raises:
-            UsageError: A number is out of range.
-            RunFileError: The run file exists already.
         """
         run, chosen = _with_warmup(options), choose(arms, CONNECT_ARMS)
         refuse_speakers(run)
@@ -86,11 +82,9 @@ class Bench:
             arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.TURN_ARMS`.
             utterances: What the caller says, in rotation; human recordings and synthesised
                 questions when not given, 16, and in a longer run 40, all different.
-            options: Options of the run.
 
         Raises:
-            UsageError: A number is out of range, or the list of utterances is empty.
-            RunFileError: The run file exists already.
+            UsageError: The list of utterances is empty.
             WeightsError: The caller's voice could not be obtained.
         """
         run, chosen = _with_warmup(options), choose(arms, TURN_ARMS)
@@ -117,12 +111,9 @@ class Bench:
                 as for :meth:`connect`.
             turns: Turns in each call; dynamic endpointing learns from one to the next.
             said: What the caller says, in rotation; the built-in turns when not given.
-            options: Options of the run.
 
         Raises:
-            UsageError: A number or an arm is invalid.
             SettingsError: The package of a detector is not installed.
-            RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
         return await endpointing(self._lab, trials, turns, arms, said, _with_warmup(options))
@@ -151,11 +142,8 @@ class Bench:
             ask: What the caller asks: the reply must be long enough to be interrupted. The paced
                 model answers at length who asks "in detail".
             at: When the probe begins, in seconds after the onset of the reply.
-            options: Options of the run.
 
         Raises:
-            UsageError: A number, a probe or an arm is invalid.
-            RunFileError: The run file exists already.
             WeightsError: The caller's voice could not be obtained.
         """
         run = _with_warmup(options)
@@ -193,11 +181,6 @@ class Bench:
             arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
             agent: The agent that is dispatched, by its one worker; one of `workers` that joins
                 and does nothing when not given.
-            options: Options of the run.
-
-        Raises:
-            UsageError: A number is out of range.
-            RunFileError: The run file exists already.
         """
         run = _with_warmup(options)
         return await burst(self._lab, rooms, trials, workers, arms, run, agent)
@@ -234,10 +217,9 @@ class Bench:
             options: Options of the run; `warmup` is whether each Dask worker calls once before.
 
         Raises:
-            UsageError: A number is out of range, or no Dask scheduler answers.
+            UsageError: No Dask scheduler answers.
             SettingsError: Dask is not installed.
             LabvoiceError: A Dask worker failed.
-            RunFileError: The run file exists already.
         """
         levels = [callers] if isinstance(callers, int) else list(callers)
         return await load(
@@ -266,7 +248,6 @@ class Bench:
             trials: How many of each kind of death.
             kills: Kinds of death with commas: job, worker, hang; all that can be when not given.
             agent: A script or command whose agent is killed; labvoice's own when not given.
-            options: Options of the run.
         """
         chosen = parse_kills(kills, agent)
         return await failover(self._lab, trials, chosen, RunOptions(**options), agent)
@@ -277,9 +258,6 @@ class Bench:
         Args:
             call: The call.
             out: The run file; one in `runs/` named by the time when not given.
-
-        Raises:
-            RunFileError: The run file exists already.
         """
         others = (each for each in self._lab.targets if each.target.kind not in BUILT_IN)
         target = next((each.target for each in others if each.name == call.agent_name), None)

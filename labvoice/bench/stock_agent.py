@@ -82,7 +82,7 @@ def make_server(
     return server
 
 
-def make_stock_server(settings: Settings, *, port: int) -> AgentServer:
+def make_stock_server(settings: Settings, port: int) -> AgentServer:
     """Builds the stock worker."""
     prewarmed = {"setup_fnc": prewarm, "initialize_process_timeout": _LOAD_TIMEOUT_S}
     return make_server(settings, port, entrypoint, **prewarmed)

@@ -21,7 +21,7 @@ async def entrypoint(context: JobContext) -> None:
     await talk(context, AgentSession(**load_models()))
 
 
-def make_stock_naive_server(settings: Settings, *, port: int) -> AgentServer:
+def make_stock_naive_server(settings: Settings, port: int) -> AgentServer:
     """Builds the worker."""
     return make_server(settings, port, entrypoint)
 

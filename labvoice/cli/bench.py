@@ -312,22 +312,17 @@ async def bench_burst(
     """
     from labvoice.bench.arms import choose
     from labvoice.bench.burst import BURST_ARMS
-    from labvoice.lab import Lab
 
     choose(arms, BURST_ARMS)
-    target = agents.one()
-    async with Lab(progress=tell, workers=0, llm="paced", letta=False, supervise=False) as lab:
-        run = await lab.bench.burst(
-            rooms,
-            trials,
-            workers=workers,
-            arms=arms,
-            agent=target,
-            warmup=warmup,
-            out=out,
-            command=command_line(),
-            progress=tell,
-        )
+    asked = {"trials": trials, "workers": workers, "arms": arms, "warmup": warmup}
+    run = await _run(
+        "burst",
+        CallOptions(out=out),
+        {"workers": 0, "llm": "paced", "supervise": False},
+        rooms=rooms,
+        agent=agents.one(),
+        **asked,
+    )
     result = await _tell(run, json_path)
     # The plain arm is the baseline; the confirmed one decides the exit code.
     confirmed = result.get("arms", {}).get("confirmed", result)
@@ -382,37 +377,21 @@ async def bench_load(
     """
     from labvoice.bench.load import level_arm, ramp
     from labvoice.errors import UsageError
-    from labvoice.lab import Lab
 
     if (callers is None) == (ramp_levels is None):
         raise UsageError("one of --callers and --ramp is needed", "such as `--ramp 1..8`")
     levels = [callers] if callers is not None else ramp(ramp_levels or "")
     around = _surroundings([level_arm(each) for each in levels], link, voice)
     target = agents.one()
-    own = target is None and not echo_agent
-    async with Lab(
-        progress=tell,
-        workers=workers if own else 0,
-        llm=options.llm,
-        letta=False,
-        supervise=False,
-        model=not echo_agent and (target is None or target.kind != "named"),
-        recording=options.format,
-    ) as lab:
-        run = await lab.bench.load(
-            levels,
-            rate=rate,
-            seconds=seconds,
-            limit_s=limit_s,
-            echo=echo_agent,
-            agent=target,
-            client=scheduler,
-            warmup=warmup,
-            out=options.out,
-            command=command_line(),
-            progress=tell,
-            **around,
-        )
+    lab = {
+        "workers": workers if target is None and not echo_agent else 0,
+        "supervise": False,
+        "model": not echo_agent and (target is None or target.kind != "named"),
+    }
+    asked = {"rate": rate, "seconds": seconds, "limit_s": limit_s, "echo": echo_agent, **around}
+    run = await _run(
+        "load", options, lab, callers=levels, agent=target, client=scheduler, warmup=warmup, **asked
+    )
     await _tell(run, options.json_path)
     return 1 if run.levels[0].void or not run.levels[0].within(limit_s) else 0
 
@@ -512,26 +491,11 @@ async def bench_failover(
     """
     from labvoice.bench.arms import Arm
     from labvoice.bench.failover import parse_kills
-    from labvoice.lab import Lab
 
     target = agents.one()
     around = _surroundings([Arm(each) for each in parse_kills(kill, target)], link, voice)
-    async with Lab(
-        progress=tell,
-        llm=options.llm,
-        workers=workers if target is None else 0,
-        letta=False,
-        recording=options.format,
-    ) as lab:
-        run = await lab.bench.failover(
-            trials,
-            kills=kill,
-            agent=target,
-            out=options.out,
-            command=command_line(),
-            progress=tell,
-            **around,
-        )
+    lab = {"workers": workers if target is None else 0}
+    run = await _run("failover", options, lab, trials=trials, kills=kill, agent=target, **around)
     return 1 if (await _tell(run, options.json_path))["failed"] else 0
 
 
@@ -569,6 +533,18 @@ async def _bench(
     if kind == "endpointing":  # too short a delay is expected to cut in
         return 1 if result["failed"] == result["n"] else 0
     return 1 if result["failed"] else 0
+
+
+async def _run(kind: str, options: CallOptions, lab: dict[str, Any], **given: Any) -> Run:
+    """Makes the run of `lab.bench.KIND(**given)` in a lab without Letta."""
+    from labvoice.lab import Lab
+
+    settings = {"llm": options.llm, "recording": options.format, **lab}
+    async with Lab(progress=tell, letta=False, **settings) as started:
+        run: Run = await getattr(started.bench, kind)(
+            out=options.out, command=command_line(), progress=tell, **given
+        )
+    return run
 
 
 async def _tell(run: Run, json_path: Path | None) -> dict[str, Any]:

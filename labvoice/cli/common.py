@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from labvoice.choices import Llm, RecordingFormat
-from labvoice.errors import LabvoiceError, UsageError
+from labvoice.errors import LabvoiceError, UsageError, writing
 
 if TYPE_CHECKING:  # what takes time to import, which `--help` need not wait for
     from rich.console import Console
@@ -235,13 +235,8 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Writes the machine-readable result to the file of `--json`."""
     if path is None:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "choose another file for `--json`"):
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}", "choose another file for `--json`"
-        ) from None
     tell(f"wrote {path}")
 
 

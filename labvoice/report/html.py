@@ -11,7 +11,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from labvoice.errors import RunFileError, UsageError
+from labvoice.errors import RunFileError, UsageError, writing
 from labvoice.report import glossary, load, plots, style, turn_ends, turn_taking, view
 from labvoice.report.style import Picture
 from labvoice.runs import players
@@ -102,13 +102,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         stages=glossary.STAGES,
         outcomes=glossary.OUTCOMES,
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "choose another place with `--out`", RunFileError):
         path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(
-            f"{path} cannot be written: {error.strerror}", "choose another place with `--out`"
-        ) from None
     return path
 
 
@@ -119,20 +114,15 @@ def write_pictures(run: Run, folder: Path) -> list[Path]:
         RunFileError: The folder cannot be written.
     """
     written = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for draw, _ in _CAPTIONS:
-            try:
-                figure = draw(run)
-            except RunFileError:
-                continue
-            path = folder / f"{run.header.kind}-{draw.__name__.replace('_', '-')}.png"
+    for draw, _ in _CAPTIONS:
+        try:
+            figure = draw(run)
+        except RunFileError:
+            continue
+        path = folder / f"{run.header.kind}-{draw.__name__.replace('_', '-')}.png"
+        with writing(path, "choose another place", RunFileError):
             figure.savefig(path, dpi=110)
-            written.append(path)
-    except OSError as error:
-        raise RunFileError(
-            f"{folder} cannot be written: {error.strerror}", "choose another place"
-        ) from None
+        written.append(path)
     return written
 
 

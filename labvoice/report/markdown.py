@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from labvoice.errors import RunFileError, UsageError
+from labvoice.errors import RunFileError, UsageError, writing
 from labvoice.runs import statistics
 from labvoice.runs.compare import Comparison, StageComparison
 from labvoice.runs.run import Run
@@ -102,13 +102,8 @@ def write_markdown(path: Path, summaries: Sequence[str]) -> Path:
     Raises:
         RunFileError: It cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "choose another place with `--markdown`", RunFileError):
         path.write_text("\n".join(summaries), encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(
-            f"{path} cannot be written: {error.strerror}", "choose another place with `--markdown`"
-        ) from None
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import pandas as pd
 
-from labvoice.errors import RunFileError, UsageError
+from labvoice.errors import RunFileError, UsageError, writing
 from labvoice.runs.run import Run
 
 
@@ -80,12 +80,8 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
         raise UsageError(
             f"the format {to!r} is unknown", f"one of {', '.join(sorted(FORMATS))}; or `otlp`"
         )
-    try:
+    with writing(out or run.path, "choose another `--out`"):
         return FORMATS[to](run, out)
-    except OSError as error:
-        raise UsageError(
-            f"{error.filename or out} cannot be written: {error.strerror}", "choose another `--out`"
-        ) from None
 
 
 class Label(NamedTuple):

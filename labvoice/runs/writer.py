@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from labvoice.errors import RunFileError
+from labvoice.errors import RunFileError, writing
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs import copies, host
 from labvoice.runs.lines import (
@@ -95,13 +95,8 @@ class RunWriter:
             host=dict(host_facts if host_facts is not None else host.facts()),
         )
         check_new(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path, "choose another place", RunFileError):
             self._file = path.open("xb", buffering=0)
-        except OSError as error:
-            raise RunFileError(
-                f"{path} cannot be written: {error.strerror}", "choose another place"
-            ) from None
         self._write(header)
         if self.trouble:
             self._file.close()

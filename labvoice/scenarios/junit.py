@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from labvoice.errors import UsageError
+from labvoice.errors import writing
 from labvoice.scenarios.suite import Attempt, ScenarioResult
 
 _FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -32,13 +32,8 @@ def write_junit(path: Path, results: Sequence[ScenarioResult]) -> None:
         for name, value in element.attrib.items():
             element.set(name, _FORBIDDEN.sub("?", value))
     ET.indent(suites)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "choose another file for `--junit`"):
         ET.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}", "choose another file for `--junit`"
-        ) from None
 
 
 def _suite(suites: ET.Element, result: ScenarioResult) -> None:
