@@ -46,16 +46,6 @@ def _variable(field: str) -> str:
     return f"{'' if theirs else 'LABVOICE_'}{field.upper()}"
 
 
-CONFIG: Final = SettingsConfigDict(
-    env_file=".env",
-    extra="ignore",
-    populate_by_name=True,
-    env_ignore_empty=True,
-    alias_generator=AliasGenerator(validation_alias=_variable),
-)
-"""How all settings are read."""
-
-
 class Settings(BaseSettings):
     """All settings, read from the environment and from `.env` in the working directory.
 
@@ -66,7 +56,13 @@ class Settings(BaseSettings):
             `SettingsError` instead.
     """
 
-    model_config = CONFIG
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        alias_generator=AliasGenerator(validation_alias=_variable),
+    )
 
     livekit_url: str | None = None
     """Address of a running LiveKit server (`ws://…` or `wss://…`); unset: start one."""

@@ -31,10 +31,8 @@ class IdleWatch:
             self.close()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._timeout_s, self._fire)
-
-    def _fire(self) -> None:
-        self._on_idle(f"nobody was in the room for {self._timeout_s:g} s")
+            words = f"nobody was in the room for {self._timeout_s:g} s"
+            self._timer = loop.call_later(self._timeout_s, self._on_idle, words)
 
     def close(self) -> None:
         """Stops the timer until the room is empty again."""

@@ -40,21 +40,17 @@ def run_worker(make: MakeServer) -> int:
         if arguments.agent_name is not None:
             settings = settings.model_copy(update={"agent_name": arguments.agent_name})
 
-        def made() -> AgentServer:
-            server = make(settings, arguments.port)
-            _livekit.listen(server, arguments.host, arguments.metrics_port)
-            return server
+        async def work() -> None:
+            async with _writing_turns(settings):
+                server = make(settings, arguments.port)
+                _livekit.listen(server, arguments.host, arguments.metrics_port)
+                await _serve(server, settings.drain_timeout_s)
 
-        asyncio.run(_run(made, settings))
+        asyncio.run(work())
     except LabvoiceError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
-
-
-async def _run(make: Callable[[], AgentServer], settings: Settings) -> None:
-    async with _writing_turns(settings):
-        await _serve(make(), settings.drain_timeout_s)
 
 
 @asynccontextmanager

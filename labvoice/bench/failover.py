@@ -15,7 +15,7 @@ from labvoice.bench.base import (
     refuse_speakers,
 )
 from labvoice.caller.call import Call
-from labvoice.dispatch import Dispatcher, rooms
+from labvoice.dispatch import rooms
 from labvoice.errors import DuplicateAgentError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.run import Run
@@ -151,7 +151,10 @@ async def _kill(lab: Lab, this: Trial, call: Call) -> str:
                 worker_id=call.worker["worker_id"],
                 job_id=call.worker["job_id"],
             )
-        await _check_alone(lab.dispatcher, call)
+        there = await rooms.participants(lab.dispatcher.api, call.room_name)
+        agents = [each.identity for each in there if rooms.is_agent(each)]
+        if len(agents) > 1:
+            raise DuplicateAgentError(f"{len(agents)} agents are in the room: {', '.join(agents)}")
         recovery_s = call.marks["replacement_listening"] - fault.at_s
         words = f"another agent listens after {recovery_s:.2f} s"
         if "apology_heard" not in call.marks:
@@ -160,15 +163,3 @@ async def _kill(lab: Lab, this: Trial, call: Call) -> str:
     finally:
         if fault is not None:
             fault.kill()  # a process that only hangs
-
-
-async def _check_alone(dispatcher: Dispatcher, call: Call) -> None:
-    """Checks that the room has exactly one agent.
-
-    Raises:
-        DuplicateAgentError: It has more.
-    """
-    there = await rooms.participants(dispatcher.api, call.room_name)
-    agents = [each.identity for each in there if rooms.is_agent(each)]
-    if len(agents) > 1:
-        raise DuplicateAgentError(f"{len(agents)} agents are in the room: {', '.join(agents)}")

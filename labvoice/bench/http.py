@@ -184,12 +184,14 @@ async def measure_load(
                 still = await served()
             if restart_s:
                 progress("the same at a quarter of the rate, with a restart in the middle")
-                restarting = asyncio.create_task(_restart(service, restart_s / 2))
                 first = len(asked["load"])
-                asked["restart"] = await _offer(
-                    run, first, service, "restart", rate_hz / 4, restart_s
+                offering = asyncio.create_task(
+                    _offer(run, first, service, "restart", rate_hz / 4, restart_s)
                 )
-                await restarting
+                await asyncio.sleep(restart_s / 2)
+                await service.stop()
+                await service.start()
+                asked["restart"] = await offering
         finally:
             await service.stop()
         ledger = [line.split("=") for line in service.ledger.read_text("utf-8").split()]
@@ -272,12 +274,6 @@ async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Off
     return OfferedDispatch(
         room, intended_s, time.monotonic() - intended_s, dispatch_id, tries, detail
     )
-
-
-async def _restart(service: _Service, after_s: float) -> None:
-    await asyncio.sleep(after_s)
-    await service.stop()
-    await service.start()
 
 
 @asynccontextmanager

@@ -44,15 +44,10 @@ async def memories_of(
             found[name] = JobMetadata(letta_agent_id=agent, mode=mode)
         yield found
     finally:
-        await _forget(lab, found)
-
-
-async def _forget(lab: Lab, memories: dict[str, JobMetadata]) -> None:
-    """Deletes the agents that the run made; one left behind does no harm."""
-    for metadata in memories.values():
-        assert metadata.letta_agent_id
-        with contextlib.suppress(LabvoiceError):
-            await lab.letta.delete(metadata.letta_agent_id)
+        for metadata in found.values():
+            assert metadata.letta_agent_id
+            with contextlib.suppress(LabvoiceError):  # one left behind does no harm
+                await lab.letta.delete(metadata.letta_agent_id)
 
 
 async def _fast_model(lab: Lab) -> str | None:

@@ -135,8 +135,9 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
     except letta_client.NotFoundError:
         raise AgentMissingError(f"{server} answered HTTP 404 when asked for {what}") from None
     except letta_client.InternalServerError as error:
-        # An answer of a proxy in between does not tell how the request ended.
-        own = error.status_code == 500 and _is_lettas(error)
+        # An answer of a proxy in between, not in Letta's JSON, does not tell how the request ended.
+        told = error.body.keys() if isinstance(error.body, dict) else ()
+        own = error.status_code == 500 and ("detail" in told or "error" in told)
         raise (ServerFailedError if own else ServerUnreachableError)(
             f"{server} answered HTTP {error.status_code} when asked for {what}", "its log says why"
         ) from None
@@ -149,11 +150,6 @@ def translate_errors(client: AsyncLetta, what: str) -> Iterator[None]:
             f"the server at {address} does not answer as Letta does ({error})",
             "check the address and the port in LETTA_BASE_URL",
         ) from None
-
-
-def _is_lettas(error: letta_client.APIStatusError) -> bool:
-    """Whether Letta itself answered, in its JSON, and not a proxy in between."""
-    return isinstance(error.body, dict) and bool({"detail", "error"} & error.body.keys())
 
 
 def _of_the_model(error: letta_client.APIStatusError) -> bool:

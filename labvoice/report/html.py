@@ -95,7 +95,8 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
     page = _ENVIRONMENT.get_template("report.html.j2").render(
         runs=runs,
         pictures=[_pictures(run, f"r{number}") for number, run in enumerate(runs)],
-        players=[[_escaped(each) for each in players.players(run)] for run in runs],
+        # The player's own template escapes the texts in it.
+        players=[[Markup(each._repr_html_()) for each in players.players(run)] for run in runs],  # noqa: S704
         links=[players.links(run, path) for run in runs],
         view=view,
         sounds=[turn_taking.probe_table(run.probes) for run in runs],
@@ -148,10 +149,6 @@ def inline_svg(figure: Picture, prefix: str) -> Markup:
     for color, variable in _PAGE_COLORS.items():
         svg = svg.replace(color, variable)
     return Markup(svg)  # noqa: S704  # matplotlib escapes the texts in it
-
-
-def _escaped(player: players.Player) -> Markup:
-    return Markup(player._repr_html_())  # noqa: S704  # its template escapes the texts in it
 
 
 def _pictures(run: Run, prefix: str) -> list[tuple[Markup, str]]:

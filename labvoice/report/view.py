@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import pandas as pd
-
 from labvoice.protocol.vocabulary import HEARD_STAGES
 from labvoice.report.glossary import PHRASES
 from labvoice.runs import statistics
@@ -242,7 +240,10 @@ def outcome_rows(run: Run) -> list[tuple[str, int]]:
 
 def turn_rows(run: Run) -> list[dict[str, Any]]:
     """Returns utterance, transcript and reply of each turn, with its latency and outcome."""
-    rows = _turn_notes(run)
+    outcomes, notes = run.outcomes, run.notes
+    notes = notes[[name for name in notes if name in ("trial", "turn", *_TEXTS)]]
+    # Turns without notes stay.
+    rows = outcomes[outcomes["turn"].notna()].merge(notes, on=["trial", "turn"], how="left")
     heard = run.frame.query("stage == 'voice_to_voice'").set_index(["trial", "turn"])["duration_s"]
     details = []
     for row in rows.to_dict("records"):
@@ -313,14 +314,6 @@ def facts(values: dict[str, Any], skip: Sequence[str] = ()) -> list[tuple[str, s
         else:
             found.append((name, _text(value)))
     return found
-
-
-def _turn_notes(run: Run) -> pd.DataFrame:
-    """Joins the notes of each turn to its outcome; turns without notes stay."""
-    outcomes = run.outcomes
-    notes = run.notes.drop(columns=["run_id", "room"])
-    notes = notes[[name for name in notes if name in ("trial", "turn", *_TEXTS)]]
-    return outcomes[outcomes["turn"].notna()].merge(notes, on=["trial", "turn"], how="left")
 
 
 def _text(value: Any) -> str:

@@ -194,11 +194,6 @@ def prepare(
     return Prepared(file, prepare_caller(file, settings, progress), hook, judging, playing)
 
 
-def _of_the_reply(expect: Expect) -> bool:
-    """Whether an expectation is about the reply, not only about how the agent yields."""
-    return dataclasses.replace(expect, yields=None) != Expect()
-
-
 class _StopError(Exception):
     """The call cannot go on; its failure is noted."""
 
@@ -362,7 +357,10 @@ class Player:
         elif due and self._sound:
             await call.hear_end()  # what asks for nothing gets no answer
             await asyncio.sleep(_DECIDED_S)
-        elif due and not (leaves and not any(map(_of_the_reply, of_last))):
+        elif due and not (
+            leaves  # and at most how the agent yields is expected
+            and all(dataclasses.replace(each, yields=None) == Expect() for each in of_last)
+        ):
             bound_s = max((each.reply or 0.0 for each in of_last), default=0.0)
             await call.hear(max(_REPLY_TIMEOUT_S, bound_s + _SLACK_S))
         elif due and of_last:

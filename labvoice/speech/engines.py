@@ -165,17 +165,13 @@ async def look(settings: Settings) -> str:
     words = []
     for does, engine in zip(("recogniser", "voice"), both(settings), strict=True):
         key = engine.look or does
-        if key not in seen:
-            seen[key] = await _look(engine, settings)
+        if key not in seen and engine.look is not None:
+            seen[key] = await engine.look(settings)
+        elif key not in seen:
+            await asyncio.to_thread(engine.load, settings)
+            seen[key] = "it loads"
         words.append(f"{does} {engine.label}: {seen[key]}")
     return "; ".join(words)
-
-
-async def _look(engine: Engine[Any], settings: Settings) -> str:
-    if engine.look is not None:
-        return await engine.look(settings)
-    await asyncio.to_thread(engine.load, settings)
-    return "it loads"
 
 
 def _embedded_stt(size: str) -> Engine[stt.STT[Any]]:

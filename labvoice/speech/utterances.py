@@ -281,8 +281,13 @@ def _read(
     path = require("human-speech", settings, progress) / "two_cities.wav"
     whole = load_wav(path).samples
     return [
-        Utterance(text, _trimmed(_cut(whole, *bounds)), SAMPLE_RATE, "human")
-        for bounds, text in parts
+        Utterance(
+            text,
+            _trimmed(whole[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]),
+            SAMPLE_RATE,
+            "human",
+        )
+        for (start_s, end_s), text in parts
     ]
 
 
@@ -560,10 +565,6 @@ class _Piper:
         if not spoken:
             raise AudioFormatError(f"{text!r} has no phonemes", "use English text")
         return _trimmed(resample(np.concatenate(spoken), self._voice.sample_rate, SAMPLE_RATE))
-
-
-def _cut(samples: Pcm, start_s: float, end_s: float) -> Pcm:
-    return samples[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
 
 
 def _trimmed(samples: Pcm) -> Pcm:

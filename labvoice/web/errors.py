@@ -88,7 +88,10 @@ def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, s
     Only the first paragraph is sent: the rest may be lines of a log.
     """
     fields = {"code": code, "message": message.partition("\n\n")[0], "hint": hint}
-    return {"error": {name: _encodable(text) for name, text in fields.items()}}
+    # JSON input may hold lone surrogates, and UTF-8 output may not.
+    return {
+        "error": {name: text.encode("utf-8", "replace").decode() for name, text in fields.items()}
+    }
 
 
 def body_of(error: LabvoiceError) -> dict[str, dict[str, str]]:
@@ -99,8 +102,3 @@ def body_of(error: LabvoiceError) -> dict[str, dict[str, str]]:
 def code_of_status(status: int) -> str:
     """Returns the code of an error that the framework found."""
     return _CODES.get(status, "error")
-
-
-def _encodable(text: str) -> str:
-    """Replaces lone surrogates, which JSON input may hold and UTF-8 output may not."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -34,6 +34,8 @@ _HEADERS: Final = {
 }
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 _REPORTS: Final = "/api/calls/"
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})
+"""Labels of a metric: a client may send any word as its method."""
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -117,7 +119,8 @@ class Guard:
                     span.set_attribute(f"labvoice.{name}", value)
             span.set_attribute("http.response.status_code", status)
         seconds = time.monotonic() - started_s
-        self._metrics.requests.labels(_method(scope["method"]), route, str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "?"
+        self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         log_event(
             logger,
@@ -163,8 +166,3 @@ class Guard:
             return
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         await (self._cors if origin in self._origins else self._app)(scope, receive, send)
-
-
-def _method(method: str) -> str:
-    """Bounds the label: a client may send any word as its method."""
-    return method if method in {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"} else "?"

@@ -133,10 +133,9 @@ class Metrics:
             self._jobs.labels(worker.worker_id).set(worker.active_jobs)
             self._load.labels(worker.worker_id).set(worker.load)
         reachable = all(check.ok for check in checks if check.name == "livekit")
-        rooms, counts = await asyncio.gather(
-            _within(backend.rooms(), _ASK_TIMEOUT_S) if reachable else _nothing(),
-            _within(backend.counts(), _ASK_TIMEOUT_S),
-        )
+        asking = asyncio.create_task(_within(backend.counts(), _ASK_TIMEOUT_S))
+        rooms = await _within(backend.rooms(), _ASK_TIMEOUT_S) if reachable else None
+        counts = await asking
         people = [person for room in rooms or [] for person in room.participants]
         states = Tally(person.state or "unknown" for person in people if person.kind == "agent")
         if rooms is not None:
@@ -159,7 +158,3 @@ async def _within(asked: Awaitable[_T], timeout_s: float) -> _T | None:
             return await asked
     except (TimeoutError, LabvoiceError):
         return None
-
-
-async def _nothing() -> None:
-    """Returns nothing."""

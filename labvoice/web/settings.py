@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
-from labvoice.settings import CONFIG
+from labvoice.settings import Settings
 
 _PUBLIC_URL: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 
@@ -20,7 +20,7 @@ class WebSettings(BaseSettings):
     Nothing needs to be set: without a key, one is made at each start.
     """
 
-    model_config = CONFIG
+    model_config = Settings.model_config
 
     api_key: SecretStr | None = None
     """The key that may do everything; unset: one is made at start and printed once."""

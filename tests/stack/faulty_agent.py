@@ -39,7 +39,7 @@ def prepare(process: JobProcess) -> None:
     raise FileNotFoundError("the weights of the voice are gone")
 
 
-def make_faulty_server(settings: Settings, *, port: int) -> AgentServer:
+def make_faulty_server(settings: Settings, port: int) -> AgentServer:
     """Builds the worker."""
     assert settings.livekit_api_secret
     broken = settings.agent_name == "broken-agent"

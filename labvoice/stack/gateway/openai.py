@@ -99,12 +99,14 @@ class OpenAI:
         if not isinstance(upload, web.FileField):
             return failure(400, "the form has no `file`")
         self._engines.note_model("stt", str(form.get("model") or "") or None)
-        data = upload.file.read()
+        data = io.BytesIO(upload.file.read())
         try:
-            samples, rate = await asyncio.to_thread(_decode, data)
+            samples, rate = await asyncio.to_thread(
+                soundfile.read, data, -1, 0, None, "int16", True
+            )
         except soundfile.LibsndfileError as error:
             return failure(400, f"the recording cannot be read: {error}")
-        text = await self._engines.transcribe(samples, rate)
+        text = await self._engines.transcribe(np.ascontiguousarray(samples[:, 0]), rate)
         match form.get("response_format", "json"):
             case "text":
                 return web.Response(text=text)
@@ -149,11 +151,6 @@ class OpenAI:
             await answer.write(chunk.tobytes())
         await answer.write_eof()
         return answer
-
-
-def _decode(data: bytes) -> tuple[Pcm, int]:
-    samples, rate = soundfile.read(io.BytesIO(data), dtype="int16", always_2d=True)
-    return np.ascontiguousarray(samples[:, 0]), rate
 
 
 def _encode(samples: Pcm, rate: int, container: str, subtype: str) -> bytes:

@@ -122,9 +122,10 @@ class ScriptModel:
     async def answer(self, chat: ChatRequest, arrived_s: float) -> AsyncIterator[str | ToolCall]:
         """Yields the answer, at the pace of the model `paced`."""
         found = next_answer(self.rules, chat.messages)
+        names = [str(each.get("function", {}).get("name", "")) for each in chat.tools or ()]
         if found is None:
             self._note(f"no rule of the script matches {text_of(chat.messages[-1])!r}")
-        elif isinstance(found, ToolCall) and found.name not in (names := _tools(chat)):
+        elif isinstance(found, ToolCall) and found.name not in names:
             there = ", ".join(names) or "none"
             self._note(f"the script calls {found.name!r}, and the agent has {there}")
             found = None
@@ -147,10 +148,6 @@ class ScriptModel:
 
     async def _tell(self, _: Request) -> Response:
         return JSONResponse({"unanswered": self.unanswered})
-
-
-def _tools(chat: ChatRequest) -> list[str]:
-    return [str(each.get("function", {}).get("name", "")) for each in chat.tools or ()]
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def facts(message: str) -> list[str]:
         if sentence.rstrip().endswith("?") and "remember that" not in sentence.casefold():
             continue
         opening = _LEAD_IN.sub("", sentence.strip())
-        if _asks_to_remember(opening):
+        if _PATTERNS[0][0].match(opening):  # it asks to remember
             clauses = [opening]
         elif _QUESTION.match(opening):
             continue
@@ -115,10 +115,6 @@ def facts(message: str) -> list[str]:
             if fact and _plain(fact) not in map(_plain, found):
                 found.append(fact)
     return found
-
-
-def _asks_to_remember(sentence: str) -> bool:
-    return _PATTERNS[0][0].match(sentence) is not None
 
 
 def _fact(clause: str) -> str:
