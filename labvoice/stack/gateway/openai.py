@@ -102,7 +102,7 @@ class OpenAI:
         data = io.BytesIO(upload.file.read())
         try:
             samples, rate = await asyncio.to_thread(
-                soundfile.read, data, -1, 0, None, "int16", True
+                soundfile.read, data, dtype="int16", always_2d=True
             )
         except soundfile.LibsndfileError as error:
             return failure(400, f"the recording cannot be read: {error}")
