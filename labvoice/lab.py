@@ -102,6 +102,7 @@ class Lab:
         model_check: Whether the language model answers.
         supervisor: Replaces lost agents; None before :meth:`supervise`.
         targets: The agents that :meth:`add_target` has made ready.
+        stack: The servers and workers that were started.
         pool: The workers.
         setup_s: How long each part took to start, in seconds.
         load_before: The host's 1-minute load average before the lab started.
@@ -141,8 +142,8 @@ class Lab:
         self.recent_calls: deque[Call | BrowserCall | PastCall] = deque(maxlen=50)
         self._calls: set[Call] = set()
         self._greets: dict[tuple[str, str, str], bool] = {}
-        self._stack = Stack(progress)
-        self.pool, self.setup_s = self._stack.pool, self._stack.setup_s
+        self.stack = Stack(progress)
+        self.pool, self.setup_s = self.stack.pool, self.stack.setup_s
         self._worker_count = workers
         self._wants_letta, self._fresh = letta, fresh
         self._supervise = supervise
@@ -169,17 +170,17 @@ class Lab:
         engines.both(self.settings)  # an unknown engine raises before anything starts
         self._asked_for = self.settings
         self.load_before = os.getloadavg()[0]
-        self._stack.make_state_dir(self.settings, "labs")
-        self._relays = Relays(self._stack.state_dir)
-        self._stack.exits.push_async_callback(self._relays.stop)
-        self._stack.on_server = self._tap if self.wire else None
+        self.stack.make_state_dir(self.settings, "labs")
+        self._relays = Relays(self.stack.state_dir)
+        self.stack.exits.push_async_callback(self._relays.stop)
+        self.stack.on_server = self._tap if self.wire else None
         loading = asyncio.create_task(asyncio.to_thread(import_for_calls))
         try:
             await self._start_parts()
             await loading
         except BaseException as error:
             if isinstance(error, Exception):
-                self._stack.keep_logs()
+                self.stack.keep_logs()
             await self.stop()
             raise
         _running.append(self)
@@ -201,7 +202,7 @@ class Lab:
             await lab.stop()
 
     async def _start_parts(self) -> None:
-        stack = self._stack
+        stack = self.stack
         server_start = stack.start_server(self.settings, self._webhook_url, self._node_count)
         starting = [asyncio.create_task(server_start)]
         if self._wants_model:
@@ -240,12 +241,6 @@ class Lab:
         tap = await self._relays.open(server.http_url, keep_packets=True)
         self._taps[server.url] = tap
         server.agent_url = tap.url
-
-    @property
-    def agent_url(self) -> str:
-        """Address of the LiveKit server for agents; where packets are dated, a relay's."""
-        assert self._stack.server is not None
-        return self._stack.server.agent_url
 
     def supervise(self) -> None:
         """Starts the supervisor, which replaces lost agents, also those of calls that run already.
@@ -291,7 +286,7 @@ class Lab:
         checked = read_settings(Settings, **overrides)
         given = {name: getattr(checked, name) for name in overrides if overrides[name] is not None}
         settings = self.settings.model_copy(update=given)
-        await self._stack.start_workers(settings, count, program)
+        await self.stack.start_workers(settings, count, program)
 
     async def add_target(
         self,
@@ -317,7 +312,7 @@ class Lab:
             ProcessError: It ended or did not register in time; with its last log lines.
         """
         agent = await start_target(
-            target, self._stack, self.settings, self.dispatcher, apart=apart, timeout_s=timeout_s
+            target, self.stack, self.settings, self.dispatcher, apart=apart, timeout_s=timeout_s
         )
         self.targets.append(agent)
         return agent
@@ -336,7 +331,7 @@ class Lab:
                     await self.pool.wait_idle(_SPANS_S)
         finally:
             try:
-                await self._stack.aclose()
+                await self.stack.aclose()
             finally:
                 self._calls.clear()
                 self.targets.clear()
@@ -348,7 +343,7 @@ class Lab:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception):  # not on Ctrl-C
-            self._stack.keep_logs()
+            self.stack.keep_logs()
         await self.stop()
 
     def __enter__(self) -> NoReturn:
@@ -365,34 +360,18 @@ class Lab:
         return self._dispatcher is not None
 
     @property
-    def supervised(self) -> bool:
-        """Whether lost agents are replaced."""
-        return self.supervisor is not None and self.supervisor.running
-
-    @property
-    def model_ended(self) -> bool:
-        """Whether this lab's model server has ended unexpectedly."""
-        model = self._stack.model
-        return model is not None and not model.process.running
-
-    @property
     def model_server(self) -> ModelServer:
         """The lab's own language model.
 
         Raises:
             LabvoiceError: The lab runs without one.
         """
-        if self._stack.model is None:
+        if self.stack.model is None:
             raise LabvoiceError(
                 "this lab has no language model of its own",
                 '`Lab(llm="script")`, or another of ours',
             )
-        return self._stack.model
-
-    @property
-    def server_version(self) -> str | None:
-        """Version of the LiveKit server; None if it is external."""
-        return self._stack.server.version if self._stack.server is not None else None
+        return self.stack.model
 
     @property
     def cluster(self) -> Cluster:
@@ -401,14 +380,14 @@ class Lab:
         Raises:
             LabvoiceError: The lab has none, or one.
         """
-        if not isinstance(self._stack.server, Cluster):
+        if not isinstance(self.stack.server, Cluster):
             raise LabvoiceError("this lab has no cluster of its own", "`Lab(nodes=2)`")
-        return self._stack.server
+        return self.stack.server
 
     @property
     def gateway(self) -> GatewayServer | None:
         """Model gateway for agents that are not labvoice's; None until one is started."""
-        return self._stack.gateway
+        return self.stack.gateway
 
     # -- use ----------------------------------------------------------------------------
 
@@ -435,7 +414,7 @@ class Lab:
     @property
     def has_letta(self) -> bool:
         """Whether the lab runs with a Letta server, which may still be starting."""
-        return self._stack.letta is not None
+        return self.stack.letta is not None
 
     @property
     def letta(self) -> LettaApi:
@@ -459,22 +438,14 @@ class Lab:
         Raises:
             LabvoiceError: The lab runs without Letta.
         """
-        if self._stack.letta is None:
+        if self.stack.letta is None:
             raise LabvoiceError("this lab runs without Letta", "`Lab(letta=True)`")
-        return self._stack.letta
+        return self.stack.letta
 
     @property
     def faults(self) -> Faults:
         """Fault injection: `lab.faults.kill_job(call)`, …."""
-        return Faults(self.pool, self._stack.server, self._stack.model, self.targets)
-
-    async def memory_backlog(self) -> int | None:
-        """Returns how many turns are not yet written to Letta; None without Letta.
-
-        Raises:
-            LabvoiceError: The file of these turns cannot be read.
-        """
-        return await self._stack.memory_backlog()
+        return Faults(self.pool, self.stack.server, self.stack.model, self.targets)
 
     async def metadata(
         self, letta_agent: str | None, mode: Mode | None = None
@@ -556,7 +527,7 @@ class Lab:
             RoomNameError: The room's name cannot be used.
             UsageError: The target cannot be dispatched so.
         """
-        dispatcher, server = self.dispatcher, self._stack.server
+        dispatcher, server = self.dispatcher, self.stack.server
         assert server is not None
         if isinstance(agent_name, TargetAgent):
             strategy, agent = agent_name.strategy(strategy), agent_name
@@ -724,7 +695,7 @@ class Lab:
 
     def parts(self) -> list[Part]:
         """State, address, process id and memory of every part."""
-        return self._stack.parts(self.settings)
+        return self.stack.parts(self.settings)
 
     def __repr__(self) -> str:
         return as_text("running" if self.running else "stopped", self.parts())

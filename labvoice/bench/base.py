@@ -481,7 +481,8 @@ async def dispatched_target(lab: Lab, agent: Target) -> TargetAgent:
 
 async def host_facts(lab: Lab) -> dict[str, Any]:
     """Describes the host: its load before the lab made any, and the instrument's error on it."""
-    facts = await asyncio.to_thread(host.facts, lab.server_version, load_1m=lab.load_before)
+    version = None if lab.stack.server is None else lab.stack.server.version
+    facts = await asyncio.to_thread(host.facts, version, load_1m=lab.load_before)
     return facts | known_error(lab.settings, facts)
 
 

@@ -250,7 +250,8 @@ async def _calibrate(lab: Lab, this: Trial, call: Call) -> str:
     _, key, secret = lab.settings.livekit
     reference = _ReferenceAgent(this.arm)
     try:
-        await reference.join(lab.agent_url, key, secret, call.room_name)
+        assert lab.stack.server is not None
+        await reference.join(lab.stack.server.agent_url, key, secret, call.room_name)
         await call.connect()
         await reference.hear_silence()
         this.outcome("ok")

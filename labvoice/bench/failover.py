@@ -83,7 +83,7 @@ async def failover(
     refuse_speakers(options)
     if not kills:
         raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
-    if not lab.supervised:
+    if lab.supervisor is None or not lab.supervisor.running:
         raise UsageError("this lab does not replace lost agents", "use `Lab(supervise=True)`")
     if agent is None and len(lab.pool.workers) < 2:
         raise UsageError("a pool of one worker cannot take over", "use `Lab(workers=2)`")

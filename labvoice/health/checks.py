@@ -78,7 +78,7 @@ async def _workers(lab: Lab) -> str:
             raise LabvoiceError(f"the worker of {name!r} has ended", "restart `labvoice up`")
         return f"the worker of {name!r} is registered"
     own = [worker for worker in lab.pool.workers if worker.agent_name == name]
-    if not own and lab.server_version is None:
+    if not own and (lab.stack.server is None or lab.stack.server.version is None):
         # They may run anywhere, and the server does not list them.
         return "none of this lab's own; those elsewhere cannot be asked"
     statuses = await asyncio.gather(*(each.status() for each in own if not each.draining))
@@ -97,13 +97,13 @@ async def _workers(lab: Lab) -> str:
 
 
 async def _model(lab: Lab) -> str:
-    if lab.model_ended:
+    if lab.stack.model is not None and not lab.stack.model.process.running:
         raise LabvoiceError("the model server has ended", "restart the lab")
     return await lab.model_check.ask()
 
 
 async def _memory_store(lab: Lab) -> str:
-    return f"turns that wait for Letta: {await lab.memory_backlog()}"
+    return f"turns that wait for Letta: {await lab.stack.memory_backlog()}"
 
 
 async def _letta(lab: Lab) -> str:

@@ -197,7 +197,7 @@ class LabBackend:
         """Returns the counters of other parts."""
         replaced = self._lab.supervisor.replaced if self._lab.supervisor else 0
         try:
-            backlog: float | None = await self._lab.memory_backlog()
+            backlog: float | None = await self._lab.stack.memory_backlog()
         except LabvoiceError:
             backlog = nan  # the check of the memory store has the reason
         return Counts(failovers=replaced, memory_backlog=backlog)

@@ -122,7 +122,7 @@ class Watcher:
             "success": (len(history) - len(failed)) / len(history) if history else None,
             "dispatch_s": statistics.median(took) if took else None,
             "voice_to_voice_s": statistics.median(heard[-_SHOWN:]) if heard else None,
-            "memory_backlog": await lab.memory_backlog(),
+            "memory_backlog": await lab.stack.memory_backlog(),
         }
         for name, value in figures.items():
             self._series.setdefault(name, deque(maxlen=_KEPT)).append(value)
