@@ -76,7 +76,8 @@ async def test_a_lab_is_started_again_after_its_stop_and_after_a_failed_start(
         await lab.start()
         addresses.append(lab.settings.livekit_url)
         assert lab.stack.server is not None
-        assert lab.stack.server.version is not None  # its own server, not the dead one as somebody's
+        # Its own server, not the dead one as somebody's:
+        assert lab.stack.server.version is not None
         listed = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
         assert list(listed.rooms) == []
         await lab.stop()
