@@ -1,4 +1,4 @@
-"""Waiting: for a condition, for the end of tasks, for a short command."""
+"""Waiting: for a condition, for the end of tasks or of a connection, for a short command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -40,6 +40,20 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def both_ways(there: Coroutine[Any, Any, None], back: Coroutine[Any, Any, None]) -> None:
+    """Runs what copies each direction of a connection until one of them ends; cancels the other.
+
+    Args:
+        there: Copies one direction; its errors end the connection and are not raised.
+        back: Copies the other one.
+    """
+    ways = [asyncio.create_task(there), asyncio.create_task(back)]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel(*ways)
 
 
 def run(

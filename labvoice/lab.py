@@ -22,6 +22,7 @@ from labvoice.caller.marks import PastCall
 from labvoice.caller.recorder import check_recording
 from labvoice.caller.reports import SESSION_MODULE
 from labvoice.choices import Mode
+from labvoice.concurrency import cancel
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -210,9 +211,7 @@ class Lab:
         try:
             await asyncio.gather(*starting)
         except BaseException:
-            for each in starting:
-                each.cancel()
-            await asyncio.gather(*starting, return_exceptions=True)
+            await cancel(*starting)
             raise
         self.settings = starting[-1].result()
         assert stack.server is not None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
+from labvoice.concurrency import cancel
 from labvoice.speech.detection import (
     CLEAR_RATIO,
     LOOK_BACK_S,
@@ -265,8 +266,7 @@ class Listener:
     async def aclose(self) -> None:
         """Stops listening; nobody is told of changes any more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel(self._task)
             self._task = None  # it keeps its traceback, and so this listener
         self.close()
         self._on_change = lambda: None  # its owner, which has this listener

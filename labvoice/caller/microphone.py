@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
+from labvoice.concurrency import cancel
 from labvoice.errors import LabvoiceError, StageTimeoutError
 
 SAMPLE_RATE_HZ = 48000
@@ -203,8 +204,7 @@ class Microphone:
     async def aclose(self) -> None:
         """Stops sending."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel(self._task)
             self._task = None  # it keeps its traceback, and so this microphone
         await self._source.aclose()
 

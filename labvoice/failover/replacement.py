@@ -13,6 +13,7 @@ from typing import Final
 import aiohttp
 from livekit import api
 
+from labvoice.concurrency import cancel
 from labvoice.dispatch.agents import agents_of
 from labvoice.dispatch.dispatcher import Dispatcher
 from labvoice.dispatch.rooms import began_after, is_human, participants, withdraw
@@ -83,10 +84,7 @@ class Replacements:
 
     async def stop(self) -> None:
         """Cancels the replacements; each room keeps a dispatch for the next supervisor."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*self._tasks.values())
 
     async def _bring(self, agent: Watched, pause_s: float) -> None:
         over = False

@@ -23,6 +23,7 @@ from typing import Any, Final
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
+from labvoice.concurrency import cancel
 from labvoice.dispatch.dispatcher import Dispatcher
 from labvoice.dispatch.rooms import (
     ATTRIBUTE_AGENT_NAME,
@@ -128,8 +129,7 @@ class Supervisor:
         """Stops watching; a replacement under way is left to the next supervisor."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
         await self._replacements.stop()
 
     @property

@@ -17,10 +17,10 @@ from aiohttp import web
 from google.protobuf.message import DecodeError
 from livekit.protocol import rtc
 
+from labvoice.concurrency import both_ways
 from labvoice.link.relay import LOOPBACK, Direction, UdpRelay
 from labvoice.link.rtp import LEVEL_EXTENSION
 from labvoice.proxies import http_session
-from labvoice.stack.relaying import both_ways
 
 _CANDIDATE: Final = re.compile(r"^(?:a=)?candidate:\S+ \d+ (\S+) \d+ (\S+) (\d+) typ (\S+)")
 _EXTENSION: Final = re.compile(r"a=extmap:(\d+)")

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
+from labvoice.concurrency import cancel
 from labvoice.errors import (
     CredentialsError,
     LabvoiceError,
@@ -198,8 +199,7 @@ class LettaServer:
     async def stop(self) -> None:
         """Stops what was started; safe to call twice."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel(self._task)
         if self._parts is not None:
             await self._parts.stop()
         await self.api.close()

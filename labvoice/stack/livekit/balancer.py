@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from labvoice.stack.relaying import both_ways
+from labvoice.concurrency import both_ways, cancel
 
 _LOOPBACK: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
@@ -70,10 +70,7 @@ class Balancer:
         """Closes all ports and connections; safe to call twice."""
         for listener in self._listeners:
             listener.close()
-        open_now = list(self._open)
-        for task in open_now:
-            task.cancel()
-        await asyncio.gather(*open_now, return_exceptions=True)
+        await cancel(*self._open)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
