@@ -148,7 +148,6 @@ async def test_an_agent_elsewhere_is_called_and_nothing_is_left_there(
     assert started_in(data) == []
 
 
-@LISTENS
 @pytest.mark.parametrize(
     ("command", "arms"),
     [

@@ -154,14 +154,16 @@ async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
 async def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
     """The main job: stack up, connections and turns measured, report and summary written."""
     code, output = await labvoice(
-        *("demo", "--trials", "1", "--calls", "1", "--warmup", "0", "--llm", "paced"),
-        "--no-letta",
+        *("demo", "--trials", "1", "--calls", "1", "--warmup", "0", "--no-letta"),
         cwd=tmp_path,
+        env={"LABVOICE_LLM": "paced"},
     )
     assert code == 0, output
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text(encoding="utf-8"))
     assert summary["connect"]["outcomes"] == {"ok": 1}
     assert summary["turns"]["outcomes"] == {"ok": 2}
+    runs = [Run.load(path) for path in (tmp_path / "runs/demo").glob("*.jsonl")]
+    assert [{arm["llm"] for arm in run.header.arms.values()} for run in runs] == [{"paced"}] * 2
     report = (tmp_path / "runs/demo/report.html").read_text(encoding="utf-8")
     assert summary["turns"]["run_id"] in report
     assert str(tmp_path / "runs/demo/report.html") in output

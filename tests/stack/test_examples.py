@@ -11,7 +11,7 @@ from labvoice.lab import Lab
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.serving import serving
-from tests.stack.talking import LISTENS, answered_turn
+from tests.stack.talking import answered_turn
 from tests.stack.tool_model import MODEL, REPLY, ToolModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,7 +47,6 @@ def started(lab: Lab) -> dict[str, TargetAgent]:
     return {}
 
 
-@LISTENS
 @pytest.mark.parametrize(
     ("script", "greeting", "said", "understood", "reply", "filler", "models"),
     [

@@ -102,6 +102,7 @@ async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) 
     )
     assert {stage.name for stage in CONNECTION_STAGES} <= set(frame["stage"])
     assert frame["warmup"].sum() == len(frame) / 3
+    assert set(frame["llm"]) == {"paced"}  # what answered, not the default
     assert set(frame["outcome"]) == {"ok"}
     assert (frame["duration_s"] > 0).all()
     result = run.to_json()

@@ -35,7 +35,6 @@ def dask_processes() -> list[str]:
     return [line for line in found if "multiprocessing.spawn" in line]
 
 
-@LISTENS
 async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) -> None:
     """Three callers on two Dask workers are one run, with place and clock of each; none stays."""
     run = await lab.bench.load(

@@ -13,7 +13,6 @@ import pytest
 
 from labvoice.settings import load_settings
 from tests.stack.alone import CONTROL_ADDRESS, CONTROL_NAME
-from tests.stack.talking import LISTENS
 
 PROXY = "http://192.0.2.2:3128"
 """Outside: whatever goes through it is seen."""
@@ -37,7 +36,6 @@ def _why_no_namespace() -> str:
     return tried.stderr.strip() if tried.returncode else ""
 
 
-@LISTENS
 async def test_a_demo_asks_for_nothing_outside(tmp_path: Path) -> None:
     """A whole demo looks up no name, sends no packet outside, and leaves no telemetry file.
 

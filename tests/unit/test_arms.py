@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from livekit.agents import JobProcess
 
+from labvoice.bench import stock_agent
 from labvoice.bench.arms import (
     CONNECT_ARMS,
     choose,
@@ -16,6 +19,7 @@ from labvoice.bench.arms import (
     target_arms,
 )
 from labvoice.bench.base import arm_columns
+from labvoice.bench.stock_naive_agent import make_stock_naive_server
 from labvoice.errors import SettingsError, UsageError
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
@@ -96,3 +100,18 @@ async def test_an_empty_list_of_utterances_is_refused_before_anything_starts() -
     """Nothing to say is a wrong use, told without a lab that runs."""
     with pytest.raises(UsageError, match="list of utterances is empty"):
         await Lab(letta=False).bench.turns(1, utterances=[])
+
+
+def test_stock_loads_its_models_in_the_set_up_of_a_process_and_the_naive_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LiveKit's own starter does as `stock`, which is the baseline."""
+    monkeypatch.setattr(stock_agent, "load_models", lambda: {"vad": "loaded"})
+    settings = load_settings()
+    found = []
+    for make in (stock_agent.make_stock_server, make_stock_naive_server):
+        process = SimpleNamespace(userdata={})
+        if (set_up := make(settings, port=0).setup_fnc) is not None:
+            set_up(cast("JobProcess", process))
+        found.append(process.userdata)
+    assert found == [{"vad": "loaded"}, {}]

@@ -12,6 +12,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from labvoice.errors import AudioFormatError, UsageError
+from labvoice.lab import Lab
 from labvoice.settings import load_settings
 from labvoice.speech import utterances as voice
 
@@ -217,6 +218,25 @@ def test_a_path_is_told_from_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert voice.audio_file("What is the weather?") is None
     assert voice.audio_file("word " * 2000) is None
     assert voice.audio_file("a\0b") is None
+
+
+async def test_a_lab_reads_a_path_and_never_speaks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lab.utterance("question.wav")` is the recording; one that is not there is an error."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("question.wav", _tone(16000), 16000)
+    lab = Lab(letta=False)
+    got = await lab.utterance("question.wav")
+    _assert_is_the_tone(got)
+    assert got.source == "file"
+    stereo = _stereo(tmp_path, _tone(48000), _tone(48000, frequency=880))
+    right = await lab.utterance(stereo.name, channel="right")
+    assert _frequency(right) == pytest.approx(880, abs=3)
+    with pytest.raises(AudioFormatError, match=r"none\.wav is not a file"):
+        await lab.utterance("none.wav")
+    with pytest.raises(UsageError):
+        await lab.utterance("What is the weather?", channel="left")
 
 
 def test_forty_utterances_are_all_different() -> None:
