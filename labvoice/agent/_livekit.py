@@ -1,8 +1,8 @@
-"""All uses of livekit-agents' private names; check this module when upgrading the pinned version.
+"""All uses of LiveKit's private names; check this module when upgrading the pinned versions.
 
-Checked against livekit-agents 1.8.9. No other module of labvoice uses a private name of LiveKit's
-(`tests/unit/test_front_door.py`). Heavy imports are inside the functions: the forkserver reads its
-list from here before the worker has imported anything.
+Checked against livekit-agents 1.8.9 and livekit 1.1.21. No other module of labvoice uses a private
+name of theirs (`tests/unit/test_front_door.py`). Heavy imports are inside the functions: the
+forkserver reads its list from here before the worker has imported anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from livekit import api, rtc
     from livekit.agents import AgentServer, JobContext
     from livekit.agents.voice.room_io._output import _ParticipantAudioOutput
+    from livekit.rtc._proto.ffi_pb2 import FfiEvent
 
 PRELOADED: Final = ("livekit.agents.ipc._preload", "livekit.agents.ipc._preload_freeze")
 """Modules that livekit-agents preloads in its forkserver (worker.py, `run`)."""
@@ -50,6 +51,56 @@ def job_times(context: JobContext) -> dict[str, float]:
         "job_assigned": info.assigned_at,
         "process_assigned": info.launched_at,
     }
+
+
+def wake_for_own_frames(stream: rtc.AudioStream) -> None:
+    """Has an audio stream woken by its own frames alone.
+
+    The SDK wakes each stream of a process for the frames of all (rtc/audio_stream.py, `_run`):
+    100 calls in one process cost 10,000 wake-ups for every frame of each.
+    """
+    from livekit.rtc._ffi_client import FfiClient
+
+    queue, handle = FfiClient.instance.queue, stream._ffi_handle.handle
+
+    def is_own(event: FfiEvent) -> bool:
+        kind = event.WhichOneof("message") == "audio_stream_event"
+        return kind and event.audio_stream_event.stream_handle == handle
+
+    with queue._lock:
+        queue._subscribers[:] = [
+            (each, loop, is_own if each is stream._ffi_queue else is_wanted)
+            for each, loop, is_wanted in queue._subscribers
+        ]
+
+
+async def send_frame(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
+    """Hands a frame to a source, and waits until it has been taken: frames keep their order.
+
+    `capture_frame` is woken by all events of the process meanwhile (rtc/audio_source.py). After
+    the source was closed it does nothing.
+
+    Raises:
+        RuntimeError: The source has not taken it.
+    """
+    from livekit.rtc._ffi_client import FfiClient
+    from livekit.rtc._proto.ffi_pb2 import FfiRequest
+
+    if source._ffi_handle.disposed:
+        return
+    request = FfiRequest()
+    request.capture_audio_frame.source_handle = source._ffi_handle.handle
+    request.capture_audio_frame.buffer.CopyFrom(frame._proto_info())
+    answers = FfiClient.instance.queue.subscribe(
+        filter_fn=lambda event: event.WhichOneof("message") == "capture_audio_frame"
+    )
+    try:
+        asked = FfiClient.instance.request(request).capture_audio_frame.async_id
+        answer = await answers.wait_for(lambda event: event.capture_audio_frame.async_id == asked)
+    finally:
+        FfiClient.instance.queue.unsubscribe(answers)
+    if answer.capture_audio_frame.error:
+        raise RuntimeError(answer.capture_audio_frame.error)
 
 
 def audio_output(room: rtc.Room, *, sample_rate_hz: int, track: str) -> _ParticipantAudioOutput:

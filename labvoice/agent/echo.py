@@ -18,6 +18,7 @@ from livekit import rtc
 from livekit.agents import AutoSubscribe, JobContext
 from livekit.agents.types import ATTRIBUTE_AGENT_STATE
 
+from labvoice.agent._livekit import send_frame, wake_for_own_frames
 from labvoice.agent.guard import refused_by_server
 from labvoice.agent.noop import make_noop_server
 from labvoice.agent.worker import run_worker
@@ -60,13 +61,14 @@ async def entrypoint(context: JobContext) -> None:
         num_channels=1,
         frame_size_ms=round(_FRAME_S * 1000),
     )
+    wake_for_own_frames(sound)
     await local.set_attributes({ATTRIBUTE_AGENT_STATE: "listening"})
     waiting: deque[rtc.AudioFrame] = deque()
     try:
         async for event in sound:
             waiting.append(event.frame)
             if len(waiting) > ECHO_DELAY_S / _FRAME_S:
-                await source.capture_frame(waiting.popleft())
+                await send_frame(source, waiting.popleft())
     finally:
         await sound.aclose()
         await source.aclose()

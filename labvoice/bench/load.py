@@ -125,6 +125,7 @@ async def load(
     limit_s: float,
     options: RunOptions,
     *,
+    whole: bool = False,
     echo: bool = False,
     agent: Target | None = None,
     client: DaskClient | str | None = None,
@@ -186,7 +187,7 @@ async def load(
                     options.progress(f"warning: {warning}")
                 made = levels_of(Run.load(path))[-1]
                 options.progress(_words(made))
-                if made.void or not made.within(limit_s):
+                if not whole and (made.void or not made.within(limit_s)):
                     break
     return Run.load(path)
 

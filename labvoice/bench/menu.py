@@ -192,6 +192,7 @@ class Bench:
         rate: float = 6.0,
         seconds: float = 60.0,
         limit_s: float = LIMIT_S,
+        whole: bool = False,
         echo: bool = False,
         agent: Target | None = None,
         client: Client | str | None = None,
@@ -208,6 +209,7 @@ class Bench:
             rate: Turns a minute of each caller.
             seconds: How long each caller talks in a level, after the call has begun.
             limit_s: Limit of the 95th percentile of `voice_to_voice`, in seconds.
+            whole: Measure all levels, also those beyond the knee.
             echo: Call an agent without models that sends back what it hears a second later: so
                 the media path alone is measured.
             agent: The agent to call, by its one worker; the lab's own when not given.
@@ -229,6 +231,7 @@ class Bench:
             seconds,
             limit_s,
             _with_warmup(options),
+            whole=whole,
             echo=echo,
             agent=agent,
             client=client,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 
+from labvoice.agent._livekit import send_frame
 from labvoice.concurrency import cancel
 from labvoice.errors import LabvoiceError, StageTimeoutError
 
@@ -181,8 +182,8 @@ class Microphone:
         while True:
             data = self._next_frame()
             left_s = time.monotonic()
-            await self._source.capture_frame(
-                rtc.AudioFrame(data.tobytes(), SAMPLE_RATE_HZ, 1, _FRAME_SAMPLES)
+            await send_frame(
+                self._source, rtc.AudioFrame(data.tobytes(), SAMPLE_RATE_HZ, 1, _FRAME_SAMPLES)
             )
             self._on_frame(data, left_s)
             self._frame_left(left_s)

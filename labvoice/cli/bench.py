@@ -348,6 +348,9 @@ async def bench_load(
     limit_s: Annotated[
         float, typer.Option("--limit", min=0, help="Seconds within which p95 has to stay.")
     ] = 1.2,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Measure all levels, also those beyond the knee.")
+    ] = False,
     scheduler: Annotated[
         str | None,
         typer.Option("--scheduler", help="Address of a Dask scheduler; processes here if absent."),
@@ -389,9 +392,8 @@ async def bench_load(
         "model": not echo_agent and (target is None or target.kind != "named"),
     }
     asked = {"rate": rate, "seconds": seconds, "limit_s": limit_s, "echo": echo_agent, **around}
-    run = await _run(
-        "load", options, lab, callers=levels, agent=target, client=scheduler, warmup=warmup, **asked
-    )
+    asked |= {"whole": whole, "warmup": warmup}
+    run = await _run("load", options, lab, callers=levels, agent=target, client=scheduler, **asked)
     await _tell(run, options.json_path)
     return 1 if run.levels[0].void or not run.levels[0].within(limit_s) else 0
 

@@ -7,6 +7,8 @@ The same rule dates both ends of a turn's latency: the caller's last word, in th
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -122,9 +124,20 @@ def resample(samples: npt.NDArray[Any], rate: int, to_rate: int) -> Samples:
     """Returns the samples, shape (n,), 16-bit scale, at another rate, as 16-bit integers."""
     from scipy.signal import resample_poly
 
-    # scipy reduces the fraction itself.
-    made = samples if rate == to_rate else resample_poly(samples.astype(np.float64), to_rate, rate)
+    made: npt.NDArray[Any] = samples
+    if rate != to_rate:
+        both = math.gcd(rate, to_rate)
+        up, down = to_rate // both, rate // both
+        made = resample_poly(samples.astype(np.float64), up, down, window=_low_pass(max(up, down)))
     return np.asarray(np.clip(np.round(made), -32768, 32767), np.int16)
+
+
+@functools.cache
+def _low_pass(rate: int) -> Levels:
+    """Returns the filter that `resample_poly` would design anew each time, for its larger rate."""
+    from scipy.signal import firwin
+
+    return np.asarray(firwin(20 * rate + 1, 1 / rate, window=("kaiser", 5.0)))
 
 
 def frame_levels(samples: Samples, filtered: Levels, frame: int) -> Levels:

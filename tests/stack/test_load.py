@@ -106,6 +106,22 @@ def relays_of(mark: str) -> list[int]:
     return found
 
 
+async def test_a_whole_ramp_goes_on_beyond_the_knee(lab: Lab, tmp_path: Path) -> None:
+    """A limit that no level keeps ends no ramp that is to be measured whole."""
+    run = await lab.bench.load(
+        [1, 2],
+        rate=10,
+        seconds=6,
+        limit_s=0.01,
+        whole=True,
+        echo=True,
+        warmup=0,
+        out=tmp_path / "whole.jsonl",
+    )
+    assert [(level.callers, level.lost) for level in run.levels] == [(1, 0), (2, 0)], run
+    assert not any(level.within(0.01) for level in run.levels)
+
+
 def dask_of_ones_own() -> tuple[LocalCluster, Client]:
     """A cluster that was there before, and a synchronous client of it, as a notebook has them."""
     cluster = LocalCluster(

@@ -45,6 +45,21 @@ def test_onset_is_dated_by_the_first_voiced_frame() -> None:
     assert not listener.silent
 
 
+def test_frames_that_arrive_together_are_dated_as_one_by_one() -> None:
+    """A voice that begins and ends amid 50 ms of sound has the same edges as in frames of 10 ms."""
+    parts = [(37, 0.0), (31, 0.3), (66, 0.0), (43, 0.2), (53, 0.0)]
+    frames = [tone(amplitude) for count, amplitude in parts for _ in range(count)]
+    heard = []
+    for taken in (1, 5):
+        listener = Listener()
+        for last in range(taken, len(frames) + 1, taken):
+            listener.feed(np.concatenate(frames[last - taken : last]), last * FRAME_S)
+        heard.append([(each.start_s, each.end_s, each.ended) for each in listener.voices])
+        listener.close()
+    assert len(heard[0]) == 2
+    np.testing.assert_allclose(heard[0], heard[1], atol=1e-9)
+
+
 def test_a_click_is_not_voice() -> None:
     """Two loud frames are a click."""
     listener = Listener()
