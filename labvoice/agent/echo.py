@@ -6,6 +6,7 @@ jobs are threads, as those of :mod:`labvoice.agent.noop`.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -63,15 +64,23 @@ async def entrypoint(context: JobContext) -> None:
     )
     wake_for_own_frames(sound)
     await local.set_attributes({ATTRIBUTE_AGENT_STATE: "listening"})
-    waiting: deque[rtc.AudioFrame] = deque()
+    echoing = asyncio.create_task(_send_back(sound, source))
+    # The job would otherwise end 15 s after its call: so long LiveKit waits for an entrypoint.
+    context.room.on("disconnected", lambda _: echoing.cancel())
     try:
-        async for event in sound:
-            waiting.append(event.frame)
-            if len(waiting) > ECHO_DELAY_S / _FRAME_S:
-                await send_frame(source, waiting.popleft())
+        await asyncio.wait([echoing])
     finally:
+        echoing.cancel()
         await sound.aclose()
         await source.aclose()
+
+
+async def _send_back(sound: rtc.AudioStream, source: rtc.AudioSource) -> None:
+    waiting: deque[rtc.AudioFrame] = deque()
+    async for event in sound:
+        waiting.append(event.frame)
+        if len(waiting) > ECHO_DELAY_S / _FRAME_S:
+            await send_frame(source, waiting.popleft())
 
 
 if __name__ == "__main__":
