@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import logging
 import secrets
 import tempfile
 import time
@@ -124,7 +125,11 @@ class Called(NamedTuple):
 
 
 def ready() -> None:
-    """Imports on a Dask worker what would otherwise be imported in the first call."""
+    """Imports on a Dask worker what would otherwise be imported in the first call.
+
+    The SDK's log is silent there: a call that fails is recorded with its cause.
+    """
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
     import_for_calls()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from labvoice.bench.base import (
     start_workers,
     surrounded,
     surroundings,
+    trial,
     wait_idle,
 )
 from labvoice.bench.calibrate import tone
@@ -29,6 +31,7 @@ from labvoice.bench.turns import default_utterances
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.conversation import GREETING_TIMEOUT_S
 from labvoice.caller.microphone import SAMPLE_RATE_HZ
+from labvoice.concurrency import poll
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.lines import LINE, MarkLine, NoteLine, OutcomeLine, StageLine, TrialLine
@@ -59,7 +62,9 @@ _LINK_LEAD_S: Final = 5.0
 """The same where each Dask worker first starts the process of its relays."""
 _SLACK_S: Final = 120.0
 """How much longer than planned a level may take: joins and replies have time-outs of their own."""
-_POLL_S: Final = 0.1
+_RENEWAL_S: Final = 60.0
+"""How long a Dask worker that has ended may take to come back, in seconds."""
+_POLL_S: Final = 0.5
 
 
 def schedule(callers: int, rate_per_min: float, seconds: float) -> list[Planned]:
@@ -200,7 +205,7 @@ def level_arm(callers: int) -> Arm:
 
 def _words(level: Level) -> str:
     lost = f"{level.lost} of {level.turns} turns lost" if level.lost else f"{level.turns} turns"
-    void = f"; void: the callers were late by {level.late_s * 1e3:.0f} ms" if level.void else ""
+    void = f"; void: {level.void_words}" if level.void else ""
     return f"load {level.arm}: p50 {level.p50_s:.2f} s, p95 {level.p95_s:.2f} s, {lost}{void}"
 
 
@@ -244,16 +249,22 @@ class _LevelRun:
         self._offsets, self._agent = offsets, agent
         self._sounds, self._local_pids = sounds, local_pids
         self._next = 0
+        self._ended = False
 
     async def happen(self, arm: Arm, plan: Sequence[Planned], *, warmup: bool = False) -> str:
         """Makes one level, and writes its trials; the recordings are encoded after its last call.
+
+        The callers of a Dask worker that ends before them have failed, and the level is void.
 
         Returns:
             Why calls have no recording; empty where they have one, or are to have none.
 
         Raises:
-            LabvoiceError: A Dask worker failed, or the level did not end in time.
+            LabvoiceError: A Dask worker failed, or one that was not started here did not end its
+                calls in time.
         """
+        if self._ended:
+            await self._renew()
         numbered = list(enumerate(plan, self._next))
         self._next += len(plan)
         lead_s = _LEAD_S if arm.link is None else _LINK_LEAD_S
@@ -261,6 +272,7 @@ class _LevelRun:
         lasts_s = lead_s + max(planned.turns_s[-1] for planned in plan)
         addresses = list(self._offsets)
         called: dict[str, Any] = {}
+        shares: dict[str, list[tuple[int, Planned]]] = {}
         for place, address in enumerate(addresses):
             if not (mine := numbered[place :: len(addresses)]):
                 continue
@@ -273,6 +285,7 @@ class _LevelRun:
                 self._sounds[arm.name],
                 arm.link,
             )
+            shares[address] = mine
             called[address] = self._submit(address, call_out, order)
         texts = {address: self._submit(address, text_of, made) for address, made in called.items()}
         usage = Usage(self._parts())
@@ -282,10 +295,42 @@ class _LevelRun:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-        for address, text in lines.items():
-            self._join(text, address)
+        for address, share in shares.items():
+            if address in lines:
+                self._join(lines[address], address)
+            else:
+                await self._give_up(share, arm, warmup=warmup)
+        self._ended = len(lines) < len(shares)
+        called = {address: called[address] for address in lines}
         self._run.note(numbered[0][0], None, **usage.facts())
         return await self._keep_sounds(called, lasts_s * len(plan) + _SLACK_S)
+
+    async def _give_up(
+        self, share: Sequence[tuple[int, Planned]], arm: Arm, *, warmup: bool
+    ) -> None:
+        """Writes the trials of callers whose Dask worker has ended."""
+        for number, planned in share:
+            said = [""] * len(planned.turns_s)
+            async with trial(
+                self._run, number, "", arm.name, round_number=0, warmup=warmup, said=said
+            ) as this:
+                this.note(caller_ended=1)
+                raise LabvoiceError("the process of the caller ended", "use more Dask workers")
+
+    async def _renew(self) -> None:
+        """Takes the Dask workers that are there now: one that ended comes back elsewhere."""
+
+        async def all_there() -> bool:
+            return len(await self._there()) >= len(self._offsets)
+
+        await poll(all_there, _RENEWAL_S, _POLL_S)
+        self._offsets = await measure_offsets(self._client)
+        if self._local_pids:
+            self._local_pids = list((await self._client.run(os.getpid)).values())
+
+    async def _there(self) -> set[str]:
+        """Returns the addresses of the Dask workers that run."""
+        return set(await ask(self._client, self._client.nthreads))
 
     def _submit(self, address: str, function: Any, *arguments: Any) -> Any:
         return self._client.submit(
@@ -329,9 +374,18 @@ class _LevelRun:
     async def _results(
         self, futures: Mapping[str, Any], timeout_s: float, done: str
     ) -> dict[str, Any]:
+        """Waits for futures; those of Dask workers that have ended are left out.
+
+        Dask workers that were started here are restarted where they are not done in time.
+        """
         until_s = time.monotonic() + timeout_s
-        while not all(future.done() for future in futures.values()):
+        while waiting := {each for each, future in futures.items() if not future.done()}:
+            if not waiting & await self._there():
+                break
             if time.monotonic() > until_s:
+                if self._local_pids:
+                    await self._client.restart_workers(sorted(waiting), raise_for_error=False)
+                    break
                 raise LabvoiceError(
                     f"a Dask worker has not {done} after {timeout_s:.0f} s",
                     "the log of the Dask worker tells why",
@@ -339,6 +393,8 @@ class _LevelRun:
             await asyncio.sleep(_POLL_S)
         found: dict[str, Any] = {}
         for address, future in futures.items():
+            if address in waiting:
+                continue
             try:
                 found[address] = await ask(self._client, future.result)
             except Exception as error:

@@ -61,6 +61,7 @@ class Level(NamedTuple):
         stages_s: Medians of the agent's own stages, in seconds.
         cpu: Cores used by each of :data:`PARTS` that runs here.
         memory_bytes: Memory of each of these in the middle of the level.
+        ended: Callers whose process ended, or had to be ended, before their calls did.
     """
 
     arm: str
@@ -79,11 +80,20 @@ class Level(NamedTuple):
     stages_s: Mapping[str, float]
     cpu: Mapping[str, float]
     memory_bytes: Mapping[str, float]
+    ended: int = 0
 
     @property
     def void(self) -> bool:
-        """Whether the callers themselves were late: the level says nothing of the agent."""
-        return self.late_s > LATE_S
+        """Whether the callers were late themselves, or ended: it says nothing of the agent."""
+        return self.late_s > LATE_S or self.ended > 0
+
+    @property
+    def void_words(self) -> str:
+        """Why it is void; empty where it is not."""
+        if self.ended:
+            return f"the calls of {self.ended} ended with their processes"
+        late = f"the callers themselves were late by {self.late_s * 1e3:.0f} ms"
+        return late if self.void else ""
 
     def within(self, limit_s: float) -> bool:
         """Whether it was fast enough, and lost no more than :data:`LOST_SHARE`."""
@@ -172,6 +182,7 @@ def levels_of(run: Run) -> list[Level]:
                 stages_s={str(name): float(value) for name, value in of_arm.median().items()},
                 cpu=_of_parts(facts, "cpu"),
                 memory_bytes=_of_parts(facts, "memory_bytes"),
+                ended=int(_facts(facts, "caller_ended").sum()),
             )
         )
     return sorted(found, key=lambda level: level.callers)
@@ -228,8 +239,8 @@ def sizing(levels: Sequence[Level], limit_s: float, *, workers: int, cores: int)
 
 def _void_words(level: Level) -> str:
     return (
-        f"with {level.callers} the callers themselves were late by {level.late_s * 1e3:.0f} ms, "
-        "so that this level is void: spread them over more Dask workers or machines"
+        f"with {level.callers} {level.void_words}, so that this level is void: "
+        "spread them over more Dask workers or machines"
     )
 
 

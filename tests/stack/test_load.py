@@ -26,13 +26,14 @@ from tests.stack.test_cli import labvoice, server_of
 MARK = "STARTED_BY_TEST"
 
 
-def dask_processes() -> list[str]:
-    """Command lines of this process's children that Dask has started."""
+def dask_processes() -> list[psutil.Process]:
+    """This process's children that Dask has started."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found.append(" ".join(process.cmdline()))
-    return [line for line in found if "multiprocessing.spawn" in line]
+            if "multiprocessing.spawn" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 async def test_callers_are_spread_over_dask_workers(lab: Lab, tmp_path: Path) -> None:
@@ -120,6 +121,36 @@ async def test_a_whole_ramp_goes_on_beyond_the_knee(lab: Lab, tmp_path: Path) ->
     )
     assert [(level.callers, level.lost) for level in run.levels] == [(1, 0), (2, 0)], run
     assert not any(level.within(0.01) for level in run.levels)
+
+
+async def test_a_level_whose_callers_die_is_void_and_the_next_one_is_made(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A Dask worker is killed in the first of two levels: its caller failed, and another comes."""
+    killed: list[psutil.Process] = []
+
+    def kill_one(words: str) -> None:
+        if words.startswith("load "):  # the level before is over
+            killed.extend(dask_processes()[:1])
+            loop.call_later(4.0, killed[0].kill)
+
+    loop = asyncio.get_running_loop()
+    run = await lab.bench.load(
+        [1, 2, 4],
+        rate=10,
+        seconds=6,
+        whole=True,
+        echo=True,
+        warmup=0,
+        out=tmp_path / "died.jsonl",
+        progress=lambda words: None if killed else kill_one(words),
+    )
+    first, second, third = run.levels
+    assert (first.ended, first.lost, first.void) == (0, 0, False), run
+    assert (second.ended, second.failed_joins, second.void) == (1, 1, True), run
+    assert (third.ended, third.joins, third.failed_joins) == (0, 4, 0), run
+    assert "the calls of 1 ended with their processes" in run.sizing
+    assert dask_processes() == []
 
 
 def dask_of_ones_own() -> tuple[LocalCluster, Client]:

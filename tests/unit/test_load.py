@@ -33,6 +33,7 @@ def level(
     late_s: float = 0.002,
     stages_s: dict[str, float] | None = None,
     cpu: dict[str, float] | None = None,
+    ended: int = 0,
 ) -> Level:
     """A level of ten turns a caller."""
     nothing = (math.nan, math.nan)
@@ -53,6 +54,7 @@ def level(
         stages_s=stages_s or {},
         cpu=cpu or {},
         memory_bytes={},
+        ended=ended,
     )
 
 
@@ -108,6 +110,15 @@ def test_lost_turns_put_a_level_beyond_the_limit() -> None:
     """A level that is fast for those who were answered, and lost the others, is beyond it."""
     assert knee([level(1, 0.8, lost=1)], 1.2).within is None
     assert level(20, 0.8, lost=1).within(1.2)  # one of 220
+
+
+def test_a_level_whose_callers_ended_is_void() -> None:
+    """Callers whose process ended say nothing of the agent; the sentence says what happened."""
+    levels = [level(4, 0.5), level(8, 0.6, ended=4)]
+    assert levels[1].void
+    said = sizing(levels, 1.2, workers=1, cores=2)
+    assert said.startswith("At least 4 calls a worker")
+    assert "with 8 the calls of 4 ended with their processes" in said
 
 
 def test_a_level_whose_callers_were_late_is_void_and_not_slow() -> None:
