@@ -192,7 +192,7 @@ Heard = Annotated[
 
 
 def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+    return [value] if isinstance(value, Mapping | Tool | ModelCall) else value
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A path without a file is the user's error."""
     with pytest.raises(ScenarioError, match=r"none\.yaml: it cannot be read"):
         load(tmp_path / "none.yaml")
+
+
+def test_one_tool_or_several_or_none_are_expected() -> None:
+    """A copy of what expects no tool is the same; one tool stands for a list of one."""
+    assert dataclasses.replace(Expect(yields="never"), yields=None) == Expect()
+    assert Expect(tool=Tool("book")) == Expect(tool=[Tool("book")])
+    assert Rule(call=ModelCall("book")) == Rule(call=[ModelCall("book")])
 
 
 def test_python_refuses_a_step_that_is_never_reached() -> None:
