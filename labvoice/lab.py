@@ -648,9 +648,15 @@ class Lab:
         """Ends a call; same as :meth:`labvoice.caller.call.Call.end`."""
         await call.end()
 
-    async def wait_idle(self) -> None:
-        """Waits until the workers are idle and warm again, as benchmarks do between trials."""
-        await self.pool.wait_idle()
+    async def wait_idle(self, timeout_s: float = 60.0) -> None:
+        """Waits until the workers are idle and warm again, as benchmarks do between trials.
+
+        Calls of this lab that go on meanwhile, one in a notebook's earlier cell say, are left out.
+
+        Raises:
+            StageTimeoutError: They were not in time.
+        """
+        await self.pool.wait_idle(timeout_s, {call.room_name for call in self._calls})
 
     async def utterance(self, what: str | Path, channel: Channel | None = None) -> Utterance:
         """Returns an utterance: synthesised from text, or a recording.

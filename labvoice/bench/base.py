@@ -46,6 +46,7 @@ from labvoice.targets.target import BUILT_IN, Target
 if TYPE_CHECKING:
     from labvoice.lab import Lab
 
+_IDLE_TIMEOUT_S: Final = 60.0
 _OUTCOMES_OF_WAITS: Final = {
     "agent_visible": "join_timeout",
     "agent_audio_subscribed": "join_timeout",
@@ -325,7 +326,7 @@ async def measure_calls(
     *,
     said: Callable[[int], Sequence[str]] = lambda _: (),
     config: Mapping[str, Any] | None = None,
-    idle_timeout_s: float | None = None,
+    idle_timeout_s: float = _IDLE_TIMEOUT_S,
 ) -> Run:
     """Makes calls, one after the other, the arms taking turns in every round.
 
@@ -334,7 +335,7 @@ async def measure_calls(
         talk: What the caller does.
         said: What the caller is to say in a round, a text for each turn.
         config: What else was asked for.
-        idle_timeout_s: How long idle workers are waited for before each call; the lab's when None.
+        idle_timeout_s: How long idle workers are waited for before each call, in seconds.
 
     Raises:
         UsageError: A number is out of range.
@@ -426,11 +427,11 @@ def refuse_speakers(options: RunOptions) -> None:
 
 
 async def wait_idle(
-    lab: Lab, progress: Callable[[str], None], timeout_s: float | None = None
+    lab: Lab, progress: Callable[[str], None], timeout_s: float = _IDLE_TIMEOUT_S
 ) -> None:
     """Waits for the workers; where they are not idle in time, the next trial shows it."""
     try:
-        await (lab.wait_idle() if timeout_s is None else lab.pool.wait_idle(timeout_s))
+        await lab.wait_idle(timeout_s)
     except StageTimeoutError as error:
         progress(f"warning: {error.observed}")
 

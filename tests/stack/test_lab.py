@@ -12,7 +12,7 @@ from jupyter_client.manager import AsyncKernelManager
 from livekit import api
 from pydantic import SecretStr
 
-from labvoice.errors import LabvoiceError, ProcessError, UsageError
+from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
 from labvoice.lab import Lab
 from labvoice.protocol.vocabulary import (
     AGENT_TURN_STAGES,
@@ -109,6 +109,14 @@ async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) 
     assert result["n"] == 2
     assert result["failed"] == 0
     assert Run.load(tmp_path / "connect.jsonl").to_json() == result
+
+
+async def test_a_call_that_goes_on_holds_up_no_bench(lab: Lab) -> None:
+    """As README's example has one open: it is not waited for, the next call's job is."""
+    async with lab.call():
+        with pytest.raises(StageTimeoutError):
+            await lab.pool.wait_idle(2.0)
+        await lab.wait_idle(30.0)
 
 
 @LISTENS

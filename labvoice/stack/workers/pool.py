@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -302,8 +303,12 @@ class Pool:
         answers = await asyncio.gather(*(worker.status() for worker in self.workers))
         return [answer for answer in answers if answer is not None]
 
-    async def wait_idle(self, timeout_s: float = 60.0) -> None:
+    async def wait_idle(self, timeout_s: float = 60.0, besides: Collection[str] = ()) -> None:
         """Waits until every worker is idle and has its warm processes back.
+
+        Args:
+            timeout_s: How long, in seconds.
+            besides: Rooms whose jobs may go on.
 
         Raises:
             StageTimeoutError: They were not in time.
@@ -311,7 +316,7 @@ class Pool:
         until = time.monotonic() + timeout_s
 
         async def idle() -> bool:
-            each = await asyncio.gather(*(worker.is_idle() for worker in self.workers))
+            each = await asyncio.gather(*(worker.is_idle(besides) for worker in self.workers))
             return not self._restarting and all(each)
 
         async def rested() -> bool:
