@@ -124,7 +124,7 @@ class Listener:
     Args:
         on_change: Called when voice begins or ends.
         on_frame: Called with what arrived: the id of its track, its samples, and the arrival of
-            the last 10 ms of them in monotonic seconds.
+            the first 10 ms of them in monotonic seconds.
 
     Attributes:
         voices: All segments of voice, oldest first.
@@ -162,7 +162,8 @@ class Listener:
         try:
             async for event in stream:
                 samples, at_s = np.frombuffer(event.frame.data, np.int16).copy(), time.monotonic()
-                self._on_frame(track, samples, at_s)
+                first_s = at_s - len(samples) / SAMPLE_RATE_HZ + _FRAME_S
+                self._on_frame(track, samples, first_s)
                 if self.feed(samples, at_s):
                     self._on_change()
             self.finish()

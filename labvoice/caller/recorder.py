@@ -18,8 +18,8 @@ from labvoice.speech.detection import resample
 SAMPLE_RATE_HZ: Final = 24000
 
 
-_LOOK_AHEAD_FRAMES = 200
-"""Frames that arrive late are on time again within so many; after a gap they never are."""
+_LOOK_AHEAD_S = 2.0
+"""Frames that arrive late are on time again within so many seconds; after a gap they never are."""
 _SHIFT_S = 0.015
 """Frames are moved on the time axis only when their arrivals say so by more than this, in seconds:
 less is jitter of the host, and would tear the sound."""
@@ -186,8 +186,9 @@ def frame_times(at_s: list[float], frame_s: float) -> npt.NDArray[np.float64]:
     """
     arrived = np.asarray(at_s, dtype=np.float64)
     late = arrived - np.arange(len(arrived)) * frame_s
-    padded = np.concatenate([late, np.full(_LOOK_AHEAD_FRAMES - 1, np.inf)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _LOOK_AHEAD_FRAMES)
+    ahead = max(1, round(_LOOK_AHEAD_S / frame_s))
+    padded = np.concatenate([late, np.full(ahead - 1, np.inf)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, ahead)
     least = windows.min(axis=1)
     base = np.empty_like(least)
     anchor = least[0] if len(least) else 0.0
