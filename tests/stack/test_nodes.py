@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from benchmarks.cluster import trial
 from labvoice.dispatch import Dispatcher
-from labvoice.errors import ProcessError
+from labvoice.errors import UsageError
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
 from labvoice.stack.livekit.cluster import Cluster
@@ -127,7 +127,7 @@ async def test_a_redis_of_ones_own_is_used_and_left(tmp_path: Path) -> None:
         cluster = await Cluster.start_nodes(settings, 2, state_dir=tmp_path)
         try:
             assert cluster.redis.process is None
-            with pytest.raises(ProcessError, match="did not start the Redis"):
+            with pytest.raises(UsageError, match="did not start the server"):
                 await cluster.redis.restart()
             async with Dispatcher(cluster.url, cluster.api_key, cluster.api_secret) as dispatcher:
                 await dispatcher.api.room.create_room(api.CreateRoomRequest(name="in-theirs"))
