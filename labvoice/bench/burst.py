@@ -148,9 +148,7 @@ class BurstEvent:
                 for number, name in enumerate(names, first_trial):
                     group.create_task(self._one_room(number, name))
         finally:
-            rooms_of = self._dispatcher.api.room
-            removing = (rooms_of.delete_room(api.DeleteRoomRequest(room=name)) for name in names)
-            await asyncio.gather(*removing, return_exceptions=True)
+            await asyncio.gather(*(self._remove(name) for name in names))
         counts = [self._agents.get(name) for name in names]
         more = sum(count is not None and count > 1 for count in counts)
         unknown = counts.count(None)
@@ -260,3 +258,7 @@ class BurstEvent:
     async def _present(self, room: str) -> list[str]:
         there = await participants(self._dispatcher.api, room)
         return [each.identity for each in there if is_agent(each) and is_active(each)]
+
+    async def _remove(self, room: str) -> None:
+        with contextlib.suppress(*INFRASTRUCTURE_ERRORS):
+            await self._dispatcher.api.room.delete_room(api.DeleteRoomRequest(room=room))

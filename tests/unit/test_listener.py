@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+from livekit import rtc
 
+from labvoice.caller import ear
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Listener
 from labvoice.settings import load_settings
 from labvoice.speech import utterances as voice
@@ -43,6 +50,32 @@ def test_onset_is_dated_by_the_first_voiced_frame() -> None:
     feed(listener, (0.5, 0.0), (0.3, 0.3))
     assert abs(listener.voices[0].start_s - 0.51) < 1e-6
     assert not listener.silent
+
+
+async def test_what_is_kept_of_a_voice_begins_when_the_voice_is_dated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recording lays what arrives at once where the live marks have it, to 10 ms."""
+    taken = [np.concatenate([tone(0.0)] * 5)] * 20 + [np.concatenate([tone(0.3)] * 5)] * 10
+
+    class Stream:
+        async def __aiter__(self) -> AsyncIterator[SimpleNamespace]:
+            for samples in taken:
+                yield SimpleNamespace(frame=SimpleNamespace(data=samples.tobytes()))
+
+        async def aclose(self) -> None: ...
+
+    kept: list[tuple[npt.NDArray[np.int16], float]] = []
+    began = asyncio.Event()
+    monkeypatch.setattr(rtc.AudioStream, "from_track", lambda **_: Stream())
+    monkeypatch.setattr(ear, "wake_for_own_frames", lambda _: None)
+    listener = Listener(began.set, lambda _, samples, at_s: kept.append((samples, at_s)))
+    listener.listen(cast("rtc.Track", SimpleNamespace(sid="TR_1")))
+    async with asyncio.timeout(5):
+        await began.wait()
+    onset = next(at_s for samples, at_s in kept if samples.any())
+    assert listener.voices[0].start_s == pytest.approx(onset, abs=1e-6)
+    await listener.aclose()
 
 
 def test_frames_that_arrive_together_are_dated_as_one_by_one() -> None:

@@ -170,7 +170,7 @@ def test_one_tool_or_several_or_none_are_expected() -> None:
     """A copy of what expects no tool is the same; one tool stands for a list of one."""
     assert dataclasses.replace(Expect(yields="never"), yields=None) == Expect()
     assert Expect(tool=Tool("book")) == Expect(tool=[Tool("book")])
-    assert Rule(call=ModelCall("book")) == Rule(call=[ModelCall("book")])
+    assert Rule(call=ModelCall("book")) == Rule(call=[ModelCall("book")])  # type: ignore[arg-type]
 
 
 def test_python_refuses_a_step_that_is_never_reached() -> None:
