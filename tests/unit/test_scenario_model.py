@@ -169,7 +169,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_one_tool_or_several_or_none_are_expected() -> None:
     """A copy of what expects no tool is the same; one tool stands for a list of one."""
     assert dataclasses.replace(Expect(yields="never"), yields=None) == Expect()
-    assert Expect(tool=Tool("book")) == Expect(tool=[Tool("book")])
+    assert Expect(tool=Tool("book")) == Expect(tool=[Tool("book")])  # type: ignore[arg-type]
     assert Rule(call=ModelCall("book")) == Rule(call=[ModelCall("book")])  # type: ignore[arg-type]
 
 
