@@ -11,7 +11,7 @@ import importlib
 import os
 import secrets
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +24,7 @@ from labvoice.caller.reports import SESSION_MODULE
 from labvoice.choices import Mode
 from labvoice.concurrency import cancel
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
+from labvoice.dispatch.agents import agents_in_calls
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
 from labvoice.errors import LabvoiceError, UsageError
@@ -651,12 +652,20 @@ class Lab:
     async def wait_idle(self, timeout_s: float = 60.0) -> None:
         """Waits until the workers are idle and warm again, as benchmarks do between trials.
 
-        Calls of this lab that go on meanwhile, one in a notebook's earlier cell say, are left out.
+        Calls that go on meanwhile are left out, whoever made them: one in an earlier cell of a
+        notebook or in a browser, say.
 
         Raises:
             StageTimeoutError: They were not in time.
         """
-        await self.pool.wait_idle(timeout_s, {call.room_name for call in self._calls})
+        await self.pool.wait_idle(timeout_s, self._agents_in_calls)
+
+    async def _agents_in_calls(self) -> Counter[str | None]:
+        try:
+            async with self.dispatcher.server_errors():
+                return await agents_in_calls(self.dispatcher.api)
+        except LabvoiceError:
+            return Counter()  # without a server there is no call
 
     async def utterance(self, what: str | Path, channel: Channel | None = None) -> Utterance:
         """Returns an utterance: synthesised from text, or a recording.

@@ -140,7 +140,7 @@ async def _call(
             progress(f"warning: {this.warning}")
         if done % 10 == 0:
             progress(f"{done}/{len(numbers)} calls")
-    await lab.pool.wait_idle(_IDLE_TIMEOUT_S)
+    await lab.wait_idle(_IDLE_TIMEOUT_S)
     lab.recent_calls.clear()  # they hold what was heard
     await asyncio.sleep(1)
 

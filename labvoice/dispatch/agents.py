@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from livekit import api
@@ -13,9 +14,11 @@ from livekit.protocol.models import ParticipantInfo
 
 from labvoice.dispatch.rooms import (
     ATTRIBUTE_AGENT_NAME,
+    LEAVING_S,
     agent_names,
     began_after,
     is_agent,
+    is_human,
     participants,
     remove_agent,
     withdraw,
@@ -121,6 +124,22 @@ async def named_agents(
     names = agent_names(agents, dispatches)
     agents.sort(key=lambda agent: (agent.joined_at_ms, agent.identity))
     return [(agent, names[agent.identity]) for agent in agents]
+
+
+async def agents_in_calls(server: api.LiveKitAPI) -> Counter[str | None]:
+    """Counts the agents, by name, of all rooms of a server in which a caller is and stays."""
+
+    async def look_around() -> Counter[str | None]:
+        names: Counter[str | None] = Counter()
+        for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
+            if any(map(is_human, await participants(server, room.name))):
+                names.update(name for _, name in await named_agents(server, room.name))
+        return names
+
+    if found := await look_around():
+        await asyncio.sleep(LEAVING_S)
+        found = await look_around()
+    return found
 
 
 def is_active(participant: ParticipantInfo) -> bool:

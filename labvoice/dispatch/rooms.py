@@ -20,7 +20,7 @@ ATTRIBUTE_ON_BEHALF: Final = "lk.publish_on_behalf"
 """livekit.agents.types.ATTRIBUTE_PUBLISH_ON_BEHALF: the identity of the agent for which a
 participant, such as an avatar, publishes."""
 _NOT_FOUND: Final = 404
-_LEAVING_S: Final = 1.0
+LEAVING_S: Final = 1.0
 """Seconds for which the server still lists a participant that has left."""
 _POLL_S: Final = 0.1
 
@@ -168,7 +168,7 @@ async def clear(
         gone: Identities of callers that have hung up and may still be listed.
         wait: Wait a moment for a participant that may be about to leave.
     """
-    until_s = time.monotonic() + (_LEAVING_S if wait else 0)
+    until_s = time.monotonic() + (LEAVING_S if wait else 0)
     while True:
         there = await participants(server, room)
         if await delete_if_empty(server, room, gone=gone, agents_too=True):

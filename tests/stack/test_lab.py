@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 from jupyter_client.manager import AsyncKernelManager
-from livekit import api
+from livekit import api, rtc
 from pydantic import SecretStr
 
+from labvoice.dispatch.tokens import caller_token
 from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
 from labvoice.lab import Lab
 from labvoice.protocol.vocabulary import (
@@ -117,6 +119,26 @@ async def test_a_call_that_goes_on_holds_up_no_bench(lab: Lab) -> None:
         with pytest.raises(StageTimeoutError):
             await lab.pool.wait_idle(2.0)
         await lab.wait_idle(30.0)
+
+
+async def test_a_call_of_somebody_elses_holds_up_no_bench(lab: Lab) -> None:
+    """As one in a browser, to agents of two programs: both may go on, another job may not."""
+    await lab.add_workers(agent_name="other", program="labvoice.agent.noop")
+    own, room = lab.settings.agent_name, f"open-{secrets.token_hex(4)}"
+    url, key, secret = lab.settings.livekit
+    guest = rtc.Room()
+    await guest.connect(url, caller_token(key, secret, room, "eve"))
+    try:
+        for name in (own, "other"):
+            await lab.dispatch(room, name)
+        with pytest.raises(StageTimeoutError):
+            await lab.pool.wait_idle(2.0)
+        await lab.wait_idle(30.0)
+        await lab.dispatch(f"{room}-empty", "other")
+        with pytest.raises(StageTimeoutError):
+            await lab.wait_idle(2.0)
+    finally:
+        await guest.disconnect()
 
 
 @LISTENS

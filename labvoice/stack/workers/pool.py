@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -303,12 +303,16 @@ class Pool:
         answers = await asyncio.gather(*(worker.status() for worker in self.workers))
         return [answer for answer in answers if answer is not None]
 
-    async def wait_idle(self, timeout_s: float = 60.0, besides: Collection[str] = ()) -> None:
+    async def wait_idle(
+        self,
+        timeout_s: float = 60.0,
+        going_on: Callable[[], Awaitable[collections.Counter[str | None]]] | None = None,
+    ) -> None:
         """Waits until every worker is idle and has its warm processes back.
 
         Args:
             timeout_s: How long, in seconds.
-            besides: Rooms whose jobs may go on.
+            going_on: Returns the number of jobs that may go on, by agent name.
 
         Raises:
             StageTimeoutError: They were not in time.
@@ -316,8 +320,16 @@ class Pool:
         until = time.monotonic() + timeout_s
 
         async def idle() -> bool:
-            each = await asyncio.gather(*(worker.is_idle(besides) for worker in self.workers))
-            return not self._restarting and all(each)
+            busy: collections.Counter[str | None] = collections.Counter()
+            workers = list(self.workers)
+            statuses = await asyncio.gather(*(worker.status() for worker in workers))
+            for worker, status in zip(workers, statuses, strict=True):
+                if status is None or worker.preparing or self._restarting:
+                    return False
+                busy[worker.agent_name] += status.active_jobs
+            if busy.total() and going_on is not None:
+                busy -= await going_on()
+            return not busy.total()
 
         async def rested() -> bool:
             return all(await asyncio.gather(*(w.would_take_a_job() for w in self.workers)))

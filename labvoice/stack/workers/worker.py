@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -296,15 +295,11 @@ class Worker:
         self._read()
         return dict(self._jobs)
 
-    async def is_idle(self, besides: Collection[str] = ()) -> bool:
-        """Whether no job runs and no process is being prepared for the next one.
-
-        Args:
-            besides: Rooms whose jobs do not count.
-        """
-        status = await self.status()
-        apart = sum(job.room in besides and job.alive for job in self.jobs().values())
-        return status is not None and status.active_jobs <= apart and self._preparing <= 0
+    @property
+    def preparing(self) -> bool:
+        """Whether a process is being prepared for the next job."""
+        self._read()
+        return self._preparing > 0
 
     async def would_take_a_job(self) -> bool:
         """Whether its load is below livekit-agents' default threshold."""
