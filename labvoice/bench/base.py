@@ -101,9 +101,10 @@ class RunOptions:
         return self.out or run_path(kind)
 
     @property
-    def links_as_told(self) -> dict[str, str]:
-        """The links for the run's header; empty where there is none."""
-        return {"link": "; ".join(self.links)} if self.links else {}
+    def told(self) -> dict[str, Any]:
+        """What the run's header says of them."""
+        links = {"link": "; ".join(self.links)} if self.links else {}
+        return {"command": self.command, "warmup": self.warmup, **links}
 
     def rounds(self, trials: int) -> int:
         """Returns how many rounds there are, warm-up included.
@@ -114,6 +115,12 @@ class RunOptions:
         if trials < 1 or self.warmup < 0:
             raise UsageError("a run needs at least one trial", "pass `--trials 1` or more")
         return self.warmup + trials
+
+
+def with_warmup(given: RunKeywords) -> RunOptions:
+    """Returns the options of a run; one round goes before those that count, unless told."""
+    given.setdefault("warmup", 1)
+    return RunOptions(**given)
 
 
 def run_path(kind: str) -> Path:
@@ -345,11 +352,9 @@ async def measure_calls(
     arms, around = await surrounded(lab.settings, arms, options)
     arms = await start_workers(lab, arms, options.progress)
     header = {
-        "command": options.command,
+        **options.told,
         "trials": trials,
-        "warmup": options.warmup,
         "seed": options.seed,
-        **options.links_as_told,
         **({"wire": True} if lab.wire else {}),
         "agent_name": lab.settings.agent_name,
         **(config or {}),

@@ -8,20 +8,21 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 from livekit import api
 
 from labvoice.bench.arms import Arm, choose, interleave
 from labvoice.bench.base import (
     INFRASTRUCTURE_ERRORS,
-    RunOptions,
+    RunKeywords,
     Trial,
     dispatched_target,
     host_facts,
     start_workers,
     trial,
     wait_idle,
+    with_warmup,
 )
 from labvoice.concurrency import cancel, poll
 from labvoice.dispatch import Dispatcher
@@ -58,14 +59,28 @@ _POLL_S: Final = 0.1
 
 async def burst(
     lab: Lab,
-    rooms: int,
-    trials: int,
-    workers: int,
-    arms: str | Sequence[str],
-    options: RunOptions,
+    rooms: int = 50,
+    trials: int = 5,
+    *,
+    workers: int = 2,
+    arms: str | Sequence[str] = "plain,confirmed",
     agent: Target | None = None,
+    **given: Unpack[RunKeywords],
 ) -> Run:
-    """Measures bursts, the arms taking turns; see :meth:`labvoice.bench.menu.Bench.burst`."""
+    """Measures bursts: many rooms ask for an agent at once; each must get exactly one.
+
+    The agents join and do nothing, for it is the dispatch that is measured.
+
+    Args:
+        rooms: How many rooms ask at once in each burst.
+        trials: How many bursts count, of each arm; one burst is one event, and the unit of
+            resampling.
+        workers: How many workers share them.
+        arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
+        agent: The agent that is dispatched, by its one worker; one of `workers` that joins and
+            does nothing when not given.
+    """
+    options = with_warmup(given)
     rounds = options.rounds(trials)
     if rooms < 1 or workers < 1:
         raise UsageError("a burst needs a room and a worker", "pass `--rooms 1` or more")
@@ -83,10 +98,9 @@ async def burst(
         await start_workers(lab, chosen, options.progress, workers)
     facts = await host_facts(lab)
     config = {
-        "command": options.command,
+        **options.told,
         "rooms": rooms,
         "trials": trials,
-        "warmup": options.warmup,
         "seed": options.seed,
         "workers": workers if agent is None else 1,
         "agent": str(agent) if agent is not None else _AGENT_NAME,

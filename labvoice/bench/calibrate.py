@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from livekit import rtc
 from pydantic import SecretStr
 
 from labvoice.bench.arms import SEED, Arm, choose
-from labvoice.bench.base import RunOptions, Trial, measure_calls
+from labvoice.bench.base import RunKeywords, RunOptions, Trial, measure_calls
 from labvoice.bench.instrument import keep_calibration
 from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
@@ -207,7 +207,11 @@ class _ReferenceAgent:
 
 
 async def calibrate(
-    lab: Lab, trials: int, variants: str | Sequence[str], options: RunOptions
+    lab: Lab,
+    trials: int = 10,
+    *,
+    arms: str | Sequence[str] = "plain",
+    **given: Unpack[RunKeywords],
 ) -> Run:
     """Measures the instrument: calls to a reference that answers after a known time.
 
@@ -223,12 +227,13 @@ async def calibrate(
     Args:
         lab: It needs no worker.
         trials: How many calls of each variant.
-        variants: Of :data:`VARIANTS`, as a list or with commas; each is an arm.
+        arms: Of :data:`VARIANTS`, as a list or with commas.
 
     Raises:
         UsageError: A number is out of range, or there is no such variant.
         RunFileError: The run file exists already.
     """
+    options = RunOptions(**given)
     options.rounds(trials)
     reference = Target.named(_AGENT_NAME)  # none of labvoice's engines
     known = [Arm(name, agent_name=_AGENT_NAME, target=reference) for name in VARIANTS]
@@ -236,7 +241,7 @@ async def calibrate(
         lab,
         "calibrate",
         trials,
-        choose(variants, known),
+        choose(arms, known),
         options,
         lambda this, call, _: _calibrate(lab, this, call),
         said=lambda _: [""] * len(DELAYS_S),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from labvoice.bench.arms import (
     Arm,
@@ -14,7 +14,7 @@ from labvoice.bench.arms import (
     endpointing_arms,
     with_conditions,
 )
-from labvoice.bench.base import RunOptions, trial
+from labvoice.bench.base import RunKeywords, RunOptions, trial, with_warmup
 from labvoice.bench.turns import measure_turns
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
@@ -58,13 +58,31 @@ _GRADES: Final[dict[str, Grades]] = {"smart-turn": ALONE, "either": EITHER}
 
 async def endpointing(
     lab: Lab,
-    trials: int,
-    count: int,
-    arms: Arms,
-    turns: Sequence[SpokenTurn] | None,
-    options: RunOptions,
+    trials: int = 16,
+    *,
+    arms: Arms = "",
+    turns: int = 1,
+    said: Sequence[SpokenTurn] | None = None,
+    **given: Unpack[RunKeywords],
 ) -> Run:
-    """Measures ends of turns in calls; see :meth:`labvoice.bench.menu.Bench.endpointing`."""
+    """Measures ways to end a turn, side by side, in calls whose caller pauses in mid-sentence.
+
+    Too early an end cuts in on the caller, too late a one answers late: each arm's mean
+    `end_of_turn_delay` stands beside its share of turns that were cut in on.
+
+    Args:
+        trials: How many calls count, of each arm.
+        arms: What :func:`labvoice.bench.arms.endpointing_arms` takes, as a list or with commas;
+            :data:`labvoice.bench.endpointing.CALLED_ARMS` when not given; or agents, as for
+            :meth:`connect`.
+        turns: Turns in each call; dynamic endpointing learns from one to the next.
+        said: What the caller says, in rotation; the built-in turns when not given.
+
+    Raises:
+        SettingsError: The package of a detector is not installed.
+        WeightsError: The caller's voice could not be obtained.
+    """
+    options = with_warmup(given)
     chosen = choose_endpointing(arms or CALLED_ARMS, lab.settings.max_endpointing_delay_s)
     if any(arm.settings.get("turn_detector") == "both" for arm in chosen):
         raise UsageError(
@@ -73,7 +91,7 @@ async def endpointing(
         )
     if any(arm.settings.get("turn_detector") in ("smart-turn", "either") for arm in chosen):
         await asyncio.to_thread(load_detector, "smart-turn", lab.settings)  # or its error, early
-    if turns is not None and any(
+    if said is not None and any(
         arm.conditions is not None and arm.conditions.speaker
         for arm in with_conditions(chosen, options.conditions)
     ):
@@ -82,22 +100,20 @@ async def endpointing(
             "other voice makes",
             "leave the speaker out, or the turns (`--rows`): the built-in ones are said by it",
         )
-    count_said = max(options.rounds(trials) * count, 1)
+    count_said = max(options.rounds(trials) * turns, 1)
 
     def spoken(speaker: str | None) -> list[Utterance]:
         made = spoken_turns(lab.settings, options.progress, count_said, speaker)
         return [turn.utterance for turn in made]
 
     utterances = (
-        await asyncio.to_thread(spoken, None)
-        if turns is None
-        else [turn.utterance for turn in turns]
+        await asyncio.to_thread(spoken, None) if said is None else [turn.utterance for turn in said]
     )
     return await measure_turns(
         lab,
         KIND,
         trials,
-        count,
+        turns,
         chosen,
         utterances,
         options,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, Unpack, get_args
 
 from labvoice.bench.arms import Arm
 from labvoice.bench.base import (
+    RunKeywords,
     RunOptions,
     Trial,
     dispatched_target,
@@ -62,33 +63,34 @@ def parse_kills(text: str, agent: Target | None = None) -> list[Kill]:
 
 async def failover(
     lab: Lab,
-    trials: int,
-    kills: Sequence[Kill],
-    options: RunOptions,
+    trials: int = 10,
+    *,
+    kills: str = "",
     agent: Target | None = None,
+    **given: Unpack[RunKeywords],
 ) -> Run:
-    """Measures failovers, one after the other, the kinds of death taking turns in every round.
+    """Kills agents in their calls, the kinds of death taking turns in every round.
 
     Args:
         lab: With two workers or more.
-        trials: How many of each kind.
-        kills: The kinds; each is an arm of the run.
+        trials: How many of each kind of death.
+        kills: Kinds of death with commas: job, worker, hang; all that can be when not given. Each
+            is an arm of the run.
         agent: A script or command whose agent is killed; labvoice's own when not given.
 
     Raises:
         UsageError: A number is out of range, or the lab does not replace lost agents.
         RunFileError: The run file exists already.
     """
+    chosen, options = parse_kills(kills, agent), RunOptions(**given)
     options.rounds(trials)
     refuse_speakers(options)
-    if not kills:
-        raise UsageError("no kind of death is given", f"some of: {', '.join(KILLS)}")
     if lab.supervisor is None or not lab.supervisor.running:
         raise UsageError("this lab does not replace lost agents", "use `Lab(supervise=True)`")
     if agent is None and len(lab.pool.workers) < 2:
         raise UsageError("a pool of one worker cannot take over", "use `Lab(workers=2)`")
     settings = lab.settings
-    arms = [Arm(kind, columns={"kill": kind}) for kind in kills]
+    arms = [Arm(kind, columns={"kill": kind}) for kind in chosen]
     if agent is not None:
         arms = await _arms_of(lab, agent, arms)
     return await measure_calls(

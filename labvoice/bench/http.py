@@ -38,14 +38,12 @@ class OfferedDispatch:
     """One dispatch that was offered.
 
     Attributes:
-        intended_s: When it was to be sent, in monotonic seconds.
-        seconds: From then to its answer.
+        seconds: From when it was to be sent to its answer.
         dispatch_id: From the answer; empty when there was none in time.
         tries: How often it was sent; more than once only where the connection failed.
     """
 
     room: str
-    intended_s: float
     seconds: float
     dispatch_id: str
     tries: int
@@ -245,7 +243,7 @@ async def _one(
     intended_s: float,
 ) -> OfferedDispatch:
     """Sends one dispatch request and records its result."""
-    asked = OfferedDispatch(room, intended_s, 0.0, "", 0, "was not answered")
+    asked = OfferedDispatch(room, 0.0, "", 0, "was not answered")
     async with trial(run, number, room, arm, round_number=0, unit=f"{arm} {second}") as this:
         asked = await _ask(http, room, intended_s)
         run.stage(number, "http_dispatch", asked.seconds, source="client")
@@ -271,9 +269,7 @@ async def _ask(http: aiohttp.ClientSession, room: str, intended_s: float) -> Off
         if not dispatch_id:
             detail = str(body)[:200]
             break
-    return OfferedDispatch(
-        room, intended_s, time.monotonic() - intended_s, dispatch_id, tries, detail
-    )
+    return OfferedDispatch(room, time.monotonic() - intended_s, dispatch_id, tries, detail)
 
 
 @asynccontextmanager

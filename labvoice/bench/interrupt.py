@@ -7,14 +7,15 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from labvoice.bench.arms import INTERRUPT_ARMS, Arm, Arms, choose, with_conditions
 from labvoice.bench.base import (
-    RunOptions,
+    RunKeywords,
     Trial,
     connect_and_greet,
     measure_calls,
+    with_warmup,
 )
 from labvoice.caller.call import Call
 from labvoice.caller.interruption import PAUSE_S, Interruption, check_at
@@ -56,14 +57,33 @@ _COLUMNS: Final = (
 
 async def interrupt(
     lab: Lab,
-    trials: int,
-    probes: Probes,
-    arms: Arms,
-    ask: str | Utterance,
-    at: float,
-    options: RunOptions,
+    trials: int = 5,
+    *,
+    probes: Probes = "",
+    arms: Arms = "",
+    ask: str | Utterance = ASK,
+    at: float = AT_S,
+    **given: Unpack[RunKeywords],
 ) -> Run:
-    """Measures turn-taking; see :meth:`labvoice.bench.menu.Bench.interrupt`."""
+    """Measures turn-taking: in each trial one call, in each call one probe.
+
+    The caller asks something, and in the reply it interrupts, or makes a sound that asks for
+    nothing; or it pauses in mid-sentence. `run.shares()` says how often the agent did right,
+    `run.probes` what it did each time.
+
+    Args:
+        trials: How many calls count, of each probe and arm.
+        probes: Names of :data:`labvoice.speech.probes.PROBES`, as a list or with commas, or
+            :class:`labvoice.speech.probes.Probe` of your own; all of those when not given.
+        arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.INTERRUPT_ARMS`.
+        ask: What the caller asks: the reply must be long enough to be interrupted. The paced model
+            answers at length who asks "in detail".
+        at: When the probe begins, in seconds after the onset of the reply.
+
+    Raises:
+        WeightsError: The caller's voice could not be obtained.
+    """
+    options = with_warmup(given)
     options.rounds(trials)
     check_at(at)
     check_probes(probes)

@@ -80,12 +80,7 @@ async def leaks(lab: Lab, calls: int, options: RunOptions) -> tuple[Run, pd.Data
     refuse_speakers(options)
     (arm,), around = await surrounded(lab.settings, [DEFAULT], options)
     path = options.path("leaks")
-    config = {
-        "command": options.command,
-        "calls": calls,
-        "warmup": options.warmup,
-        **options.links_as_told,
-    }
+    config = {**options.told, "calls": calls}
     arms = {arm.name: {**columns(lab.settings), **surroundings(arm.link, arm.conditions)}}
     make_calls = functools.partial(
         _call, lab, arm, around=around.get(arm.name), progress=options.progress

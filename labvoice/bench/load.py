@@ -8,11 +8,12 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
 from labvoice.bench.arms import Arm
 from labvoice.bench.base import (
+    RunKeywords,
     RunOptions,
     columns,
     dispatched_target,
@@ -23,6 +24,7 @@ from labvoice.bench.base import (
     surroundings,
     trial,
     wait_idle,
+    with_warmup,
 )
 from labvoice.bench.calibrate import tone
 from labvoice.bench.callers import Agent, Order, Planned, Sounds, call_out, sounds_of, text_of
@@ -35,7 +37,7 @@ from labvoice.concurrency import poll
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.protocol.vocabulary import Mark
 from labvoice.runs.lines import LINE, MarkLine, NoteLine, OutcomeLine, StageLine, TrialLine
-from labvoice.runs.load import KIND, Level, levels_of
+from labvoice.runs.load import KIND, LIMIT_S, Level, levels_of
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.utterances import Utterance
 from labvoice.stack.usage import Usage
@@ -124,21 +126,47 @@ def ramp(text: str) -> list[int]:
 
 async def load(
     lab: Lab,
-    levels: Sequence[int],
-    rate_per_min: float,
-    seconds: float,
-    limit_s: float,
-    options: RunOptions,
+    callers: int | Sequence[int] = 4,
     *,
+    rate: float = 6.0,
+    seconds: float = 60.0,
+    limit_s: float = LIMIT_S,
     whole: bool = False,
     echo: bool = False,
     agent: Target | None = None,
     client: DaskClient | str | None = None,
+    **given: Unpack[RunKeywords],
 ) -> Run:
-    """Measures levels of load; see :meth:`labvoice.bench.menu.Bench.load`."""
-    if not levels or list(levels) != sorted(set(levels)):
+    """Measures load: callers on several processes or machines talk at once.
+
+    An open loop: each turn has an intended start, and what delays it counts. The levels of a ramp
+    go on until one is over the limit, which is the knee, or void, because the callers themselves
+    were late. `run.levels` has the figures, `run.sizing` the sentence.
+
+    Args:
+        callers: How many call at once; several numbers, rising, are levels.
+        rate: Turns a minute of each caller.
+        seconds: How long each caller talks in a level, after the call has begun.
+        limit_s: Limit of the 95th percentile of `voice_to_voice`, in seconds.
+        whole: Measure all levels, also those beyond the knee.
+        echo: Call an agent without models that sends back what it hears a second later: so the
+            media path alone is measured.
+        agent: The agent to call, by its one worker; the lab's own when not given.
+        client: Dask client, or address of the Dask scheduler, on whose workers the callers are;
+            processes on this machine when not given. It receives the LiveKit server's key and
+            secret, and its workers must reach that server.
+        given: Options of the run; `warmup` is whether each Dask worker calls once before.
+
+    Raises:
+        UsageError: No Dask scheduler answers.
+        SettingsError: Dask is not installed.
+        LabvoiceError: A Dask worker failed.
+    """
+    options = with_warmup(given)
+    levels = [callers] if isinstance(callers, int) else list(callers)
+    if not levels or levels != sorted(set(levels)):
         raise UsageError("the levels of a ramp rise", "such as `[1, 2, 4]`")
-    plans = {callers: schedule(callers, rate_per_min, seconds) for callers in levels}
+    plans = [schedule(each, rate, seconds) for each in levels]
     path = options.path(KIND)
     about = columns(lab.settings) if not echo and agent is None else {}
     arms, around = await surrounded(lab.settings, [level_arm(each) for each in levels], options)
@@ -164,13 +192,11 @@ async def load(
     async with open_client(client, max(levels), options) as (dask, local_pids):
         offsets = await measure_offsets(dask)
         config = {
-            "command": options.command,
-            "callers": list(levels),
-            "rate_per_min": rate_per_min,
+            **options.told,
+            "callers": levels,
+            "rate_per_min": rate,
             "seconds": seconds,
             "limit_s": limit_s,
-            "warmup": options.warmup,
-            **options.links_as_told,
             "agent": "echo" if echo else str(agent or called.name),
             "workers": workers,
             "dask_workers": len(offsets),
@@ -184,11 +210,11 @@ async def load(
         ) as run:
             level = _LevelRun(lab, run, dask, offsets, called, sounds, local_pids)
             if options.warmup:
-                first = schedule(len(offsets), rate_per_min, 60.0 / rate_per_min)
+                first = schedule(len(offsets), rate, 60.0 / rate)
                 await level.happen(arms[0], first, warmup=True)
-            for callers, arm in zip(levels, arms, strict=True):
+            for plan, arm in zip(plans, arms, strict=True):
                 await wait_idle(lab, options.progress)
-                if warning := await level.happen(arm, plans[callers]):
+                if warning := await level.happen(arm, plan):
                     options.progress(f"warning: {warning}")
                 made = levels_of(Run.load(path))[-1]
                 options.progress(_words(made))

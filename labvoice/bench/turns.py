@@ -45,13 +45,9 @@ async def measure_turns(
     """Makes calls with a number of turns; round and turn determine the utterance, for every arm.
 
     Args:
-        lab: A running lab.
-        kind: Kind of the run.
         trials: How many calls of each arm count.
         count: How many turns in each call.
-        arms: The arms.
         utterances: What the callers say, in rotation.
-        options: Options of the run.
         spoken_by: Returns the utterances in the voice of a speaker; blocks. When not given, each
             text is synthesised.
 

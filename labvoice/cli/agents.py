@@ -166,8 +166,9 @@ class AgentOptions:
 
 @dataclass(frozen=True)
 class VoiceOptions:
-    """The options of how callers sound, as given."""
+    """The options of the callers' network and of how they sound, as given."""
 
+    link: LinksOption = None
     noise: Annotated[
         list[str] | None,
         typer.Option(
@@ -221,12 +222,12 @@ class VoiceOptions:
         from labvoice.speech.conditions import Conditions
 
         found: dict[str, dict[str, str]] = {"": {}}
-        for option in dataclasses.fields(self):
-            for text in getattr(self, option.name) or ():
+        for option in ("noise", "snr", "line", "microphone", "echo", "speaker"):
+            for text in getattr(self, option) or ():
                 name, colon, rest = text.partition(":")
                 named = bool(colon) and name in arms
                 of_arm = found.setdefault(name if named else "", {})
-                of_arm[option.name] = rest if named else text
+                of_arm[option] = rest if named else text
         return {
             arm: Conditions.of(**{**found[""], **given}) for arm, given in found.items() if given
         }

@@ -46,16 +46,24 @@ def _all_arms(arms: str, agents: AgentOptions) -> list[str | Arm]:
     return [*(each for each in arms.split(",") if each.strip()), *target_arms(agents.arms())]
 
 
-def _surroundings(
-    arms: Sequence[Arm], link: list[str] | None, voice: VoiceOptions
-) -> dict[str, Any]:
+def _surroundings(arms: Sequence[Arm], voice: VoiceOptions) -> dict[str, Any]:
     """Returns the links of the callers and how they sound; a wrong one raises early."""
     from labvoice.bench.arms import with_conditions, with_links
 
-    conditions = voice.of([arm.name for arm in arms])
+    links, conditions = voice.link or [], voice.of([arm.name for arm in arms])
     if arms:
-        with_conditions(with_links(arms, link or []), conditions)
-    return {"links": link or [], "conditions": conditions}
+        with_conditions(with_links(arms, links), conditions)
+    return {"links": links, "conditions": conditions}
+
+
+def _chosen(
+    arms: str, agents: AgentOptions, known: Sequence[Arm], voice: VoiceOptions
+) -> dict[str, Any]:
+    """Returns the arms that are meant, with :func:`_surroundings`."""
+    from labvoice.bench.arms import choose
+
+    chosen = choose(_all_arms(arms, agents), known)
+    return {"arms": chosen, **_surroundings(chosen, voice)}
 
 
 @bench_app.command("connect")
@@ -65,7 +73,6 @@ async def bench_connect(
     warmup: WarmupOption = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -80,17 +87,10 @@ async def bench_connect(
 
     Example: labvoice bench connect --arms stock,sequential,concurrent,token,ahead --trials 30
     """
-    from labvoice.bench.arms import CONNECT_ARMS, choose
+    from labvoice.bench.arms import CONNECT_ARMS
 
-    chosen = choose(_all_arms(arms, agents), CONNECT_ARMS)
-    return await _bench(
-        "connect",
-        options,
-        trials=trials,
-        warmup=warmup,
-        arms=chosen,
-        **_surroundings(chosen, link, voice),
-    )
+    chosen = _chosen(arms, agents, CONNECT_ARMS, voice)
+    return await _bench("connect", options, trials=trials, warmup=warmup, **chosen)
 
 
 @bench_app.command("turns")
@@ -101,7 +101,6 @@ async def bench_turns(
     warmup: WarmupOption = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     wire: WireOption = False,
     options: CallOptions = CALL_OPTIONS,
@@ -124,18 +123,11 @@ async def bench_turns(
 
     Example: labvoice bench turns --arm quiet=own --arm loud=own --noise loud:street --snr 10
     """
-    from labvoice.bench.arms import TURN_ARMS, choose
+    from labvoice.bench.arms import TURN_ARMS
 
-    chosen = choose(_all_arms(arms, agents), TURN_ARMS)
+    chosen = _chosen(arms, agents, TURN_ARMS, voice)
     return await _bench(
-        "turns",
-        options,
-        wire=wire,
-        trials=trials,
-        turns=turns,
-        warmup=warmup,
-        arms=chosen,
-        **_surroundings(chosen, link, voice),
+        "turns", options, wire=wire, trials=trials, turns=turns, warmup=warmup, **chosen
     )
 
 
@@ -154,7 +146,6 @@ async def bench_endpointing(
         ),
     ] = "",
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     offline: Annotated[
         bool, typer.Option("--offline", help="No calls: the detectors' curves on the audio alone.")
@@ -184,7 +175,7 @@ async def bench_endpointing(
 
     asked = _all_arms(arms, agents)
     chosen = choose_endpointing(asked) if asked else []
-    around = _surroundings(chosen, link, voice)
+    around = _surroundings(chosen, voice)
     if offline and (any(around.values()) or any(arm.target for arm in chosen)):
         raise UsageError(
             "--offline makes no calls: it takes no agent, no link, no noise and no line",
@@ -232,7 +223,6 @@ async def bench_interrupt(
     warmup: WarmupOption = 1,
     arms: ArmsOption = "",
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -248,26 +238,15 @@ async def bench_interrupt(
 
     Example: labvoice bench interrupt --agent agent.py --ask "Tell me a long story." --probes cough
     """
-    from labvoice.bench.arms import INTERRUPT_ARMS, choose
+    from labvoice.bench.arms import INTERRUPT_ARMS
     from labvoice.speech.probes import check_probes
 
-    chosen = choose(_all_arms(arms, agents), INTERRUPT_ARMS)
+    asked = _chosen(arms, agents, INTERRUPT_ARMS, voice)
     check_probes(probes)
-    own = any(each.agent_name is None and each.target is None for each in chosen)
-    more: dict[str, Any] = {
-        name: value for name, value in (("ask", ask), ("at", at)) if value is not None
-    }
-    return await _bench(
-        "interrupt",
-        options,
-        workers=int(own),
-        trials=trials,
-        probes=probes,
-        warmup=warmup,
-        arms=chosen,
-        **_surroundings(chosen, link, voice),
-        **more,
-    )
+    own = any(each.agent_name is None and each.target is None for each in asked["arms"])
+    asked |= {name: value for name, value in (("ask", ask), ("at", at)) if value is not None}
+    asked |= {"trials": trials, "probes": probes, "warmup": warmup}
+    return await _bench("interrupt", options, workers=int(own), **asked)
 
 
 @command("llm")
@@ -362,7 +341,6 @@ async def bench_load(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Workers of the agent.")] = 1,
     warmup: WarmupOption = 1,
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -384,7 +362,7 @@ async def bench_load(
     if (callers is None) == (ramp_levels is None):
         raise UsageError("one of --callers and --ramp is needed", "such as `--ramp 1..8`")
     levels = [callers] if callers is not None else ramp(ramp_levels or "")
-    around = _surroundings([level_arm(each) for each in levels], link, voice)
+    around = _surroundings([level_arm(each) for each in levels], voice)
     target = agents.one()
     lab = {
         "workers": workers if target is None and not echo_agent else 0,
@@ -438,7 +416,6 @@ async def bench_leaks(
         int, typer.Option("--calls", min=1, help="Calls between the two measurements.")
     ] = 100,
     warmup: WarmupOption = 3,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -454,7 +431,7 @@ async def bench_leaks(
     from labvoice.lab import Lab
     from labvoice.settings import load_settings
 
-    around = _surroundings([DEFAULT], link, voice)
+    around = _surroundings([DEFAULT], voice)
 
     llm = load_settings(llm=options.llm).llm or "paced"
     async with Lab(progress=tell, llm=llm, letta=False, recording=options.format) as lab:
@@ -481,7 +458,6 @@ async def bench_failover(
     ] = "",
     workers: Annotated[int, typer.Option("--workers", min=2, help="Workers of the pool.")] = 2,
     agents: AgentOptions = NO_AGENTS,
-    link: LinksOption = None,
     voice: VoiceOptions = NO_VOICE,
     options: CallOptions = CALL_OPTIONS,
 ) -> int:
@@ -495,7 +471,7 @@ async def bench_failover(
     from labvoice.bench.failover import parse_kills
 
     target = agents.one()
-    around = _surroundings([Arm(each) for each in parse_kills(kill, target)], link, voice)
+    around = _surroundings([Arm(each) for each in parse_kills(kill, target)], voice)
     lab = {"workers": workers if target is None else 0}
     run = await _run("failover", options, lab, trials=trials, kills=kill, agent=target, **around)
     return 1 if (await _tell(run, options.json_path))["failed"] else 0
@@ -504,9 +480,8 @@ async def bench_failover(
 async def _bench(
     kind: str, options: CallOptions, *, workers: int = 1, wire: bool = False, **given: Any
 ) -> int:
-    """Starts a lab as the arms need it, and makes the run of `lab.bench.KIND(**given)`."""
+    """Makes the run of `lab.bench.KIND(**given)` in a lab as the arms need it."""
     from labvoice.bench.arms import Arm
-    from labvoice.lab import Lab
     from labvoice.settings import load_settings
 
     arms = [arm for arm in given["arms"] if isinstance(arm, Arm)]
@@ -515,22 +490,17 @@ async def _bench(
         workers = 0  # each arm has its own
     named = [target for target in targets if target.kind == "named"]
     modes = {arm.mode for arm in arms if arm.mode}
-    # If Letta itself is measured, it does not have to wait for the others.
-    mode = "letta" if "letta" in modes else None
-    settings = load_settings(llm=options.llm, mode=mode, recording=options.format)
-    async with Lab(
-        progress=tell,
-        settings=settings,
-        workers=workers,
-        letta=bool(modes),
-        fresh=settings.letta_base_url is None,  # an external server is used as it is
-        supervise=False,
-        model=workers > 0 or not targets or len(named) < len(targets),
-        wire=wire,
-    ) as lab:
-        run = await getattr(lab.bench, kind)(
-            out=options.out, command=command_line(), progress=tell, **given
-        )
+    lab = {
+        "workers": workers,
+        "letta": bool(modes),
+        # If Letta itself is measured, it does not have to wait for the others.
+        "mode": "letta" if "letta" in modes else None,
+        "fresh": load_settings().letta_base_url is None,  # an external server is used as it is
+        "supervise": False,
+        "model": workers > 0 or not targets or len(named) < len(targets),
+        "wire": wire,
+    }
+    run = await _run(kind, options, lab, **given)
     result = await _tell(run, options.json_path)
     if kind == "endpointing":  # too short a delay is expected to cut in
         return 1 if result["failed"] == result["n"] else 0
@@ -538,11 +508,11 @@ async def _bench(
 
 
 async def _run(kind: str, options: CallOptions, lab: dict[str, Any], **given: Any) -> Run:
-    """Makes the run of `lab.bench.KIND(**given)` in a lab without Letta."""
+    """Makes the run of `lab.bench.KIND(**given)` in a lab, without Letta unless told."""
     from labvoice.lab import Lab
 
-    settings = {"llm": options.llm, "recording": options.format, **lab}
-    async with Lab(progress=tell, letta=False, **settings) as started:
+    settings = {"letta": False, "llm": options.llm, "recording": options.format, **lab}
+    async with Lab(progress=tell, **settings) as started:
         run: Run = await getattr(started.bench, kind)(
             out=options.out, command=command_line(), progress=tell, **given
         )

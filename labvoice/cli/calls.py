@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ from labvoice.errors import DispatchError, LabvoiceError, SettingsError, UsageEr
 if TYPE_CHECKING:  # they take a second to import, which `--help` need not wait for
     from labvoice.caller.call import Call
     from labvoice.settings import Settings
+    from labvoice.speech.utterances import Utterance
     from labvoice.targets.target import Target
 
 
@@ -44,7 +46,7 @@ def _check_metadata(metadata: str | None, letta_agent: str | None) -> None:
         raise UsageError("both --metadata and --letta-agent are given", "remove one of them")
 
 
-@command("arm")
+@command("arm", "link")
 async def call(
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
     wav: Annotated[list[Path] | None, typer.Option("--wav", help="A recording to speak.")] = None,
@@ -74,7 +76,7 @@ async def call(
     """
     import asyncio
 
-    from labvoice.dispatch import STRATEGIES, check_strategy
+    from labvoice.dispatch import strategy_of
     from labvoice.link.impairment import LinkProfile
     from labvoice.speech.utterances import check_channel, load_wav
     from labvoice.targets.config import read_text
@@ -91,7 +93,7 @@ async def call(
         )
     if target is None and metadata is not None:
         metadata = read_text(metadata)
-    when = check_strategy(strategy)
+    when = strategy_of(strategy)
     profile = LinkProfile.parse(link) if link else None
     conditions = voice.of().get("")
     recording = options.format
@@ -124,35 +126,40 @@ async def call(
         if target is not None:
             agent = await lab.add_target(target)
             tell(f"agent: {agent}")
-            made = lab.new_call(room, agent_name=agent, strategy=when, link=profile)
+            made = lab.new_call(room, agent_name=agent, strategy=when.name, link=profile)
         else:
-            if STRATEGIES[when].every_room:
+            if when.every_room:
                 await lab.add_workers(agent_name="")
             made = lab.new_call(
                 room,
                 agent_name=agent_name,
                 metadata=metadata or await lab.metadata(letta_agent),
-                strategy=when,
+                strategy=when.name,
                 link=profile,
             )
         if conditions is not None:
             made.sound_like(conditions, await background(conditions, lab.settings, tell))
         try:
-            await made.connect()
-            if greeting := await made.hear_greeting():
-                tell(f"agent: {greeting}")
-            for notice in made.notices:
-                tell(f"notice: {notice}")
-            for utterance in spoken:
-                await made.say(utterance)
-                turn = await made.hear()
-                tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
+            await converse(made, spoken)
         finally:
             await lab.end_call(made)
+            for notice in made.notices:
+                tell(f"notice: {notice}")
             _print_marks(made)
             await _keep(made, lab.settings, target, options.out)
             write_json(options.json_path, _facts(made))
     return 0
+
+
+async def converse(call: Call, spoken: Sequence[Utterance]) -> None:
+    """Connects, hears the greeting, speaks, and prints what both sides said."""
+    await call.connect()
+    if greeting := await call.hear_greeting():
+        tell(f"agent: {greeting}")
+    for utterance in spoken:
+        await call.say(utterance)
+        turn = await call.hear()
+        tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
 
 
 async def _keep(call: Call, settings: Settings, target: Target | None, out: Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from labvoice.cli.agents import (
     VoiceOptions,
     WireOption,
 )
+from labvoice.cli.calls import converse
 from labvoice.cli.common import (
     AGENT_HELP,
     CALL_OPTIONS,
@@ -30,11 +31,8 @@ from labvoice.cli.common import (
 )
 from labvoice.errors import LabvoiceError, UsageError
 
-if TYPE_CHECKING:
-    from labvoice.caller.call import Call
 
-
-@command("agent", "arm", "out")
+@command("agent", "arm", "out", "link")
 async def try_agent(
     agent: Annotated[str, typer.Argument(help=AGENT_HELP)],
     say: Annotated[list[str] | None, typer.Option("--say", help="A text to speak.")] = None,
@@ -96,7 +94,7 @@ async def try_agent(
             call.sound_like(conditions, await background(conditions, lab.settings, tell))
         failure = ""
         try:
-            await _talk(call, utterances)
+            await converse(call, utterances)
         except LabvoiceError as error:
             failure = str(error)
         served = None
@@ -139,17 +137,6 @@ def _upstreams(pairs: Sequence[str]) -> dict[str, Any]:
             )
         found[f"upstream_{service}"] = url
     return found
-
-
-async def _talk(call: Call, utterances: Sequence[Any]) -> None:
-    await call.connect()
-    greeting = await call.hear_greeting()
-    if call.greets:
-        tell(f"agent: {greeting}")
-    for utterance in utterances:
-        await call.say(utterance)
-        turn = await call.hear()
-        tell(f"said: {turn.said}\nunderstood: {turn.transcript}\nagent: {turn.reply}")
 
 
 def _tell_models(report: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from labvoice.dispatch.agents import (
 )
 from labvoice.dispatch.diagnosis import Evidence, ServerEvidence, diagnose
 from labvoice.dispatch.media import announced_addresses
-from labvoice.dispatch.records import new_history, recorded
+from labvoice.dispatch.records import KEPT, DispatchRecord, recorded
 from labvoice.dispatch.request import DispatchRequest, under_way
 from labvoice.dispatch.rooms import clear, withdraw
 from labvoice.dispatch.tokens import caller_token
@@ -136,7 +137,7 @@ class Dispatcher:
         self._evidence = evidence
         self._api: api.LiveKitAPI | None = None
         self._open = AsyncExitStack()
-        self.history = new_history()
+        self.history: deque[DispatchRecord] = deque(maxlen=KEPT)
 
     async def __aenter__(self) -> Dispatcher:
         client = livekit_api(self._url, self._key, self._secret.get_secret_value())

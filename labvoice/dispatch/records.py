@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from labvoice.errors import DispatchError
 
-_KEPT = 500
+KEPT = 500
+"""Dispatches that a history keeps."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,6 @@ class DispatchRecord:
     agent_name: str
     outcome: str
     took_s: float
-
-
-def new_history() -> deque[DispatchRecord]:
-    """Returns an empty history that keeps the last 500."""
-    return deque(maxlen=_KEPT)
 
 
 @contextmanager

@@ -89,15 +89,6 @@ def ahead_lifetime_s(idle_timeout_s: float) -> float:
     return max(1.0, idle_timeout_s - _AHEAD_MARGIN_S)
 
 
-def check_strategy(name: str) -> StrategyName:
-    """Returns the name if a strategy has it.
-
-    Raises:
-        UsageError: There is none.
-    """
-    return strategy_of(name).name
-
-
 def strategy_of(name: str) -> Strategy:
     """Returns the strategy of that name.
 

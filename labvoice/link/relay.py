@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
@@ -46,6 +46,17 @@ class Packet(NamedTuple):
     timestamp: int
     payload: int
     level: int | None
+
+
+class _Passing(NamedTuple):
+    """A datagram on its way."""
+
+    direction: Direction
+    kind: rtp.Kind
+    data: bytes
+    in_s: float
+    client: Any
+    send: Callable[[bytes], int]
 
 
 def _socket() -> socket.socket:
@@ -91,7 +102,7 @@ class UdpRelay:
         self.server: tuple[str, int] | None = None
         self.level_numbers: dict[Direction, int] = {}
         self.packets: deque[Packet] = deque(maxlen=_KEPT)
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self._keep, self._seed, self._times_set = keep, seed, 0
         self._upstream: dict[Any, socket.socket] = {}
         self._closed = False
@@ -117,85 +128,57 @@ class UdpRelay:
                 self._loop.add_reader(
                     upstream, functools.partial(self._from_server, upstream, client)
                 )
-            self._pass("up", data, at_s, client, self._upstream[client].send)
+            send = self._upstream[client].send
+            self._pass(_Passing("up", rtp.kind_of(data), data, at_s, client, send))
 
     def _from_server(self, upstream: socket.socket, client: Any) -> None:
         send = functools.partial(self._to_client, client)
         while got := _receive(upstream):
             data, at_s, _ = got
-            self._pass("down", data, at_s, client, send)
+            self._pass(_Passing("down", rtp.kind_of(data), data, at_s, client, send))
 
     def _to_client(self, client: Any, data: bytes) -> int:
         return self._listening.sendto(data, client)
 
-    def _pass(
-        self,
-        direction: Direction,
-        data: bytes,
-        at_s: float,
-        client: Any,
-        send: Callable[[bytes], int],
-    ) -> None:
-        kind = rtp.kind_of(data)
-        due = self._shapers[direction].due(at_s, len(data))
-        self._count(direction, kind, "in")
+    def _pass(self, passing: _Passing) -> None:
+        due = self._shapers[passing.direction].due(passing.in_s, len(passing.data))
+        self._count(passing, "in")
         if not due:
-            self._count(direction, kind, "lost")
-            self._note(direction, kind, data, at_s, None, client)
+            self._count(passing, "lost")
+            self._note(passing, None)
         for copy, due_s in enumerate(due):
-            leave = functools.partial(
-                self._leave, direction, kind, data, at_s, client, send, first=not copy
-            )
+            leave = functools.partial(self._leave, passing, first=not copy)
             if due_s <= time.monotonic():
                 leave()
             else:
                 # Timers of a loop fire in order of time, so what `due` keeps in order stays so.
                 self._loop.call_at(due_s, leave)
 
-    def _leave(
-        self,
-        direction: Direction,
-        kind: rtp.Kind,
-        data: bytes,
-        in_s: float,
-        client: Any,
-        send: Callable[[bytes], int],
-        *,
-        first: bool,
-    ) -> None:
+    def _leave(self, passing: _Passing, *, first: bool) -> None:
         if self._closed:
             return
         with contextlib.suppress(OSError):  # the other end is gone, or its buffer is full
-            send(data)
+            passing.send(passing.data)
         out_s = time.monotonic()
-        self._count(direction, kind, "out")
+        self._count(passing, "out")
         if first:
-            self._note(direction, kind, data, in_s, out_s, client)
+            self._note(passing, out_s)
 
-    def _count(self, direction: Direction, kind: rtp.Kind, fate: str) -> None:
-        if kind != "stun":
-            key = f"{direction} {fate}"
-            self.counts[key] = self.counts.get(key, 0) + 1
+    def _count(self, passing: _Passing, fate: str) -> None:
+        if passing.kind != "stun":
+            self.counts[f"{passing.direction} {fate}"] += 1
 
-    def _note(
-        self,
-        direction: Direction,
-        kind: rtp.Kind,
-        data: bytes,
-        in_s: float,
-        out_s: float | None,
-        client: Any,
-    ) -> None:
-        if not self._keep or kind != "rtp":
+    def _note(self, passing: _Passing, out_s: float | None) -> None:
+        if not self._keep or passing.kind != "rtp":
             return
-        header = rtp.parse(data)
-        level = header.extensions.get(self.level_numbers.get(direction, 0))
+        header = rtp.parse(passing.data)
+        level = header.extensions.get(self.level_numbers.get(passing.direction, 0))
         self.packets.append(
             Packet(
-                direction,
-                in_s,
+                passing.direction,
+                passing.in_s,
                 out_s,
-                client[1],
+                passing.client[1],
                 header.ssrc,
                 header.timestamp,
                 header.payload,

@@ -23,6 +23,7 @@ from labvoice.report.style import BLUE, GREEN, GRID, INK, MUTED, ORANGE, VERMILI
 from labvoice.runs import statistics
 from labvoice.runs.placement import measured_stages, place
 from labvoice.runs.run import Run
+from labvoice.runs.statistics import milliseconds
 
 _HEARD, _ANSWER = (stage.name for stage in TURN_STAGES)
 _COLORS: Final = {
@@ -76,7 +77,9 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
         y = 0.0
         for name, start_s, duration_s in spans:
             axes.barh(y, duration_s * 1e3, 0.62, left=start_s * 1e3, color=GREEN, alpha=0.85)
-            _after(axes, (start_s + duration_s) * 1e3, y, f"{_ms(duration_s)} ms", bold=True)
+            _after(
+                axes, (start_s + duration_s) * 1e3, y, f"{milliseconds(duration_s)} ms", bold=True
+            )
             labels.append((y, name, INK))
             y += 1
         for name, color, group in groups:
@@ -106,7 +109,9 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
         axes.set_xlim(min(0.0, float(marks["t_s"].min()) * 1e3) - 0.005 * end_ms, end_ms * 1.11)
         _time_axis(axes, "milliseconds since the click")
         uncertainty_s = float(marks["uncertainty_s"].max())
-        moved = f"; worker's clock moved, ± {_ms(uncertainty_s)} ms" if uncertainty_s else ""
+        moved = (
+            f"; worker's clock moved, ± {milliseconds(uncertainty_s)} ms" if uncertainty_s else ""
+        )
         style.title(
             axes,
             f"From the click to an agent that listens: trial {trial}",
@@ -158,7 +163,7 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
                 hatch="////" if rest else None,
                 alpha=0.85,
             )
-            words = f"{_ms(duration_s)} ms"
+            words = f"{milliseconds(duration_s)} ms"
             _after(axes, (start_s + max(duration_s, 0)) * 1e3, y, words, bold=name == _HEARD)
             labels.append((float(y), f"{name} (the rest)" if rest else name, INK))
         _rows(axes, labels, len(spans))
@@ -320,9 +325,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, run: Run) -> None:
             axes.vlines(p50, y - 0.3, y + 0.3, color=INK, linewidth=2)
             axes.vlines(p95, y - 0.2, y + 0.2, color=INK, linewidth=1, linestyle=(0, (2, 1.5)))
         failed = f", {summary.failed} failed" if summary.failed else ""
-        p95_text = f" · p95 {_ms(summary.p95_s)}" if len(values) else ""
+        p95_text = f" · p95 {milliseconds(summary.p95_s)}" if len(values) else ""
         axes.annotate(
-            f"p50 {_ms(summary.p50_s)}{p95_text} · n {summary.n}{failed}",
+            f"p50 {milliseconds(summary.p50_s)}{p95_text} · n {summary.n}{failed}",
             (0, y - 0.33),
             xycoords=("axes fraction", "data"),
             ha="left",
@@ -356,10 +361,6 @@ def _nearest_median(rows: pd.DataFrame) -> int:
     """Returns the position of the row whose duration is nearest the median."""
     durations = rows["duration_s"].to_numpy(float)
     return int(np.abs(durations - np.median(durations)).argmin())
-
-
-def _ms(value_s: float) -> str:
-    return "–" if math.isnan(value_s) else statistics.milliseconds(value_s)
 
 
 def _after(axes: Axes, x: float, y: float, text: str, quiet: str = "", bold: bool = False) -> None:

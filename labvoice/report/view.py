@@ -187,7 +187,7 @@ def stage_rows(run: Run) -> list[Row]:
 def _instrument_cell(run: Run, stage: str) -> list[str]:
     if run.instrument_error_s is None:
         return []
-    return [f"± {_ms(run.instrument_error_s)}" if stage in HEARD_STAGES else "–"]
+    return [f"± {milliseconds(run.instrument_error_s)}" if stage in HEARD_STAGES else "–"]
 
 
 def _cells(summary: StageSummary) -> list[str]:
@@ -195,11 +195,11 @@ def _cells(summary: StageSummary) -> list[str]:
     return [
         f"{summary.n:,}",
         f"{summary.failed:,}" if summary.failed else "–",
-        _ms(summary.mean_s),
-        _ms(summary.p50_s),
-        "–" if math.isnan(low) else f"{_ms(low)} to {_ms(high)}",
-        _ms(summary.p95_s),
-        _ms(summary.p99_s),
+        milliseconds(summary.mean_s),
+        milliseconds(summary.p50_s),
+        "–" if math.isnan(low) else f"{milliseconds(low)} to {milliseconds(high)}",
+        milliseconds(summary.p95_s),
+        milliseconds(summary.p99_s),
     ]
 
 
@@ -259,7 +259,7 @@ def turn_rows(run: Run) -> list[dict[str, Any]]:
                 "warmup": row["warmup"],
                 "outcome": row["outcome"],
                 "wer": rate,
-                "heard": _ms(float(heard.get(unit, math.nan))),
+                "heard": milliseconds(float(heard.get(unit, math.nan))),
                 **texts,
             }
         )
@@ -292,7 +292,7 @@ def connection_rows(run: Run) -> tuple[list[str], list[list[str]]]:
                 str(line["room"]),
                 str(line["arm"]),
                 str(outcome),
-                *(_ms(float(times.get((trial, stage), math.nan))) for stage in stages),
+                *(milliseconds(float(times.get((trial, stage), math.nan))) for stage in stages),
                 *(_text(notes.at[trial, name]) if trial in notes.index else "–" for name in facts),
             ]
         )
@@ -320,7 +320,3 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _ms(value_s: float) -> str:
-    return "–" if math.isnan(value_s) else milliseconds(value_s)

@@ -10,12 +10,7 @@ import numpy as np
 import pandas as pd
 
 from labvoice.protocol.vocabulary import TRANSPORT
-from labvoice.runs.statistics import (
-    bootstrap_percentiles,
-    finite,
-    measured,
-    percentile,
-)
+from labvoice.runs.statistics import bootstrap_interval, figures, measured, percentile
 
 if TYPE_CHECKING:
     from labvoice.runs.run import Run
@@ -102,13 +97,7 @@ class Level(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names; None where there is none."""
-        every = self._asdict()
-        for name in ("p50_s", "p95_s", "late_s", "upset"):
-            every[name] = finite(every[name])
-        for name in ("p50_ci95_s", "p95_ci95_s"):
-            every[name] = [finite(bound) for bound in every[name]]
-        for name in ("stages_s", "cpu", "memory_bytes"):
-            every[name] = {key: finite(value) for key, value in every[name].items()}
+        every: dict[str, Any] = figures(self._asdict())
         return every | {"void": self.void}
 
 
@@ -172,8 +161,8 @@ def levels_of(run: Run) -> list[Level]:
                 refused=int((~is_turn & tries["outcome"].isin(["worker_full", "no_worker"])).sum()),
                 p50_s=percentile(values, 50),
                 p95_s=percentile(values, 95),
-                p50_ci95_s=_interval(values, units, 50),
-                p95_ci95_s=_interval(values, units, 95),
+                p50_ci95_s=bootstrap_interval(values, units),
+                p95_ci95_s=bootstrap_interval(values, units, 95),
                 late_s=max(
                     percentile(_facts(facts, "caller_late_s"), 95),
                     _facts(facts, "loop_lag_s").max(initial=0.0),
@@ -198,13 +187,6 @@ def _facts(notes: pd.DataFrame, name: str) -> Any:
 def _of_parts(notes: pd.DataFrame, name: str) -> dict[str, float]:
     found = {part: _facts(notes, f"{name}_{part}") for part in PARTS}
     return {part: float(values[0]) for part, values in found.items() if values.size}
-
-
-def _interval(values: Any, units: Any, q: float) -> tuple[float, float]:
-    if pd.unique(np.asarray(units)).size < 2:
-        return math.nan, math.nan
-    low, high = np.percentile(bootstrap_percentiles(values, units, q), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def sizing(levels: Sequence[Level], limit_s: float, *, workers: int, cores: int) -> str:

@@ -94,6 +94,15 @@ def finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
+def figures(value: Any) -> Any:
+    """Returns a value for JSON: numbers as :func:`finite` has them, tuples as lists."""
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, Mapping):
+        return {name: figures(each) for name, each in value.items()}
+    return [figures(each) for each in value] if isinstance(value, tuple) else value
+
+
 class StageSummary(NamedTuple):
     """One stage in figures, in seconds; NaN where there is nothing to compute from.
 
@@ -117,14 +126,7 @@ class StageSummary(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names; None where there is none."""
-        return {
-            "n": self.n,
-            "mean_s": finite(self.mean_s),
-            "p50_s": finite(self.p50_s),
-            "p95_s": finite(self.p95_s),
-            "p99_s": finite(self.p99_s),
-            "ci95_s": [finite(bound) for bound in self.ci95_s],
-        }
+        return {name: figures(each) for name, each in self._asdict().items() if name != "failed"}
 
 
 class Ratio(NamedTuple):
@@ -153,11 +155,8 @@ class Ratio(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names; None where there is none."""
-        return {
-            "ratio": finite(self.ratio),
-            "ci95": [finite(bound) for bound in self.ci95],
-            "p_value": finite(self.p_value),
-        }
+        found: dict[str, Any] = figures(self._asdict())
+        return found
 
 
 def percentile(values: npt.ArrayLike, q: float) -> float:
@@ -263,26 +262,25 @@ def _ranked(
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike, units: npt.ArrayLike, *, seed: int = _SEED
+    values: npt.ArrayLike, units: npt.ArrayLike, q: float = 50.0
 ) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of the median; NaN where units are below two.
+    """Returns the 95 % bootstrap interval of a percentile; NaN where units are below two.
 
     Args:
         values: Shape (n,).
         units: Shape (n,): which unit each value belongs to.
-        seed: The same seed gives the same interval.
+        q: Percentile, in [0, 100]; the median when not given.
     """
     if pd.unique(_labels(units)).size < 2:
         return math.nan, math.nan
-    return _interval(bootstrap_percentiles(values, units, seed=seed))
+    return _interval(bootstrap_percentiles(values, units, q))
 
 
-def mean_intervals(values: npt.ArrayLike, *, seed: int = _SEED) -> Floats:
+def mean_intervals(values: npt.ArrayLike) -> Floats:
     """Returns the 95 % bootstrap interval of each column's mean; NaN where rows are below two.
 
     Args:
         values: Shape (n, m): each row is one unit of resampling.
-        seed: The same seed gives the same intervals.
 
     Returns:
         Shape (m, 2).
@@ -291,7 +289,7 @@ def mean_intervals(values: npt.ArrayLike, *, seed: int = _SEED) -> Floats:
     count, columns = array.shape
     if count < 2:
         return np.full((columns, 2), math.nan)
-    draws = np.random.default_rng(seed).multinomial(
+    draws = np.random.default_rng(_SEED).multinomial(
         count, np.full(count, 1 / count), size=_RESAMPLES
     )
     bounds = np.percentile(draws @ array / count, (2.5, 97.5), axis=0)
@@ -394,7 +392,9 @@ def stage_order(name: str) -> tuple[int, str]:
 
 
 def milliseconds(value_s: float) -> str:
-    """Formats seconds as milliseconds for a sentence, with a decimal where it matters."""
+    """Formats seconds as milliseconds, with a decimal where it matters; a dash for NaN."""
+    if math.isnan(value_s):
+        return "–"
     return f"{value_s * 1e3:,.{1 if abs(value_s) < 0.01 else 0}f}"
 
 
@@ -419,11 +419,9 @@ def overload(frame: pd.DataFrame, notes: pd.DataFrame) -> str:
         first, last = float(np.median(busy[:third])), float(np.median(busy[-third:]))
         if last - first >= _RISE:
             causes.append(f"its load rose through the run, from {first:.0%} to {last:.0%}")
-    turns = frame.loc[frame["turn"].notna() & ~frame["warmup"], ["trial", "turn", "upset"]]
-    turns = turns.drop_duplicates()
-    upset = int(turns["upset"].sum())
-    if upset and upset >= _OFTEN * len(turns):
-        causes.append(f"{upset} of {len(turns)} turns had late frames or a swollen jitter buffer")
+    upset, turns = _upset_turns(frame)
+    if upset and upset >= _OFTEN * turns:
+        causes.append(f"{upset} of {turns} turns had late frames or a swollen jitter buffer")
     if not causes:
         return ""
     return f"The machine, not the agent, may be the limit: {'; '.join(causes)}."
@@ -502,15 +500,20 @@ def instability_warnings(
     return sentences
 
 
-def _upset(frame: pd.DataFrame) -> list[str]:
-    """Says how many turns a stall of the machine has upset."""
+def _upset_turns(frame: pd.DataFrame) -> tuple[int, int]:
+    """Counts the turns that a stall of the machine has upset, and all, warm-ups aside."""
     turns = frame.loc[frame["turn"].notna() & ~frame["warmup"], ["trial", "turn", "upset"]]
     turns = turns.drop_duplicates()
-    upset = int(turns["upset"].sum())
+    return int(turns["upset"].sum()), len(turns)
+
+
+def _upset(frame: pd.DataFrame) -> list[str]:
+    """Says how many turns a stall of the machine has upset."""
+    upset, turns = _upset_turns(frame)
     if not upset:
         return []
-    of_all = f"{upset} of {len(turns)} turns were upset by a stall of this machine"
-    if upset == len(turns):
+    of_all = f"{upset} of {turns} turns were upset by a stall of this machine"
+    if upset == turns:
         return [f"{of_all}: the figures are of the machine as much as of the agent."]
     return [f"{of_all} (late frames, or a swollen jitter buffer) and are left out of the figures."]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from labvoice.runs.exact import exact_interval
-from labvoice.runs.statistics import finite, mean_intervals, measured
+from labvoice.runs.statistics import figures, mean_intervals, measured
 
 if TYPE_CHECKING:
     from labvoice.runs.run import Run
@@ -101,15 +101,9 @@ class Point(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names."""
-        return {
-            "min_delay_s": finite(self.min_delay_s),
-            "max_delay_s": finite(self.max_delay_s),
-            "cut": self.cut,
-            "turns": self.turns,
-            "ci95": [finite(bound) for bound in self.ci95],
-            "delay_s": finite(self.delay_s),
-            "delay_ci95_s": [finite(bound) for bound in self.delay_ci95_s],
-        }
+        known = {name: each for name, each in self._asdict().items() if name != "arm"}
+        found: dict[str, Any] = figures(known | {"ci95": self.ci95})
+        return found
 
 
 def sweep(arm: str, turns: Sequence[Heard]) -> list[Point]:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from labvoice.protocol.vocabulary import STAND_WINDOW_S, YIELD_WINDOW_S
-from labvoice.runs.statistics import finite
+from labvoice.runs.statistics import figures
 
 _Z: Final = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -82,8 +82,8 @@ class Share(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures under their names."""
-        bounds = [finite(bound) for bound in self.ci95]
-        return {"n": self.n, "k": self.k, "share": finite(self.share), "ci95": bounds}
+        found = {"n": self.n, "k": self.k, "share": self.share, "ci95": self.ci95}
+        return {name: figures(each) for name, each in found.items()}
 
 
 def _held(figure: Figure, note: Mapping[str, Any]) -> bool | None:
