@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from labvoice.bench.arms import INTERRUPT_ARMS, Arm, Arms, choose, with_conditions
@@ -101,7 +100,11 @@ async def interrupt(
     questions = {
         speaker: ask
         if isinstance(ask, Utterance)
-        else await asyncio.to_thread(_question, ask, lab.settings, options.progress, speaker)
+        else (
+            await asyncio.to_thread(
+                synthesize_all, [ask], lab.settings, options.progress, speaker=speaker
+            )
+        )[0]
         for speaker in said_by
     }
     variants = said_by[DEFAULT_SPEAKER]
@@ -135,12 +138,6 @@ async def interrupt(
             "at_s": at,
         },
     )
-
-
-def _question(
-    text: str, settings: Settings, progress: Callable[[str], None], speaker: str
-) -> Utterance:
-    return synthesize_all([text], settings, progress, speaker=speaker)[0]
 
 
 def _with_columns(arm: Arm, settings: Settings) -> Arm:

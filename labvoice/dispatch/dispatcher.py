@@ -335,8 +335,7 @@ class Dispatcher:
     ) -> list[ParticipantInfo]:
         """Waits for the agent of one dispatch; withdraws the dispatch if the agent does not join.
 
-        Args:
-            request: The request; a lost request or an ended job is recorded in it.
+        A lost request or an ended job is recorded in the request.
         """
         request.mark("dispatch_requested")
         asked_s = time.time()

@@ -55,11 +55,9 @@ def caller_token(
         .with_identity(identity)
         .with_grants(grants)
         .with_ttl(TOKEN_LIFETIME)
+        .with_name(name)
+        .with_metadata(participant_metadata)
     )
-    if name:
-        token = token.with_name(name)
-    if participant_metadata:
-        token = token.with_metadata(participant_metadata)
     if attributes:
         token = token.with_attributes(dict(attributes))
     named = list(agents)
@@ -93,9 +91,8 @@ def agent_token(
         .with_identity(identity)
         .with_grants(grants)
         .with_ttl(_AGENT_LIFETIME)
+        .with_metadata(metadata)
     )
-    if metadata:
-        token = token.with_metadata(metadata)
     if attributes:
         token = token.with_attributes(dict(attributes))
     return token.to_jwt()

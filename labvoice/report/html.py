@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib as mpl
@@ -94,7 +95,13 @@ def write_report(runs: Sequence[Run], path: Path) -> Path:
         raise UsageError("a report needs at least one run", "name a run file")
     page = _ENVIRONMENT.get_template("report.html.j2").render(
         runs=runs,
-        pictures=[_pictures(run, f"r{number}") for number, run in enumerate(runs)],
+        pictures=[
+            [
+                (inline_svg(figure, f"r{number}-{name}"), caption)
+                for name, figure, caption in _drawn(run)
+            ]
+            for number, run in enumerate(runs)
+        ],
         # The player's own template escapes the texts in it.
         players=[[Markup(each._repr_html_()) for each in players.players(run)] for run in runs],  # noqa: S704
         links=[players.links(run, path) for run in runs],
@@ -115,12 +122,8 @@ def write_pictures(run: Run, folder: Path) -> list[Path]:
         RunFileError: The folder cannot be written.
     """
     written = []
-    for draw, _ in _CAPTIONS:
-        try:
-            figure = draw(run)
-        except RunFileError:
-            continue
-        path = folder / f"{run.header.kind}-{draw.__name__.replace('_', '-')}.png"
+    for name, figure, _ in _drawn(run):
+        path = folder / f"{run.header.kind}-{name}.png"
         with writing(path, "choose another place", RunFileError):
             figure.savefig(path, dpi=110)
         written.append(path)
@@ -151,12 +154,8 @@ def inline_svg(figure: Picture, prefix: str) -> Markup:
     return Markup(svg)  # noqa: S704  # matplotlib escapes the texts in it
 
 
-def _pictures(run: Run, prefix: str) -> list[tuple[Markup, str]]:
-    """Draws what the run has data for."""
-    drawn = []
-    for number, (draw, caption) in enumerate(_CAPTIONS):
-        try:
-            drawn.append((inline_svg(draw(run), f"{prefix}p{number}"), caption))
-        except RunFileError:
-            continue
-    return drawn
+def _drawn(run: Run) -> Iterator[tuple[str, Picture, str]]:
+    """Draws what the run has data for: name, picture, caption."""
+    for draw, caption in _CAPTIONS:
+        with suppress(RunFileError):
+            yield draw.__name__.replace("_", "-"), draw(run), caption

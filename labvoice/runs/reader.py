@@ -166,13 +166,7 @@ def read(path: Path) -> tuple[RunLine, Columns]:
 
 
 def _blocks(file: BinaryIO, left: int, warnings: list[str]) -> Iterator[bytes]:
-    """Yields whole lines, many at a time.
-
-    Args:
-        file: After its first line.
-        left: How many bytes are to be read.
-        warnings: Gets what is left out.
-    """
+    """Yields whole lines, many at a time, of so many bytes; a warning says what is left out."""
     while left > 0 and (block := file.read(min(BLOCK_BYTES, left))):
         block += file.readline(left - len(block))
         left -= len(block)
@@ -323,13 +317,7 @@ def _read_json(lines: pa.Array, schema: pa.Schema) -> pa.Table:
 
 
 def _parse_by_line(path: Path, block: bytes, first: int) -> _Block:
-    """Names the bad line of a block; where none is, the values were only written unusually.
-
-    Args:
-        path: Named in errors.
-        block: Whole lines.
-        first: The number of the first one.
-    """
+    """Names the bad line of a block; where none is, the values were only written unusually."""
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
     places: dict[str, list[int]] = {kind: [] for kind in _KINDS}
     notes = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -152,24 +152,17 @@ def to_remove(
     return [run for run in reversed(runs) if run.path in gone]
 
 
-def files_of(run: StoredRun, *, recordings_only: bool = False) -> Iterator[Path]:
-    """Yields the files that a removal of the run removes."""
-    yield from run.recordings
-    if not recordings_only:
-        copy = copy_of(run.path)
-        if copy.is_file() and not copy.is_symlink():
-            yield copy
-        yield run.path
-
-
 def remove(run: StoredRun, *, recordings_only: bool = False) -> None:
     """Removes a run, or only its recordings; its folder too where nothing else is in it.
 
     Raises:
         LabvoiceError: A file cannot be removed.
     """
+    paths, copy = list(run.recordings), copy_of(run.path)
+    if not recordings_only:
+        paths += [copy, run.path] if copy.is_file() and not copy.is_symlink() else [run.path]
     try:
-        for path in files_of(run, recordings_only=recordings_only):
+        for path in paths:
             path.unlink(missing_ok=True)
         folder = run.path.with_suffix("")
         if run.recordings and not any(folder.iterdir()):

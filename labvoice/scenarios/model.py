@@ -397,11 +397,6 @@ class Scenario:
         for place, words in _faults(self.steps):
             raise _StepError(place, words)
 
-    @classmethod
-    def load(cls, path: Path | str) -> ScenarioFile:
-        """Reads a scenario file; same as :func:`load`."""
-        return load(path)
-
 
 class _StepError(ScenarioError):
     """A step that is invalid at its place."""

@@ -77,6 +77,10 @@ class Failure:
     turn: int | None = None
     judged_by: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the machine-readable result, without the instant."""
+        return {name: each for name, each in vars(self).items() if name != "at_s"}
+
 
 class CallView:
     """What is known of a call's agent."""

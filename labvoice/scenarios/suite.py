@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from labvoice.bench.arms import Arm, with_links
@@ -87,10 +86,7 @@ class Attempt:
             "trial": self.trial,
             "outcome": self.outcome,
             "failures": [
-                {
-                    **{k: v for k, v in dataclasses.asdict(failure).items() if k != "at_s"},
-                    "listen_s": listen_s,
-                }
+                {**failure.to_json(), "listen_s": listen_s}
                 for failure, listen_s in zip(self.failures, self.listen_s, strict=True)
             ],
             "recording": None if self.recording is None else str(self.recording),
@@ -313,14 +309,9 @@ class Suite:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._run is not None:
-            self._run.__exit__(kind, error, trace)
+            self._run.__exit__(kind, error, traceback)
 
 
 def _target(file: ScenarioFile, agent: Target | None, default: Target | None) -> Target:
@@ -398,11 +389,8 @@ def _record(run: RunWriter, number: int, result: CallResult) -> None:
             outcome = "ok"  # as the scenario has it
         detail = f"{failure.expectation}: {failure.observed}" if failure else ""
         run.outcome(number, outcome, turn=turn.number, detail=detail)
-    words = [
-        {k: v for k, v in dataclasses.asdict(failure).items() if k != "at_s"}
-        for failure in result.failures
-    ]
-    run.note(number, scenario=result.scenario.name, failures=json.dumps(words))
+    words = json.dumps([failure.to_json() for failure in result.failures])
+    run.note(number, scenario=result.scenario.name, failures=words)
 
 
 def _attempt(path: Path, number: int, result: CallResult, took_s: float) -> Attempt:

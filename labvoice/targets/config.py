@@ -54,14 +54,6 @@ class Config:
     arms: Mapping[str, Target] = field(default_factory=dict)
 
 
-def find_config(given: Path | None = None) -> Path | None:
-    """Returns the file that `--config` names, else `labvoice.toml` here where there is one."""
-    if given is not None:
-        return given
-    here = Path(CONFIG_NAME)
-    return here if here.is_file() else None
-
-
 def read_config(path: Path | None = None) -> Config:
     """Reads `labvoice.toml`.
 
@@ -79,8 +71,8 @@ def read_config(path: Path | None = None) -> Config:
     Raises:
         UsageError: It cannot be read, or a key or a value is not known; named with the file.
     """
-    found = find_config(path)
-    if found is None:
+    found = path or Path(CONFIG_NAME)
+    if path is None and not found.is_file():
         return Config()
     try:
         read = _File.model_validate(tomllib.loads(found.read_text(encoding="utf-8")))
