@@ -12,20 +12,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import ValidationError
 
 from labvoice.bench.base import run_path, write_recording
+from labvoice.bench.session_report import (
+    REPORT_HINT,
+    Message,
+    SessionReport,
+    columns_of,
+    read_report,
+)
 from labvoice.bench.turns import record_turn
 from labvoice.caller.ear import Voice, voices_in
 from labvoice.caller.recorder import SAMPLE_RATE_HZ, Recording
-from labvoice.caller.turns import Item, Turn, Turns
+from labvoice.caller.turns import Turn, Turns
 from labvoice.choices import RecordingFormat
 from labvoice.errors import AudioFormatError, RunFileError, UsageError
-from labvoice.protocol.vocabulary import AGENT_TURN_STAGES, YIELD_WINDOW_S, Mark
+from labvoice.protocol.vocabulary import YIELD_WINDOW_S, Mark
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.detection import resample
 
@@ -38,83 +45,10 @@ _NEAR_S: Final = 0.3
 """A message of the agent's and the voice that speaks it begin within so many seconds."""
 _SAME: Final = 0.95
 """Two channels that correlate so much hold one sound."""
-_REPORT_HINT: Final = "a report is `ctx.make_session_report().to_dict()`, written as JSON"
 _CHANNELS_HINT: Final = (
     "record two channels (egress: `audio_mixing=DUAL_CHANNEL_AGENT`), or give a file for each "
     "side: `--caller A --agent B`"
 )
-_USAGE: Final = {"llm_usage": "llm_model", "stt_usage": "stt", "tts_usage": "tts"}
-_OPTIONS: Final = ("min_endpointing_delay", "max_endpointing_delay")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Message(_Part):
-    type: Literal["message"]
-    id: str = ""
-    role: str
-    content: list[Any] = Field(default_factory=list)
-    interrupted: bool = False
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    created_at: FiniteFloat | None = None
-
-    def figure(self, name: str) -> float | None:
-        """A number among its metrics; None where it has none of that name."""
-        value = self.metrics.get(name)
-        return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
-
-    @property
-    def item(self) -> Item:
-        """The message as a call's turns take it."""
-        known = {name: self.figure(name) for name in AGENT_TURN_STAGES}
-        return Item(
-            self.id,
-            self.role,
-            " ".join(part for part in self.content if isinstance(part, str)),
-            self.interrupted,
-            {name: value for name, value in known.items() if value is not None},
-        )
-
-
-class _History(_Part):
-    items: list[dict[str, Any]]
-
-
-class SessionReport(_Part):
-    """What is read of LiveKit's `SessionReport.to_dict()` (livekit-agents 1.8)."""
-
-    room: str
-    agent_name: str = ""
-    sdk_version: str = ""
-    chat_history: _History | None = None
-    events: list[dict[str, Any]] = Field(default_factory=list)
-    options: dict[str, Any] = Field(default_factory=dict)
-    usage: list[dict[str, Any]] | None = None
-    audio_recording_path: str | None = None
-    audio_recording_started_at: FiniteFloat | None = None
-
-    @property
-    def messages(self) -> list[tuple[float, _Message]]:
-        """The messages of both sides, with when the session had them, in seconds since 1970."""
-        added = [
-            (event.get("created_at"), event.get("item") or {})
-            for event in self.events
-            if event.get("type") == "conversation_item_added"
-        ]
-        items = self.chat_history.items if self.chat_history is not None else []
-        found: list[tuple[float, _Message]] = []
-        for at_s, item in added or [(None, item) for item in items]:
-            if item.get("type") != "message" or item.get("role") not in ("user", "assistant"):
-                continue
-            message = _Message.model_validate(item)
-            if at_s is None:
-                # The history dates the agent's by when it began to speak.
-                at_s = message.figure("stopped_speaking_at") if message.role != "user" else None
-                at_s = at_s or message.created_at or (found[-1][0] if found else 0.0)
-            found.append((at_s, message))
-        return found
 
 
 @dataclass(frozen=True)
@@ -243,7 +177,7 @@ def import_calls(
         out or run_path("import"),
         kind=KIND,
         config=config,
-        arms={arm: _columns(known)},
+        arms={arm: columns_of(known)},
         host_facts={},
         started=(datetime.fromtimestamp(start_s, UTC), start_s),
     ) as run:
@@ -252,50 +186,13 @@ def import_calls(
     return Run.load(run.path)
 
 
-def read_report(path: Path) -> SessionReport:
-    """Reads a session report.
-
-    Raises:
-        RunFileError: It is none.
-    """
-    try:
-        return SessionReport.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RunFileError(f"{path} cannot be read: {error.strerror}", "check the path") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunFileError(
-            f"{path} is not a session report: {where + ': ' if where else ''}{first['msg']}",
-            _REPORT_HINT,
-        ) from None
-
-
-def _columns(reports: Sequence[SessionReport]) -> dict[str, Any]:
-    """The configuration's columns, named as those of the lab's calls."""
-    found: dict[str, set[Any]] = {}
-    for report in reports:
-        for usage in report.usage or []:
-            if (column := _USAGE.get(str(usage.get("type")))) and usage.get("model"):
-                found.setdefault(column, set()).add(usage["model"])
-        for name in _OPTIONS:
-            if isinstance(report.options.get(name), int | float):
-                found.setdefault(f"{name}_s", set()).add(float(report.options[name]))
-        if report.sdk_version:
-            found.setdefault("livekit_agents", set()).add(report.sdk_version)
-    return {
-        name: next(iter(values)) if len(values) == 1 else ", ".join(sorted(map(str, values)))
-        for name, values in found.items()
-    }
-
-
 def _measured(call: RecordedCall, report: SessionReport | None, now_s: float) -> _Heard:
     """One call, measured by ear where there is a recording."""
     try:
         messages = [] if report is None else report.messages
     except ValidationError as error:
         words = f"{call.report} has a message that cannot be read: {error.errors()[0]['msg']}"
-        raise RunFileError(words, _REPORT_HINT) from None
+        raise RunFileError(words, REPORT_HINT) from None
     room = report.room if report is not None else call.recordings[0].stem
     if not call.recordings:
         return _told(str(call.report), room, [message for _, message in messages])
@@ -311,7 +208,7 @@ def _measured(call: RecordedCall, report: SessionReport | None, now_s: float) ->
     return _by_ear(room, start_s, end_s, caller, agent, messages)
 
 
-def _told(path: str, room: str, messages: Sequence[_Message]) -> _Heard:
+def _told(path: str, room: str, messages: Sequence[Message]) -> _Heard:
     """A call of which there is a report alone: LiveKit's figures of its turns."""
     heard = _Heard(room, notice="there is no recording: what the caller heard is not known")
     turns = Turns()
@@ -338,7 +235,7 @@ def _by_ear(
     end_s: float,
     caller: Sequence[Voice],
     agent: Sequence[Voice],
-    messages: Sequence[tuple[float, _Message]],
+    messages: Sequence[tuple[float, Message]],
 ) -> _Heard:
     """A call of which there is a recording."""
     said, over_agent = utterances(caller, agent)
@@ -412,7 +309,7 @@ def utterances(
 def _start(
     call: RecordedCall,
     report: SessionReport,
-    messages: Sequence[tuple[float, _Message]],
+    messages: Sequence[tuple[float, Message]],
     agent: Sequence[Voice],
 ) -> float:
     """When the recording began, by the report, in seconds since 1970.
