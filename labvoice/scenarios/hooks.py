@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from labvoice.errors import LabvoiceError
-from labvoice.scenarios.model import ScenarioFile
+from labvoice.scenarios.file import ScenarioFile
 
 HOOK_TIMEOUT_S: Final = 30.0
 _HINT: Final = "it is `file.py::function`; docs/scenarios.md says what it gets"

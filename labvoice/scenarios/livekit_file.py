@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from labvoice.scenarios.file import ScenarioFile, scenario_of
 from labvoice.scenarios.lines import Document, ScenarioError
-from labvoice.scenarios.model import ExpectCall, Persona, Scenario, ScenarioFile, scenario_of
+from labvoice.scenarios.model import ExpectCall, Persona, Scenario
 
 _KEYS: Final = ("name", "scenarios", "id")
 _SCENARIO_KEYS: Final = ("label", "instructions", "agent_expectations", "tags", "userdata", "id")

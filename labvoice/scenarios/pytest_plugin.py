@@ -16,7 +16,7 @@ import pytest
 from labvoice.scenarios import SUFFIX
 
 if TYPE_CHECKING:
-    from labvoice.scenarios.model import ScenarioFile
+    from labvoice.scenarios.file import ScenarioFile
     from labvoice.scenarios.sync import BackgroundLab, Labs, SyncCaller
 
 _LABS: Final = pytest.StashKey["Labs"]()

@@ -27,18 +27,10 @@ from labvoice.scenarios.checks import (
     handoffs,
     tool_calls,
 )
+from labvoice.scenarios.file import ScenarioFile
 from labvoice.scenarios.hooks import Hook, load_hook, run_hook
 from labvoice.scenarios.language_model import LanguageModel, judge, next_line
-from labvoice.scenarios.model import (
-    HANG_UP,
-    Expect,
-    Persona,
-    Play,
-    Say,
-    Scenario,
-    ScenarioFile,
-    Silence,
-)
+from labvoice.scenarios.model import HANG_UP, Expect, Persona, Play, Say, Scenario, Silence
 from labvoice.scenarios.voice import Caller, prepare_caller
 from labvoice.settings import Settings
 

@@ -25,8 +25,9 @@ from labvoice.errors import UsageError
 from labvoice.link.impairment import LinkProfile
 from labvoice.runs.run import Run, RunWriter
 from labvoice.runs.statistics import finite
+from labvoice.scenarios.file import ScenarioFile
 from labvoice.scenarios.livekit_file import load_all
-from labvoice.scenarios.model import Scenario, ScenarioFile
+from labvoice.scenarios.model import Scenario
 from labvoice.scenarios.passing import PassRate
 from labvoice.scenarios.runner import CallResult, Failure, Player, Prepared, prepare
 from labvoice.settings import Settings
@@ -436,7 +437,7 @@ async def run_scenarios(
 
     Raises:
         UsageError: As :class:`Suite`.
-        ScenarioError: As :func:`labvoice.scenarios.model.load`.
+        ScenarioError: As :func:`labvoice.scenarios.file.load`.
     """
     files = [file for each in scenarios for file in _files(each)]
     suite = await asyncio.to_thread(

@@ -20,7 +20,8 @@ from labvoice.caller.turns import Turn
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.lab import Lab
 from labvoice.link.impairment import LinkProfile
-from labvoice.scenarios.model import Rule, ScenarioFile
+from labvoice.scenarios.file import ScenarioFile
+from labvoice.scenarios.model import Rule
 from labvoice.scenarios.runner import CallView
 from labvoice.scenarios.suite import ScenarioResult, Suite, agent_of, lab_for, target_near
 from labvoice.settings import load_settings

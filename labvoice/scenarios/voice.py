@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 import numpy as np
 
 from labvoice.errors import LabvoiceError
+from labvoice.scenarios.file import ScenarioFile
 from labvoice.scenarios.lines import ScenarioError
-from labvoice.scenarios.model import PAUSE_S, PAUSE_SIGN, Play, Say, ScenarioFile
+from labvoice.scenarios.model import PAUSE_S, PAUSE_SIGN, Play, Say
 from labvoice.settings import Settings
 from labvoice.speech.conditions import Conditions
 from labvoice.speech.probes import SOUNDS, to_pcm

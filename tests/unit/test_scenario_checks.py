@@ -21,20 +21,11 @@ from labvoice.scenarios.checks import (
     similarity,
     tool_calls,
 )
+from labvoice.scenarios.file import ScenarioFile, load
 from labvoice.scenarios.hooks import HookError, load_hook, run_hook
 from labvoice.scenarios.junit import write_junit
 from labvoice.scenarios.lines import ScenarioError
-from labvoice.scenarios.model import (
-    Expect,
-    ExpectCall,
-    Latency,
-    Like,
-    Say,
-    Scenario,
-    ScenarioFile,
-    Tool,
-    load,
-)
+from labvoice.scenarios.model import Expect, ExpectCall, Latency, Like, Say, Scenario, Tool
 from labvoice.scenarios.passing import PassRate
 from labvoice.scenarios.runner import Failure
 from labvoice.scenarios.suite import Attempt, ScenarioResult, Suite

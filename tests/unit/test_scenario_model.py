@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from labvoice.scenarios.file import load
 from labvoice.scenarios.lines import ScenarioError
 from labvoice.scenarios.model import (
     HANG_UP,
@@ -28,7 +29,6 @@ from labvoice.scenarios.model import (
     Silence,
     Tool,
     Voice,
-    load,
     schema,
     schema_text,
 )
