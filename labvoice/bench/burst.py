@@ -18,12 +18,12 @@ from labvoice.bench.base import (
     RunKeywords,
     Trial,
     dispatched_target,
-    host_facts,
     start_workers,
     trial,
     wait_idle,
     with_warmup,
 )
+from labvoice.bench.facts import host_facts
 from labvoice.concurrency import cancel, poll
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.agents import is_active

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 from pydantic import SecretStr
 
-from labvoice.bench.base import connect_and_greet, ending_facts, trial
+from labvoice.bench.base import connect_and_greet, trial
+from labvoice.bench.facts import ending_facts
 from labvoice.bench.turns import said_in, take_turn
 from labvoice.caller.call import Call
 from labvoice.caller.recorder import Recorder

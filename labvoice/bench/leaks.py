@@ -18,13 +18,11 @@ from labvoice.bench.arms import DEFAULT, Arm
 from labvoice.bench.base import (
     RunOptions,
     call_trial,
-    columns,
     connect_and_greet,
-    host_facts,
     refuse_speakers,
     surrounded,
-    surroundings,
 )
+from labvoice.bench.facts import columns, host_facts, surroundings
 from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 from labvoice.runs.run import Run, RunWriter

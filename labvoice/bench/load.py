@@ -15,13 +15,10 @@ from labvoice.bench.arms import Arm
 from labvoice.bench.base import (
     RunKeywords,
     RunOptions,
-    columns,
     dispatched_target,
-    host_facts,
     keep_sound,
     start_workers,
     surrounded,
-    surroundings,
     trial,
     wait_idle,
     with_warmup,
@@ -29,6 +26,7 @@ from labvoice.bench.base import (
 from labvoice.bench.calibrate import tone
 from labvoice.bench.callers import Agent, Order, Planned, Sounds, call_out, sounds_of, text_of
 from labvoice.bench.cluster import ask, measure_offsets, open_client
+from labvoice.bench.facts import columns, host_facts, surroundings
 from labvoice.bench.turns import default_utterances
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.conversation import GREETING_TIMEOUT_S

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labvoice.bench.base import columns, ending_facts, record_sound, run_path, surroundings
+from labvoice.bench.base import record_sound, run_path
+from labvoice.bench.facts import columns, ending_facts, surroundings
 from labvoice.bench.memory import record_memory
 from labvoice.bench.turns import record_turn
 from labvoice.caller.call import Call

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from labvoice.bench.base import INFRASTRUCTURE_ERRORS, outcome_of, words_of
+from labvoice.bench.base import INFRASTRUCTURE_ERRORS, outcome_of
+from labvoice.bench.facts import words_of
 from labvoice.caller.call import Call
 from labvoice.caller.interruption import PAUSE_S
 from labvoice.caller.turns import Turn, word_error_rate

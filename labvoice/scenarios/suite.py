@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from labvoice.bench.arms import Arm, with_links
-from labvoice.bench.base import (
-    RunOptions,
-    arm_columns,
-    call_trial,
-    connection_facts,
-    host_facts,
-    wait_idle,
-)
+from labvoice.bench.base import RunOptions, call_trial, wait_idle
+from labvoice.bench.facts import arm_columns, connection_facts, host_facts
 from labvoice.bench.turns import record_turn
 from labvoice.errors import UsageError
 from labvoice.link.impairment import LinkProfile

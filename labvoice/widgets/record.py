@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from labvoice.bench.base import columns, write_recording
+from labvoice.bench.base import write_recording
+from labvoice.bench.facts import columns
 from labvoice.caller.recorder import Recording
 from labvoice.caller.turns import word_error_rate
 from labvoice.protocol.vocabulary import (

@@ -18,7 +18,7 @@ from labvoice.bench.arms import (
     interleave,
     target_arms,
 )
-from labvoice.bench.base import arm_columns
+from labvoice.bench.facts import arm_columns
 from labvoice.bench.stock_naive_agent import make_stock_naive_server
 from labvoice.errors import SettingsError, UsageError
 from labvoice.lab import Lab

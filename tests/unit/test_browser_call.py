@@ -12,7 +12,7 @@ import soundfile
 from pydantic import SecretStr, ValidationError
 
 from labvoice.bench.arms import DEFAULT
-from labvoice.bench.base import arm_columns
+from labvoice.bench.facts import arm_columns
 from labvoice.bench.record import record_call
 from labvoice.caller.call import Call
 from labvoice.caller.recorder import check_recording

@@ -10,7 +10,7 @@ from livekit.agents import stt
 from livekit.plugins import deepgram, openai
 from pydantic import SecretStr
 
-from labvoice.bench.base import columns
+from labvoice.bench.facts import columns
 from labvoice.errors import SettingsError
 from labvoice.lab import Lab
 from labvoice.settings import Settings, load_settings
