@@ -43,7 +43,7 @@ def _of_lab(
     """Makes a bench a method: what it takes and what it is stand where it is written."""
 
     @functools.wraps(bench)
-    async def run(self: Bench, *args: _P.args, **given: _P.kwargs) -> Run:
+    async def run(self: Bench, /, *args: _P.args, **given: _P.kwargs) -> Run:
         return await bench(self._lab, *args, **given)
 
     return run

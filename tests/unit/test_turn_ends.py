@@ -154,9 +154,9 @@ async def test_turns_that_are_recordings_have_no_other_speaker() -> None:
     """Their pauses are where the person made them: the error comes before any call."""
     lab = SimpleNamespace(settings=load_settings())
     turn = SpokenTurn(Utterance("", _TONE, SAMPLE_RATE, "eot-bench"), (), 1.0)
-    options = RunOptions(conditions={"": Conditions(speaker="joe")})
+    sound = {"": Conditions(speaker="joe")}
     with pytest.raises(UsageError, match="whose pauses no other voice makes"):
-        await endpointing.endpointing(lab, 1, 1, "0.4", [turn], options)  # type: ignore[arg-type]
+        await endpointing.endpointing(lab, 1, arms="0.4", said=[turn], conditions=sound)  # type: ignore[arg-type]
 
 
 def test_rows_of_eot_bench_are_turns(tmp_path: Path) -> None:
