@@ -51,25 +51,7 @@ _HOMES = {
     "run_scenarios": "labvoice.scenarios.suite",
 }
 
-__all__ = [
-    "Arm",
-    "Bench",
-    "Call",
-    "ConnectButton",
-    "Expect",
-    "Lab",
-    "Monitor",
-    "Run",
-    "Say",
-    "Scenario",
-    "Settings",
-    "Target",
-    "Utterance",
-    "__version__",
-    "compare",
-    "errors",
-    "run_scenarios",
-]
+__all__ = [*_HOMES, "__version__", "errors"]
 
 
 def __getattr__(name: str) -> Any:

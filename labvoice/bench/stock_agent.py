@@ -39,8 +39,8 @@ def load_models() -> dict[str, Any]:
     settings = load_settings()
     return {
         "vad": silero.VAD.load(),
-        "stt": speech.load_stt(settings),
-        "tts": speech.load_tts(settings),
+        "stt": speech.stt_engine(settings).load(settings),
+        "tts": speech.tts_engine(settings).load(settings),
         "llm": load_llm(settings),
     }
 

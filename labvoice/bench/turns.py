@@ -21,8 +21,8 @@ from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     FURTHER_UTTERANCES,
+    Reading,
     Utterance,
-    further_human_utterances,
     human_utterances,
     synthesize_all,
 )
@@ -135,9 +135,12 @@ def default_utterances(
     Args:
         further: 24 others, all different, for runs in which each is said once.
     """
-    recorded = further_human_utterances if further else human_utterances
+    read: tuple[Reading, ...] = ("short", "passages") if further else ("clauses",)
     texts = FURTHER_UTTERANCES if further else DEFAULT_UTTERANCES
-    kinds = recorded(settings, progress), synthesize_all(texts, settings, progress)
+    kinds = (
+        human_utterances(settings, progress, *read),
+        synthesize_all(texts, settings, progress),
+    )
     return [each for group in itertools.zip_longest(*kinds) for each in group if each is not None]
 
 

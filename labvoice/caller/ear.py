@@ -164,14 +164,13 @@ class Listener:
                 samples, at_s = np.frombuffer(event.frame.data, np.int16).copy(), time.monotonic()
                 first_s = at_s - len(samples) / SAMPLE_RATE_HZ + _FRAME_S
                 self._on_frame(track, samples, first_s)
-                if self.feed(samples, at_s):
-                    self._on_change()
+                self.feed(samples, at_s)
             self.finish()
         finally:
             await stream.aclose()
 
-    def feed(self, samples: npt.NDArray[np.int16], at_s: float) -> bool:
-        """Takes frames of 10 ms; returns whether voice began or ended with them.
+    def feed(self, samples: npt.NDArray[np.int16], at_s: float) -> None:
+        """Takes frames of 10 ms.
 
         Args:
             samples: Mono, at :data:`SAMPLE_RATE_HZ`, one frame or several.
@@ -184,7 +183,8 @@ class Listener:
             reversed(range(len(frames))), frames, levels.tolist(), strict=True
         ):
             changed |= self._take(frame, level, at_s - before * _FRAME_S)
-        return changed
+        if changed:
+            self._on_change()
 
     def _take(self, samples: npt.NDArray[np.int16], level: float, at_s: float) -> bool:
         """Takes one frame; returns whether voice began or ended with it."""
@@ -259,15 +259,6 @@ class Listener:
         self._loud_frames = self._speech_frames = 0
         self.voices.append(voice)
         return True
-
-    def voice_since(self, since_s: float) -> Voice | None:
-        """Returns the first voice that began at or after an instant, or None."""
-        return next((voice for voice in self.voices if voice.start_s >= since_s), None)
-
-    def onset_since(self, since_s: float) -> float | None:
-        """Returns when voice was first heard at or after an instant; None if it was not."""
-        voice = self.voice_since(since_s)
-        return None if voice is None else voice.start_s
 
     @property
     def heard_s(self) -> float:

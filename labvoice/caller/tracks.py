@@ -78,11 +78,6 @@ class Ear:
         self.tracks[sid] = Track(name, publisher, listener)
         return listener
 
-    def feed(self, sid: str, samples: npt.NDArray[np.int16], at_s: float) -> None:
-        """Takes a frame of a track, as :meth:`Listener.feed`."""
-        if self.tracks[sid].listener.feed(samples, at_s):
-            self._look(sid)
-
     def end(self, sid: str) -> None:
         """A track has ended: so has the voice in it."""
         if sid in self.tracks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,21 +10,15 @@ import httpx
 import pandas as pd
 from pydantic import SecretStr
 
-from labvoice.errors import ServerUnreachableError, UsageError
-from labvoice.memory.client import (
-    PAGE,
-    all_agents,
-    new_client,
-    resolve,
-    resolve_at_once,
-    translate_errors,
-)
+from labvoice.errors import CredentialsError, ServerUnreachableError, UsageError
+from labvoice.memory.client import PAGE, all_agents, new_client, resolve, translate_errors
 from labvoice.proxies import http_client
 
 if TYPE_CHECKING:
     from letta_client.types import AgentState
 
 _TIMEOUT_S: Final = 30.0
+_AT_ONCE_S: Final = 1.0
 _DELETE_RETRIES: Final = 4  # over some 7 s
 # Letta 0.16.8 answers 500 to a name with a dot.
 _NAME: Final = re.compile(r"\w[\w '-]{0,62}")
@@ -167,8 +162,18 @@ class LettaApi:
         return await resolve(self._client, agent)
 
     async def resolve_at_once(self, agent: str) -> str:
-        """As :func:`labvoice.memory.client.resolve_at_once`."""
-        return await resolve_at_once(self._client, agent)
+        """Returns the id of the agent, or the argument if Letta does not answer within 1 s.
+
+        A call must not wait for Letta: the worker resolves a name when Letta answers.
+
+        Raises:
+            UsageError: Letta answers that there is none, or several.
+        """
+        try:
+            async with asyncio.timeout(_AT_ONCE_S):
+                return await self.resolve(agent)
+        except (TimeoutError, ServerUnreachableError, CredentialsError):
+            return agent
 
     async def blocks(self, agent: str) -> dict[str, str]:
         """Returns the text of each memory block of an agent, by label."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from labvoice.errors import LabvoiceError, StageTimeoutError
@@ -30,12 +29,9 @@ class MemorySnapshot:
 
     Attributes:
         blocks: Text of each block, by label, in the server's order.
-        memory_load_s: How long it took to load, in seconds.
     """
 
-    agent_id: str
     blocks: dict[str, str]
-    memory_load_s: float = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -58,7 +54,6 @@ async def load_memory(
         CredentialsError: The key was refused.
         ServerUnreachableError: No answer, or not one from Letta.
     """
-    began_s = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
             with translate_errors(client, f"the memory of {letta_agent_id}"):
@@ -68,7 +63,7 @@ async def load_memory(
         raise StageTimeoutError(
             "memory_load", timeout_s, "the Letta server has not answered", "it may be overloaded"
         ) from None
-    return MemorySnapshot(letta_agent_id, blocks, time.monotonic() - began_s)
+    return MemorySnapshot(blocks)
 
 
 async def watch(
@@ -76,7 +71,6 @@ async def watch(
     letta_agent_id: str,
     on_change: Callable[[MemorySnapshot], None],
     *,
-    known: MemorySnapshot | None = None,
     on_error: Callable[[LabvoiceError | None], None] = lambda _: None,
     interval_s: float = INTERVAL_S,
 ) -> None:
@@ -84,13 +78,12 @@ async def watch(
 
     Args:
         on_change: Called with the memory when it is first loaded and when it has changed.
-        known: The session's current memory.
         on_error: Called with the error when loading starts to fail, and with None when it works
             again.
         interval_s: Polling interval, in seconds; longer while the server fails.
     """
-    failing = False
-    pause_s = interval_s if known else 0.0
+    known: MemorySnapshot | None = None
+    failing, pause_s = False, 0.0
     while True:
         await asyncio.sleep(pause_s)
         try:

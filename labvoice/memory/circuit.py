@@ -7,13 +7,8 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Literal
 
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError
-
-Circuit = Literal["closed", "open", "half-open"]
-_THRESHOLD: Final = 3
-"""Consecutive failures after which the circuit is open."""
 
 
 class CircuitOpenError(LabvoiceError):
@@ -37,13 +32,6 @@ class CircuitBreaker:
         self._failures = 0
         self._retry_at_s = 0.0
         self._one_at_a_time = asyncio.Lock()
-
-    @property
-    def state(self) -> Circuit:
-        """Whether attempts are allowed, paused, or tried one at a time."""
-        if self._failures < _THRESHOLD:
-            return "closed"
-        return "open" if self.is_open else "half-open"
 
     @property
     def is_open(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import functools
 import importlib
@@ -32,7 +31,6 @@ _AGENT_ID: Final = re.compile(r"agent-[0-9a-f-]{36}")
 PAGE: Final = 100
 # 408 and 429 mean: retry later; 409 means that the agent is busy with another request.
 _PASSING: Final = {408, 409, 429}
-_AT_ONCE_S: Final = 1.0
 _TIMEOUT_S: Final = 30.0
 MAX_STEPS: Final = 4
 """How many rounds of its model Letta may take for one message."""
@@ -207,18 +205,3 @@ async def resolve(client: AsyncLetta, agent: str) -> str:
         if close
         else f"there are: {', '.join(f'`{n}`' for n in names[:10]) or 'none; create one'}",
     )
-
-
-async def resolve_at_once(client: AsyncLetta, agent: str) -> str:
-    """Returns the id of the agent, or the argument if Letta does not answer within 1 s.
-
-    A call must not wait for Letta: the worker resolves a name when Letta answers.
-
-    Raises:
-        UsageError: Letta answers that there is none, or several.
-    """
-    try:
-        async with asyncio.timeout(_AT_ONCE_S):
-            return await resolve(client, agent)
-    except (TimeoutError, ServerUnreachableError, CredentialsError):
-        return agent

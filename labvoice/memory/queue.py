@@ -15,14 +15,13 @@ import os
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from labvoice.concurrency import cancel, poll
+from labvoice.concurrency import cancel
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError, UsageError
-from labvoice.memory.circuit import Circuit, CircuitBreaker, CircuitOpenError
+from labvoice.memory.circuit import CircuitBreaker, CircuitOpenError
 from labvoice.memory.client import (
     MAX_STEPS,
     AgentMissingError,
@@ -50,27 +49,6 @@ _ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
 _UNDER_WAY: Final = {"created", "running"}
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """The turns not yet written, of all processes that share the file.
-
-    Attributes:
-        oldest_age_s: Age of the oldest waiting turn, in seconds; None if none waits.
-        lost: Number of turns that cannot be written because their agent was deleted; their text is
-            kept.
-        circuit: `closed` when writing works; `open` when attempts are paused after failures.
-        error: Why the first waiting turn was not written yet.
-        lost_error: Why the last lost turn was lost.
-    """
-
-    count: int
-    oldest_age_s: float | None
-    lost: int
-    circuit: Circuit
-    error: str | None
-    lost_error: str | None
-
-
 class _UnderWayError(LabvoiceError):
     """Letta has an active run of the agent; the outcome is not known yet."""
 
@@ -80,7 +58,7 @@ class _RefusedError(LabvoiceError):
 
 
 class MemoryQueue:
-    """Stores finished turns at once and writes them to Letta when it is available.
+    """Writes the finished turns of a file to Letta when it is available.
 
     Args:
         path: The file that holds the turns; one for each Letta server.
@@ -94,6 +72,9 @@ class MemoryQueue:
         send_timeout_s: Timeout of a request, in seconds.
         run_limit_s: Age at which an unfinished run in Letta counts as dead, in seconds.
         max_refusals: How often a turn is refused before the turns behind it go first.
+
+    Attributes:
+        store: The turns on disk.
     """
 
     def __init__(
@@ -108,7 +89,7 @@ class MemoryQueue:
         run_limit_s: float = _RUN_LIMIT_S,
         max_refusals: int = MAX_REFUSALS,
     ) -> None:
-        self._store = TurnStore(path, max_refusals)
+        self.store = TurnStore(path, max_refusals)
         self._client = client
         self._own_server = own_server
         self._breaker = breaker or CircuitBreaker()
@@ -116,7 +97,6 @@ class MemoryQueue:
         self._send_timeout_s = send_timeout_s
         self._run_limit_s = run_limit_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._wake = asyncio.Event()
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         # Runs that started before this have ended, although Letta may still list them: its list
@@ -130,57 +110,16 @@ class MemoryQueue:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="memory queue")
 
-    async def put(
-        self,
-        letta_agent_id: str,
-        room: str,
-        turn_id: str,
-        user_text: str,
-        agent_text: str,
-        *,
-        sent: int = 0,
-    ) -> bool:
-        """Stores a finished turn; it is on disk when this returns.
-
-        Args:
-            letta_agent_id: Id or name of the Letta agent.
-            turn_id: Its id; a second turn of the same id is ignored.
-            sent: How often it was already sent to Letta with unknown outcome.
-
-        Returns:
-            Whether it was new.
-        """
-        new = await self._store.put(letta_agent_id, room, turn_id, user_text, agent_text, sent)
-        self._wake.set()
-        return new
-
-    async def backlog(self) -> Backlog:
-        """Returns the turns not yet written."""
-        found = await self._store.counts()
-        since = found.waiting_since
-        age_s = None if since is None else max(0.0, time.time() - since)
-        state = self._breaker.state
-        return Backlog(found.waiting, age_s, found.lost, state, found.error, found.lost_error)
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Waits until all turns are written; returns False on timeout."""
-
-        async def empty() -> bool:
-            return not (await self.backlog()).count
-
-        return await poll(empty, timeout_s, 0.05)
-
     async def close(self) -> None:
         """Stops writing; waiting turns stay on disk for the next process. The client stays open."""
         await cancel(*filter(None, (self._task, *self._writers.values())))
-        await self._store.close()
+        await self.store.close()
 
     async def _run(self) -> None:
         while True:
-            self._wake.clear()
             try:
                 # While attempts are paused no lease is held: another worker may succeed.
-                agents = [] if self._breaker.is_open else await self._store.waiting_agents()
+                agents = [] if self._breaker.is_open else await self.store.waiting_agents()
                 for agent_id in agents:
                     if agent_id in self._writers or self._put_off(agent_id):
                         continue
@@ -190,9 +129,7 @@ class MemoryQueue:
                         writer.add_done_callback(partial(self._ended, agent_id))
             except DISK_ERRORS:
                 _log.exception("the turns on disk cannot be read; trying again")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_S):
-                    await self._wake.wait()
+            await asyncio.sleep(_POLL_S)
 
     def _ended(self, agent_id: str, writer: asyncio.Task[None]) -> None:
         del self._writers[agent_id]
@@ -203,7 +140,7 @@ class MemoryQueue:
         return self._breaker.is_open or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
 
     async def _lease(self, agent_id: str) -> bool:
-        return await self._store.lease(agent_id, self._holder, self._lease_s)
+        return await self.store.lease(agent_id, self._holder, self._lease_s)
 
     async def _write_all(self, agent_id: str) -> None:
         """Writes an agent's turns one after another while the lease is held."""
@@ -221,11 +158,11 @@ class MemoryQueue:
 
         keeper = asyncio.create_task(keep_lease())
         try:
-            while not self._put_off(agent_id) and (turn := await self._store.next(agent_id)):
+            while not self._put_off(agent_id) and (turn := await self.store.next(agent_id)):
                 await self._write(turn)
         finally:
             keeper.cancel()
-            await self._store.release(agent_id, self._holder)
+            await self.store.release(agent_id, self._holder)
 
     async def _write(self, turn: Turn) -> None:
         """Tries once to write a turn to Letta; the store has the outcome."""
@@ -240,21 +177,21 @@ class MemoryQueue:
             _log.warning("turn %s was refused: %s", turn.turn_id, error.observed)
             pause_s = min(_LONGEST_PAUSE_S, _POLL_S * 2 ** min(turn.refused, 16))
             self._not_before_s[turn.agent_id] = time.monotonic() + pause_s
-            await self._store.refused(turn, error.observed)
+            await self.store.refused(turn, error.observed)
         except AgentMissingError as error:
             _log.warning("turn %s cannot be written: %s", turn.turn_id, error.observed)
-            await self._store.lost(turn, error.observed)
+            await self.store.lost(turn, error.observed)
         except NotReachedError as error:
             if self._own_server:
                 self._all_over_before = time.time()  # its process has ended
-            await self._store.unknown(turn, error.observed)
+            await self.store.unknown(turn, error.observed)
         except ServerFailedError as error:
-            await self._store.refused(turn, error.observed)
+            await self.store.refused(turn, error.observed)
         except (ServerUnreachableError, CredentialsError) as error:
-            await self._store.unknown(turn, error.observed)
+            await self.store.unknown(turn, error.observed)
         else:
             if is_agent_id(turn.agent_id):  # otherwise only the agent's id was set
-                await self._store.written(turn)
+                await self.store.written(turn)
 
     async def _bring(self, turn: Turn) -> None:
         """Sends a turn that Letta does not have; resolves an agent's name to its id.
@@ -266,7 +203,7 @@ class MemoryQueue:
         agent = turn.agent_id
         try:
             if not is_agent_id(agent):
-                await self._store.rename(agent, await resolve(self._client, agent))
+                await self.store.rename(agent, await resolve(self._client, agent))
             elif not turn.sent or not await self._arrived(turn):
                 await self._send(turn)
         except UsageError as error:
@@ -276,7 +213,7 @@ class MemoryQueue:
             raise _RefusedError(error.observed, error.hint) from None
 
     async def _send(self, turn: Turn) -> None:
-        await self._store.sending(turn)
+        await self.store.sending(turn)
         try:
             with translate_errors(self._client, f"the agent {turn.agent_id}"):
                 answer = await self._client.agents.messages.create(
@@ -298,7 +235,7 @@ class MemoryQueue:
                     f"Letta's turn ended with {ending!r}", "is the model behind Letta up?"
                 )
         except NotReachedError as error:
-            await self._store.not_sent(turn, error.observed)
+            await self.store.not_sent(turn, error.observed)
             raise
         except ServerFailedError:
             self._over_before[turn.agent_id] = time.time()

@@ -16,21 +16,12 @@ if TYPE_CHECKING:
 _ASK_TIMEOUT_S = 10.0
 
 
-def check_settings(settings: Settings) -> None:
-    """Checks that a key is set.
-
-    Raises:
-        SettingsError: There is none.
-    """
-    _key(settings)
-
-
 def load_stt(settings: Settings) -> stt.STT[Any]:
     """Returns a recogniser; sends no request to Deepgram."""
     from livekit.plugins import deepgram
 
     url = settings.deepgram_base_url.rstrip("/")
-    return deepgram.STT(api_key=_key(settings), base_url=f"{url}/v1/listen")
+    return deepgram.STT(api_key=key_of(settings), base_url=f"{url}/v1/listen")
 
 
 def load_tts(settings: Settings) -> tts.TTS[Any]:
@@ -38,7 +29,7 @@ def load_tts(settings: Settings) -> tts.TTS[Any]:
     from livekit.plugins import deepgram
 
     url = settings.deepgram_base_url.rstrip("/")
-    return deepgram.TTS(api_key=_key(settings), base_url=f"{url}/v1/speak")
+    return deepgram.TTS(api_key=key_of(settings), base_url=f"{url}/v1/speak")
 
 
 async def look(settings: Settings) -> str:
@@ -50,7 +41,7 @@ async def look(settings: Settings) -> str:
         CredentialsError: The key is refused.
     """
     base_url = settings.deepgram_base_url
-    key = _key(settings)
+    key = key_of(settings)
     try:
         async with http_client(base_url, timeout=_ASK_TIMEOUT_S) as client:
             answer = await client.get(
@@ -70,7 +61,12 @@ async def look(settings: Settings) -> str:
     return f"it answers at {base_url} and takes the key"
 
 
-def _key(settings: Settings) -> str:
+def key_of(settings: Settings) -> str:
+    """Returns the key.
+
+    Raises:
+        SettingsError: There is none.
+    """
     if settings.deepgram_api_key is None:
         raise SettingsError(
             "Deepgram is selected for speech, but no key is set",

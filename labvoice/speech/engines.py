@@ -58,7 +58,7 @@ class Engine(Generic[_Model]):
 
     label: str
     load: Callable[[Settings], _Model]
-    check_settings: Callable[[Settings], None] = lambda _: None
+    check_settings: Callable[[Settings], object] = lambda _: None
     look: Callable[[Settings], Awaitable[str]] | None = None
     preload: Callable[[Settings], None] | None = None
     imports: tuple[str, ...] = ()
@@ -103,24 +103,6 @@ def weights_of(settings: Settings) -> set[WeightName]:
     if settings.turn_detector in ("smart-turn", "either"):
         needed.add("smart-turn")
     return needed
-
-
-def load_stt(settings: Settings) -> stt.STT[Any]:
-    """Loads the recogniser of the settings.
-
-    Raises:
-        LabvoiceError: It cannot be loaded.
-    """
-    return stt_engine(settings).load(settings)
-
-
-def load_tts(settings: Settings) -> tts.TTS[Any]:
-    """Loads the voice of the settings.
-
-    Raises:
-        LabvoiceError: It cannot be loaded.
-    """
-    return tts_engine(settings).load(settings)
 
 
 def load_vad() -> vad.VAD:
@@ -202,7 +184,7 @@ def _deepgram(load: Callable[[Settings], _Model]) -> Engine[_Model]:
     return Engine(
         "deepgram",
         load,
-        check_settings=deepgram.check_settings,
+        check_settings=deepgram.key_of,
         look=deepgram.look,
         imports=(f"{_PLUGINS}.deepgram",),
     )

@@ -20,7 +20,6 @@ from labvoice.speech.utterances import (
     SAMPLE_RATE,
     Utterance,
     human_utterances,
-    speech_bounds,
     synthesize_all,
 )
 from labvoice.speech.weights import Progress
@@ -110,15 +109,10 @@ class _Maker:
 
     def _pause(self, first: str, second: str, silence_s: float) -> Probe:
         before, after = self.words(first, second)
-        bounds = (
-            speech_bounds(before.samples, SAMPLE_RATE),
-            speech_bounds(after.samples, SAMPLE_RATE),
-        )
-        assert bounds[0] is not None
-        assert bounds[1] is not None
+        end = before.speech.last + 1
         silence = np.zeros(round(silence_s * SAMPLE_RATE), np.int16)
-        kept = before.samples[: bounds[0][1] + 1], silence, after.samples[bounds[1][0] :]
-        begin_s = (bounds[0][1] + 1) / SAMPLE_RATE
+        kept = before.samples[:end], silence, after.samples[after.speech.first :]
+        begin_s = end / SAMPLE_RATE
         text = f"{first.rstrip(',')} … {second}"
         return Probe(
             "pause",

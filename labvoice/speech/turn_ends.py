@@ -28,7 +28,6 @@ from labvoice.speech.utterances import (
     SAMPLE_RATE,
     SPEAKERS,
     Utterance,
-    human_passages,
     human_utterances,
     synthesize_all,
 )
@@ -136,7 +135,7 @@ def spoken_turns(
     """
     read: tuple[list[Utterance], ...] = (
         human_utterances(settings, progress),
-        human_passages(settings, progress),
+        human_utterances(settings, progress, "passages"),
     )
     say = functools.partial(synthesize_all, settings=settings, progress=progress)
     if speaker is not None:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -63,13 +63,13 @@ FURTHER_UTTERANCES: Final = (
 # of at least 0.3 s in the recording of it in the package moonshine-voice, as start and end in
 # seconds. None is left out because of how well it is recognised.
 _RECORDED: Final = (
-    (1.17, 4.58, "It was the best of times, it was the worst of times."),
-    (10.74, 12.81, "It was the epoch of incredulity."),
-    (17.54, 20.49, "It was the spring of hope, it was the winter of despair."),
-    (21.22, 24.03, "We had everything before us, we had nothing before us."),
-    (29.90, 32.29, "The period was so far like the present period."),
-    (32.76, 36.60, "That some of its noisiest authorities insisted on its being received."),
-    (36.92, 41.66, "For good or for evil, in the superlative degree of comparison only."),
+    ((1.17, 4.58), "It was the best of times, it was the worst of times."),
+    ((10.74, 12.81), "It was the epoch of incredulity."),
+    ((17.54, 20.49), "It was the spring of hope, it was the winter of despair."),
+    ((21.22, 24.03), "We had everything before us, we had nothing before us."),
+    ((29.90, 32.29), "The period was so far like the present period."),
+    ((32.76, 36.60), "That some of its noisiest authorities insisted on its being received."),
+    ((36.92, 41.66), "For good or for evil, in the superlative degree of comparison only."),
 )
 
 # Several of those parts in a row, with the reader's own pauses between them.
@@ -79,23 +79,14 @@ _PASSAGES: Final = (
         "It was the best of times, it was the worst of times, it was the age of wisdom, "
         "it was the age of foolishness,",
     ),
-    (
-        (8.75, 12.94),
-        "it was the epoch of belief, it was the epoch of incredulity,",
-    ),
-    (
-        (13.40, 16.85),
-        "it was the season of Light, it was the season of Darkness,",
-    ),
+    ((8.75, 12.94), "it was the epoch of belief, it was the epoch of incredulity,"),
+    ((13.40, 16.85), "it was the season of Light, it was the season of Darkness,"),
     (
         (17.54, 24.14),
         "it was the spring of hope, it was the winter of despair, we had everything before us, "
         "we had nothing before us,",
     ),
-    (
-        (24.56, 28.43),
-        "we were all going direct to Heaven, we were all going direct the other way.",
-    ),
+    ((24.56, 28.43), "we were all going direct to Heaven, we were all going direct the other way."),
     (
         (29.04, 36.75),
         "In short, the period was so far like the present period, that some of its noisiest "
@@ -119,6 +110,13 @@ _RECORDED_SHORT: Final = (
     ((26.42, 28.50), "We were all going direct the other way."),
     ((29.00, 32.50), "In short, the period was so far like the present period."),
 )
+
+Reading = Literal["clauses", "passages", "short"]
+_READINGS: Final[Mapping[Reading, Sequence[tuple[tuple[float, float], str]]]] = {
+    "clauses": _RECORDED,
+    "passages": _PASSAGES,
+    "short": _RECORDED_SHORT,
+}
 
 _KOKORO_RATE = 24000
 # A Japanese speaker, as are all five voices that come with the model: the one that the embedded
@@ -202,15 +200,6 @@ class Utterance:
         return found
 
 
-def speech_bounds(samples: Pcm, rate: int) -> tuple[int, int] | None:
-    """Returns the indices of the first and last voiced sample; None if it is silent.
-
-    See :func:`labvoice.speech.detection.find_speech`, which also reports their reliability.
-    """
-    speech = find_speech(samples, rate)
-    return None if speech is None else (speech.first, speech.last)
-
-
 def make_utterance(
     what: str | Path, channel: Channel | None, settings: Settings, progress: Progress | None = None
 ) -> Utterance:
@@ -235,49 +224,20 @@ def audio_file(text: str) -> Path | None:
     return path if one_word and path.suffix.lower() in _AUDIO_SUFFIXES else None
 
 
-def human_utterances(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
-    """Returns clauses read by a person, 2 to 5 s each, with little silence around them.
+def human_utterances(
+    settings: Settings, progress: Progress | None = None, *kinds: Reading
+) -> list[Utterance]:
+    """Returns what a person has read, with little silence around each.
 
     Blocks, at first use for the download: call it in a thread.
 
-    Raises:
-        WeightsError: The recording cannot be obtained.
-    """
-    return _read(
-        settings, progress, [((start_s, end_s), text) for start_s, end_s, text in _RECORDED]
-    )
-
-
-def human_passages(settings: Settings, progress: Progress | None = None) -> list[Utterance]:
-    """Returns passages of several clauses by the same reader, 3 to 12 s each, with their pauses.
-
-    Blocks as :func:`human_utterances` does.
+    Args:
+        kinds: `clauses` of 2 to 5 s (the default), further `short` ones, or `passages` of several
+            clauses, 3 to 12 s, with the reader's pauses.
 
     Raises:
         WeightsError: The recording cannot be obtained.
     """
-    return _read(settings, progress, _PASSAGES)
-
-
-def further_human_utterances(
-    settings: Settings, progress: Progress | None = None
-) -> list[Utterance]:
-    """Returns thirteen more by the same reader: shorter parts, and passages with their pauses.
-
-    Blocks as :func:`human_utterances` does.
-
-    Raises:
-        WeightsError: The recording cannot be obtained.
-    """
-    return _read(settings, progress, (*_RECORDED_SHORT, *_PASSAGES))
-
-
-def _read(
-    settings: Settings,
-    progress: Progress | None,
-    parts: Sequence[tuple[tuple[float, float], str]],
-) -> list[Utterance]:
-    """Cuts parts out of the recording, each by its start and end in seconds."""
     path = require("human-speech", settings, progress) / "two_cities.wav"
     whole = load_wav(path).samples
     return [
@@ -287,7 +247,8 @@ def _read(
             SAMPLE_RATE,
             "human",
         )
-        for (start_s, end_s), text in parts
+        for kind in kinds or ("clauses",)
+        for (start_s, end_s), text in _READINGS[kind]
     ]
 
 
@@ -568,11 +529,11 @@ class _Piper:
 
 
 def _trimmed(samples: Pcm) -> Pcm:
-    bounds = speech_bounds(samples, SAMPLE_RATE)
-    if bounds is None:
+    speech = find_speech(samples, SAMPLE_RATE)
+    if speech is None:
         return samples
     edge = round(_EDGE_S * SAMPLE_RATE)
-    return samples[max(0, bounds[0] - edge) : bounds[1] + 1 + edge]
+    return samples[max(0, speech.first - edge) : speech.last + 1 + edge]
 
 
 def _write_wav(path: Path, samples: Pcm) -> None:

@@ -19,7 +19,14 @@ from typing import Final, Self
 import httpx
 import psutil
 
-from labvoice.errors import PortInUseError, ProcessError, StageTimeoutError, UsageError
+from labvoice.errors import (
+    CredentialsError,
+    PortInUseError,
+    ProcessError,
+    ServerUnreachableError,
+    StageTimeoutError,
+    UsageError,
+)
 from labvoice.proxies import http_client
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -30,6 +37,15 @@ _TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _GUARD_TIMEOUT_S = 10.0
 _NICE = 10  # gets about a tenth of a contended processor
 
+
+NOT_YET: Final = (
+    OSError,
+    TimeoutError,
+    httpx.TransportError,
+    ServerUnreachableError,
+    CredentialsError,  # of another process's server on the same port
+)
+"""Errors of a probe that say nothing but that a process is not ready."""
 
 _PORTS: Final = range(16384, 32768)
 """Ports that no outgoing connection gets: Linux gives those from 32768 on, macOS from 49152 on."""
@@ -233,7 +249,7 @@ class ManagedProcess:
 
     async def until_ready(
         self,
-        probe: Callable[[], Awaitable[bool]],
+        probe: Callable[[], Awaitable[bool | None]],
         *,
         timeout_s: float,
         hint: str = "",
@@ -242,7 +258,7 @@ class ManagedProcess:
         """Probes the process until it is ready; stops it if it does not become ready.
 
         Args:
-            probe: Returns whether it is ready; an `OSError` or timeout counts as "not yet".
+            probe: Returns False as long as it is not ready, or raises :data:`NOT_YET`.
             timeout_s: How long to probe, in seconds.
             hint: For the error.
             interval_s: Probing interval, in seconds.
@@ -256,9 +272,9 @@ class ManagedProcess:
                 if not self.running:
                     words = f"ended with status {self.returncode} before it was ready"
                     raise ProcessError(f"{self.name} {words}", hint, self.log_tail())
-                with contextlib.suppress(OSError, TimeoutError):
+                with contextlib.suppress(*NOT_YET):
                     async with asyncio.timeout(max(0.1, until - time.monotonic())):
-                        if await probe():
+                        if await probe() is not False:
                             return
                 await asyncio.sleep(interval_s)
             words = f"was not ready within {timeout_s:g} s"
@@ -327,9 +343,6 @@ class Server:
 
 
 async def http_answers(url: str) -> bool:
-    """Whether a local HTTP service answers a GET request with success."""
+    """Whether a local HTTP service answers a GET request with success; a probe."""
     async with http_client(url, timeout=2.0) as client:
-        try:
-            return (await client.get(url)).is_success
-        except httpx.TransportError:
-            return False
+        return (await client.get(url)).is_success

@@ -1,29 +1,23 @@
-"""The interface between the HTTP service and a lab."""
+"""What stands behind the HTTP service, and what its kinds have in common."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from livekit import api
 from livekit.protocol.webhook import WebhookEvent
 from pydantic import SecretStr
 
-from labvoice.dispatch import Dispatch
 from labvoice.dispatch.tokens import TOKEN_LIFETIME, caller_token
 from labvoice.protocol.metadata import Metadata
-from labvoice.stack.workers.worker import WorkerStatus
 from labvoice.web.errors import HttpError
-from labvoice.web.models import (
-    AgentsAnswer,
-    Check,
-    CleanAnswer,
-    DispatchRequest,
-    RoomFacts,
-    TokenAnswer,
-    TokenRequest,
-)
+from labvoice.web.models import TokenAnswer, TokenRequest
+
+if TYPE_CHECKING:
+    from labvoice.web.lab_backend import LabBackend
+    from labvoice.web.stub import StubBackend
 
 
 @dataclass
@@ -40,53 +34,9 @@ class Counts:
     memory_backlog: float | None = None
 
 
-class Backend(Protocol):
-    """Interface to a lab; implemented by :class:`labvoice.web.lab_backend.LabBackend`."""
-
-    @property
-    def agent_name(self) -> str:
-        """Agent name that is dispatched by default."""
-
-    @property
-    def media_url(self) -> str:
-        """Address of the LiveKit server, for the page's policy."""
-
-    @property
-    def idle_timeout_s(self) -> float:
-        """Time after which an agent alone in a room leaves, in seconds."""
-
-    async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
-        """Puts exactly one agent into a room; its job continues the trace."""
-
-    async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
-        """Returns a token for one room and one identity; missing names are generated."""
-
-    async def agents(self) -> AgentsAnswer:
-        """Lists the Letta agents."""
-
-    async def rooms(self) -> list[RoomFacts]:
-        """Lists the rooms with their participants and dispatches."""
-
-    async def workers(self) -> list[WorkerStatus]:
-        """Returns the status of the workers."""
-
-    async def clean(self, room: str) -> CleanAnswer:
-        """Removes agents and dispatches from a room, and the room when no human is in it."""
-
-    async def delete_dispatch(self, dispatch_id: str) -> str:
-        """Deletes a dispatch; returns its room."""
-
-    async def checks(self) -> list[Check]:
-        """Checks every dependency."""
-
-    async def diagnose(self) -> list[Check]:
-        """Checks every dependency, and whether an agent really joins."""
-
-    async def counts(self) -> Counts:
-        """Returns the counters of other parts."""
-
-    def verify_webhook(self, body: str, token: str) -> WebhookEvent:
-        """Returns the event if LiveKit's signature is valid."""
+Backend: TypeAlias = "LabBackend | StubBackend"
+"""A lab, or the stub with which the service alone is measured; mypy checks that both do the
+same."""
 
 
 def issue_token(

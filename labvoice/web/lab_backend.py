@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from math import nan
 from typing import Final
 
@@ -117,13 +115,14 @@ class LabBackend:
 
     async def rooms(self) -> list[RoomFacts]:
         """Lists the rooms with their participants and dispatches."""
-        slots = asyncio.Semaphore(_ROOMS_AT_ONCE)
+        slots, server = asyncio.Semaphore(_ROOMS_AT_ONCE), self._lab.dispatcher.api
 
         async def look(name: str, created_at_s: int) -> RoomFacts | None:
             async with slots:
                 try:
                     participants, dispatches = await asyncio.gather(
-                        rooms.participants(self._lab.dispatcher.api, name), self._dispatches(name)
+                        rooms.participants(server, name),
+                        server.agent_dispatch.list_dispatch(name),
                     )
                 except api.TwirpError as error:
                     if error.code in _GONE:  # it ended since it was listed
@@ -137,14 +136,11 @@ class LabBackend:
             )
 
         async with self._lab.dispatcher.server_errors():
-            listed = await self._lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
+            listed = await server.room.list_rooms(api.ListRoomsRequest())
             looked = await asyncio.gather(
                 *(look(room.name, room.creation_time) for room in listed.rooms)
             )
         return [room for room in looked if room is not None]
-
-    async def _dispatches(self, room: str) -> list[api.AgentDispatch]:
-        return list(await self._lab.dispatcher.api.agent_dispatch.list_dispatch(room))
 
     async def workers(self) -> list[WorkerStatus]:
         """Returns the status of the workers."""
@@ -177,12 +173,15 @@ class LabBackend:
         """
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
+                server = self._lab.dispatcher.api
                 async with self._lab.dispatcher.server_errors():
-                    with _or_gone():  # another request was faster
-                        await self._lab.dispatcher.api.agent_dispatch.delete_dispatch(
-                            dispatch_id, room.name
-                        )
-                        return room.name
+                    try:
+                        await server.agent_dispatch.delete_dispatch(dispatch_id, room.name)
+                    except api.TwirpError as error:
+                        if error.code not in _GONE:
+                            raise
+                    else:
+                        return room.name  # otherwise another request was faster
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 
     async def checks(self) -> list[Check]:
@@ -219,16 +218,6 @@ def _web_check(check: DoctorCheck) -> Check:
         hint=check.hint,
         required=check.name not in ("letta", "memory store"),  # a call works without memory
     )
-
-
-@contextlib.contextmanager
-def _or_gone() -> Iterator[None]:
-    """Ignores the error for an object that no longer exists."""
-    try:
-        yield
-    except api.TwirpError as error:
-        if error.code not in _GONE:
-            raise
 
 
 def _participant(participant: ParticipantInfo) -> RoomParticipant:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
+from labvoice.concurrency import poll
 from labvoice.errors import (
     CredentialsError,
     ProcessError,
@@ -212,19 +213,25 @@ async def test_listens_on_loopback_only_and_shows_no_secret(letta: Running) -> N
     assert not any(secret in seen for secret in secrets)
 
 
+async def all_written(queue: MemoryQueue, timeout_s: float) -> None:
+    async def none_waits() -> bool:
+        return not (await queue.store.counts()).waiting
+
+    assert await poll(none_waits, timeout_s, 0.1), await queue.store.counts()
+
+
 async def test_finished_turns_reach_the_memory(letta: Running, tmp_path: Path) -> None:
     """Turns put into the queue are in the block, in order and once; a session sees them come."""
     agent = await letta.server.api.create("Takes turns")
     client = new_client(letta.server.base_url, letta.server.api_key)
     seen: list[MemorySnapshot] = []
-    known = await load_memory(client, agent)
-    following = asyncio.create_task(watch(client, agent, seen.append, known=known, interval_s=0.1))
+    following = asyncio.create_task(watch(client, agent, seen.append, interval_s=0.1))
     queue = MemoryQueue(tmp_path / "turns.sqlite", client)
     queue.start()
     for number, said in enumerate(["My dog is called Rex.", "How are you?", "I live in Oslo."]):
-        assert await queue.put(agent, "room", f"turn-{number}", said, "My name is Robot.")
-    assert await queue.drain(60.0)
-    assert not await queue.put(agent, "room", "turn-0", "My dog is called Rex.", "")
+        assert await queue.store.put(agent, "room", f"turn-{number}", said, "My name is Robot.")
+    await all_written(queue, 60.0)
+    assert not await queue.store.put(agent, "room", "turn-0", "My dog is called Rex.", "")
     memory = await load_memory(client, agent)
     assert memory.blocks["human"].split("\n") == [
         "",
@@ -252,14 +259,14 @@ async def test_a_killed_part_comes_back_and_no_turn_is_lost_or_doubled(
         tmp_path / "turns.sqlite", client, own_server=True, breaker=CircuitBreaker(longest_s=1.0)
     )
     queue.start()
-    await queue.put(agent, "room", f"{part}-0", "My dog is called Rex.", "I see.")
+    await queue.store.put(agent, "room", f"{part}-0", "My dog is called Rex.", "I see.")
     await asyncio.sleep(0.1)
     victim = next(process for process in letta.server.processes if process.name == part)
     psutil.Process(victim.pid).kill()
     await victim.wait()
     for number, said in enumerate(["I live in Oslo.", "I like jazz."], 1):
-        await queue.put(agent, "room", f"{part}-{number}", said, "I see.")
-    assert await queue.drain(200.0), await queue.backlog()
+        await queue.store.put(agent, "room", f"{part}-{number}", said, "I see.")
+    await all_written(queue, 200.0)
     await letta.server.until_up(60.0)
     assert letta.server.state == "up"
     assert await told_turns(client, agent) == [f"{part}-{number}" for number in range(3)]

@@ -18,7 +18,7 @@ from livekit.agents.types import USERDATA_TTS_STARTED_TIME
 from labvoice.errors import AudioFormatError, ModelError
 from labvoice.settings import Settings, load_settings
 from labvoice.speech import utterances as voice
-from labvoice.speech.detection import resample
+from labvoice.speech.detection import find_speech, resample
 from labvoice.speech.embedded import load_moonshine, load_piper
 from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
 from labvoice.speech.piper import Piper
@@ -229,9 +229,9 @@ async def test_first_clause_is_spoken_before_the_sentence_ends(synthesiser: Pipe
 
 async def test_speech_begins_at_once(synthesiser: PiperTTS) -> None:
     """No silence is left before the first word."""
-    bounds = voice.speech_bounds(await _say(synthesiser, "Hello there."), synthesiser.sample_rate)
-    assert bounds is not None
-    assert bounds[0] / synthesiser.sample_rate <= 0.03
+    speech = find_speech(await _say(synthesiser, "Hello there."), synthesiser.sample_rate)
+    assert speech is not None
+    assert speech.first / synthesiser.sample_rate <= 0.03
 
 
 async def test_cancelled_speech_frees_the_voice(synthesiser: PiperTTS) -> None:

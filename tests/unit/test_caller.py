@@ -102,11 +102,12 @@ def _agent_sounds(call: Call, start_s: float, end_s: float) -> None:
     """The caller hears a tone of the agent's, and silence before and after it."""
     if "voice" not in call.agent.ear.tracks:
         call.agent.ear.add("voice", name="voice", publisher="agent")
+    listener = call.agent.ear.tracks["voice"].listener
     frame = SAMPLE_RATE_HZ // 100
     tone = (8000 * np.sin(np.arange(frame) * 2 * np.pi * 500 / SAMPLE_RATE_HZ)).astype(np.int16)
     for at_s in np.arange(start_s - 0.5, end_s + 0.6, 0.01):
         sounds = start_s <= at_s < end_s
-        call.agent.ear.feed("voice", tone if sounds else np.zeros(frame, np.int16), float(at_s))
+        listener.feed(tone if sounds else np.zeros(frame, np.int16), float(at_s))
 
 
 def test_a_figure_that_cannot_be_is_shown_as_such() -> None:

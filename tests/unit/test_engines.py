@@ -92,8 +92,8 @@ def test_deepgram_is_chosen_by_its_key_where_nothing_else_is_asked_for() -> None
     assert (recogniser.label, voice.label) == ("deepgram", "deepgram")
     assert not recogniser.weights
     assert not voice.local
-    assert isinstance(engines.load_stt(keyed), deepgram.STT)
-    assert isinstance(engines.load_tts(keyed), deepgram.TTS)
+    assert isinstance(engines.stt_engine(keyed).load(keyed), deepgram.STT)
+    assert isinstance(engines.tts_engine(keyed).load(keyed), deepgram.TTS)
     mixed = keyed.model_copy(update={"tts": "embedded"})
     assert [engine.label for engine in engines.both(mixed)] == ["deepgram", "piper-joe"]
     assert columns(mixed)["stt"] == "deepgram"
@@ -114,7 +114,8 @@ async def test_a_package_registers_an_engine_by_entry_point() -> None:
     """An entry point names an engine, or just what loads it; it gets the settings."""
     plain = engines.stt_engine(_settings(stt="parrot"))
     assert (plain.label, plain.local, plain.weights) == ("parrot", False, ())
-    loaded = engines.load_stt(_settings(stt="parrot", agent_name="polly"))
+    polly = _settings(stt="parrot", agent_name="polly")
+    loaded = engines.stt_engine(polly).load(polly)
     assert isinstance(loaded, stt.STT)
     assert vars(loaded)["agent_name"] == "polly"
     whole = _settings(stt="parrot-engine", tts="parrot-voice")
@@ -136,10 +137,10 @@ def test_a_livekit_plugin_is_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = _settings(
         stt="plugin:openai?model=whisper-1&detect_language=true", tts="plugin:openai"
     )
-    recogniser = engines.load_stt(chosen)
+    recogniser = engines.stt_engine(chosen).load(chosen)
     assert isinstance(recogniser, openai.STT)
     assert recogniser.model == "whisper-1"
-    assert isinstance(engines.load_tts(chosen), openai.TTS)
+    assert isinstance(engines.tts_engine(chosen).load(chosen), openai.TTS)
     assert engines.tts_engine(chosen).label == "plugin:openai"
     assert engines.tts_engine(chosen).imports == ("livekit.plugins.openai",)
 
@@ -158,5 +159,6 @@ def test_a_plugin_that_cannot_serve_says_why(
 ) -> None:
     """What is not installed, does something else or refuses its options is a settings error."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    chosen = _settings(stt=name)
     with pytest.raises(SettingsError, match=words):
-        engines.load_stt(_settings(stt=name))
+        engines.stt_engine(chosen).load(chosen)

@@ -113,16 +113,6 @@ def test_a_pause_between_sentences_does_not_split_a_voice() -> None:
     assert abs(listener.voices[0].end_s - 1.8) < 1e-6
 
 
-def test_onset_since_looks_only_after_the_instant() -> None:
-    """A voice that began before the instant is not the reply."""
-    listener = Listener()
-    feed(listener, (0.5, 0.0), (0.2, 0.3), (0.6, 0.0), (0.2, 0.3))
-    first, second = (voice.start_s for voice in listener.voices)
-    assert listener.onset_since(0.0) == first
-    assert listener.onset_since(first + 0.001) == second
-    assert listener.onset_since(second + 0.001) is None
-
-
 def _hear(samples: npt.NDArray[np.int16]) -> Listener:
     listener = Listener()
     for number, frame in enumerate(samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)):

@@ -10,6 +10,7 @@ import pytest
 from labvoice.errors import UsageError
 from labvoice.settings import load_settings
 from labvoice.speech import probes
+from labvoice.speech.detection import find_speech
 from labvoice.speech.probes import (
     PROBES,
     Probe,
@@ -21,7 +22,7 @@ from labvoice.speech.probes import (
     mm_hm,
     to_pcm,
 )
-from labvoice.speech.utterances import SAMPLE_RATE, Utterance, speech_bounds
+from labvoice.speech.utterances import SAMPLE_RATE, Utterance
 
 
 def test_probes_are_chosen_by_name_or_given() -> None:
@@ -52,10 +53,10 @@ def test_a_made_sound_has_a_length_and_a_level(
     assert np.sqrt(np.mean(made**2)) > 0.01
     np.testing.assert_array_equal(made, sound())
     # It has no silence around it: its edges are those of the samples, however they decay.
-    bounds = speech_bounds(to_pcm(made), SAMPLE_RATE)
-    assert bounds is not None
-    assert bounds[0] <= 0.01 * SAMPLE_RATE
-    assert len(made) - bounds[1] <= 0.01 * SAMPLE_RATE
+    speech = find_speech(to_pcm(made), SAMPLE_RATE)
+    assert speech is not None
+    assert speech.first <= 0.01 * SAMPLE_RATE
+    assert len(made) - speech.last <= 0.01 * SAMPLE_RATE
 
 
 def test_a_speaker_says_the_words_of_probes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def hear(**tracks: Samples) -> Ear:
         ear.add(name, name=name, publisher="agent")
     for number in range(min(map(len, tracks.values())) // FRAME):
         for name, samples in tracks.items():
-            ear.feed(name, samples[number * FRAME : (number + 1) * FRAME], number * 0.01)
+            frame = samples[number * FRAME : (number + 1) * FRAME]
+            ear.tracks[name].listener.feed(frame, number * 0.01)
     return ear
 
 
@@ -119,7 +120,7 @@ def test_late_replaced_and_second_tracks_are_heard(voice: Samples) -> None:
         ear.add(sid, name="voice", publisher="agent")
         for place in range(200):
             samples = np.concatenate([silence, loud])[place * FRAME : (place + 1) * FRAME]
-            ear.feed(sid, samples, number * 5.0 + place * 0.01)
+            ear.tracks[sid].listener.feed(samples, number * 5.0 + place * 0.01)
         assert not ear.silent
         ear.end(sid)
         assert ear.silent

@@ -139,8 +139,9 @@ def test_a_speaker_says_all_built_in_turns(monkeypatch: pytest.MonkeyPatch) -> N
     ) -> list[Utterance]:
         return [Utterance(text, _TONE, SAMPLE_RATE, speaker) for text in texts]
 
-    monkeypatch.setattr(turn_ends, "human_utterances", lambda *_: [read("short")])
-    monkeypatch.setattr(turn_ends, "human_passages", lambda *_: [read("long, with a pause")])
+    monkeypatch.setattr(
+        turn_ends, "human_utterances", lambda *given: [read("long" if given[2:] else "short")]
+    )
     monkeypatch.setattr(turn_ends, "synthesize_all", synthesize)
     monkeypatch.setattr(turn_ends, "find_pauses", lambda *_: ())
     usual = turn_ends.spoken_turns(load_settings())
@@ -291,8 +292,11 @@ def test_a_short_run_waits_for_no_synthesis_that_it_does_not_say(
         asked.append((speaker, len(texts)))
         return of("kokoro", texts)
 
-    monkeypatch.setattr(turn_ends, "human_utterances", lambda *_: of("human", ["a", "b"]))
-    monkeypatch.setattr(turn_ends, "human_passages", lambda *_: of("human", ["c"]))
+    monkeypatch.setattr(
+        turn_ends,
+        "human_utterances",
+        lambda *given: of("human", ["c"] if given[2:] else ["a", "b"]),
+    )
     monkeypatch.setattr(turn_ends, "synthesize_all", synthesised)
 
     def said(at_most: int | None = None) -> list[str]:

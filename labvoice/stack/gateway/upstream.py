@@ -10,7 +10,7 @@ from livekit.plugins import openai
 from pydantic import SecretStr
 
 from labvoice.settings import Settings
-from labvoice.speech.engines import load_stt, load_tts
+from labvoice.speech.engines import stt_engine, tts_engine
 from labvoice.stack.gateway.engines import Engines
 
 
@@ -63,7 +63,7 @@ def load_engines(settings: Settings) -> Engines:
 
 def _recogniser(settings: Settings) -> stt.STT[Any]:
     if not settings.upstream_stt:
-        return load_stt(settings)
+        return stt_engine(settings).load(settings)
     upstream = Upstream.of(settings.upstream_stt, settings.upstream_stt_key)
     # OpenAI's recognisers take whole recordings: LiveKit's voice detector cuts the stream.
     return stt.StreamAdapter(stt=openai.STT(**upstream.options), vad=inference.VAD())
@@ -71,7 +71,7 @@ def _recogniser(settings: Settings) -> stt.STT[Any]:
 
 def _voice(settings: Settings) -> tts.TTS[Any]:
     if not settings.upstream_tts:
-        return load_tts(settings)
+        return tts_engine(settings).load(settings)
     upstream = Upstream.of(settings.upstream_tts, settings.upstream_tts_key)
     voice = openai.TTS(response_format="pcm", **upstream.options)
     return tts.StreamAdapter(tts=voice)

@@ -11,7 +11,6 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from labvoice.errors import CredentialsError, ServerUnreachableError
 from labvoice.memory.api import LettaApi
 from labvoice.proxies import proxies_for_a_child
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings
@@ -112,7 +111,7 @@ class LettaParts:
                 env=self._environment(f"{self._postgres.uri}?ssl=disable"),
             )
             self._yield_to_calls(self._letta)
-        await self._letta.until_ready(self._accepts_key, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
+        await self._letta.until_ready(self._api.check, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
         self._api.model = await self._register_model()
 
     def _yield_to_calls(self, process: ManagedProcess) -> None:
@@ -138,13 +137,6 @@ class LettaParts:
         for part in (self._letta, self._llm, self._postgres):
             if part is not None:
                 await part.stop()
-
-    async def _accepts_key(self) -> bool:
-        try:
-            await self._api.check()
-        except (ServerUnreachableError, CredentialsError):
-            return False
-        return True
 
     async def _register_model(self) -> str:
         if self._llm is not None:

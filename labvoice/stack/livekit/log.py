@@ -7,6 +7,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,29 +17,26 @@ _KEPT: Final = 4000
 _DISORDER_S: Final = 1.0
 """How far lines of several servers may be out of order."""
 
-# LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go,
-# pkg/service/server.go
-_STARTING: Final = "starting LiveKit server"
-_REGISTERED: Final = "worker registered"
-_CLOSING: Final = "closing worker"
-_NO_WORKER: Final = "not dispatching agent job since no worker is available"
-_NO_CAPACITY: Final = "no worker available to handle job"
-_REQUEST_FAILED: Final = "failed to send job request"
-_ASSIGN_FAILED: Final = "failed to assign job to worker"
-_ASSIGNED: Final = "assigned job to worker"
-_ENDED: Final = "job ended"
-_MESSAGES: Final = (
-    _STARTING,
-    _REGISTERED,
-    _CLOSING,
-    _NO_WORKER,
-    _NO_CAPACITY,
-    _REQUEST_FAILED,
-    _ASSIGN_FAILED,
-    _ASSIGNED,
-    _ENDED,
-)
-_LINE = re.compile(rf"^(\S+)\t.*\t({'|'.join(_MESSAGES)})\t(\{{.*\}})$")
+
+class Message(StrEnum):
+    """What the server says of workers and jobs.
+
+    LiveKit 1.13.5: pkg/agent/client.go, pkg/agent/worker.go, pkg/service/agentservice.go,
+    pkg/service/server.go.
+    """
+
+    STARTING = "starting LiveKit server"
+    REGISTERED = "worker registered"
+    CLOSING = "closing worker"
+    NO_WORKER = "not dispatching agent job since no worker is available"
+    NO_CAPACITY = "no worker available to handle job"
+    REQUEST_FAILED = "failed to send job request"
+    ASSIGN_FAILED = "failed to assign job to worker"
+    ASSIGNED = "assigned job to worker"
+    ENDED = "job ended"
+
+
+_LINE = re.compile(rf"^(\S+)\t.*\t({'|'.join(Message)})\t(\{{.*\}})$")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class LiveKitLog:
         A dispatch also asks for workers of the job types JT_PUBLISHER and JT_PARTICIPANT, which the
         lab does not have; their failure is ignored.
         """
-        return self._last((_NO_WORKER, _NO_CAPACITY), room, agent_name, since_s)
+        return self._last((Message.NO_WORKER, Message.NO_CAPACITY), room, agent_name, since_s)
 
     def failed_requests(self, agent_name: str, since_s: float) -> list[LogEvent]:
         """Returns the lines about failed job requests; the server does not name the room."""
@@ -106,14 +104,14 @@ class LiveKitLog:
         return [
             event
             for event in self._events
-            if event.message == _REQUEST_FAILED
+            if event.message == Message.REQUEST_FAILED
             and event.at_s >= since_s
             and event.fields.get("agentName") == agent_name
         ]
 
     def job(self, room: str, agent_name: str, since_s: float) -> LoggedJob | None:
         """Returns the job that was assigned last, if any was."""
-        assigned = self._last((_ASSIGNED,), room, agent_name, since_s)
+        assigned = self._last((Message.ASSIGNED,), room, agent_name, since_s)
         if assigned is None:
             return None
         job_id = str(assigned.fields.get("jobID"))
@@ -126,7 +124,7 @@ class LiveKitLog:
             (
                 f"{event.fields.get('status')} {event.fields.get('error', '')}".strip()
                 for event in self._events
-                if event.message == _ENDED and event.fields.get("jobID") == job_id
+                if event.message == Message.ENDED and event.fields.get("jobID") == job_id
             ),
             "",
         )
@@ -159,7 +157,7 @@ class LiveKitLog:
                 if event := parse(line):
                     found.append(event)
                     _take(event, self._workers[path])
-                    if event.message == _STARTING:
+                    if event.message == Message.STARTING:
                         self._node_id = str(event.fields.get("nodeID", ""))
         self._events.extend(sorted(found, key=lambda event: event.at_s))
 
@@ -167,11 +165,11 @@ class LiveKitLog:
 def _take(event: LogEvent, workers: dict[str, str]) -> None:
     """Changes the registered workers of one server by what its log says."""
     worker_id = str(event.fields.get("workerID"))
-    if event.message == _STARTING:
+    if event.message == Message.STARTING:
         workers.clear()  # a killed server logs no deregistration
-    elif event.message == _REGISTERED:
+    elif event.message == Message.REGISTERED:
         workers[worker_id] = str(event.fields.get("agentName", ""))
-    elif event.message == _CLOSING:
+    elif event.message == Message.CLOSING:
         workers.pop(worker_id, None)
 
 

@@ -93,15 +93,8 @@ class RedisServer(Server):
                 stop_step_s=3.0,
                 secrets={password},
             )
-            await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
+            await process.until_ready(server.ping, timeout_s=_READY_TIMEOUT_S)
             return process
-
-        async def answers() -> bool:
-            try:
-                await server.ping()
-            except ServerUnreachableError:
-                return False
-            return True
 
         server._launch = launch
         server.process = await launch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ from labvoice.settings import Settings
 from labvoice.speech.weights import Progress
 from labvoice.stack.livekit.binary import find_or_build
 from labvoice.stack.livekit.log import LiveKitLog
-from labvoice.stack.processes import ManagedProcess, Server, free_port, require_free_port
+from labvoice.stack.processes import ManagedProcess, Server, free_port
 
 _LOOPBACK: Final = "127.0.0.1"
 _READY_TIMEOUT_S: Final = 30.0
@@ -70,7 +71,6 @@ class LiveKitServer(Server):
         api_key: str,
         api_secret: SecretStr,
         *,
-        process: ManagedProcess | None = None,
         version: str | None = None,
         metrics_url: str | None = None,
     ) -> None:
@@ -78,10 +78,9 @@ class LiveKitServer(Server):
         self.url = self.agent_url = "ws" + self.http_url.removeprefix("http")
         self.api_key = api_key
         self.api_secret = api_secret
-        self.process = process
         self.version = version
         self.metrics_url = metrics_url
-        self.log = LiveKitLog(process.log_path) if process is not None else None
+        self.log: LiveKitLog | None = None
 
     @classmethod
     async def start(
@@ -89,7 +88,6 @@ class LiveKitServer(Server):
         settings: Settings,
         *,
         state_dir: Path,
-        port: int | None = None,
         progress: Progress = lambda _: None,
         webhook_url: str | None = None,
         node: NodeConfig | None = None,
@@ -101,7 +99,6 @@ class LiveKitServer(Server):
 
         Args:
             settings: `livekit_url`, key and secret, and the cache's folder.
-            port: TCP port of the lab's own server; None: a free one.
             progress: Called every few seconds with the state of a build.
             webhook_url: Where the lab's own server sends its signed webhooks.
             node: For a node of a cluster; None: a server by itself.
@@ -109,7 +106,6 @@ class LiveKitServer(Server):
         Raises:
             ServerUnreachableError: The server of the settings does not answer.
             CredentialsError: It refuses the key or the secret.
-            PortInUseError: `port` is taken.
             BuildError: There is no server program and it cannot be built.
             ProcessError: The server ended or did not become ready.
         """
@@ -118,10 +114,8 @@ class LiveKitServer(Server):
             await cls.check(theirs.url, theirs.api_key, theirs.api_secret)
             return theirs
 
-        if port is not None:
-            require_free_port(port, "the LiveKit server")
         program = await find_or_build(settings, progress)
-        http_port, metrics_port = port or free_port(), free_port()
+        http_port, metrics_port = free_port(), free_port()
         api_key, api_secret = (node.api_key, node.api_secret) if node else new_key()
         config = _config(
             http_port=http_port,
@@ -155,16 +149,9 @@ class LiveKitServer(Server):
                 },
                 stop_step_s=2.0,
             )
-            await process.until_ready(answers, timeout_s=_READY_TIMEOUT_S)
+            probe = functools.partial(cls.check, server.url, api_key, api_secret)
+            await process.until_ready(probe, timeout_s=_READY_TIMEOUT_S)
             return process
-
-        async def answers() -> bool:
-            # Another process's server on this port would answer too, but not accept the key.
-            try:
-                await cls.check(server.url, api_key, api_secret)
-            except (ServerUnreachableError, CredentialsError):
-                return False
-            return True
 
         server._launch = launch
         server.process = await launch()
