@@ -42,6 +42,15 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def together(*work: Coroutine[Any, Any, _T]) -> list[_T]:
+    """Runs all at once and returns their results; if one fails, cancels the others and raises."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await cancel(*tasks)
+
+
 async def both_ways(there: Coroutine[Any, Any, None], back: Coroutine[Any, Any, None]) -> None:
     """Runs what copies each direction of a connection until one of them ends; cancels the other.
 
@@ -61,7 +70,6 @@ def run(
     timeout_s: float,
     *,
     env: Mapping[str, str] | None = None,
-    text: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Runs a short command to its end; blocks.
 
@@ -71,12 +79,11 @@ def run(
         command: Program and arguments.
         timeout_s: How long it may take, in seconds.
         env: Its whole environment; None: this process's.
-        text: Its standard input.
     """
     try:
         return subprocess.run(
             command,
-            input=text,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -15,8 +15,6 @@ class LabvoiceError(Exception):
         hint: The next thing to do; commands in back-ticks.
 
     Attributes:
-        observed: As given.
-        hint: As given.
         exit_code: What the command line exits with: 1 when a check or a service
             failed, 2 when the command was used wrongly.
     """

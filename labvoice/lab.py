@@ -22,7 +22,7 @@ from labvoice.caller.marks import PastCall
 from labvoice.caller.recorder import check_recording
 from labvoice.caller.reports import SESSION_MODULE
 from labvoice.choices import Mode
-from labvoice.concurrency import cancel
+from labvoice.concurrency import together
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName
 from labvoice.dispatch.agents import agents_in_calls
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
@@ -205,16 +205,10 @@ class Lab:
 
     async def _start_parts(self) -> None:
         stack = self.stack
-        server_start = stack.start_server(self.settings, self._webhook_url, self._node_count)
-        starting = [asyncio.create_task(server_start)]
+        starting = [stack.start_server(self.settings, self._webhook_url, self._node_count)]
         if self._wants_model:
-            starting.append(asyncio.create_task(stack.start_model(self.settings)))
-        try:
-            await asyncio.gather(*starting)
-        except BaseException:
-            await cancel(*starting)
-            raise
-        self.settings = starting[-1].result()
+            starting.append(stack.start_model(self.settings))
+        self.settings = (await together(*starting))[-1]
         assert stack.server is not None
         self.settings = stack.server.in_settings(self.settings)
         if self._wants_letta:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -316,24 +315,3 @@ def load_settings(**overrides: Any) -> Settings:
             "set all three, or unset LIVEKIT_URL to let labvoice start its own server",
         )
     return settings
-
-
-def new_state_dir(settings: Settings, kind: str) -> Path:
-    """Makes a new folder for the state of one lab or doctor, and returns it.
-
-    Args:
-        settings: Their `data_dir` holds it.
-        kind: Folder in between.
-
-    Raises:
-        SettingsError: It cannot be made.
-    """
-    folder = settings.data_dir / kind / secrets.token_hex(4)
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise SettingsError(
-            f"{settings.data_dir} cannot be written: {error.strerror}",
-            "set LABVOICE_DATA_DIR to a folder of your own",
-        ) from None
-    return folder

@@ -302,7 +302,8 @@ class _Calls:
         recording = self._recordings.get(trial)
         if self._words:
             # A list of traces shows the words of their roots.
-            turns = [self._said(trial, turn) for turn in self._turns_of(trial)]
+            numbers = self._outcomes[trial]["turn"].dropna()
+            turns = [self._said(trial, int(turn)) for turn in numbers]
             about["gen_ai.input.messages"] = _messages("user", *(said for said, _ in turns))
             about["gen_ai.output.messages"] = _messages("assistant", *(it for _, it in turns))
         if recording is not None:
@@ -326,10 +327,6 @@ class _Calls:
             about["gen_ai.input.messages"] = _messages("user", said)
             about["gen_ai.output.messages"] = _messages("assistant", reply)
         return {name: value for name, value in about.items() if value is not None}
-
-    def _turns_of(self, trial: int) -> list[int]:
-        turns = self._outcomes[trial]["turn"].dropna()
-        return [int(turn) for turn in turns]
 
     def _said(self, trial: int, turn: int) -> tuple[str | None, str | None]:
         """What the caller said in a turn, and what the agent replied."""

@@ -20,12 +20,8 @@ _ASK_TIMEOUT_S = 1.0
 
 async def refused_by_server(settings: Settings, job: Job) -> str:
     """As :func:`duplicate_refusal`, for a job's process, which has no client of the server."""
-    secret = settings.livekit_api_secret
-    async with livekit_api(
-        settings.livekit_url or "",
-        settings.livekit_api_key or "",
-        secret.get_secret_value() if secret else "",
-    ) as server:
+    url, key, secret = settings.livekit
+    async with livekit_api(url, key, secret.get_secret_value()) as server:
         return await duplicate_refusal(server, job)
 
 

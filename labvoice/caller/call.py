@@ -13,10 +13,10 @@ import aiohttp
 from livekit import api
 from pydantic import SecretStr
 
-from labvoice.caller.connection import both, connect_room
+from labvoice.caller.connection import connect_room
 from labvoice.caller.conversation import GREETING_TIMEOUT_S, Conversation
 from labvoice.caller.media import OpenLink
-from labvoice.caller.turns import turn_notices
+from labvoice.concurrency import together
 from labvoice.dispatch import Dispatch, Dispatcher, StrategyName, rooms
 from labvoice.dispatch.dispatcher import DISPATCH_TIMEOUT_S
 from labvoice.dispatch.strategies import strategy_of
@@ -44,9 +44,7 @@ class Call(Conversation):
     """A caller in a room with an agent; its attributes are those of a conversation too.
 
     Args:
-        url: Address of the LiveKit server.
-        api_key: Its key.
-        api_secret: Its secret.
+        url: Address of the LiveKit server, with its key and its secret.
         dispatcher: Dispatches the agent.
         room: Name of the room.
         agent_name: Name of the agent to dispatch.
@@ -67,8 +65,6 @@ class Call(Conversation):
         tap: The relay before the agent, where the lab dates packets.
 
     Attributes:
-        strategy: As given.
-        agent_name: As given.
         dispatch: The confirmed dispatch; None before.
         recording_path: Where the recording is written when the call ends, `.ogg` or `.wav`; None:
             nowhere.
@@ -194,7 +190,7 @@ class Call(Conversation):
         if strategy.by_server:
             self._marks.set("dispatch_requested")  # by connecting
         if strategy.when == "during":
-            await both(self._join(token), self.dispatch_ahead())
+            await together(self._join(token), self.dispatch_ahead())
         else:
             await self._join(token)
         if self.dispatch is None:
@@ -326,7 +322,7 @@ class Call(Conversation):
             troubles=[
                 self.failure,
                 *self.notices,
-                *turn_notices(self.turns),
+                *(f"turn {each.number + 1}: {each.notice}" for each in self.turns if each.notice),
             ],
         )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from livekit import rtc
 
-from labvoice.concurrency import cancel
 from labvoice.dispatch.media import announced_addresses, has_network, media_hint
 from labvoice.errors import (
     CredentialsError,
@@ -97,12 +96,3 @@ async def _why_not_connected(url: str, token: str) -> StageTimeoutError:
         "address that it announces cannot be reached)",
         media_hint(addresses),
     )
-
-
-async def both(*work: Coroutine[Any, Any, None]) -> None:
-    """Runs both concurrently; if one fails, cancels the other and raises the error."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        await cancel(*tasks)

@@ -7,7 +7,7 @@ which both are tested.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -331,8 +331,3 @@ def _answer(voices: Sequence[AgentVoice], messages: Sequence[tuple[float, float]
         if voice.anew or (before_s is not None and voice.at_s - before_s >= FILLER_GAP_S):
             return voice.at_s
     return None
-
-
-def turn_notices(turns: Iterable[Turn]) -> list[str]:
-    """Returns the turns' notices, a sentence each."""
-    return [f"turn {turn.number + 1}: {turn.notice}" for turn in turns if turn.notice]

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 _POLL_S: Final = 0.5
 _LEASE_S: Final = 15.0
 _SEND_TIMEOUT_S: Final = 90.0
-_RUN_LIMIT_S: Final = 120.0
+_RUN_LIMIT_S: Final = 120.0  # an older run that has not ended is dead
 _LONGEST_PAUSE_S: Final = 30.0  # between two attempts at a turn that Letta refuses
 _HISTORY: Final = 50
 _ENDED_WELL: Final = {"end_turn", "max_steps", "tool_rule"}
@@ -70,7 +70,6 @@ class MemoryQueue:
         lease_s: Lease time after which another process takes over a silent one's agents, in
             seconds.
         send_timeout_s: Timeout of a request, in seconds.
-        run_limit_s: Age at which an unfinished run in Letta counts as dead, in seconds.
         max_refusals: How often a turn is refused before the turns behind it go first.
 
     Attributes:
@@ -86,7 +85,6 @@ class MemoryQueue:
         breaker: CircuitBreaker | None = None,
         lease_s: float = _LEASE_S,
         send_timeout_s: float = _SEND_TIMEOUT_S,
-        run_limit_s: float = _RUN_LIMIT_S,
         max_refusals: int = MAX_REFUSALS,
     ) -> None:
         self.store = TurnStore(path, max_refusals)
@@ -95,7 +93,6 @@ class MemoryQueue:
         self._breaker = breaker or CircuitBreaker()
         self._lease_s = lease_s
         self._send_timeout_s = send_timeout_s
-        self._run_limit_s = run_limit_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -249,7 +246,7 @@ class MemoryQueue:
         """
         agent = turn.agent_id
         over_before = max(
-            time.time() - self._run_limit_s,
+            time.time() - _RUN_LIMIT_S,
             self._over_before.get(agent, 0.0),
             self._all_over_before,
         )

@@ -14,7 +14,6 @@ _JOINING_WORD = re.compile(
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^\s*\d+\.\s*$")
-_MIN_WORDS = 1
 _MIN_WORDS_BEFORE_JOINING_WORD = 6
 
 
@@ -63,8 +62,7 @@ class ClauseCutter:
 
     def _clause_end(self) -> int:
         for match in _CLAUSE_END.finditer(self._text):
-            ends_sentence = match[0] in "!?"
-            if ends_sentence or _words(self._text[: match.end()]) >= _MIN_WORDS:
+            if match[0] in "!?" or _words(self._text[: match.end()]):
                 return match.end()
         for match in _JOINING_WORD.finditer(self._text):
             if _words(self._text[: match.start()]) >= _MIN_WORDS_BEFORE_JOINING_WORD:

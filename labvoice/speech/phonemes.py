@@ -1,4 +1,4 @@
-"""English text to IPA phonemes, by espeak-ng's library from a wheel, or its program."""
+"""English text to IPA phonemes, by espeak-ng's library from a wheel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import re
 import threading
 
-from labvoice.concurrency import run
 from labvoice.errors import ModelError
 
 _VOICE = "en-us"
@@ -27,20 +26,27 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The initialised library of the espeakng-loader wheel; None if it cannot be used."""
+def _library() -> ctypes.CDLL:
+    """The initialised library of the espeakng-loader wheel.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
     try:
         import espeakng_loader
 
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
-    except (ImportError, OSError, RuntimeError):
-        return None
-    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    if library.espeak_Initialize(_RETRIEVAL, 0, data, _DONT_EXIT) < 0:
-        return None
-    if library.espeak_SetVoiceByName(_VOICE.encode()) != 0:
-        return None
+        library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        if library.espeak_Initialize(_RETRIEVAL, 0, data, _DONT_EXIT) < 0:
+            raise RuntimeError("it cannot be initialised")
+        if library.espeak_SetVoiceByName(_VOICE.encode()) != 0:
+            raise RuntimeError(f"it has no voice {_VOICE}")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"espeak-ng gives no phonemes: its library does not load: {error}",
+            "reinstall the package `espeakng-loader`",
+        ) from None
     return library
 
 
@@ -54,7 +60,20 @@ def _pause_at_end(consumed: str) -> str:
     return found[1] if found[1] in _PAUSES else ","
 
 
-def _from_library(library: ctypes.CDLL, text: str) -> list[tuple[str, str]]:
+def phonemize(text: str) -> str:
+    """Returns the IPA phonemes of English text, the pauses' punctuation kept.
+
+    Args:
+        text: One or more sentences.
+
+    Returns:
+        Phonemes with stress marks, words separated by spaces, clauses ended by one of ``.!?,;:``;
+        empty if nothing is speakable.
+
+    Raises:
+        ModelError: espeak-ng cannot be loaded.
+    """
+    library = _library()
     clauses = []
     raw = text.encode()
     buffer = ctypes.create_string_buffer(raw)
@@ -73,37 +92,4 @@ def _from_library(library: ctypes.CDLL, text: str) -> list[tuple[str, str]]:
                 )
             )
             done = end
-    return clauses
-
-
-def _from_program(text: str) -> list[tuple[str, str]]:
-    done = run(["espeak-ng", "-q", "--ipa", "-v", _VOICE, "--stdin"], 10, text=text)
-    if done.returncode:
-        raise ModelError(
-            f"espeak-ng gives no phonemes: its library does not load and its program fails "
-            f"({done.stderr.strip()})",
-            "reinstall the package `espeakng-loader`, or install the program `espeak-ng`",
-        )
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    # The program tells where clauses end but not by which sign.
-    return [(line, ",") for line in lines[:-1]] + [
-        (line, _pause_at_end(text)) for line in lines[-1:]
-    ]
-
-
-def phonemize(text: str) -> str:
-    """Returns the IPA phonemes of English text, the pauses' punctuation kept.
-
-    Args:
-        text: One or more sentences.
-
-    Returns:
-        Phonemes with stress marks, words separated by spaces, clauses ended by one of ``.!?,;:``;
-        empty if nothing is speakable.
-
-    Raises:
-        ModelError: espeak-ng is neither loadable nor installed.
-    """
-    library = _library()
-    clauses = _from_program(text) if library is None else _from_library(library, text)
     return " ".join(phonemes + pause for phonemes, pause in clauses if phonemes)

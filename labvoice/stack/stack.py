@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from labvoice.errors import LabvoiceError
+from labvoice.errors import LabvoiceError, SettingsError
 from labvoice.memory.turn_store import DISK_ERRORS, TurnStore
 from labvoice.proxies import loopback_spared
-from labvoice.settings import Settings, new_state_dir
+from labvoice.settings import Settings
 from labvoice.speech import engines
 from labvoice.speech.weights import Progress, WeightName, require
 from labvoice.stack.gateway.server import GatewayServer
@@ -59,12 +60,20 @@ class Stack:
         self._speech_fetched: set[WeightName] = set()
 
     def make_state_dir(self, settings: Settings, kind: str) -> None:
-        """Makes the folder for logs; :meth:`aclose` removes it.
+        """Makes the folder for logs, a new one below `data_dir`; :meth:`aclose` removes it.
 
         Raises:
             SettingsError: `data_dir` cannot be written.
         """
-        self._state_dir = new_state_dir(settings, kind)
+        folder = settings.data_dir / kind / secrets.token_hex(4)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise SettingsError(
+                f"{settings.data_dir} cannot be written: {error.strerror}",
+                "set LABVOICE_DATA_DIR to a folder of your own",
+            ) from None
+        self._state_dir = folder
 
     @property
     def state_dir(self) -> Path:

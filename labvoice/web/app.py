@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from labvoice.errors import LabvoiceError
 from labvoice.web import pages
 from labvoice.web.backend import Backend
-from labvoice.web.errors import body_of, code_of_status, error_body, status_of
+from labvoice.web.errors import CODES, body_of, error_body, status_of
 from labvoice.web.guard import Guard
 from labvoice.web.metrics import Metrics
 from labvoice.web.routes import Service, router
@@ -49,7 +49,7 @@ def create_app(backend: Backend, settings: WebSettings, keyring: Keyring) -> Gua
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(code_of_status(error.status_code), str(error.detail), "see `/docs`")
+        body = error_body(CODES.get(error.status_code, "error"), str(error.detail), "see `/docs`")
         return refuse(error.status_code, body, error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -31,13 +31,14 @@ _STATUS: Final = (
     (CredentialsError, 502),
     (StageTimeoutError, 504),
 )
-_CODES: Final = {
+CODES: Final = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
     415: "unsupported_media_type",
 }
+"""Codes of the errors that the framework finds, by status; others are `error`."""
 
 
 class HttpError(LabvoiceError):
@@ -74,14 +75,6 @@ def status_of(error: LabvoiceError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
-def code_of(error: LabvoiceError) -> str:
-    """Returns the error's code: `no_worker` for a `NoWorkerError`."""
-    if isinstance(error, HttpError):
-        return error.code
-    name = type(error).__name__.removesuffix("Error")
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
 def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, str]]:
     """Returns the body of an error's answer.
 
@@ -95,10 +88,8 @@ def error_body(code: str, message: str, hint: str = "") -> dict[str, dict[str, s
 
 
 def body_of(error: LabvoiceError) -> dict[str, dict[str, str]]:
-    """Returns the response body of an error."""
-    return error_body(code_of(error), error.observed, error.hint)
-
-
-def code_of_status(status: int) -> str:
-    """Returns the code of an error that the framework found."""
-    return _CODES.get(status, "error")
+    """Returns the response body of an error; the code of a `NoWorkerError` is `no_worker`."""
+    name = type(error).__name__.removesuffix("Error")
+    code = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    own = error.code if isinstance(error, HttpError) else code
+    return error_body(own, error.observed, error.hint)

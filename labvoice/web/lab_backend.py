@@ -173,14 +173,8 @@ class LabBackend:
         """
         for room in await self.rooms():
             if dispatch_id in {dispatch.id for dispatch in room.dispatches}:
-                server = self._lab.dispatcher.api
                 async with self._lab.dispatcher.server_errors():
-                    try:
-                        await server.agent_dispatch.delete_dispatch(dispatch_id, room.name)
-                    except api.TwirpError as error:
-                        if error.code not in _GONE:
-                            raise
-                    else:
+                    if await rooms.withdraw(self._lab.dispatcher.api, room.name, dispatch_id):
                         return room.name  # otherwise another request was faster
         raise HttpError(404, "no_such_dispatch", f"no room has a dispatch {dispatch_id!r}")
 

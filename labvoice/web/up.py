@@ -47,7 +47,6 @@ class PreparedService:
         """Serves a running lab until it is cancelled; accepted requests are still answered.
 
         Args:
-            lab: The lab.
             progress: Called with the page's address and key, once.
 
         Raises:

@@ -17,6 +17,21 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 Send = Callable[[dict[str, Any]], None]
 
 
+def notebook_loop() -> asyncio.AbstractEventLoop:
+    """Returns the running event loop.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(
+            "a widget needs the notebook's event loop",
+            "create it in a notebook cell, where the lab was started",
+        ) from None
+
+
 class Bridge:
     """Handles requests on the event loop of the lab; created in a notebook cell, on that loop.
 
@@ -35,13 +50,7 @@ class Bridge:
         self._handlers = dict(handlers)
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError(
-                "a widget needs the notebook's event loop",
-                "create it in a notebook cell, where the lab was started",
-            ) from None
+        self._loop = notebook_loop()
 
     def take(self, content: Any, buffers: Sequence[Any] = ()) -> None:
         """Takes a message on any thread; its buffers are an argument too."""

@@ -14,7 +14,9 @@ import traitlets
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
 
-from labvoice.errors import LabvoiceError, UsageError
+from labvoice.dispatch.rooms import participants
+from labvoice.errors import LabvoiceError
+from labvoice.widgets.bridge import notebook_loop
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
@@ -43,14 +45,7 @@ class Watcher:
         self._lab = lab
         self._series: dict[str, deque[float | None]] = {}
         self._parts: list[dict[str, Any]] = []
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError(
-                "a widget needs the notebook's event loop",
-                "create it in a notebook cell, where the lab was started",
-            ) from None
-        self.task = loop.create_task(self._watch(), name="labvoice-monitor")
+        self.task = notebook_loop().create_task(self._watch(), name="labvoice-monitor")
 
     async def _watch(self) -> None:
         number = 0
@@ -149,21 +144,21 @@ class Watcher:
         }
 
     async def _rooms(self) -> list[dict[str, Any]]:
-        client = self._lab.dispatcher.api.room
-        listed = await client.list_rooms(api.ListRoomsRequest())
+        server = self._lab.dispatcher.api
+        listed = await server.room.list_rooms(api.ListRoomsRequest())
         rooms = []
         for room in listed.rooms:
             try:
-                there = await client.list_participants(api.ListParticipantsRequest(room=room.name))
+                there = await participants(server, room.name)
             except api.TwirpError as error:
                 if error.code == "not_found":  # it was deleted meanwhile
                     continue
                 raise
-            agents = [p for p in there.participants if p.kind == ParticipantInfo.Kind.AGENT]
+            agents = [p for p in there if p.kind == ParticipantInfo.Kind.AGENT]
             rooms.append(
                 {
                     "name": room.name,
-                    "callers": len(there.participants) - len(agents),
+                    "callers": len(there) - len(agents),
                     "agents": [p.attributes.get("lk.agent.state", "joining") for p in agents],
                 }
             )

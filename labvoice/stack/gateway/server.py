@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ GATEWAY_KEY: Final = "LABVOICE_GATEWAY_KEY"
 _READY_TIMEOUT_S: Final = 90.0  # the speech models load cold from disk on two busy cores
 
 
+@dataclass(eq=False)
 class GatewayServer(Server):
     """A running gateway; created by :meth:`start`.
 
@@ -30,12 +32,9 @@ class GatewayServer(Server):
         key: API key for OpenAI's and Deepgram's clients.
     """
 
+    base_url: str
+    key: SecretStr
     process: ManagedProcess
-
-    def __init__(self, base_url: str, key: SecretStr, process: ManagedProcess) -> None:
-        self.base_url = base_url
-        self.key = key
-        self.process = process
 
     @classmethod
     async def start(cls, settings: Settings, *, state_dir: Path) -> GatewayServer:

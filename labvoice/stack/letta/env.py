@@ -64,13 +64,6 @@ class LettaEnv:
         )
 
 
-def env_root(cache_dir: Path) -> Path:
-    """Returns the folder for this lock file, interpreter and machine."""
-    key = hashlib.sha256(LOCK_FILE.read_bytes())
-    key.update(f"{sys.version_info[:2]} {sys.base_prefix} {platform.machine()}".encode())
-    return cache_dir / "letta" / f"{LETTA_VERSION}-{key.hexdigest()[:12]}"
-
-
 async def _step(what: str, command: Sequence[str | Path], log: Path, progress: Progress) -> None:
     """Runs one step of the installation and reports its elapsed time."""
     await build_step(
@@ -118,7 +111,9 @@ async def prepare_letta_env(cache_dir: Path, progress: Progress) -> LettaEnv:
     Raises:
         BuildError: A step failed or did not end, or another process installs it and does not end.
     """
-    env = LettaEnv(env_root(cache_dir))
+    key = hashlib.sha256(LOCK_FILE.read_bytes())  # of this lock file, interpreter and machine
+    key.update(f"{sys.version_info[:2]} {sys.base_prefix} {platform.machine()}".encode())
+    env = LettaEnv(cache_dir / "letta" / f"{LETTA_VERSION}-{key.hexdigest()[:12]}")
     complete = env.root / "complete"
     if complete.exists():
         return env

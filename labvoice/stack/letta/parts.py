@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,32 +35,27 @@ _ENV_KEPT: Final = ("PATH", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "REQUESTS_C
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
+@dataclass(eq=False)
 class LettaParts:
     """Database, scripted LLM and server on fixed ports, so that a restarted one keeps its address.
 
-    Args:
+    Attributes:
         settings: Includes the model of the server.
         root: Folder of the data.
         state_dir: Folder of the logs.
         api: API of the server.
+        port: Its port.
         key: The API key that it requires.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        root: Path,
-        state_dir: Path,
-        api: LettaApi,
-        port: int,
-        key: SecretStr,
-    ) -> None:
-        self._settings = settings
-        self._root = root
-        self._state_dir = state_dir
-        self._api = api
-        self._port = port
-        self._key = key
+    settings: Settings
+    root: Path
+    state_dir: Path
+    api: LettaApi
+    port: int
+    key: SecretStr
+
+    def __post_init__(self) -> None:
         self._postgres_port = free_port()
         self._llm_port = free_port()
         self._postgres: Postgres | None = None
@@ -74,7 +70,7 @@ class LettaParts:
 
     @property
     def _own_model(self) -> bool:
-        return self._settings.resolved_llm != "openai"
+        return self.settings.resolved_llm != "openai"
 
     async def start(self, env: LettaEnv, progress: Progress) -> None:
         """Starts the parts that do not run; returns when the server answers and has its model.
@@ -89,15 +85,15 @@ class LettaParts:
             self._llm = await ManagedProcess.start(
                 "scripted LLM",
                 [sys.executable, "-P", "-m", scripted_llm.__name__, str(self._llm_port)],
-                log_path=self._state_dir / "scripted-llm.log",
+                log_path=self.state_dir / "scripted-llm.log",
             )
             self._yield_to_calls(self._llm)
         if not (self._postgres and self._postgres.process.running):
             progress("Letta: starting its database")
             self._postgres = await Postgres.start(
-                self._root / "postgres",
+                self.root / "postgres",
                 env.postgres_bin,
-                self._state_dir / "postgres.log",
+                self.state_dir / "postgres.log",
                 port=self._postgres_port,
             )
             self._yield_to_calls(self._postgres.process)
@@ -106,20 +102,20 @@ class LettaParts:
             progress("Letta: starting its server")
             self._letta = await ManagedProcess.start(
                 "Letta server",
-                [env.python, SERVE, str(self._port)],
-                log_path=self._state_dir / "letta-server.log",
+                [env.python, SERVE, str(self.port)],
+                log_path=self.state_dir / "letta-server.log",
                 env=self._environment(f"{self._postgres.uri}?ssl=disable"),
             )
             self._yield_to_calls(self._letta)
-        await self._letta.until_ready(self._api.check, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
-        self._api.model = await self._register_model()
+        await self._letta.until_ready(self.api.check, timeout_s=_READY_TIMEOUT_S, interval_s=0.2)
+        self.api.model = await self._register_model()
 
     def _yield_to_calls(self, process: ManagedProcess) -> None:
         """Gives calls, and workers that start meanwhile, the processor first.
 
         Not in letta mode, where callers wait for Letta.
         """
-        if self._settings.mode != "letta":
+        if self.settings.mode != "letta":
             process.be_nice()
 
     async def any_ended(self) -> ManagedProcess:
@@ -144,20 +140,20 @@ class LettaParts:
             await self._llm.until_ready(
                 lambda: http_answers(f"{url}/health"), timeout_s=_LLM_TIMEOUT_S
             )
-            return await self._api.register_model(PROVIDER, f"{url}/v1", None, scripted_llm.MODEL)
-        address = (self._settings.openai_base_url or _OPENAI_URL).rstrip("/")
-        named = self._settings.llm_model
-        return await self._api.register_model(
+            return await self.api.register_model(PROVIDER, f"{url}/v1", None, scripted_llm.MODEL)
+        address = (self.settings.openai_base_url or _OPENAI_URL).rstrip("/")
+        named = self.settings.llm_model
+        return await self.api.register_model(
             PROVIDER,
             address,
-            self._settings.openai_api_key,
+            self.settings.openai_api_key,
             named or DEFAULT_OPENAI_MODEL,  # as for the agent, for an endpoint need not list it
             or_first=named is None,
         )
 
     async def _migrate(self, env: LettaEnv, postgres: Postgres, progress: Progress) -> None:
         """Migrates the database to this Letta's schema; an empty one from the cached SQL."""
-        done = self._root / "schema-version"
+        done = self.root / "schema-version"
         if done.exists() and done.read_text(encoding="utf-8") == LETTA_VERSION:
             return
         tables = await postgres.sql("select count(*) from pg_tables where schemaname = 'public'")
@@ -177,8 +173,8 @@ class LettaParts:
         await build_step(
             "Letta's migrations",
             ["sh", "-c", script, "-", env.migrations, env.python],
-            self._state_dir / "letta-migrations.log",
-            f"the data is in `{self._root}`",
+            self.state_dir / "letta-migrations.log",
+            f"the data is in `{self.root}`",
             timeout_s=_MIGRATION_TIMEOUT_S,
             tell=lambda _: None,
             env=self._environment(uri),
@@ -186,7 +182,7 @@ class LettaParts:
 
     def _environment(self, database_uri: str) -> Mapping[str, str]:
         """Returns Letta's whole environment: no keys of the user, no network access."""
-        home = self._root / "home"
+        home = self.root / "home"
         home.mkdir(exist_ok=True, mode=0o700)
         env = {name: os.environ[name] for name in _ENV_KEPT if name in os.environ}
         if self._own_model:
@@ -199,7 +195,7 @@ class LettaParts:
             "ORT_DISABLE_TELEMETRY": "1",
             "HOME": str(home),
             "LETTA_PG_URI": database_uri,
-            "LABVOICE_LETTA_TOKEN": self._key.get_secret_value(),
+            "LABVOICE_LETTA_TOKEN": self.key.get_secret_value(),
             "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
             "LETTA_PG_POOL_SIZE": "10",
             "LETTA_TRACK_PROVIDER_TRACE": "false",
