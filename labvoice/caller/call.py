@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -207,8 +206,7 @@ class Call(Conversation):
             self.ready_by = await self.agent.until_ready()
 
     async def _until_mark(self, mark: str, timeout_s: float) -> None:
-        present = functools.partial(self.connection_marks.__contains__, mark)
-        await self.agent.until(present, mark, timeout_s)
+        await self.agent.until(lambda: mark in self.connection_marks, mark, timeout_s)
 
     async def _join(self, token: str) -> None:
         self.agent.follow()

@@ -16,7 +16,7 @@ from labvoice.caller.agent import NO_VOICE_HINT, REPLY_TIMEOUT_S, RoomAgent
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
 from labvoice.caller.interruption import Interruption, check_at, interruption
-from labvoice.caller.listening import call_player, heard_audio
+from labvoice.caller.listening import call_player
 from labvoice.caller.marks import ConnectionMarks, instants
 from labvoice.caller.media import Media, OpenLink
 from labvoice.caller.microphone import SAMPLE_RATE_HZ as MICROPHONE_RATE_HZ
@@ -458,7 +458,15 @@ class Conversation:
         Args:
             turn: Only from this turn's start to the next one's; None: the whole call.
         """
-        return heard_audio(self.recorder.recording(), self.turns, turn), SAMPLE_RATE_HZ
+        recording = self.recorder.recording()
+        if recording is None:
+            return np.zeros(0, np.int16), SAMPLE_RATE_HZ
+        start_s, end_s = recording.start_s, recording.end_s
+        if turn is not None:
+            start_s = turn.marks.get("user_speech_start", start_s)
+            for following in self.turns[turn.number + 1 : turn.number + 2]:
+                end_s = following.marks.get("user_speech_start", end_s)
+        return recording.heard(start_s, end_s), SAMPLE_RATE_HZ
 
     def listen(self) -> Player:
         """Returns the player of the call so far: both sides, marks and words on one time axis.

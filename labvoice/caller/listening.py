@@ -1,11 +1,10 @@
-"""What was sent and heard in a simulated call: its player, with marks and words, and its sound."""
+"""What was sent and heard in a simulated call: its player, with marks and words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from labvoice.caller.recorder import SAMPLE_RATE_HZ, Recording
 from labvoice.caller.turns import Turn
@@ -57,17 +56,3 @@ def call_player(
         every,
         [each._replace(at_s=each.at_s - zero_s) for each in said],
     )
-
-
-def heard_audio(
-    recording: Recording | None, turns: Sequence[Turn], turn: Turn | None
-) -> npt.NDArray[np.int16]:
-    """Returns what the caller heard from a turn's start to the next one's; None: the whole call."""
-    if recording is None:
-        return np.zeros(0, np.int16)
-    start_s, end_s = recording.start_s, recording.end_s
-    if turn is not None:
-        start_s = turn.marks.get("user_speech_start", start_s)
-        for following in turns[turn.number + 1 : turn.number + 2]:
-            end_s = following.marks.get("user_speech_start", end_s)
-    return recording.heard(start_s, end_s)

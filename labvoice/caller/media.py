@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -219,7 +220,5 @@ class Media:
     async def aclose(self) -> None:
         """Closes the link."""
         if self.link is not None:
-            try:
+            with suppress(LabvoiceError):  # its process is gone, and the link with it
                 await self.link.aclose()
-            except LabvoiceError:
-                return  # its process is gone, and the link with it

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from labvoice.errors import CredentialsError, LabvoiceError, ServerUnreachableError
 
@@ -45,24 +45,15 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: The circuit is open, or the attempt that this one waited for failed.
         """
-        if self._failures:
-            async with self._one_at_a_time:
-                if self.is_open:
-                    raise CircuitOpenError("the server has just failed")
-                async with self._watched():
-                    yield
-        else:
-            async with self._watched():
+        async with self._one_at_a_time if self._failures else nullcontext():
+            if self.is_open:
+                raise CircuitOpenError("the server has just failed")
+            try:
                 yield
-
-    @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (ServerUnreachableError, CredentialsError):
-            self._failures += 1
-            pause_s = min(self._longest_s, self._first_s * 2 ** min(self._failures - 1, 16))
-            self._retry_at_s = time.monotonic() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311
-            raise
-        else:
+            except (ServerUnreachableError, CredentialsError):
+                self._failures += 1
+                pause_s = min(self._longest_s, self._first_s * 2 ** min(self._failures - 1, 16))
+                jitter = random.uniform(0.5, 1.0)  # noqa: S311
+                self._retry_at_s = time.monotonic() + pause_s * jitter
+                raise
             self._failures = 0

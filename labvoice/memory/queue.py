@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.5
-_LEASE_S: Final = 15.0
-_SEND_TIMEOUT_S: Final = 90.0
+LEASE_S: Final = 15.0
+"""Time after which another process takes over a silent one's agents, in seconds."""
+SEND_TIMEOUT_S: Final = 90.0
 _RUN_LIMIT_S: Final = 120.0  # an older run that has not ended is dead
 _LONGEST_PAUSE_S: Final = 30.0  # between two attempts at a turn that Letta refuses
 _HISTORY: Final = 50
@@ -67,9 +68,6 @@ class MemoryQueue:
             port, its process and all its runs have ended. This does not hold for an address behind
             a tunnel or a proxy.
         breaker: Circuit breaker for a failing server.
-        lease_s: Lease time after which another process takes over a silent one's agents, in
-            seconds.
-        send_timeout_s: Timeout of a request, in seconds.
         max_refusals: How often a turn is refused before the turns behind it go first.
 
     Attributes:
@@ -83,16 +81,12 @@ class MemoryQueue:
         *,
         own_server: bool = False,
         breaker: CircuitBreaker | None = None,
-        lease_s: float = _LEASE_S,
-        send_timeout_s: float = _SEND_TIMEOUT_S,
         max_refusals: int = MAX_REFUSALS,
     ) -> None:
         self.store = TurnStore(path, max_refusals)
         self._client = client
         self._own_server = own_server
         self._breaker = breaker or CircuitBreaker()
-        self._lease_s = lease_s
-        self._send_timeout_s = send_timeout_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -137,7 +131,7 @@ class MemoryQueue:
         return self._breaker.is_open or time.monotonic() < self._not_before_s.get(agent_id, 0.0)
 
     async def _lease(self, agent_id: str) -> bool:
-        return await self.store.lease(agent_id, self._holder, self._lease_s)
+        return await self.store.lease(agent_id, self._holder, LEASE_S)
 
     async def _write_all(self, agent_id: str) -> None:
         """Writes an agent's turns one after another while the lease is held."""
@@ -146,7 +140,7 @@ class MemoryQueue:
 
         async def keep_lease() -> None:
             while True:
-                await asyncio.sleep(self._lease_s / 3)
+                await asyncio.sleep(LEASE_S / 3)
                 with suppress(*DISK_ERRORS):
                     if await self._lease(agent_id):
                         continue
@@ -223,7 +217,7 @@ class MemoryQueue:
                         }
                     ],
                     max_steps=MAX_STEPS,
-                    timeout=self._send_timeout_s,
+                    timeout=SEND_TIMEOUT_S,
                 )
                 # The client makes an object of anything; a garbled answer lacks this one.
                 ending = answer.stop_reason.stop_reason

@@ -57,7 +57,6 @@ class Turn:
         seq: Its number in the order of all turns.
         turn_id: Its id; also the `otid` of its message in Letta.
         agent_id: The Letta agent whose memory it belongs to; its name until the id is known.
-        put_at: When it ended, in wall-clock seconds.
         sent: How often it was sent without a known outcome.
         refused: How often Letta refused it.
     """
@@ -65,10 +64,8 @@ class Turn:
     seq: int
     turn_id: str
     agent_id: str
-    room: str
     user_text: str
     agent_text: str
-    put_at: float
     sent: int
     refused: int
 
@@ -184,7 +181,7 @@ class TurnStore:
     async def next(self, agent_id: str) -> Turn | None:
         """Returns an agent's first waiting turn."""
         query = (
-            "select seq, turn_id, agent_id, room, user_text, agent_text, put_at, sent, refused "
+            "select seq, turn_id, agent_id, user_text, agent_text, sent, refused "
             "from turns where state = 'waiting' and agent_id = ? and held_until < ? "
             "order by refused / ?, seq limit 1"
         )

@@ -26,13 +26,13 @@ def _group_alive(group: int) -> bool:
 
 def _wait_group_gone(child: subprocess.Popen[bytes], seconds: float) -> bool:
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while True:
         child.poll()
         if not _group_alive(child.pid):
             return True
+        if time.monotonic() >= until:
+            return False
         time.sleep(0.02)
-    child.poll()
-    return not _group_alive(child.pid)
 
 
 def end_group(child: subprocess.Popen[bytes], step_s: float) -> None:

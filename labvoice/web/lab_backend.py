@@ -39,26 +39,19 @@ _STATE_ATTRIBUTE: Final = "lk.agent.state"  # livekit.agents.types.ATTRIBUTE_AGE
 
 
 class LabBackend:
-    """Serves a running lab."""
+    """Serves a running lab.
+
+    Attributes:
+        agent_name: Agent name that is dispatched by default.
+        media_url: Address of the LiveKit server.
+        idle_timeout_s: Time after which an agent alone in a room leaves, in seconds.
+    """
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._url, self._key, self._secret = lab.settings.livekit
-
-    @property
-    def agent_name(self) -> str:
-        """Agent name that is dispatched by default."""
-        return self._lab.settings.agent_name
-
-    @property
-    def media_url(self) -> str:
-        """Address of the LiveKit server."""
-        return self._url
-
-    @property
-    def idle_timeout_s(self) -> float:
-        """Time after which an agent alone in a room leaves, in seconds."""
-        return self._lab.settings.idle_timeout_s
+        self.agent_name = lab.settings.agent_name
+        self.idle_timeout_s = lab.settings.idle_timeout_s
+        self.media_url, self._key, self._secret = lab.settings.livekit
 
     async def dispatch(self, body: DispatchRequest, traceparent: str | None) -> Dispatch:
         """As :meth:`labvoice.dispatch.Dispatcher.dispatch`."""
@@ -98,7 +91,7 @@ class LabBackend:
                     "choose another identity, or leave it out",
                 )
         metadata = await self._metadata(body.letta_agent_id, traceparent)
-        return issue_token(body, self._key, self._secret, self._url, self.agent_name, metadata)
+        return issue_token(body, self._key, self._secret, self.media_url, self.agent_name, metadata)
 
     async def agents(self) -> AgentsAnswer:
         """Lists the Letta agents; an empty list with a reason while Letta does not answer."""

@@ -67,6 +67,12 @@ async def open_queue(path: Path, client: AsyncLetta, **options: Any) -> AsyncIte
         await queue.close()
 
 
+@pytest.fixture
+def short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue gives up a request soon."""
+    monkeypatch.setattr("labvoice.memory.queue.SEND_TIMEOUT_S", 0.1)
+
+
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not await condition():
@@ -166,13 +172,14 @@ async def test_failures_lose_and_double_nothing(
     assert letta.told == {A: ["one", "two", "three"]}
 
 
+@pytest.mark.usefixtures("short_requests")
 @pytest.mark.parametrize("fault", ["hang", "proxy-500"])
 async def test_a_late_answer_is_waited_for(
     letta: FakeLetta, client: AsyncLetta, tmp_path: Path, fault: str
 ) -> None:
     """Letta goes on after the client gave up; the turn is not sent a second time meanwhile."""
     letta.faults = [fault]
-    async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
+    async with open_queue(tmp_path, client) as queue:
         await put(queue, A, "one", "two")
         queue.start()
         await all_written(queue)
@@ -181,12 +188,13 @@ async def test_a_late_answer_is_waited_for(
     assert letta.requests == 2
 
 
+@pytest.mark.usefixtures("short_requests")
 async def test_a_look_that_fails_says_nothing_of_the_turn(
     letta: FakeLetta, client: AsyncLetta, tmp_path: Path
 ) -> None:
     """Letta's HTTP 500 to the question for its runs does not end the one that is under way."""
     letta.faults, letta.hang_s, letta.failing_looks = ["hang"], 2.0, 1
-    async with open_queue(tmp_path, client, send_timeout_s=0.1) as queue:
+    async with open_queue(tmp_path, client) as queue:
         queue.start()
         await put(queue, A, "one")
         await all_written(queue)
@@ -196,13 +204,14 @@ async def test_a_look_that_fails_says_nothing_of_the_turn(
     assert letta.requests == 1
 
 
+@pytest.mark.usefixtures("short_requests")
 async def test_a_tunnel_that_is_down_says_nothing_of_lettas_runs(tmp_path: Path) -> None:
     """Behind a port where nothing listens for a while, Letta may still finish what it was told."""
     fake = FakeLetta(free_port())
     fake.hang_s = 2.0
     async with (
         new_client(fake.base_url, None) as client,
-        open_queue(tmp_path, client, send_timeout_s=0.1) as queue,
+        open_queue(tmp_path, client) as queue,
     ):
         async with serving(fake):
             fake.faults = ["hang"]
@@ -387,11 +396,13 @@ async def test_a_restart_goes_on_where_it_was_cut_off(
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
+from labvoice.memory import queue as module
 from labvoice.memory.queue import MemoryQueue
 from labvoice.memory.client import new_client
 
 async def work():
-    queue = MemoryQueue(Path(sys.argv[1]), new_client(sys.argv[2], None), lease_s=1.0)
+    module.LEASE_S = 1.0
+    queue = MemoryQueue(Path(sys.argv[1]), new_client(sys.argv[2], None))
     await queue.store.put(sys.argv[3], "room", "first", "from the dead", "I see.")
     queue.start()
     await asyncio.sleep(3600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import re
@@ -318,11 +319,9 @@ class Worker:
         self.draining = True
         if self.process.running:
             os.kill(self.process.pid, signal.SIGTERM)
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self.process.wait()
-            except TimeoutError:
-                pass
         await self.stop()
 
     async def stop(self) -> None:
