@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +138,11 @@ class _OrtFile:
             implicit = _each(stored.ImplicitInputs, stored.ImplicitInputsLength())
             reads.append([*node.input, *map(_text, implicit)])
         maker = {out: index for index, node in enumerate(nodes) for out in node.output if out}
-        ordered: list[Any] = []
-        placed = [False] * len(nodes)
-        stack = list(reversed(range(len(nodes))))
-        while stack:
-            index = stack[-1]
-            missing = [
-                maker[name] for name in reads[index] if name in maker and not placed[maker[name]]
-            ]
-            if missing and not placed[index]:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            if not placed[index]:
-                placed[index] = True
-                ordered.append(nodes[index])
-        return ordered
+        needs = {
+            index: [maker[name] for name in names if name in maker]
+            for index, names in enumerate(reads)
+        }
+        return [nodes[index] for index in TopologicalSorter(needs).static_order()]
 
     def _node(self, stored: Any) -> Any:
         from onnx import NodeProto

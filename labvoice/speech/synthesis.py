@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +12,6 @@ from livekit.agents import tts, utils
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, APIConnectOptions
 
 from labvoice.speech.clauses import ClauseCutter
-from labvoice.speech.moonshine import Pcm
 from labvoice.speech.piper import Piper
 
 _PCM = "audio/pcm"
@@ -69,17 +67,13 @@ class PiperTTS(tts.TTS[Any]):
         chunks = self._voice.speak(text, cut_lead_in=first)
         loop = asyncio.get_running_loop()
         samples = 0
-        while (chunk := await loop.run_in_executor(self._thread, _next, chunks)) is not None:
+        while (chunk := await loop.run_in_executor(self._thread, next, chunks, None)) is not None:
             if not len(chunk):
                 continue
             samples += len(chunk)
             # As a frame, because bytes are buffered until they fill frames of growing size.
             emitter.push_frame(rtc.AudioFrame(chunk.tobytes(), self.sample_rate, 1, len(chunk)))
         return samples
-
-
-def _next(chunks: Iterator[Pcm]) -> Pcm | None:
-    return next(chunks, None)
 
 
 class _PiperStream(tts.SynthesizeStream):

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from labvoice.web.errors import HttpError, body_of, error_body
+from labvoice.web.errors import HttpError, body_of
 from labvoice.web.logs import log_event
 from labvoice.web.metrics import Metrics
 from labvoice.web.security import Gate
@@ -137,32 +137,29 @@ class Guard:
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]
     ) -> None:
+        try:
+            self._admit(scope, headers)
+        except HttpError as error:
+            self._metrics.refused.labels(error.code).inc()
+            answer = JSONResponse(body_of(error), error.status, error.headers)
+            await answer(scope, receive, send)
+            return
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        await (self._cors if origin in self._origins else self._app)(scope, receive, send)
+
+    def _admit(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         host = _HOST.fullmatch(headers.get(b"host", b"").decode("latin-1"))
         if host is None or host[1].lower() not in self._hosts:
             # DNS rebinding: a page of another site gets nothing.
-            body = error_body(
+            raise HttpError(
+                421,
                 "wrong_host",
                 "this service is not served under that host name",
                 "add the name to LABVOICE_ALLOWED_HOSTS",
             )
-            await JSONResponse(body, 421)(scope, receive, send)
-            return
         if scope["path"] != "/healthz" and not scope["path"].startswith("/static/"):
-            try:
-                self._gate.admit_address(scope["client"][0] if scope.get("client") else "")
-            except HttpError as error:
-                self._metrics.refused.labels(error.code).inc()
-                answer = JSONResponse(body_of(error), error.status, error.headers)
-                await answer(scope, receive, send)
-                return
+            self._gate.admit_address(scope["client"][0] if scope.get("client") else "")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body:  # unannounced: while it is read
-            body = error_body(
-                "too_large",
-                f"the body is longer than {self._max_body} bytes",
-                "send less at once",
-            )
-            await JSONResponse(body, 413)(scope, receive, send)
-            return
-        origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        await (self._cors if origin in self._origins else self._app)(scope, receive, send)
+            words = f"the body is longer than {self._max_body} bytes"
+            raise HttpError(413, "too_large", words, "send less at once")

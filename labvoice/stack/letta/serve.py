@@ -21,32 +21,30 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REFUSAL = b'{"detail": "the key is missing or wrong"}'
 
 
-class Locked:
-    """ASGI middleware that requires the token, except for the health check.
+def locked(app: App, token: str) -> App:
+    """Returns the application behind a token, except for its health check.
 
     Args:
         token: Token that clients send as `Authorization: Bearer …`.
     """
+    expected = f"Bearer {token}".encode()
 
-    def __init__(self, app: App, token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope.get("headers", [])).get(b"authorization", b"")
         if (
             scope["type"] == "lifespan"
             or scope.get("path") == "/v1/health/"
-            or hmac.compare_digest(given, self._expected)
+            or hmac.compare_digest(given, expected)
         ):
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         elif scope["type"] == "http":
             headers = [(b"content-type", b"application/json")]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": _REFUSAL})
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+    return serve
 
 
 def main() -> None:
@@ -62,7 +60,7 @@ def main() -> None:
     from letta.server.rest_api.app import app  # type: ignore[import-not-found]
 
     # A stop must not wait for streams whose client has disconnected.
-    config = uvicorn.Config(Locked(app, token), access_log=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(locked(app, token), access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -58,12 +58,11 @@ class Cluster(LiveKitServer):
     ) -> Cluster:
         """Starts a Redis, unless the settings name one, and the servers on it.
 
+        The other arguments are those of :meth:`LiveKitServer.start`.
+
         Args:
-            settings: As for :meth:`LiveKitServer.start`, and `redis_url`.
+            settings: As there, and `redis_url`.
             count: Number of servers.
-            state_dir: Folder of their logs.
-            progress: Called every few seconds with the state of a build.
-            webhook_url: Where all of them send their webhooks.
 
         Raises:
             UsageError: The settings name a server already.

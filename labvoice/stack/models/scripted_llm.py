@@ -162,7 +162,7 @@ def reply(chat: ChatRequest) -> ToolCall | str:
     }
     new = [
         fact
-        for fact in facts(user_part(_user_words(chat.messages[last_user])))
+        for fact in facts(user_part(text_of(chat.messages[last_user])))
         if _plain(fact) not in known
     ]
     if not new or TOOL not in offered:
@@ -179,16 +179,6 @@ def _refusal(message: dict[str, Any]) -> bool:
     except ValueError:
         return False
     return isinstance(answer, dict) and answer.get("status") == "Failed"
-
-
-def _user_words(message: dict[str, Any]) -> str:
-    """Returns the user's text; older kinds of Letta agents wrap it in JSON."""
-    text = text_of(message)
-    try:
-        wrapped = json.loads(text)
-    except ValueError:
-        return text
-    return str(wrapped.get("message", "")) if isinstance(wrapped, dict) else text
 
 
 async def answer(chat: ChatRequest, _: float) -> AsyncIterator[str | ToolCall]:
