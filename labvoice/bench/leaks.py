@@ -27,6 +27,7 @@ from labvoice.errors import LabvoiceError, UsageError
 from labvoice.lab import Lab
 from labvoice.runs.run import Run, RunWriter
 from labvoice.speech.utterances import Pcm
+from labvoice.stack.processes import memory_of
 
 _JOIN_TIMEOUT_S: Final = 30.0
 """The worker's warm process may just be taken."""
@@ -149,7 +150,7 @@ async def _figures(lab: Lab) -> dict[str, float]:
     rooms = await lab.dispatcher.api.room.list_rooms(api.ListRoomsRequest())
     server = next(part for part in lab.parts() if part.name == "LiveKit server")
     return {
-        "worker_pss": lab.pool.workers[0].process.memory_bytes() / 2**20,
+        "worker_pss": memory_of(lab.pool.workers[0].process.pid) / 2**20,
         "worker_rss": worker.memory_info().rss / 2**20,
         "worker_processes": len(worker.children(recursive=True)),
         "worker_files": worker.num_fds(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jinja2
 
-from labvoice.stack.processes import ManagedProcess
+from labvoice.stack.processes import ManagedProcess, memory_of
 
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string(
     """<table class="labvoice-lab"><caption style="text-align:left"><b>labvoice</b>
@@ -46,7 +46,7 @@ def part_of(name: str, address: str, process: ManagedProcess | None) -> Part:
     if process is None:
         return Part(name, "external", address, None, None)
     if process.running:
-        return Part(name, "up", address, process.pid, process.memory_bytes())
+        return Part(name, "up", address, process.pid, memory_of(process.pid))
     return Part(name, f"ended ({process.returncode})", address, process.pid, None)
 
 

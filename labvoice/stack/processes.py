@@ -221,10 +221,6 @@ class ManagedProcess:
         """Whether the command still runs."""
         return self.returncode is None
 
-    def memory_bytes(self) -> int:
-        """Proportional set size of the command and all its descendants, in bytes."""
-        return memory_of(self.pid)
-
     def be_nice(self) -> None:
         """Lowers the priority of the process (`nice`); children inherit it."""
         for process in tree_of(self.pid):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import itertools
 import secrets
 import shutil
@@ -123,19 +124,12 @@ class Stack:
         webhook_url: str | None = None,
         nodes: int = 1,
     ) -> LiveKitServer:
-        server: LiveKitServer
-        if nodes == 1:
-            server = await LiveKitServer.start(
-                settings, state_dir=state_dir, progress=self._progress, webhook_url=webhook_url
-            )
-        else:
-            server = await Cluster.start_nodes(
-                settings,
-                nodes,
-                state_dir=state_dir,
-                progress=self._progress,
-                webhook_url=webhook_url,
-            )
+        start: Callable[..., Awaitable[LiveKitServer]] = LiveKitServer.start
+        if nodes > 1:
+            start = functools.partial(Cluster.start_nodes, count=nodes)
+        server = await start(
+            settings, state_dir=state_dir, progress=self._progress, webhook_url=webhook_url
+        )
         self.exits.push_async_callback(server.stop)
         self.exits.enter_context(loopback_spared(server.url))
         if self.on_server is not None:

@@ -69,7 +69,8 @@ class StubBackend:
         """Puts an agent into the ledger, once for each room."""
         room, agent_name = body.room, body.agent_name or AGENT_NAME
         requested_s = time.monotonic()
-        _refuse_letta(body.letta_agent_id)
+        if body.letta_agent_id is not None:
+            raise no_letta()
         await asyncio.sleep(DISPATCH_S)
         if agent_name != AGENT_NAME:
             raise NameMismatchError(f"no worker is registered as {agent_name!r}", AGENT_NAME)
@@ -95,7 +96,8 @@ class StubBackend:
 
     async def token(self, body: TokenRequest, traceparent: str | None) -> TokenAnswer:
         """Returns a real token for a server that is not there."""
-        _refuse_letta(body.letta_agent_id)
+        if body.letta_agent_id is not None:
+            raise no_letta()
         return issue_token(body, self.api_key, self.api_secret, self.media_url, AGENT_NAME)
 
     async def agents(self) -> AgentsAnswer:
@@ -147,11 +149,6 @@ class StubBackend:
     def verify_webhook(self, body: str, token: str) -> WebhookEvent:
         """Verifies with the stub's own key."""
         return verified_event(body, token, self.api_key, self.api_secret)
-
-
-def _refuse_letta(agent: str | None) -> None:
-    if agent is not None:
-        raise no_letta()
 
 
 async def serve(port: int, ledger: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from labvoice.errors import PortInUseError, ProcessError
 from labvoice.stack import guard as guard_module
-from labvoice.stack.processes import ManagedProcess, free_port, require_free_port
+from labvoice.stack.processes import ManagedProcess, free_port, memory_of, require_free_port
 
 # A command with a child, both deaf to TERM; it tells both process ids.
 _STUBBORN = """
@@ -63,7 +63,7 @@ async def test_stop_leaves_nothing(tmp_path: Path) -> None:
     """A stopped command is gone, and stopping it twice is harmless."""
     process = await ManagedProcess.start("sleeper", ["sleep", "600"], log_path=tmp_path / "log")
     assert process.running
-    assert process.memory_bytes() > 0
+    assert memory_of(process.pid) > 0
     await process.stop()
     await process.stop()
     assert process.returncode == 128 + signal.SIGTERM

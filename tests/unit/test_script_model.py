@@ -12,7 +12,6 @@ from labvoice.stack.models.openai_http import ToolCall
 from labvoice.stack.models.script_model import (
     NO_RULE,
     SCRIPT_PATH,
-    Call,
     Rule,
     ScriptModel,
     next_answer,
@@ -20,8 +19,8 @@ from labvoice.stack.models.script_model import (
 
 RULES = [
     Rule(prompt="billing", user="bill", say="It is paid."),
-    Rule(user="change|move", call=[Call(name="find"), Call(name="move")], say="Moved to {result}."),
-    Rule(user="bill", call=[Call(name="transfer")]),
+    Rule(user="change|move", call=[ToolCall("find"), ToolCall("move")], say="Moved to {result}."),
+    Rule(user="bill", call=[ToolCall("transfer")]),
     Rule(say="Welcome."),
 ]
 SYSTEM = {"role": "system", "content": "You are the front desk."}

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -30,7 +30,7 @@ class ToolCall:
     """A call of one of the agent's tools, as a model answers it."""
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def delta(self) -> dict[str, Any]:
         """Returns it as OpenAI's API writes it."""

@@ -34,13 +34,6 @@ _RESULT: Final = "{result}"
 _TOKENS: Final = re.compile(r"\s*\S+")
 
 
-class Call(BaseModel):
-    """A tool that a rule calls."""
-
-    name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-
 class Rule(BaseModel):
     """What is answered, and to what; :class:`labvoice.scenarios.model.Rule` says more.
 
@@ -53,7 +46,7 @@ class Rule(BaseModel):
 
     user: str | None = None
     prompt: str | None = None
-    call: list[Call] = Field(default_factory=list)
+    call: list[ToolCall] = Field(default_factory=list)
     say: str = ""
 
 
@@ -83,8 +76,7 @@ def next_answer(
     since = messages[users[-1] + 1 if users else 0 :]
     results = [text_of(each) for each in since if each.get("role") == "tool"]
     if len(results) < len(rule.call):
-        call = rule.call[len(results)]
-        return ToolCall(call.name, call.arguments)
+        return rule.call[len(results)]
     return rule.say.replace(_RESULT, results[-1].strip('"') if results else "")
 
 

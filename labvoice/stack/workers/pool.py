@@ -19,6 +19,7 @@ import pandas as pd
 from labvoice.concurrency import cancel, poll
 from labvoice.errors import LabvoiceError, ProcessError, StageTimeoutError, UsageError
 from labvoice.settings import Settings
+from labvoice.stack.processes import memory_of
 from labvoice.stack.workers.events import EventLog
 from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, WorkerStatus
 
@@ -373,7 +374,7 @@ class Pool:
                     state if process.running else "ended",
                     jobs,
                     min(1.0, jobs / worker.settings.max_jobs),
-                    round(process.memory_bytes() / 2**20),
+                    round(memory_of(process.pid) / 2**20),
                 )
             )
         return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -263,6 +263,9 @@ class Worker:
                 info = await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
+        failure = self._failed
+        if failure:
+            failure += f"\n\nlast log lines:\n{self.process.log_tail()}"
         return WorkerStatus(
             self.worker_id,
             info.get("agent_name", ""),
@@ -270,14 +273,9 @@ class Worker:
             float(info.get("worker_load", 0.0)),
             dict(self._rejections),
             dict(self._endings),
-            self._failure(),
+            failure,
             self._registration.get("load_threshold", _LIVEKIT_LOAD_THRESHOLD),
         )
-
-    def _failure(self) -> str:
-        if not self._failed:
-            return ""
-        return f"{self._failed}\n\nlast log lines:\n{self.process.log_tail()}"
 
     @property
     def worker_id(self) -> str:
