@@ -113,11 +113,6 @@ class Cluster(LiveKitServer):
                 return node
         raise LabvoiceError(f"no node of this cluster has the room {room!r}", "has it ended?")
 
-    async def restart(self) -> None:
-        """Restarts the nodes, one after the other."""
-        for node in self.nodes:
-            await node.restart()
-
     async def stop(self) -> None:
         """Stops the balancer, the servers and Redis, in this order; safe to call twice."""
         await self._parts.aclose()
