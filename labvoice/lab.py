@@ -38,7 +38,8 @@ from labvoice.protocol.tracing import new_traceparent, traced
 from labvoice.protocol.vocabulary import Mark
 from labvoice.settings import Settings, load_settings, read_settings
 from labvoice.speech import engines
-from labvoice.speech.utterances import Channel, Utterance, make_utterance
+from labvoice.speech.mono import Channel
+from labvoice.speech.utterances import Utterance, make_utterance
 from labvoice.speech.weights import Progress
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.letta.server import LettaServer

@@ -78,7 +78,8 @@ async def call(
 
     from labvoice.dispatch import strategy_of
     from labvoice.link.impairment import LinkProfile
-    from labvoice.speech.utterances import check_channel, load_wav
+    from labvoice.speech.mono import check_channel
+    from labvoice.speech.utterances import load_wav
     from labvoice.targets.config import read_text
 
     metadata = agents.metadata
