@@ -7,7 +7,7 @@ import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -184,10 +184,7 @@ async def doctor(
     from labvoice.settings import load_settings, read_settings
     from labvoice.web.settings import WebSettings
 
-    overrides: dict[str, Any] = {"llm": llm}
-    if agent_name:
-        overrides["agent_name"] = agent_name
-    settings = load_settings(**overrides)
+    settings = load_settings(llm=llm, agent_name=agent_name or None)
     api_key = read_settings(WebSettings).api_key
     checks = await examine(
         settings,
@@ -214,10 +211,7 @@ async def worker(agent_name: AgentNameOption = None, llm: LlmOption = None) -> i
     from labvoice.lab import Lab
     from labvoice.settings import load_settings
 
-    overrides: dict[str, Any] = {"llm": llm}
-    if agent_name:
-        overrides["agent_name"] = agent_name
-    settings = load_settings(**overrides)
+    settings = load_settings(llm=llm, agent_name=agent_name or None)
     if not settings.livekit_url:
         raise SettingsError(
             "a worker needs a LiveKit server to register with",

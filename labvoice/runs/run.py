@@ -425,10 +425,7 @@ class Run:
             "kind": self.header.kind,
             "config": {"loop": self.header.loop, **self.header.config},
             "host": self.header.host,
-            **_figures(frame, attempts, self.warnings),
-            **_share_figures(self.shares()),
-            "word_error_rate": self.word_error_rate(),
-            "split_turns": self.split_turns(),
+            **self._figures(None, frame, attempts, self.warnings),
         }
         if self.turn_ends:
             result["turn_ends"] = {
@@ -448,16 +445,32 @@ class Run:
                 words = statistics.instability_warnings(rows, tries, {}, self.stage_summaries)
                 result["arms"][arm] = {
                     "config": columns,
-                    **_figures(rows, tries, words),
-                    **_share_figures(self.shares(arm)),
-                    "word_error_rate": self.word_error_rate(arm),
-                    "split_turns": self.split_turns(arm),
+                    **self._figures(arm, rows, tries, words),
                 }
             result["ratios"] = {
                 pair: {stage: ratio.to_json() for stage, ratio in stages.items()}
                 for pair, stages in self.ratios().items()
             }
         return result
+
+    def _figures(
+        self, arm: str | None, frame: pd.DataFrame, attempts: pd.DataFrame, words: list[str]
+    ) -> dict[str, Any]:
+        stages = {
+            stage: statistics.summarise(frame[frame["stage"] == stage]).to_json()
+            for stage in sorted(frame["stage"].unique(), key=statistics.stage_order)
+        }
+        shares = {name: share.to_json() for name, share in self.shares(arm).items()}
+        return {
+            "n": len(attempts),
+            "failed": int((attempts["outcome"] != "ok").sum()),
+            "outcomes": {str(k): int(v) for k, v in attempts["outcome"].value_counts().items()},
+            "warnings": words,
+            "stages": stages,
+            **({"shares": shares} if shares else {}),
+            "word_error_rate": self.word_error_rate(arm),
+            "split_turns": self.split_turns(arm),
+        }
 
     def to_parquet(self, path: str | Path) -> Path:
         """Writes the frame as a Parquet file, a derived copy; returns its path."""
@@ -490,22 +503,3 @@ class Run:
         return template("run.html.j2").render(
             run=self, table=table_cells(self.summary()), arms=len(self.arms) > 1
         )
-
-
-def _share_figures(found: dict[str, turn_taking.Share]) -> dict[str, Any]:
-    """The shares under a name of their own, where there are any."""
-    return {"shares": {name: share.to_json() for name, share in found.items()}} if found else {}
-
-
-def _figures(frame: pd.DataFrame, attempts: pd.DataFrame, words: list[str]) -> dict[str, Any]:
-    stages = {
-        stage: statistics.summarise(frame[frame["stage"] == stage]).to_json()
-        for stage in sorted(frame["stage"].unique(), key=statistics.stage_order)
-    }
-    return {
-        "n": len(attempts),
-        "failed": int((attempts["outcome"] != "ok").sum()),
-        "outcomes": {str(k): int(v) for k, v in attempts["outcome"].value_counts().items()},
-        "warnings": words,
-        "stages": stages,
-    }
