@@ -62,6 +62,13 @@ function mended(state: State, name: Link): State {
   return state.trouble?.link === name ? { ...ok, trouble: null } : ok;
 }
 
+/** What was found is kept when a call is over; what was under way was not reached. */
+function settled(links: State["links"]): State["links"] {
+  const found = { ...links };
+  for (const name of Object.keys(found) as Link[]) if (found[name] === "busy") found[name] = "idle";
+  return found;
+}
+
 /** Returns the state after an event; a late event of an ended call changes nothing. */
 export function next(state: State, event: Event): State {
   if (event.type === "notice") return { ...state, notice: event.notice };
@@ -101,9 +108,9 @@ export function next(state: State, event: Event): State {
     }
     case "trouble": {
       const to = { ...link(state, event.trouble.link, "bad"), trouble: event.trouble };
-      return event.fatal ? { ...to, phase: "failed", agent: "" } : to;
+      return event.fatal ? { ...to, phase: "failed", agent: "", links: settled(to.links) } : to;
     }
     case "hang_up":
-      return { ...state, phase: "ended", agent: "", audioBlocked: false, trouble: null, links: LINKS };
+      return { ...state, phase: "ended", agent: "", audioBlocked: false, trouble: null, links: settled(state.links) };
   }
 }

@@ -23,6 +23,7 @@ const LINKS: Record<Link, string> = {
   sound: "Sound",
 };
 const LINK_WORDS = { idle: "not yet", busy: "under way", ok: "works", bad: "trouble" };
+const LINK_WORDS_AFTERWARDS = { idle: "not reached", busy: "not reached", ok: "worked", bad: "trouble" };
 const PHASES = {
   idle: "Ready",
   connecting: "Connecting…",
@@ -389,9 +390,11 @@ export function view(root: HTMLElement, call: BrowserCall, options: ViewOptions)
     phase.textContent = AGENT_WORDS[state.agent] ?? PHASES[state.phase];
     box.dataset["phase"] = state.phase;
     box.dataset["agent"] = state.agent;
+    const over = state.phase === "ended" || state.phase === "failed";
+    const words = over ? LINK_WORDS_AFTERWARDS : LINK_WORDS;
     for (const [name, light] of lights) {
       light.className = `lv-${state.links[name]}`;
-      (light.querySelector(".lv-word") as HTMLElement).textContent = LINK_WORDS[state.links[name]];
+      (light.querySelector(".lv-word") as HTMLElement).textContent = words[state.links[name]];
     }
     connect.textContent = call.connected
       ? "Hang up"

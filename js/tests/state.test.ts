@@ -58,6 +58,16 @@ test("what comes after the end changes nothing, and a click begins anew", () => 
   expect(next(ended, { type: "click" }).phase).toBe("connecting");
 });
 
+test("what was found in a call is kept when it is over, and what was not reached is said so", () => {
+  expect(run(...GOOD, { type: "hang_up" }).links).toEqual(run(...GOOD).links);
+  const early = run({ type: "click" }, { type: "room_connected" }, { type: "hang_up" });
+  expect(early.links).toMatchObject({ server: "ok", microphone: "idle", agent: "idle" });
+  const trouble = { ...agentLeftTrouble(), link: "microphone" as const };
+  const failed = run({ type: "click" }, { type: "room_connected" }, { type: "trouble", trouble, fatal: true });
+  expect(failed.links).toMatchObject({ server: "ok", microphone: "bad", sound: "idle" });
+  expect(new Set(Object.values(next(failed, { type: "click" }).links))).toEqual(new Set(["busy", "idle"]));
+});
+
 test("a second click while it connects changes nothing", () => {
   const connecting = run({ type: "click" });
   expect(next(connecting, { type: "click" })).toBe(connecting);

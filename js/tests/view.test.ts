@@ -58,6 +58,8 @@ test("Connect becomes Hang up and back, and two presses of it make one call", as
   hangUp.click();
   await vi.waitFor(() => expect(hangUp.textContent).toBe("Connect again"), 3000);
   expect(FakeRoom.all).toHaveLength(1);
+  const links = [...root.querySelectorAll(".lv-lights li")].map((one) => one.textContent);
+  expect(links).toEqual(expect.arrayContaining(["Server worked", "Agent worked", "Sound not reached"]));
 });
 
 test("choosing that the agent comes ahead has it dispatched at once", async () => {

@@ -180,6 +180,8 @@ async def test_a_call_with_the_browsers_microphone(
                 await expect(waterfall).to_contain_text(stage)
             await widget.get_by_role("button", name="Hang up").click()
             await expect(phase).to_have_text("Call ended")
+            # What was found in the call stays.
+            await expect(widget.locator(".lv-lights .lv-ok", has_text="worked")).to_have_count(5)
             await widget.screenshot(path=pictures / "ended.png")
 
         # What the page recorded is beside its run.
