@@ -17,6 +17,7 @@ from labvoice.dispatch.rooms import (
     LEAVING_S,
     agent_names,
     began_after,
+    dispatches_of,
     is_agent,
     is_human,
     participants,
@@ -72,7 +73,7 @@ async def look(
     room began anew is none of these: a cluster goes on listing those of a lost node.
     """
     seen = await agents_of(server, room, agent_name)
-    dispatches = await server.agent_dispatch.list_dispatch(room)
+    dispatches = await dispatches_of(server, room)
     earlier = [each for each in seen if began_after(dispatches, each.joined_at_ms)]
     await remove(server, room, earlier)
     seen = [each for each in seen if each not in earlier]

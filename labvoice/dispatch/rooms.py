@@ -123,6 +123,21 @@ async def participants(server: api.LiveKitAPI, room: str) -> list[ParticipantInf
     return list(listed.participants)
 
 
+async def dispatches_of(server: api.LiveKitAPI, room: str) -> list[AgentDispatch]:
+    """Lists the dispatches of an existing room.
+
+    A room whose server of a cluster has ended begins anew on another one: LiveKit sees to that only
+    where somebody joins the room, and answers no question about it before.
+    """
+    try:
+        return list(await server.agent_dispatch.list_dispatch(room))
+    except api.TwirpError as error:
+        if error.code != api.TwirpErrorCode.UNAVAILABLE:
+            raise
+    await server.room.create_room(api.CreateRoomRequest(name=room))
+    return list(await server.agent_dispatch.list_dispatch(room))
+
+
 async def remove_agent(server: api.LiveKitAPI, room: str, identity: str) -> bool:
     """Removes an agent from a room; returns False if it had left already."""
     request = api.RoomParticipantIdentity(room=room, identity=identity)

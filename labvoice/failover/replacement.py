@@ -16,7 +16,13 @@ from livekit import api
 from labvoice.concurrency import cancel
 from labvoice.dispatch.agents import agents_of
 from labvoice.dispatch.dispatcher import Dispatcher
-from labvoice.dispatch.rooms import began_after, is_human, participants, withdraw
+from labvoice.dispatch.rooms import (
+    began_after,
+    dispatches_of,
+    is_human,
+    participants,
+    withdraw,
+)
 from labvoice.errors import LabvoiceError, MetadataError
 from labvoice.failover.watched import Watched
 from labvoice.protocol.metadata import Metadata, Resume, metadata_text, parse_metadata
@@ -154,7 +160,7 @@ class Replacements:
         if not rooms.rooms:
             return "its room is gone"
         if agent.dispatch_id:
-            found = await server.agent_dispatch.list_dispatch(agent.room)
+            found = await dispatches_of(server, agent.room)
             if agent.dispatch_id not in {dispatch.id for dispatch in found}:
                 if not began_after(found, agent.joined_at_ms):
                     return "its dispatch was withdrawn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import signal
@@ -16,9 +17,10 @@ from livekit import api, rtc
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from benchmarks.cluster import trial
+from benchmarks.cluster import live_agents, trial
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import UsageError
+from labvoice.failover.replacement import SERVER_ERRORS
 from labvoice.lab import Lab
 from labvoice.settings import load_settings
 from labvoice.stack.livekit.cluster import Cluster
@@ -97,6 +99,27 @@ async def test_a_call_on_a_killed_node_gets_an_agent_again(nodes_lab: Lab) -> No
     assert seen.agent in ("the same", "another"), seen
     assert seen.doubled == 0, seen
     assert "Error" not in seen.new_call, seen
+
+
+async def test_a_room_without_a_caller_on_a_killed_node_gets_an_agent_again(
+    nodes_lab: Lab,
+) -> None:
+    """Nobody joins it, so that LiveKit gives it to no other node; a further dispatch finds it."""
+    node = nodes_lab.cluster.nodes[0]
+    room = await room_on(nodes_lab, node)
+    lost = await nodes_lab.dispatch(room, timeout_s=30)
+    there: set[str] = set()
+    nodes_lab.faults.kill_livekit(node)
+    try:
+        async with asyncio.timeout(90):
+            while not there:
+                with contextlib.suppress(*SERVER_ERRORS):  # of the killed node
+                    there = await live_agents(nodes_lab, room) - {lost.agent_identity}
+        again = await nodes_lab.dispatch(room, timeout_s=30)
+        assert there == {again.agent_identity}
+        assert again.found
+    finally:
+        await node.restart()
 
 
 async def test_a_restarted_redis_loses_and_doubles_nothing(nodes_lab: Lab) -> None:
