@@ -24,7 +24,7 @@ left = [process.cmdline() for process in psutil.Process().children(recursive=Tru
 async def test_readmes_example_runs_in_a_notebook_and_leaves_nothing(tmp_path: Path) -> None:
     """No error in any output, also after the cell, though the example ends no call itself."""
     (example,) = re.findall(r"^```python\n(.+?)^```$", README.read_text("utf-8"), re.M | re.S)
-    once, numbers = re.subn(r"trials=\d+", "trials=1", example)
+    once, numbers = re.subn(r"trials=\d+", "trials=1, warmup=0", example)
     assert numbers == 1
     labs = load_settings().data_dir / "labs"
     before = set(labs.glob("*"))
