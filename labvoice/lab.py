@@ -206,14 +206,7 @@ class Lab:
 
     async def _start_parts(self) -> None:
         stack = self.stack
-
-        async def speech() -> Settings:
-            if self._worker_count:  # here, so that it is not part of the worker's start timeout
-                await stack.fetch_speech(self.settings)
-            return self.settings
-
-        server_start = stack.start_server(self.settings, self._webhook_url, self._node_count)
-        starting = [speech(), server_start]
+        starting = [stack.start_server(self.settings, self._webhook_url, self._node_count)]
         if self._wants_model:
             starting.append(stack.start_model(self.settings))
         self.settings = (await together(*starting))[-1]
@@ -233,6 +226,7 @@ class Lab:
         if self._supervise:
             self.supervise()
         if self._worker_count:
+            await stack.fetch_speech(self.settings)  # not part of the worker's start timeout
             async with stack.timed("worker"):
                 await self.add_workers(self._worker_count)
 
