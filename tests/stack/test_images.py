@@ -20,12 +20,15 @@ ip link add out0 type veth peer name out1
 ip addr add 10.99.0.2/24 dev out0
 ip link set out0 up
 ip link set out1 up
+show() {  # a folder below the other /tmp: this one shows it too
+  [ -e "$2" ] || { mkdir -p "$2"; mount --no-canonicalize --bind "/proc/self/fd/$1" "$2"; }
+}
+exec 3<. 4<"$CACHE"
 mount -t tmpfs tmpfs /tmp
-if ! [ -e "$PWD" ]; then  # the checkout is below the other /tmp: this one shows it too
-  mkdir -p "$PWD"
-  mount --no-canonicalize --bind . "$PWD"
-  cd "$PWD"
-fi
+show 3 "$PWD"
+show 4 "$CACHE"
+exec 3<&- 4<&-
+cd "$PWD"
 mount -o remount,bind,ro /
 exec "$@"
 """
@@ -53,6 +56,7 @@ async def test_the_commands_of_the_images_serve_a_call_and_drain() -> None:
         ),
         *(sys.executable, "-m", "tests.stack.images", str(livekit.path), str(settings.cache_dir)),
         cwd=ROOT,
+        env={**os.environ, "CACHE": str(settings.cache_dir)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -149,7 +149,7 @@ async def test_a_level_whose_callers_die_is_void_and_the_next_one_is_made(
     assert (first.ended, first.lost, first.void) == (0, 0, False), run
     assert (second.ended, second.failed_joins, second.void) == (1, 1, True), run
     assert (third.ended, third.joins, third.failed_joins) == (0, 4, 0), run
-    assert "the calls of 1 ended with their processes" in run.sizing
+    assert second.void_words == "the calls of 1 ended with their processes"
     assert dask_processes() == []
 
 

@@ -128,7 +128,7 @@ engines.preload(load_settings())
 started = len(os.listdir("/proc/self/task")) - before
 counts = [len(made)]
 for _ in range(2):
-    engines.load_stt(load_settings())
+    engines.stt_engine(load_settings()).load(load_settings())
     counts.append(len(made))
 print(started, *counts)
 """
