@@ -230,7 +230,10 @@ def level_arm(callers: int) -> Arm:
 def _words(level: Level) -> str:
     lost = f"{level.lost} of {level.turns} turns lost" if level.lost else f"{level.turns} turns"
     void = f"; void: {level.void_words}" if level.void else ""
-    return f"load {level.arm}: p50 {level.p50_s:.2f} s, p95 {level.p95_s:.2f} s, {lost}{void}"
+    speed = f"p50 {level.p50_s:.2f} s, p95 {level.p95_s:.2f} s"
+    if math.isnan(level.p50_s):
+        speed = "no turn is left to time"
+    return f"load {level.arm}: {speed}, {lost}{void}"
 
 
 async def _start_agent(

@@ -128,9 +128,11 @@ async def test_a_level_whose_callers_die_is_void_and_the_next_one_is_made(
 ) -> None:
     """A Dask worker is killed in the first of two levels: its caller failed, and another comes."""
     killed: list[psutil.Process] = []
+    told: list[str] = []
 
     def kill_one(words: str) -> None:
-        if words.startswith("load "):  # the level before is over
+        told.append(words)
+        if words.startswith("load ") and not killed:  # the level before is over
             killed.extend(dask_processes()[:1])
             loop.call_later(4.0, killed[0].kill)
 
@@ -143,13 +145,15 @@ async def test_a_level_whose_callers_die_is_void_and_the_next_one_is_made(
         echo=True,
         warmup=0,
         out=tmp_path / "died.jsonl",
-        progress=lambda words: None if killed else kill_one(words),
+        progress=kill_one,
     )
     first, second, third = run.levels
     assert (first.ended, first.lost, first.void) == (0, 0, False), run
     assert (second.ended, second.failed_joins, second.void) == (1, 1, True), run
     assert (third.ended, third.joins, third.failed_joins) == (0, 4, 0), run
     assert second.void_words == "the calls of 1 ended with their processes"
+    assert sum(words.startswith("load ") for words in told) == 3
+    assert not any("nan s" in words for words in told)
     assert dask_processes() == []
 
 
