@@ -76,7 +76,8 @@ async def burst(
         trials: How many bursts count, of each arm; one burst is one event, and the unit of
             resampling.
         workers: How many workers share them.
-        arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for :meth:`connect`.
+        arms: Names of :data:`labvoice.bench.burst.BURST_ARMS`, as for
+            :meth:`labvoice.bench.menu.Bench.connect`.
         agent: The agent that is dispatched, by its one worker; one of `workers` that joins and
             does nothing when not given.
     """

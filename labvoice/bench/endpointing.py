@@ -74,7 +74,7 @@ async def endpointing(
         trials: How many calls count, of each arm.
         arms: What :func:`labvoice.bench.arms.endpointing_arms` takes, as a list or with commas;
             :data:`labvoice.bench.endpointing.CALLED_ARMS` when not given; or agents, as for
-            :meth:`connect`.
+            :meth:`labvoice.bench.menu.Bench.connect`.
         turns: Turns in each call; dynamic endpointing learns from one to the next.
         said: What the caller says, in rotation; the built-in turns when not given.
 

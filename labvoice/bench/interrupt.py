@@ -74,7 +74,8 @@ async def interrupt(
         trials: How many calls count, of each probe and arm.
         probes: Names of :data:`labvoice.speech.probes.PROBES`, as a list or with commas, or
             :class:`labvoice.speech.probes.Probe` of your own; all of those when not given.
-        arms: As for :meth:`connect`, of :data:`labvoice.bench.arms.INTERRUPT_ARMS`.
+        arms: As for :meth:`labvoice.bench.menu.Bench.connect`, of
+            :data:`labvoice.bench.arms.INTERRUPT_ARMS`.
         ask: What the caller asks: the reply must be long enough to be interrupted. The paced model
             answers at length who asks "in detail".
         at: When the probe begins, in seconds after the onset of the reply.

@@ -126,7 +126,7 @@ async def test_a_whole_ramp_goes_on_beyond_the_knee(lab: Lab, tmp_path: Path) ->
 async def test_a_level_whose_callers_die_is_void_and_the_next_one_is_made(
     lab: Lab, tmp_path: Path
 ) -> None:
-    """A Dask worker is killed in the first of two levels: its caller failed, and another comes."""
+    """A Dask worker is killed in the second of three levels: its caller failed, the rest go on."""
     killed: list[psutil.Process] = []
     told: list[str] = []
 
