@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rest test-all lab docs env lint ruff types unit lock clean
 SHELL := /bin/sh
+# Some containers set it: each of a lab's processes would then compile all that it imports (3 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first Python that runs and fits; empty when there is none, then uv looks for one itself.
 PYTHON := $(shell for name in python3.11 python3 python3.12 python3.13; do \
