@@ -35,7 +35,6 @@ test: ruff ## before a commit: lint, types, unit tests, each promise once on the
 	$(PYTEST) -m smoke $(PAIRS) tests/notebooks tests/stack
 
 test-rest: $(READY) ## all tests that `make test` leaves out
-	cd js && npm ci --no-audit --no-fund
 	$(PYTEST) -m "not smoke" $(PAIRS) tests/notebooks tests/browser tests/stack tests/registry
 
 test-all: test test-rest ## everything; needs npm, and Debian's chromium, nginx, prometheus and redis-server
