@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator
 
 import psutil
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from labvoice.settings import Settings
 from tests.no_clock import clock_reads
@@ -23,8 +25,36 @@ _LONGEST = (
     "test_call.py",
     "test_supervisor.py",
     "test_deploy.py",
+    "test_notebook.py",
+    "test_load.py",
+    "test_agent_commands.py",
+    "test_images.py",
+    "test_interrupt.py",
+    "test_pytest_plugin.py",
+    "test_network.py",
 )
 """Files of a minute and more: they begin first, or at the end one process waits for the other's."""
+_WITH_LETTA = (
+    "test_memory.py",
+    "test_memory_faults.py",
+    "test_letta_mode.py",
+    "test_letta_server.py",
+)
+"""Files whose tests share one Letta server, whose start takes 20 s: one process has them all."""
+
+
+class _FilesScheduling(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """The tests of one file run in one process, and so do those of the files with Letta."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "Letta" if file.endswith(_WITH_LETTA) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Distributes the tests over the processes where they are to stay together by file."""
+    return _FilesScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)
