@@ -173,7 +173,8 @@ async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
         assert set(run.frame["room"].astype(str)) == {call.room_name}
         found.append(figures["voice_to_voice"])
     assert 0 < found[0] < live.voice_to_voice_s
-    assert found[1] == pytest.approx(live.voice_to_voice_s, abs=AGREES_S)
+    if not live.upset:  # else the live figure is a stall's
+        assert found[1] == pytest.approx(live.voice_to_voice_s, abs=AGREES_S)
 
 
 def _of(room: str) -> Any:
