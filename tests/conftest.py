@@ -47,7 +47,7 @@ class _FilesScheduling(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdis
     """The tests of one file run in one process, and so do those of the files with Letta."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
+        file = nodeid.partition("::")[0]
         return "Letta" if file.endswith(_WITH_LETTA) else file
 
 
