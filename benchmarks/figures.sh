@@ -81,6 +81,6 @@ bench links turns --arm none=own --arm wifi=own --arm 4g=own --arm satellite=own
 bench sounds turns --arm quiet=own --arm street=own --arm voices=own --arm telephone=own --arm far=own \
   --arm echo=own --noise street:street --noise voices:voices --snr 10 --line telephone:telephone \
   --microphone far:far --echo echo:20 --llm paced --trials 10 --out "$folder/sounds.jsonl"
-bench echo load --ramp 1..100 --whole --echo-agent --for 20 --no-recording --out "$folder/echo.jsonl"
+bench echo load --ramp 1..100 --whole --echo-agent --rate 3 --for 40 --no-recording --out "$folder/echo.jsonl"
 bench leaks leaks --calls 500 --out "$folder/leaks.jsonl" --json "$folder/leaks.json"
 exit $status

@@ -53,6 +53,20 @@ def job_times(context: JobContext) -> dict[str, float]:
     }
 
 
+def keep_native_log() -> None:
+    """Has the SDK's native side keep its log: its errors alone go to the standard error.
+
+    It hands every line to Python, also those of a level that nobody has asked for, each by a thread
+    that waits for the interpreter (rtc/_ffi_client.py, `FfiClient.__init__`): a connection has
+    6,000 of them, which take 0.2 s of processor.
+    """
+    from livekit.rtc._ffi_client import FfiClient, ffi_event_callback
+    from livekit.rtc.version import __version__
+
+    initialize = FfiClient.instance._ffi_lib.livekit_ffi_initialize
+    initialize(ffi_event_callback, False, b"python", __version__.encode())
+
+
 def wake_for_own_frames(stream: rtc.AudioStream) -> None:
     """Has an audio stream woken by its own frames alone.
 
@@ -88,12 +102,17 @@ async def send_frame(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
 
     if source._ffi_handle.disposed:
         return
+    asked = 0
+
+    def is_own(event: FfiEvent) -> bool:
+        # Until the request has its number, which may be after the answer, it may be any.
+        kind = event.WhichOneof("message") == "capture_audio_frame"
+        return kind and asked in (0, event.capture_audio_frame.async_id)
+
     request = FfiRequest()
     request.capture_audio_frame.source_handle = source._ffi_handle.handle
     request.capture_audio_frame.buffer.CopyFrom(frame._proto_info())
-    answers = FfiClient.instance.queue.subscribe(
-        filter_fn=lambda event: event.WhichOneof("message") == "capture_audio_frame"
-    )
+    answers = FfiClient.instance.queue.subscribe(filter_fn=is_own)
     try:
         asked = FfiClient.instance.request(request).capture_audio_frame.async_id
         answer = await answers.wait_for(lambda event: event.capture_audio_frame.async_id == asked)

@@ -6,11 +6,13 @@ of them do not need fifty processes; it answers job requests like the real worke
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 
 from livekit.agents import AgentServer, AutoSubscribe, JobContext, JobExecutorType
 
+from labvoice.agent._livekit import keep_native_log
 from labvoice.agent.app import on_request, report_registration
 from labvoice.agent.guard import refused_by_server
 from labvoice.agent.worker import run_worker
@@ -35,11 +37,14 @@ def make_noop_server(
 ) -> AgentServer:
     """Builds the worker from the server's address and key in the settings."""
     assert settings.livekit_api_secret
+    # The monitor wakes up a hundred times a second for each job and each thread that waits for one:
+    # 0.06 cores for a worker without a call.
+    os.environ.setdefault("LIVEKIT_AGENTS_LOOP_BLOCK_WARN_MS", "0")
     server = AgentServer(
         job_executor_type=JobExecutorType.THREAD,
         load_fnc=lambda server: min(1.0, len(server.active_jobs) / settings.max_jobs),
         load_threshold=0.99,
-        num_idle_processes=_IDLE_THREADS,
+        num_idle_processes=min(_IDLE_THREADS, settings.max_jobs),
         host="127.0.0.1",
         port=port,
         http_proxy=proxy_for(settings.livekit_url or ""),
@@ -47,6 +52,7 @@ def make_noop_server(
         api_key=settings.livekit_api_key,
         api_secret=settings.livekit_api_secret.get_secret_value(),
     )
+    keep_native_log()
     server.rtc_session(
         work,
         agent_name=settings.agent_name,

@@ -16,6 +16,7 @@ from labvoice.bench.base import RunKeywords, RunOptions, Trial, measure_calls
 from labvoice.bench.instrument import keep_calibration
 from labvoice.bench.turns import record_buffer
 from labvoice.caller.call import Call
+from labvoice.caller.connection import connect_to_end
 from labvoice.caller.ear import Listener
 from labvoice.caller.microphone import SAMPLE_RATE_HZ, Microphone
 from labvoice.caller.wire import PACKET_S, offset_in_packet
@@ -157,7 +158,7 @@ class _ReferenceAgent:
         token = agent_token(key, secret, room, _AGENT_NAME, attributes=attributes)
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
-                await self._room.connect(url, token)
+                await connect_to_end(self._room, url, token)
                 await self._microphone.publish(self._room)
         except (rtc.ConnectError, TimeoutError) as error:
             raise ServerUnreachableError(

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import os
 import secrets
 import tempfile
 import time
@@ -16,10 +17,12 @@ from typing import Final, NamedTuple
 
 from pydantic import SecretStr
 
+from labvoice.agent._livekit import keep_native_log
 from labvoice.bench.base import connect_and_greet, trial
 from labvoice.bench.facts import ending_facts
 from labvoice.bench.turns import said_in, take_turn
 from labvoice.caller.call import Call
+from labvoice.caller.connection import late_rooms_left
 from labvoice.caller.recorder import Recorder
 from labvoice.caller.turns import Turn
 from labvoice.choices import RecordingFormat
@@ -78,7 +81,12 @@ class Sounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """What one Dask worker does in a level; `begin_s` is on its own monotonic clock."""
+    """What one Dask worker does in a level.
+
+    Attributes:
+        begin_s: On the Dask worker's own monotonic clock.
+        rests: Whether the callers send nothing between two utterances.
+    """
 
     agent: Agent
     arm: str
@@ -87,6 +95,7 @@ class Order:
     callers: Sequence[tuple[int, Planned]]
     sounds: Sounds
     link: LinkProfile | None
+    rests: bool
 
 
 class Heard(NamedTuple):
@@ -131,7 +140,9 @@ def ready() -> None:
     The SDK's log is silent there: a call that fails is recorded with its cause.
     """
     logging.getLogger("livekit").setLevel(logging.CRITICAL)
+    os.environ.setdefault("RUST_LOG", "off")  # of the SDK's native side
     import_for_calls()
+    keep_native_log()
 
 
 def call_out(order: Order) -> Called:
@@ -175,6 +186,7 @@ async def _calls(order: Order, path: Path, relays: Relays) -> list[Heard]:
             finally:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
+                await late_rooms_left()
             for number, _ in order.callers:
                 run.note(number, loop_lag_s=percentile(lags, 99) if lags else 0.0)
     return heard
@@ -224,6 +236,7 @@ async def _caller(
         if order.link is None
         else functools.partial(relays.open, http_address(agent.url), order.link, number=number),
     )
+    call.media.microphone.rests = order.rests
     sounds = order.sounds
     if sounds.conditions is not None and sounds.around is not None:
         call.sound_like(sounds.conditions, sounds.around)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _CLOCK_ROUNDS: Final = 7
 _CONNECT_TIMEOUT_S: Final = 15.0
+_CALLERS_A_PROCESS: Final = 10
+"""One event loop is on time for so many: it wakes the callers of a process one after the other."""
 
 
 @asynccontextmanager
@@ -28,6 +30,7 @@ async def open_client(
 ) -> AsyncIterator[tuple[DaskClient, list[int]]]:
     """Yields a Dask client, and the process ids of its workers where they were started here."""
     try:
+        import dask
         from distributed import Client as DaskClient
         from distributed import LocalCluster
     except ImportError:
@@ -46,23 +49,25 @@ async def open_client(
         async with client:
             yield client, []
     else:
-        count = min(most, host.cores())
+        count = min(most, max(host.cores(), -(-most // _CALLERS_A_PROCESS)))
         options.progress(f"Dask: starting {count} workers on this machine")
-        async with (
-            LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                memory_limit=None,
-                asynchronous=True,
-            ) as cluster,
-            DaskClient(cluster, asynchronous=True) as client,
-        ):
-            yield client, list((await client.run(os.getpid)).values())
+        # Dask's profiler would look at the callers' stack a hundred times a second.
+        with dask.config.set({"distributed.worker.profile.enabled": False}):
+            async with (
+                LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    worker_dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                    memory_limit=None,
+                    asynchronous=True,
+                ) as cluster,
+                DaskClient(cluster, asynchronous=True) as client,
+            ):
+                yield client, list((await client.run(os.getpid)).values())
 
 
 async def ask(client: DaskClient, method: Any, *arguments: Any, **named: Any) -> Any:

@@ -51,10 +51,10 @@ ECHO: Final = Arm(
     "echo",
     agent_name=_ECHO_NAME,
     program="labvoice.agent.echo",
-    settings={"max_jobs": 64, "greeting": ""},
+    settings={"max_jobs": 20, "greeting": ""},
 )
 """Agents that load no model and send back what they hear a second later."""
-_ECHO_CALLS: Final = 50
+_ECHO_CALLS: Final = 10
 """Calls that one echo worker is given: half of what its load function takes."""
 _LEAD_S: Final = 2.0
 """From the submission of a level to its first intended start: the Dask workers have it by then."""
@@ -166,6 +166,7 @@ async def load(
         raise UsageError("the levels of a ramp rise", "such as `[1, 2, 4]`")
     plans = [schedule(each, rate, seconds) for each in levels]
     path = options.path(KIND)
+    duty = f"a turn each {60 / rate:g} s of each caller"
     about = columns(lab.settings) if not echo and agent is None else {}
     arms, around = await surrounded(lab.settings, [level_arm(each) for each in levels], options)
     utterances = (
@@ -206,7 +207,7 @@ async def load(
         with RunWriter(
             path, kind=KIND, loop="open", config=config, arms=table, host_facts=facts
         ) as run:
-            level = _LevelRun(lab, run, dask, offsets, called, sounds, local_pids)
+            level = _LevelRun(lab, run, dask, offsets, called, sounds, local_pids, rests=echo)
             if options.warmup:
                 first = schedule(len(offsets), rate, 60.0 / rate)
                 await level.happen(arms[0], first, warmup=True)
@@ -215,7 +216,7 @@ async def load(
                 if warning := await level.happen(arm, plan):
                     options.progress(f"warning: {warning}")
                 made = levels_of(Run.load(path))[-1]
-                options.progress(_words(made))
+                options.progress(f"{_words(made)}; {duty}")
                 if not whole and (made.void or not made.within(limit_s)):
                     break
     return Run.load(path)
@@ -271,10 +272,13 @@ class _LevelRun:
         agent: Agent,
         sounds: Mapping[str, Sounds],
         local_pids: Sequence[int],
+        *,
+        rests: bool,
     ) -> None:
         self._lab, self._run, self._client = lab, run, client
         self._offsets, self._agent = offsets, agent
         self._sounds, self._local_pids = sounds, local_pids
+        self._rests = rests
         self._next = 0
         self._ended = False
 
@@ -311,6 +315,7 @@ class _LevelRun:
                 mine,
                 self._sounds[arm.name],
                 arm.link,
+                self._rests,
             )
             shares[address] = mine
             called[address] = self._submit(address, call_out, order)

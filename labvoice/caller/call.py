@@ -279,8 +279,7 @@ class Call(Conversation):
             self._on_end(self)
 
     async def _write_recording(self) -> None:
-        sound = self.recorder.recording()
-        if self.recording_path is None or sound is None:
+        if self.recording_path is None or (sound := self.recorder.recording()) is None:
             return
         try:
             await asyncio.to_thread(sound.write, self.recording_path)

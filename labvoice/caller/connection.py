@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from livekit import rtc
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from labvoice.caller.call import Call
 
 CONNECT_TIMEOUT_S: Final = 10.0
+_late: Final[set[asyncio.Task[None]]] = set()
+"""Rooms that were given up and have not connected yet."""
 
 
 class PendingCall:
@@ -55,7 +58,7 @@ async def connect_room(room: rtc.Room, url: str, token: str) -> None:
     """
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await room.connect(url, token, rtc.RoomOptions(auto_subscribe=True))
+            await connect_to_end(room, url, token)
     except rtc.ConnectError as error:
         if "401" in str(error) or "unauthorized" in str(error).lower():
             raise CredentialsError(
@@ -68,6 +71,36 @@ async def connect_room(room: rtc.Room, url: str, token: str) -> None:
         ) from None
     except TimeoutError:
         raise await _why_not_connected(url, token) from None
+
+
+async def connect_to_end(room: rtc.Room, url: str, token: str) -> None:
+    """Connects a room; if nobody waits any more, it still connects, and leaves then.
+
+    A connection that is cancelled half-way ends the process: the SDK's native side goes on,
+    waits for its Python side to take the room, and panics after some seconds ("timed out waiting
+    for ReadyForRoomEventRequest", livekit 1.1.21).
+    """
+    options = rtc.RoomOptions(auto_subscribe=True)
+    connecting = asyncio.create_task(room.connect(url, token, options))
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        leaving = asyncio.create_task(_leave(room, connecting), name="labvoice-late-room")
+        _late.add(leaving)
+        leaving.add_done_callback(_late.discard)
+        raise
+
+
+async def _leave(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
+    with suppress(rtc.ConnectError):
+        await connecting
+        await room.disconnect()
+
+
+async def late_rooms_left(timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    """Waits for the rooms that were given up, before the event loop ends."""
+    if _late:
+        await asyncio.wait(_late, timeout=timeout_s)
 
 
 async def _why_not_connected(url: str, token: str) -> StageTimeoutError:

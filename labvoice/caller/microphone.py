@@ -22,6 +22,8 @@ _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
 _LATE_KEPT = 1000
 _PUBLISH_TIMEOUT_S = 10.0
+_REST_AFTER_S = 0.2
+"""Silence after an utterance that is still sent: it ends the last packet of the speech."""
 _ECHO_DELAY_S = 0.05
 """From the loudspeaker's queue to the microphone: 17 m of air, or a usual sound card."""
 _ECHO_LONGEST_S = 0.5
@@ -53,6 +55,9 @@ class Microphone:
             :data:`SAMPLE_RATE_HZ`; repeated from its end.
         echo_gain: Of what is heard in what is sent, as loudspeaker and microphone in one room have
             it; 0 for none.
+        rests: Whether nothing is sent between two utterances, once somebody has subscribed to the
+            track; set it before that is published. An agent that finds the end of a turn by the
+            caller's silence hears none then.
         gaps: How often nothing was sent for so long (0.2 s) that the others heard a pause.
     """
 
@@ -68,6 +73,10 @@ class Microphone:
         self.echo_gain = 0.0
         self._echoes: dict[str, npt.NDArray[np.int16]] = {}
         self._around = 0
+        self.rests = False
+        self._subscribed: asyncio.Task[None] | None = None
+        self._spoken_s = 0.0
+        self._wanted = asyncio.Event()
         self.gaps = 0
 
     async def publish(self, room: rtc.Room) -> None:
@@ -81,11 +90,13 @@ class Microphone:
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-                await room.local_participant.publish_track(track, options)
+                publication = await room.local_participant.publish_track(track, options)
         except TimeoutError:
             raise StageTimeoutError(
                 "mic_published", _PUBLISH_TIMEOUT_S, "the server did not accept the caller's track"
             ) from None
+        if self.rests:
+            self._subscribed = asyncio.create_task(publication.wait_for_subscription())
         self._task = asyncio.create_task(self._send(), name="labvoice-microphone")
 
     async def play(
@@ -113,6 +124,7 @@ class Microphone:
             samples, first_voiced, last_voiced, asyncio.get_running_loop().create_future()
         )
         self._waiting.append(playing)
+        self._wanted.set()
         try:
             return await playing.done
         finally:
@@ -164,6 +176,7 @@ class Microphone:
             playing.ended_s = at_s
         if playing.position >= len(playing.samples):
             self._waiting.popleft()
+            self._spoken_s = at_s
             if not playing.done.done():
                 playing.done.set_result((playing.started_s, playing.ended_s))
 
@@ -178,8 +191,12 @@ class Microphone:
                     )
 
     async def _send_frames(self) -> None:
-        due = time.monotonic()
+        due = self._spoken_s = time.monotonic()
         while True:
+            if self._may_rest():
+                self._wanted.clear()
+                await self._wanted.wait()
+                due = time.monotonic()
             data = self._next_frame()
             left_s = time.monotonic()
             await send_frame(
@@ -197,6 +214,13 @@ class Microphone:
                 self.gaps += 1
                 due = time.monotonic()  # after a stall, do not send a burst
 
+    def _may_rest(self) -> bool:
+        """Whether nothing needs to be sent until :meth:`play` is called."""
+        if not self.rests or self._waiting or len(self.background) or self.echo_gain:
+            return False
+        heard = self._subscribed is not None and self._subscribed.done()
+        return heard and time.monotonic() - self._spoken_s >= _REST_AFTER_S
+
     def late_s(self, at_s: float, around_s: float) -> float:
         """Returns how late a frame was at most around an instant, in seconds; 0 if none was."""
         near = (late_s for left_s, late_s in self._late if abs(left_s - at_s) <= around_s)
@@ -204,9 +228,10 @@ class Microphone:
 
     async def aclose(self) -> None:
         """Stops sending."""
-        if self._task is not None:
-            await cancel(self._task)
-            self._task = None  # it keeps its traceback, and so this microphone
+        tasks = [task for task in (self._task, self._subscribed) if task is not None]
+        await cancel(*tasks)
+        self._task = self._subscribed = None  # they keep their traceback, and so this microphone
+        del tasks
         await self._source.aclose()
 
 

@@ -62,6 +62,10 @@ class Speech:
     doubt: str = ""
 
 
+_RUNG_OUT = 1e-12
+"""State of the filter, of full scale 1.0, that is nothing: denormal numbers would slow it down."""
+
+
 class HighPass:
     """Streaming high-pass filter that removes DC offset and hum.
 
@@ -83,6 +87,9 @@ class HighPass:
         scaled = samples / 32768
         if self._state is None:  # steady state of the first sample: no step response
             self._state = sosfilt_zi(self._filter) * (scaled[0] if len(scaled) else 0.0)
+        if not samples.any() and np.abs(self._state).max() < _RUNG_OUT:
+            self._state = np.zeros_like(self._state)
+            return np.zeros(len(samples))
         filtered, self._state = sosfilt(self._filter, scaled, zi=self._state)
         return np.asarray(filtered)
 
@@ -110,9 +117,10 @@ class VoiceProbability:
             return []
         size = round(count * self._rate * self.window_s)
         piece, self._pending = self._pending[:size], self._pending[size:]
-        at_vad_rate = resample(piece, self._rate, VAD_RATE)
-        at_vad_rate = np.pad(at_vad_rate, (0, max(0, count * self._window - len(at_vad_rate))))
-        windows = at_vad_rate[: count * self._window].reshape(count, self._window)
+        # Zeros stay zeros; a caller hears them most of the time.
+        at_vad_rate = resample(piece, self._rate, VAD_RATE) if piece.any() else piece[:0]
+        windows = np.zeros((count, self._window), np.int16)
+        windows.flat[: len(at_vad_rate)] = at_vad_rate[: windows.size]
         return [float(self._vad.predict(window)) for window in windows]
 
     def close(self) -> None:
@@ -152,7 +160,9 @@ def frame_levels(samples: Samples, filtered: Levels, frame: int) -> Levels:
     Returns:
         Shape (ceil(n / frame),), full scale 1.0.
     """
-    padded = (np.pad(each, (0, -len(each) % frame)) for each in (samples / 32768, filtered))
+    padded: list[Levels] = [samples / 32768, filtered]
+    if short := -len(samples) % frame:  # `np.pad` takes as long as the rest
+        padded = [np.pad(each, (0, short)) for each in padded]
     squares = [np.square(each).reshape(-1, frame).mean(axis=1) for each in padded]
     return np.asarray(np.sqrt(np.minimum(*squares)))
 

@@ -17,6 +17,7 @@ from labvoice.caller.clock import measure_offset
 from labvoice.caller.ear import SAMPLE_RATE_HZ
 from labvoice.caller.microphone import Microphone
 from labvoice.caller.turns import Item, Turn
+from labvoice.concurrency import poll
 from labvoice.dispatch import Dispatcher
 from labvoice.errors import AgentLostError, LabvoiceError, NoReplyError, StageTimeoutError
 from labvoice.protocol.vocabulary import RPC_CLOCK
@@ -67,6 +68,40 @@ async def test_a_microphone_that_is_off_says_so() -> None:
     await microphone.aclose()
     with pytest.raises(LabvoiceError, match="microphone is not on"):
         await microphone.play(np.zeros(480, np.int16), 0, 479)
+
+
+async def test_a_microphone_that_rests_sends_only_what_is_played(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sends silence until it is heard and after speech, and what is played at once and whole."""
+    sent: list[bool] = []
+
+    async def send(_: object, frame: rtc.AudioFrame) -> None:
+        sent.append(any(frame.data))
+
+    heard = asyncio.Event()
+
+    class Local:
+        async def publish_track(self, *_: object) -> object:
+            return SimpleNamespace(wait_for_subscription=heard.wait)
+
+    monkeypatch.setattr("labvoice.caller.microphone.send_frame", send)
+    monkeypatch.setattr("labvoice.caller.microphone._REST_AFTER_S", 0.0)
+    microphone = Microphone()
+    microphone.rests = True
+    await microphone.publish(cast("rtc.Room", SimpleNamespace(local_participant=Local())))
+    assert await poll(lambda: len(sent) >= 3, 2.0, 0.001)
+    assert not any(sent)
+    heard.set()
+    assert await poll(microphone._may_rest, 2.0, 0.001)
+    await asyncio.sleep(0.02)  # a frame that was under way
+    sent.clear()
+    await asyncio.sleep(0.05)
+    assert sent == []
+    start_s, end_s = await microphone.play(np.ones(480 * 4, np.int16), 0, 480 * 4 - 1)
+    assert sent.count(True) == 4
+    assert end_s - start_s > 0
+    await microphone.aclose()
 
 
 def _call() -> Call:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import psutil
 import pytest
 from livekit import rtc
 
-from labvoice.caller.connection import connect_room
+from labvoice.caller.connection import connect_room, late_rooms_left
+from labvoice.concurrency import cancel
 from labvoice.dispatch.media import media_hint
 from labvoice.errors import MediaBlockedError, StageTimeoutError
 
@@ -66,3 +68,27 @@ async def test_a_container_without_a_network_is_told_so(monkeypatch: pytest.Monk
 def test_the_hint_names_the_ports(addresses: list[str], said: str) -> None:
     """The hint names the ports that the server announces, and whether it has a fallback."""
     assert said in media_hint(addresses)
+
+
+async def test_a_room_that_connects_after_it_was_given_up_is_left() -> None:
+    """The native side panics where its connection is cancelled half-way, so it never is."""
+    done: list[str] = []
+    may = asyncio.Event()
+
+    class Room:
+        async def connect(self, *_: object) -> None:
+            await may.wait()
+            done.append("connected")
+
+        async def disconnect(self) -> None:
+            done.append("left")
+
+    room = cast("rtc.Room", Room())
+    connecting = asyncio.create_task(connect_room(room, "ws://127.0.0.1:9", "token"))
+    await asyncio.sleep(0)
+    await cancel(connecting)
+    assert connecting.cancelled()
+    assert done == []
+    may.set()
+    await late_rooms_left()
+    assert done == ["connected", "left"]
