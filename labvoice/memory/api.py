@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from labvoice.memory.client import PAGE, all_agents, new_client, resolve, transl
 from labvoice.proxies import http_client
 
 if TYPE_CHECKING:
+    from letta_client import AsyncLetta
     from letta_client.types import AgentState
 
 _TIMEOUT_S: Final = 30.0
@@ -48,12 +50,17 @@ class LettaApi:
 
     def __init__(self, base_url: str, api_key: SecretStr | None = None) -> None:
         self.model: str | None = None
-        self._base_url = base_url
-        self._client = new_client(base_url, api_key)
+        self._base_url, self._api_key = base_url, api_key
+
+    @functools.cached_property
+    def _client(self) -> AsyncLetta:
+        """Made at first use: its package takes most of a second to import."""
+        return new_client(self._base_url, self._api_key)
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._client.close()
+        if "_client" in vars(self):
+            await self._client.close()
 
     async def __aenter__(self) -> LettaApi:
         return self

@@ -7,13 +7,13 @@ from typing import Final
 import numpy as np
 
 from labvoice.settings import Settings
+from labvoice.speech.engines import MOONSHINES
 from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
 from labvoice.speech.piper import Piper
 from labvoice.speech.recognition import MoonshineSTT
 from labvoice.speech.synthesis import PiperTTS
 from labvoice.speech.weights import WeightName, require
 
-MOONSHINES: Final[dict[str, WeightName]] = {"base": "moonshine-base", "tiny": "moonshine-tiny"}
 _VOICE: Final[WeightName] = "piper-joe"
 _moonshines: dict[str, Moonshine] = {}
 _pipers: list[Piper] = []

@@ -31,6 +31,8 @@ _Kind = Literal["stt", "tts"]
 _PLUGIN: Final = "plugin:"
 _PLUGINS: Final = "livekit.plugins"
 _SILERO: Final = f"{_PLUGINS}.silero"
+MOONSHINES: Final[Mapping[str, WeightName]] = {"base": "moonshine-base", "tiny": "moonshine-tiny"}
+"""Weights of the embedded recogniser, by size."""
 
 
 @dataclass(frozen=True)
@@ -156,25 +158,31 @@ async def look(settings: Settings) -> str:
     return "; ".join(words)
 
 
-def _embedded_stt(size: str) -> Engine[stt.STT[Any]]:
-    from labvoice.speech import embedded
+def _embedded(function: str, **arguments: str) -> Callable[[Settings], Any]:
+    """Returns a function of :mod:`labvoice.speech.embedded`, which its first call imports."""
 
+    def call(settings: Settings) -> Any:
+        embedded = importlib.import_module("labvoice.speech.embedded")
+        return getattr(embedded, function)(settings, **arguments)
+
+    return call
+
+
+def _embedded_stt(size: Literal["base", "tiny"]) -> Engine[stt.STT[Any]]:
     return Engine(
         f"moonshine-{size}",
-        functools.partial(embedded.load_moonshine, size=size),
-        preload=functools.partial(embedded.preload_moonshine, size=size),
-        weights=(embedded.MOONSHINES[size],),
+        _embedded("load_moonshine", size=size),
+        preload=_embedded("preload_moonshine", size=size),
+        weights=(MOONSHINES[size],),
         local=True,
     )
 
 
 def _embedded_tts() -> Engine[tts.TTS[Any]]:
-    from labvoice.speech import embedded
-
     return Engine(
         "piper-joe",
-        embedded.load_piper,
-        preload=embedded.preload_piper,
+        _embedded("load_piper"),
+        preload=_embedded("preload_piper"),
         weights=("piper-joe",),
         local=True,
     )

@@ -98,7 +98,6 @@ class LettaServer:
             UsageError: Another lab has the memories open, or `fresh` is set with an external
                 server.
         """
-        await asyncio.to_thread(import_client)
         if settings.letta_base_url and fresh:
             raise UsageError(
                 f"`--fresh` is for the embedded Letta, and LETTA_BASE_URL names "
@@ -124,6 +123,7 @@ class LettaServer:
     async def _external(cls, settings: Settings, base_url: str) -> LettaServer:
         # Agent ids differ between servers and accounts: each has its own file of turns.
         key = settings.letta_api_key.get_secret_value() if settings.letta_api_key else ""
+        await asyncio.to_thread(import_client)
         name = hashlib.sha256(f"{base_url} {key}".encode()).hexdigest()[:12]
         turns = settings.data_dir / "letta-turns" / f"{name}.sqlite"
         server = cls(settings, base_url, settings.letta_api_key, turns)
@@ -214,6 +214,7 @@ class LettaServer:
         troubles: list[float] = []
         try:
             env = await prepare_letta_env(self._settings.cache_dir, progress)
+            await asyncio.to_thread(import_client)
             while True:
                 self.state = "starting"
                 try:
