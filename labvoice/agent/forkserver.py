@@ -1,9 +1,14 @@
-"""The forkserver of the job processes, started early: it loads in parallel with the worker."""
+"""The forkserver of the job processes: forked from the worker, whose imported code they share."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from multiprocessing import forkserver
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing import forkserver, resource_tracker, util
 
 from labvoice.agent import _livekit
 from labvoice.settings import Settings
@@ -17,13 +22,14 @@ PRELOADED = (SESSION, "labvoice.agent.preload")
 def start_forkserver(settings: Settings) -> None:
     """Starts it with livekit-agents' own preloaded modules and the weights.
 
-    livekit-agents would start it after all imports of the worker (1.8.9, worker.py, `run`); a
-    running one is reused.
+    The standard library starts it as a new program, which would import again what the worker has,
+    and keep a second copy. livekit-agents would start it later (1.8.9, worker.py, `run`); a running
+    one is reused.
 
     Args:
         settings: Those of the worker; if its jobs are threads, nothing is started.
     """
-    if settings.executor != "process":
+    if settings.executor != "process" or sys.platform != "linux":
         return
     secret = settings.livekit_api_secret
     for name, value in (  # the jobs' clients read them; `run` would set them too late
@@ -36,4 +42,33 @@ def start_forkserver(settings: Settings) -> None:
     if settings.turn_detector in ("smart-turn", "vad"):
         os.environ.setdefault(_livekit.PRELOAD_DETECTORS, "0")  # 240 MiB of v1-mini's weights
     forkserver.set_forkserver_preload([*PRELOADED, *_livekit.PRELOADED])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # not forked: it must not keep the worker's descriptors
+    gc.freeze()  # a collection would write to every object, and so copy its page
+    start_program = util.spawnv_passfds
+    util.spawnv_passfds = _fork
+    try:
+        forkserver.ensure_running()
+    finally:
+        util.spawnv_passfds = start_program
+
+
+def _fork(path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """As `multiprocessing.util.spawnv_passfds`, for `python -c CODE` and without a new program."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        kept = {0, 1, 2, *descriptors}
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in kept:
+                with contextlib.suppress(OSError):  # the listing's own
+                    os.close(int(name))
+        exec(arguments[-1], {})  # noqa: S102
+        status = 0
+    except SystemExit:
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)

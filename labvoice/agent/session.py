@@ -60,6 +60,11 @@ _LONGEST_SPEECH_S = 30.0  # the default, 10 s, makes the answer to a longer turn
 _MOST_ATTEMPTS = 16  # the recogniser itself limits those before a silence
 _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
 
+Phrases = dict[str, list[rtc.AudioFrame]]
+"""Audio by text."""
+phrases: Phrases = {}
+"""What :mod:`labvoice.agent.preload` has synthesised before the fork."""
+
 
 @dataclass
 class Models:
@@ -69,8 +74,8 @@ class Models:
     tts: tts.TTS[Any]
     vad: vad.VAD
     llm: llm.LLM[Any]
-    spoken: dict[str, list[rtc.AudioFrame]]
-    """Audio of fixed phrases, by text: synthesised once."""
+    spoken: Phrases
+    """Audio of greeting and apology: synthesised once."""
 
 
 def load_llm(settings: Settings) -> llm.LLM[Any]:
@@ -105,11 +110,10 @@ def load_llm(settings: Settings) -> llm.LLM[Any]:
     return model
 
 
-async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[rtc.AudioFrame]]:
-    """Warms up what would delay the first call, and returns the fixed phrases' audio.
+async def _warm_up(settings: Settings) -> None:
+    """Makes WebRTC's factory, and has the model read the instructions: its prefix cache keeps them.
 
-    WebRTC's factory is made, the model has read the instructions (they stay in its prefix
-    cache), and the greeting costs no synthesis while the user waits for it.
+    Both would delay the first call.
     """
     source = rtc.AudioSource(_OUTPUT_SAMPLE_RATE_HZ, 1)
     rtc.LocalAudioTrack.create_audio_track("warm-up", source)
@@ -132,12 +136,20 @@ async def _warm_up(settings: Settings, speech: tts.TTS[Any]) -> dict[str, list[r
         logger.warning("the model did not answer the warm-up: %s", error)
     finally:
         await model.aclose()
-    phrases: dict[str, list[rtc.AudioFrame]] = {}
-    for text in (settings.greeting, settings.apology):
-        if text:
-            async with speech.synthesize(text) as spoken:
-                phrases[text] = [event.frame async for event in spoken]
-    return phrases
+
+
+def synthesise_phrases(settings: Settings, speech: tts.TTS[Any]) -> Phrases:
+    """Returns the audio of greeting and apology: no user waits for their synthesis then."""
+
+    async def synthesise() -> Phrases:
+        spoken: Phrases = {}
+        for text in (settings.greeting, settings.apology):
+            if text:
+                async with speech.synthesize(text) as stream:
+                    spoken[text] = [event.frame async for event in stream]
+        return spoken
+
+    return asyncio.run(synthesise())
 
 
 @functools.cache
@@ -149,12 +161,16 @@ def load_models() -> Models:
     recogniser, voice = engines.both(settings)
     speech = voice.load(settings)
     _turn_detection(settings)  # its weights stay loaded
+    spoken: Phrases = {}
+    if voice.local:
+        asyncio.run(_warm_up(settings))
+        spoken = phrases or synthesise_phrases(settings, speech)
     return Models(
         recogniser.load(settings),
         speech,
         inference.VAD(min_silence_duration=0.25) if recogniser.local else engines.load_vad(),
         load_llm(settings),
-        spoken=asyncio.run(_warm_up(settings, speech)) if voice.local else {},
+        spoken,
     )
 
 

@@ -60,13 +60,13 @@ def _moonshine(settings: Settings, size: str) -> Moonshine:
 
 
 def load_piper(settings: Settings) -> PiperTTS:
-    """Loads the voice and synthesises a few words as a warm-up.
+    """Loads the voice and synthesises a word as a warm-up.
 
     Raises:
         WeightsError: Its weights cannot be had.
         ModelError: They cannot be loaded, or espeak-ng is missing.
     """
     voice = _pipers.pop() if _pipers else Piper(require(_VOICE, settings))
-    for _ in voice.speak("Hello there, how are you?", cut_lead_in=True):
+    for _ in voice.speak("Hello.", cut_lead_in=True):
         pass
     return PiperTTS(voice)
