@@ -126,18 +126,6 @@ def import_modules(settings: Settings) -> None:
         _imported(_SILERO)
 
 
-def preload(settings: Settings) -> None:
-    """Loads what the processes forked from this one can share.
-
-    Raises:
-        LabvoiceError: It cannot be loaded.
-    """
-    import_modules(settings)
-    for engine in both(settings):
-        if engine.preload is not None:
-            engine.preload(settings)
-
-
 async def look(settings: Settings) -> str:
     """Returns the status of both engines, for the doctor.
 

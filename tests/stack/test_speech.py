@@ -124,7 +124,8 @@ class Counted(embedded.Moonshine):
         super().__init__(*arguments)
 embedded.Moonshine = Counted
 before = len(os.listdir("/proc/self/task"))
-engines.preload(load_settings())
+for engine in engines.both(load_settings()):
+    engine.preload(load_settings())
 started = len(os.listdir("/proc/self/task")) - before
 counts = [len(made)]
 for _ in range(2):
