@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker, util
+from typing import Any
 
 from labvoice.agent import _livekit
 from labvoice.settings import Settings
@@ -52,7 +53,7 @@ def start_forkserver(settings: Settings) -> None:
         util.spawnv_passfds = start_program
 
 
-def _fork(path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+def _fork(_: bytes, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
     """As `multiprocessing.util.spawnv_passfds`, for `python -c CODE` and without a new program."""
     pid = os.fork()
     if pid:
