@@ -53,19 +53,19 @@ def start_forkserver(settings: Settings) -> None:
         util.spawnv_passfds = start_program
 
 
-def _fork(_: bytes, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
+def _fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     """As `multiprocessing.util.spawnv_passfds`, for `python -c CODE` and without a new program."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        kept = {0, 1, 2, *descriptors}
+        kept = {0, 1, 2, *passfds}
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in kept:
                 with contextlib.suppress(OSError):  # the listing's own
                     os.close(int(name))
-        exec(arguments[-1], {})  # noqa: S102
+        exec(args[-1], {})  # noqa: S102
         status = 0
     except SystemExit:
         status = 0
