@@ -115,6 +115,9 @@ async def test_no_worker_and_a_full_worker_are_told_apart() -> None:
             await lab.dispatch("empty", timeout_s=1)
         await lab.add_workers(program="labvoice.agent.noop")
         await lab.dispatch("first")
+        async with asyncio.timeout(30):
+            while not all(worker.load == 1 for worker in await lab.pool.statuses()):
+                await asyncio.sleep(0.1)  # it tells its load a little later
         with pytest.raises(WorkerFullError, match=r"1 jobs, load 1\.00"):
             await lab.dispatch("second", timeout_s=2)
         with pytest.raises(WorkerFullError, match="is full"):
