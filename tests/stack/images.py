@@ -86,7 +86,8 @@ async def main(livekit: Path, cache: Path) -> None:
         room, heard = rtc.Room(), asyncio.Event()
         room.on("track_subscribed", lambda *_: heard.set())
         await room.connect(given["url"], given["token"])
-        first = (await client.post(f"{api}/dispatch-agent", json={"room": "call"})).json()
+        asked = {"room": "call", "timeout_s": 30}
+        first = (await client.post(f"{api}/dispatch-agent", json=asked)).json()
         async with asyncio.timeout(30):
             await heard.wait()
         metrics = (await client.get("http://127.0.0.1:9100/metrics")).text
