@@ -58,6 +58,7 @@ off=(LABVOICE_PREFLIGHT=silence LABVOICE_TURN_DETECTOR=v1-mini LABVOICE_MIN_ENDP
 preflight=(LABVOICE_PREFLIGHT=speech)
 either=(LABVOICE_TURN_DETECTOR=either LABVOICE_MIN_ENDPOINTING_DELAY_S=0.3 LABVOICE_MAX_ENDPOINTING_DELAY_S=0.8)
 smart=(LABVOICE_TURN_DETECTOR=smart-turn "${either[@]:1}")
+soon=("${smart[@]}" LABVOICE_MIN_ENDPOINTING_DELAY_S=0.2)
 levers=()
 # lever ARM SETTING...: an arm with the levers off, but for these settings.
 lever() {
@@ -72,7 +73,8 @@ lever before
 lever preflight "${preflight[@]}"
 lever either "${either[@]}"
 lever smart-turn "${smart[@]}"
-lever all "${preflight[@]}" "${smart[@]}"
+lever soon "${soon[@]}"
+lever all "${preflight[@]}" "${soon[@]}"
 bench levers turns --arms stock,stock-naive "${levers[@]}" --llm paced --trials 40 --out "$folder/levers.jsonl"
 bench end-of-turn endpointing --offline --out "$folder/end-of-turn.jsonl"
 bench links turns --arm none=own --arm wifi=own --arm 4g=own --arm satellite=own --arm train=own \

@@ -109,10 +109,11 @@ class Settings(BaseSettings):
     """Concurrent jobs per worker; its load is active jobs divided by this number."""
     idle_timeout_s: float = Field(60.0, ge=1, le=86400)
     """How long an agent waits in a room without a human before it leaves, in seconds."""
-    min_endpointing_delay_s: float = Field(0.3, ge=0, le=5)
-    """Silence after which a turn may end when the turn detector agrees, in seconds.
+    min_endpointing_delay_s: float | None = Field(None, ge=0, le=5)
+    """Silence after which a turn may end when the turn detector agrees, in seconds; unset: 0.2 with
+    `smart-turn`, else 0.3.
 
-    Of the 53 built-in turns 12 are cut in on with 0.3 and 0.8 s, and 13 with LiveKit's defaults
+    Of the 53 built-in turns 12 are cut in on with these and 0.8 s, and 13 with LiveKit's defaults
     (`labvoice bench endpointing --offline`). The reply is generated meanwhile.
     """
     max_endpointing_delay_s: float = Field(0.8, ge=0, le=10)
@@ -120,9 +121,10 @@ class Settings(BaseSettings):
     endpointing_mode: Literal["fixed", "dynamic"] = "fixed"
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = "smart-turn"
-    """What says whether a turn has ended: `smart-turn` (Smart Turn; before 0.45 s only where it is
-    sure), `v1-mini` (LiveKit's model on the device), `either` (v1-mini, or Smart Turn where that is
-    sure; before 0.4 s only both) or `vad` (silence alone)."""
+    """What says whether a turn has ended: `smart-turn` (Smart Turn and the words; before 0.45 s
+    only where it is sure, before 0.3 s only after seven words), `v1-mini` (LiveKit's model on the
+    device), `either` (v1-mini, or Smart Turn where that is sure; before 0.4 s only both) or `vad`
+    (silence alone)."""
     turn_detector_threshold: float | None = Field(None, ge=0, le=1)
     """Probability from which the turn detector agrees; its own when unset."""
     interruption_mode: Literal["vad", "adaptive", "off"] = "vad"
@@ -236,6 +238,13 @@ class Settings(BaseSettings):
         if self.llm_temperature is None and self.resolved_llm != "openai":
             return 0.0
         return self.llm_temperature
+
+    @property
+    def resolved_min_endpointing_delay_s(self) -> float:
+        """The shorter silence, in seconds, with the default applied."""
+        if self.min_endpointing_delay_s is not None:
+            return self.min_endpointing_delay_s
+        return 0.2 if self.turn_detector == "smart-turn" else 0.3
 
     def secrets(self) -> list[SecretStr]:
         """The secrets that are set."""

@@ -12,16 +12,25 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Final
 
-from livekit.agents import Agent, ConversationItemAddedEvent, FlushSentinel, ModelSettings, llm
+from livekit import rtc
+from livekit.agents import (
+    Agent,
+    ConversationItemAddedEvent,
+    FlushSentinel,
+    ModelSettings,
+    llm,
+    stt,
+)
 
 from labvoice.agent.call_memory import CallMemory
 from labvoice.choices import Mode
 from labvoice.errors import LabvoiceError
 from labvoice.memory.blocks import MemorySnapshot
 from labvoice.protocol.metadata import ChatTurn
+from labvoice.speech.graded import SpokenDetector
 
 logger = logging.getLogger("labvoice.agent")
 
@@ -37,12 +46,19 @@ class LabAgent(Agent):
     Args:
         mode: How it answers and remembers.
         history: The conversation of the lost agent that this one replaces.
+        turn_detector: Hears what the recogniser does; None where it hears LiveKit's audio.
 
     Attributes:
         figures: Measured here and not by LiveKit, in seconds: by message id, then stage.
     """
 
-    def __init__(self, mode: Mode, memory: CallMemory, history: Sequence[ChatTurn] = ()) -> None:
+    def __init__(
+        self,
+        mode: Mode,
+        memory: CallMemory,
+        history: Sequence[ChatTurn] = (),
+        turn_detector: SpokenDetector | None = None,
+    ) -> None:
         chat = llm.ChatContext.empty()
         for message in history:
             chat.add_message(role=message.role, content=message.text)
@@ -50,6 +66,7 @@ class LabAgent(Agent):
         self.figures: dict[str, dict[str, float]] = {}
         self._mode = mode
         self._memory = memory
+        self._turn_detector = turn_detector
         owed = [*itertools.takewhile(lambda said: said.role == "user", reversed(history))]
         self._user_text = " ".join(said.text for said in reversed(owed))
         self._owes_answer = bool(owed)
@@ -73,6 +90,24 @@ class LabAgent(Agent):
             # At the end, so that the instructions stay in the model's prefix cache.
             text += f"\n\nThis is your memory of yourself and of the user:\n\n{snapshot.text}"
         self._memory.spawn(self.update_instructions(text))
+
+    async def stt_node(
+        self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
+    ) -> AsyncIterable[stt.SpeechEvent | str]:
+        """Recognises the caller; the turn detector hears the same audio, and what is recognised."""
+        detector = self._turn_detector
+        heard = audio if detector is None else _heard(audio, detector)
+        async for event in Agent.default.stt_node(self, heard, model_settings):
+            if detector is not None and isinstance(event, stt.SpeechEvent):
+                detector.push_event(event)
+            yield event
+
+    async def on_user_turn_completed(
+        self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage
+    ) -> None:
+        """Ends the turn for the turn detector."""
+        if self._turn_detector is not None:
+            self._turn_detector.flush()
 
     async def llm_node(
         self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
@@ -159,6 +194,14 @@ class LabAgent(Agent):
         """Seconds from the end of each turn until it is stored in Letta, by message id."""
         synced = await self._memory.synced()
         return {self._turn_ids.get(turn_id, turn_id): s for turn_id, s in synced.items()}
+
+
+async def _heard(
+    audio: AsyncIterable[rtc.AudioFrame], detector: SpokenDetector
+) -> AsyncIterator[rtc.AudioFrame]:
+    async for frame in audio:
+        detector.push_audio(frame)
+        yield frame
 
 
 def _unanswered(chat_ctx: llm.ChatContext) -> dict[str, str]:

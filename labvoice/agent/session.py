@@ -50,6 +50,7 @@ from labvoice.protocol.vocabulary import RPC_CLOCK, RPC_INTERRUPT, RPC_MARKS
 from labvoice.proxies import is_loopback, proxy_for
 from labvoice.settings import DEFAULT_OPENAI_MODEL, Settings, load_settings
 from labvoice.speech import engines
+from labvoice.speech.graded import SpokenDetector
 from labvoice.speech.turn_ends import load_turn_detector
 
 logger = logging.getLogger("labvoice.agent")
@@ -58,6 +59,9 @@ _OUTPUT_SAMPLE_RATE_HZ = 24000
 _ASK_TIMEOUT_S = 2.0
 _LONGEST_SPEECH_S = 30.0  # the default, 10 s, makes the answer to a longer turn late
 _MOST_ATTEMPTS = 16  # the recogniser itself limits those before a silence
+_SILENCE_S, _SHORT_SILENCE_S = 0.25, 0.15
+"""Silence after which LiveKit's voice detector hears an end of speech: the least that LiveKit takes
+beside a detector of audio, and what the transcript takes, for one of text."""
 _WARM_UP_TIMEOUT_S = 20.0  # a cold prompt costs the small model 3 s on idle cores
 
 Phrases = dict[str, list[rtc.AudioFrame]]
@@ -165,16 +169,19 @@ def load_models() -> Models:
     if voice.local:
         asyncio.run(_warm_up(settings))
         spoken = phrases or synthesise_phrases(settings, speech)
+    silence_s = _SHORT_SILENCE_S if settings.turn_detector == "smart-turn" else _SILENCE_S
     return Models(
         recogniser.load(settings),
         speech,
-        inference.VAD(min_silence_duration=0.25) if recogniser.local else engines.load_vad(),
+        inference.VAD(min_silence_duration=silence_s) if recogniser.local else engines.load_vad(),
         load_llm(settings),
         spoken,
     )
 
 
-def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession[None]:
+def make_session(
+    models: Models, settings: Settings, mode: Mode, detector: Any
+) -> AgentSession[None]:
     """Builds the AgentSession with the models: endpointing and preemptive generation.
 
     In letta mode nothing is generated before the turn has ended: a speculative turn would
@@ -186,10 +193,10 @@ def make_session(models: Models, settings: Settings, mode: Mode) -> AgentSession
         llm=models.llm,
         vad=models.vad,
         turn_handling=TurnHandlingOptions(
-            turn_detection=_turn_detection(settings),
+            turn_detection=detector,
             endpointing={
                 "mode": settings.endpointing_mode,
-                "min_delay": settings.min_endpointing_delay_s,
+                "min_delay": settings.resolved_min_endpointing_delay_s,
                 "max_delay": settings.max_endpointing_delay_s,
             },
             preemptive_generation={
@@ -239,7 +246,9 @@ async def serve(context: JobContext) -> None:
     traces.follow(context, metadata.traceparent)
     resume = metadata.resume
     mode = metadata.mode or settings.mode
-    session = make_session(models, settings, mode)
+    detector = _turn_detection(settings)
+    spoken = detector if isinstance(detector, SpokenDetector) else None
+    session = make_session(models, settings, mode, detector)
     state_changed = asyncio.Event()
     memory = CallMemory(
         settings,
@@ -247,7 +256,7 @@ async def serve(context: JobContext) -> None:
         context.job.room.name,
         lambda _: state_changed.set(),
     )
-    agent = LabAgent(mode, memory, resume.history if resume else ())
+    agent = LabAgent(mode, memory, resume.history if resume else (), spoken)
     session.on("conversation_item_added", agent.on_item)
     model_errors = ModelErrors(settings)
     model_errors.follow(session)

@@ -20,7 +20,8 @@ from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
 from labvoice.runs.turn_ends import KIND, Heard
 from labvoice.settings import Settings
-from labvoice.speech.graded import ALONE, EITHER, Grades
+from labvoice.speech.embedded import load_moonshine
+from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, spoken_end
 from labvoice.speech.turn_ends import (
     DEFAULT_THRESHOLDS,
     DetectorName,
@@ -28,6 +29,7 @@ from labvoice.speech.turn_ends import (
     load_detector,
     scores,
     spoken_turns,
+    spoken_words,
 )
 from labvoice.speech.utterances import Utterance
 
@@ -46,6 +48,10 @@ OFFLINE_ARMS: Final = (
     "both",
 )
 """The detectors whose curves are taken where none is named."""
+_TAKEN_AFTER_S: Final = 0.25
+"""Silence after which LiveKit takes a turn for ended at the earliest where its own voice detector
+says so: what it demands of that beside a detector of audio (1.8.9, `voice/audio_recognition.py`,
+`_check_vad_silence_requirement`)."""
 _MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
     "vad": (),
     "v1-mini": ("v1-mini",),
@@ -53,7 +59,6 @@ _MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
     "either": ("v1-mini", "smart-turn"),
     "both": ("v1-mini", "smart-turn"),
 }
-_GRADES: Final[dict[str, Grades]] = {"smart-turn": ALONE, "either": EITHER}
 
 
 async def endpointing(
@@ -150,6 +155,8 @@ async def on_audio(
         name for arm in chosen for name in _MEMBERS[arm.settings["turn_detector"]]
     )
     detectors = {name: await asyncio.to_thread(load_detector, name, settings) for name in names}
+    with_words = any(arm.settings["turn_detector"] == "smart-turn" for arm in chosen)
+    recogniser = await asyncio.to_thread(load_moonshine, settings) if with_words else None
     if turns is None:
         turns = await asyncio.to_thread(spoken_turns, settings, options.progress)
     path = options.path(KIND)
@@ -158,8 +165,14 @@ async def on_audio(
     with RunWriter(path, kind=KIND, config=config, arms=columns) as run:
         for number, turn in enumerate(turns):
             found = {name: await scores(detector, turn) for name, detector in detectors.items()}
+            spoken: list[tuple[float, str]] = []
+            if recogniser is not None:
+                early = await scores(detectors["smart-turn"], turn, SPOKEN_ASKED_AFTER_S)
+                spoken = [*zip(early, await spoken_words(recogniser, turn), strict=True)]
             for place, arm in enumerate(chosen):
-                await _record(run, number * len(chosen) + place, number, arm, turn, found, settings)
+                trial_number = number * len(chosen) + place
+                made = _heard(arm, turn, found, spoken)
+                await _record(run, trial_number, number, arm, turn, made, settings)
             if (number + 1) % 10 == 0 or number + 1 == len(turns):
                 options.progress(f"{number + 1} of {len(turns)} turns heard")
     return Run.load(path)
@@ -186,37 +199,56 @@ def _threshold(arm: Arm, name: DetectorName) -> float:
     return float(arm.settings.get("turn_detector_threshold", DEFAULT_THRESHOLDS[name]))
 
 
+def _heard(
+    arm: Arm,
+    turn: SpokenTurn,
+    found: dict[DetectorName, list[float]],
+    spoken: list[tuple[float, str]],
+) -> tuple[Heard, dict[str, Any]]:
+    """What an arm makes of a turn, and the facts that it rests on.
+
+    Args:
+        found: What each detector says of each silence.
+        spoken: What Smart Turn says when it is asked with the words, and the words.
+    """
+    detector, members = arm.settings["turn_detector"], _MEMBERS[arm.settings["turn_detector"]]
+    if detector == "smart-turn":
+        threshold = _threshold(arm, "smart-turn")
+        ends = [spoken_end(score, text, threshold) for score, text in spoken]
+        heard = Heard(turn.pauses_s, [end for end, _ in ends], [after_s for _, after_s in ends])
+        return heard, {
+            "scores_smart-turn": [round(score, 4) for score, _ in spoken],
+            "words": [text for _, text in spoken],
+        }
+    places = range(len(turn.pauses) + 1)
+    hears = [[found[name][at] >= _threshold(arm, name) for name in members] for at in places]
+    ended = [any(each) if detector == "either" else all(each) for each in hears]
+    least_s = [_TAKEN_AFTER_S for _ in places]
+    if detector == "either":
+        least_s = [_TAKEN_AFTER_S if all(each) else EITHER.unsure_after_s for each in hears]
+    facts = {f"scores_{n}": [round(p, 4) for p in found[n]] for n in members}
+    return Heard(turn.pauses_s, ended, least_s), facts
+
+
 async def _record(
     run: RunWriter,
     number: int,
     round_number: int,
     arm: Arm,
     turn: SpokenTurn,
-    found: dict[DetectorName, list[float]],
+    made: tuple[Heard, dict[str, Any]],
     settings: Settings,
 ) -> None:
     """Writes what a detector makes of a turn."""
-    members = _MEMBERS[arm.settings["turn_detector"]]
-    detector = arm.settings["turn_detector"]
-    places = range(len(turn.pauses) + 1)
-    hears = [[found[name][at] >= _threshold(arm, name) for name in members] for at in places]
-    ended = [any(each) if detector == "either" else all(each) for each in hears]
-    least_s = [0.0 for _ in places]
-    if (grades := _GRADES.get(detector)) is not None:
-        sure = [
-            all(each) and found["smart-turn"][at] >= grades.sure for at, each in enumerate(hears)
-        ]
-        least_s = [0.0 if each else grades.unsure_after_s for each in sure]
-    heard = Heard(turn.pauses_s, ended, least_s)
-    low_s = arm.settings.get("min_endpointing_delay_s", settings.min_endpointing_delay_s)
-    high_s = arm.settings.get("max_endpointing_delay_s", settings.max_endpointing_delay_s)
+    heard, facts = made
+    own = settings.model_copy(update=arm.settings)
+    low_s, high_s = own.resolved_min_endpointing_delay_s, own.max_endpointing_delay_s
     said = turn.utterance.text
     async with trial(
         run, number, turn.utterance.source, arm.name, round_number=round_number, said=[said]
     ) as this:
         this.outcome("ok")
-        facts: dict[str, Any] = {f"scores_{n}": [round(p, 4) for p in found[n]] for n in members}
-        facts |= {"pauses_s": turn.pauses_s, "ended": ended, "least_s": least_s}
+        facts |= {"pauses_s": turn.pauses_s, "ended": heard.ended, "least_s": heard.least_s}
         this.note(0, source=turn.utterance.source, **facts)
         delay_s = heard.delay_s(low_s, high_s)
         run.stage(number, "end_of_turn_delay", delay_s, turn=0, source="detector")

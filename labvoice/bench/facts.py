@@ -65,7 +65,7 @@ def columns(settings: Settings) -> dict[str, Any]:
         "stt": recogniser.label,
         "tts": voice.label,
         "executor": settings.executor,
-        "min_endpointing_delay_s": settings.min_endpointing_delay_s,
+        "min_endpointing_delay_s": settings.resolved_min_endpointing_delay_s,
         "max_endpointing_delay_s": settings.max_endpointing_delay_s,
         "turn_detector": settings.turn_detector,
     }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from labvoice.runs.run import Run
 
 KIND: Final = "endpointing"
-DELAYS_S: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
+DELAYS_S: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
 """Delays of which every pair is a setting of the curve, in seconds."""
 POLICIES: Final = tuple(itertools.combinations_with_replacement(DELAYS_S, 2))
 """Pairs of `min_delay` and `max_delay`."""

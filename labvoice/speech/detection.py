@@ -130,10 +130,10 @@ class VoiceProbability:
 
 def resample(samples: npt.NDArray[Any], rate: int, to_rate: int) -> Samples:
     """Returns the samples, shape (n,), 16-bit scale, at another rate, as 16-bit integers."""
-    from scipy.signal import resample_poly
-
     made: npt.NDArray[Any] = samples
     if rate != to_rate:
+        from scipy.signal import resample_poly  # where nothing is resampled, it is not loaded
+
         both = math.gcd(rate, to_rate)
         up, down = to_rate // both, rate // both
         made = resample_poly(samples.astype(np.float64), up, down, window=_low_pass(max(up, down)))

@@ -8,6 +8,7 @@ import numpy as np
 
 from labvoice.settings import Settings
 from labvoice.speech.engines import MOONSHINES
+from labvoice.speech.graded import stands_alone
 from labvoice.speech.moonshine import SAMPLE_RATE, Moonshine
 from labvoice.speech.piper import Piper
 from labvoice.speech.recognition import MoonshineSTT
@@ -50,7 +51,12 @@ def load_moonshine(settings: Settings, size: str = "base") -> MoonshineSTT:
         ModelError: They cannot be loaded.
     """
     model = _moonshines.pop(size, None) or _moonshine(settings, size)
-    return MoonshineSTT(model, f"moonshine-{size}-en", early=settings.preflight == "speech")
+    return MoonshineSTT(
+        model,
+        f"moonshine-{size}-en",
+        early=settings.preflight == "speech",
+        ended=stands_alone if settings.turn_detector == "smart-turn" else None,
+    )
 
 
 def _moonshine(settings: Settings, size: str) -> Moonshine:

@@ -1,20 +1,27 @@
-"""A detector of the end of a turn whose answer waits for more silence where it is less sure.
+"""Detectors of the end of a turn that let the agent wait longer where they are less sure.
 
 v1-mini misses each third end, after which the caller waits the longer delay; Smart Turn hears most
-of these, and says by its probability how sure it is. Either alone or together they end a turn after
-the shortest silence where all is clear, and after a longer one where it is not.
+of these, and says by its probability how sure it is. With the words as well, or both detectors
+together, a turn ends after the shortest silence where all is clear, and after a longer one where it
+is not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import math
+import re
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from livekit import rtc
-from livekit.agents import LanguageCode
+from livekit.agents import LanguageCode, llm, stt
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, APIConnectOptions
 from livekit.agents.voice.turn import TurnDetectionEvent
+
+from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability
 
 
 class Grades(NamedTuple):
@@ -32,10 +39,181 @@ class Grades(NamedTuple):
 
 
 EITHER: Final = Grades(0.9, 0.4)
-ALONE: Final = Grades(0.95, 0.45)
-"""Of v1-mini with Smart Turn, and of Smart Turn alone. With delays of 0.3 and 0.8 s each cuts in on
-12 of 53 built-in turns, at a mean delay of 0.40 s; LiveKit's defaults on 13, at 1.09 s. They were
-chosen on these turns (`labvoice bench endpointing --offline`)."""
+"""Of v1-mini with Smart Turn. With delays of 0.3 and 0.8 s it cuts in on 12 of 53 built-in turns,
+at a mean delay of 0.40 s; LiveKit's defaults on 13, at 1.09 s. They were chosen on these turns
+(`labvoice bench endpointing --offline`)."""
+
+SURE: Final = 0.95
+LEAST_WORDS: Final = 7
+SURE_AFTER_S: Final = 0.3
+UNSURE_AFTER_S: Final = 0.45
+"""Of Smart Turn with the words: it is sure from this probability on; after the shortest silence a
+turn ends where it is sure and so many words stand, else after these. Chosen on the same turns."""
+SPOKEN_ASKED_AFTER_S: Final = 0.1
+"""Silence after which Smart Turn is asked: its answer takes some 0.08 s and is there before the
+transcript."""
+
+_CLOSED: Final = (
+    "a an the my your his her its our their this that these those some any no each every "
+    "for from of on at in to with by about into between around over under than as like per "
+    "and or but so because if whether although while when where which who whose what how "
+    "is are was were am be been being do does did have has had can could will would shall "
+    "should may might must i we they he she very just well let's um uh er"
+)
+"""Words after which a sentence goes on: articles, possessives, prepositions, conjunctions,
+auxiliary verbs, subjects, fillers."""
+_GOES_ON: Final = frozenset(_CLOSED.split())
+_WORD: Final = re.compile(r"[a-z']+|\d+")
+_UNDECODED_S: Final = 1.0
+_PREDICTION_S: Final = 1.0
+_TRANSCRIPT_S: Final = 0.02
+"""From the recogniser's end of speech until LiveKit has its transcript."""
+
+
+def goes_on(text: str) -> bool:
+    """Returns whether a transcript ends with a word after which a sentence goes on."""
+    words = _WORD.findall(text.lower())
+    return bool(words) and words[-1] in _GOES_ON
+
+
+def stands_alone(text: str) -> bool:
+    """Returns whether a turn of these words ends after the shortest silence, if for sure."""
+    return len(text.split()) >= LEAST_WORDS and not goes_on(text)
+
+
+def spoken_end(probability: float, text: str, threshold: float) -> tuple[bool, float]:
+    """Returns whether a turn has ended by its sound and its words, and after which silence.
+
+    Args:
+        probability: Smart Turn's, of an end.
+        text: What was recognised.
+        threshold: Probability below which a turn goes on.
+
+    Returns:
+        Whether it has ended, and the silence before which it does not, in seconds.
+    """
+    if probability < threshold or goes_on(text):
+        return False, 0.0
+    if probability < max(SURE, threshold):
+        return True, UNSURE_AFTER_S
+    return True, 0.0 if stands_alone(text) else SURE_AFTER_S
+
+
+class SpokenDetector:
+    """Ends a turn by its sound and its words: Smart Turn, asked with the transcript.
+
+    LiveKit asks a detector of audio after 0.2 s of silence, and takes its answer after 0.25 s; it
+    asks one of text as soon as there is a transcript. This is one of text to LiveKit, and hears the
+    audio as well, by the agent's `stt_node`.
+
+    Args:
+        stream: Smart Turn's stream of this call.
+        threshold: Probability below which a turn goes on.
+    """
+
+    def __init__(self, stream: Any, threshold: float) -> None:
+        self._stream, self._threshold = stream, threshold
+        self._voice: VoiceProbability | None = None
+        self._silence_s = math.inf  # until the first voice
+        self._asked: asyncio.Future[TurnDetectionEvent] | None = None
+        self._stopped_s = 0.0
+        self._decoded = asyncio.Event()
+        self._decoded.set()
+        self._ends: asyncio.TimerHandle | None = None
+
+    @property
+    def model(self) -> str:
+        """Name for LiveKit's metrics."""
+        return str(self._stream.model)
+
+    @property
+    def provider(self) -> str:
+        """Name for LiveKit's metrics."""
+        return str(self._stream.provider)
+
+    async def unlikely_threshold(self, language: LanguageCode | None) -> float | None:
+        """Probability below which a turn goes on."""
+        return self._threshold if await self.supports_language(language) else None
+
+    async def supports_language(self, language: LanguageCode | None) -> bool:
+        """Whether Smart Turn knows the language."""
+        return bool(await self._stream.supports_language(language))
+
+    def push_audio(self, frame: rtc.AudioFrame) -> None:
+        """Takes the caller's next audio; where the voice ceases, Smart Turn is asked."""
+        self._stream.push_audio(frame)
+        if self._voice is None:
+            self._voice = VoiceProbability(frame.sample_rate)
+        for voice in self._voice(np.frombuffer(frame.data, np.int16)[:: frame.num_channels]):
+            if voice >= (VAD_ENTER if math.isinf(self._silence_s) else VAD_LEAVE):
+                self._silence_s = 0.0
+                self._forget()
+                continue
+            self._silence_s += self._voice.window_s
+            if self._asked is None and SPOKEN_ASKED_AFTER_S <= self._silence_s < math.inf:
+                self._ask()
+
+    def push_event(self, event: stt.SpeechEvent) -> None:
+        """Takes what the recogniser says of its speech, so that no transcript is forestalled."""
+        if event.type is stt.SpeechEventType.START_OF_SPEECH:
+            self._decoded.clear()
+            if self._ends is not None:
+                self._ends.cancel()
+        elif event.type is stt.SpeechEventType.END_OF_SPEECH:
+            self._ends = asyncio.get_running_loop().call_later(_TRANSCRIPT_S, self._decoded.set)
+
+    def flush(self) -> None:
+        """Ends the turn: what was heard is no part of the next."""
+        self._forget()
+        self._silence_s = math.inf
+        self._stream.flush()
+
+    async def predict_end_of_turn(
+        self, chat_ctx: llm.ChatContext, *, timeout: float | None = None
+    ) -> float:
+        """Returns the probability that the turn has ended, once so much silence has passed.
+
+        LiveKit cancels it where the caller goes on speaking, and asks anew with each transcript.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._decoded.wait(), _UNDECODED_S)
+        probability = await self._predicted()
+        said = [each.text_content or "" for each in chat_ctx.messages() if each.role == "user"]
+        ended, after_s = spoken_end(probability, said[-1] if said else "", self._threshold)
+        if not ended:
+            return min(probability, self._threshold / 2)
+        await asyncio.sleep(self._stopped_s + after_s - asyncio.get_running_loop().time())
+        return probability
+
+    async def aclose(self) -> None:
+        """Closes the stream."""
+        self._forget()
+        if self._voice is not None:
+            self._voice.close()
+        await self._stream.aclose()
+
+    async def _predicted(self) -> float:
+        """What Smart Turn says of the last silence; its threshold where it does not answer."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _PREDICTION_S
+        while (left_s := until_s - loop.time()) > 0:
+            asked = self._asked or self._ask()
+            await asyncio.wait([asked], timeout=left_s)
+            if asked.done() and not asked.cancelled():
+                return float(asked.result().end_of_turn_probability)
+        return self._threshold
+
+    def _ask(self) -> asyncio.Future[TurnDetectionEvent]:
+        silence_s = 0.0 if math.isinf(self._silence_s) else self._silence_s
+        self._stopped_s = asyncio.get_running_loop().time() - silence_s
+        asked: asyncio.Future[TurnDetectionEvent] = self._stream.predict()
+        self._asked = asked
+        return asked
+
+    def _forget(self) -> None:
+        if self._asked is not None:
+            self._stream.cancel_inference()
+            self._asked = None
 
 
 class GradedDetector:

@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ _WINDOWS_TO_START = 2
 _PRE_ROLL_WINDOWS = 12
 _SPECULATE_AFTER_S = 0.06
 _FINAL_AFTER_S = 0.24
+_SOON_FINAL_AFTER_S = 0.15
 _INTERIM_EVERY_S = 0.6
 _EARLY_EVERY_S = 0.16  # and never more than half of the time
 _EARLY_AFTER_S = 0.9  # with the pre-roll; what interrupts an agent that speaks has done so by then
@@ -48,13 +50,23 @@ class MoonshineSTT(stt.STT[Any]):
         model: Shared by all streams; they take turns.
         name: Name for LiveKit's metrics.
         early: Whether a preflight transcript may come while the caller still speaks.
+        ended: Says of a transcript whether its turn may have ended: it is final after 0.15 instead
+            of 0.24 s of silence. No transcript is where not given.
     """
 
-    def __init__(self, model: Moonshine, name: str, *, early: bool = False) -> None:
+    def __init__(
+        self,
+        model: Moonshine,
+        name: str,
+        *,
+        early: bool = False,
+        ended: Callable[[str], bool] | None = None,
+    ) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=True))
         self._moonshine = model
         self._name = name
         self.early = early
+        self.ended = ended
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="moonshine")
 
     @property
@@ -256,7 +268,7 @@ class _MoonshineStream(stt.RecognizeStream):
             if self._silence_s >= _SPECULATE_AFTER_S and self._speculation is None:
                 self._abandon(self._interim)
                 self._speculation = self._decode(rest=True)
-        if self._silence_s >= _FINAL_AFTER_S or self._length_s() >= _LONGEST_S:
+        if self._silence_s >= self._final_after_s() or self._length_s() >= _LONGEST_S:
             await self._end_speech()
 
     async def _end_speech(self) -> None:
@@ -280,6 +292,14 @@ class _MoonshineStream(stt.RecognizeStream):
             recognition_usage=stt.RecognitionUsage(audio_duration=length_s),
         )
         self._event_ch.send_nowait(usage)
+
+    def _final_after_s(self) -> float:
+        """Silence after which the transcript is final."""
+        ended = self._recogniser.ended
+        decode = self._speculation
+        if ended is None or decode is None or not decode.task.done() or decode.task.exception():
+            return _FINAL_AFTER_S
+        return _SOON_FINAL_AFTER_S if ended(decode.task.result()) else _FINAL_AFTER_S
 
     def _consider_interim(self) -> None:
         idle = self._interim is None or self._interim.task.done()

@@ -22,7 +22,8 @@ from livekit.agents import NOT_GIVEN, inference
 from labvoice.errors import RunFileError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
-from labvoice.speech.graded import ALONE, EITHER, GradedDetector
+from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, GradedDetector, SpokenDetector
+from labvoice.speech.recognition import MoonshineSTT
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     SAMPLE_RATE,
@@ -185,11 +186,11 @@ def read_rows(path: Path) -> list[SpokenTurn]:
 def load_turn_detector(
     name: DetectorName | Literal["either"], settings: Settings, threshold: float | None = None
 ) -> Any:
-    """Returns what ends the turns of an agent, for `turn_handling` (no public type of LiveKit's).
+    """Returns what ends the turns of a call, for `turn_handling` (no public type of LiveKit's).
 
     Args:
-        name: Which one. Smart Turn, alone and beside v1-mini (`either`), is graded; see
-            :mod:`labvoice.speech.graded`.
+        name: Which one. Smart Turn is asked with the words, and is graded, as is `either`: v1-mini
+            beside Smart Turn; see :mod:`labvoice.speech.graded`.
         threshold: Probability below which a turn goes on; the first detector's own when not given.
 
     Raises:
@@ -197,14 +198,13 @@ def load_turn_detector(
     """
     if name == "v1-mini":
         return load_detector(name, settings, threshold)
-    names: tuple[DetectorName, ...] = ("smart-turn",)
-    grades = ALONE
-    if name == "either":
-        names, grades = ("v1-mini", "smart-turn"), EITHER
+    smart_turn = load_detector("smart-turn", settings)
     if threshold is None:
-        threshold = DEFAULT_THRESHOLDS[names[0]]
-    grades = grades._replace(sure=max(grades.sure, threshold))
-    members = tuple(load_detector(each, settings) for each in names)
+        threshold = DEFAULT_THRESHOLDS["v1-mini" if name == "either" else name]
+    if name == "smart-turn":
+        return SpokenDetector(smart_turn.stream(), threshold)
+    grades = EITHER._replace(sure=max(EITHER.sure, threshold))
+    members = (load_detector("v1-mini", settings), smart_turn)
     return GradedDetector(members, threshold, grades, ASKED_AFTER_S)
 
 
@@ -233,16 +233,31 @@ def _smart_turn(path: Path, threshold: float | None) -> Any:
     return SmartTurnDetector(model_path=path, threshold=threshold, languages=("en",))
 
 
-async def scores(detector: Any, turn: SpokenTurn) -> list[float]:
+async def scores(
+    detector: Any, turn: SpokenTurn, asked_after_s: float = ASKED_AFTER_S
+) -> list[float]:
     """Asks a detector at each pause of a turn, and at its end, as LiveKit's session does.
 
+    Args:
+        asked_after_s: Silence after which it is asked, in seconds.
+
     Returns:
-        The probability that the turn has ended, :data:`ASKED_AFTER_S` into each silence.
+        The probability that the turn has ended, so far into each silence.
     """
+    return [await _score(detector, heard) for heard in _heard_by(turn, asked_after_s)]
+
+
+async def spoken_words(recogniser: MoonshineSTT, turn: SpokenTurn) -> list[str]:
+    """Returns what is recognised of a turn at each of its pauses, and at its end."""
+    return [await recogniser.transcribe(heard) for heard in _heard_by(turn, SPOKEN_ASKED_AFTER_S)]
+
+
+def _heard_by(turn: SpokenTurn, after_s: float) -> list[npt.NDArray[np.int16]]:
+    """The turn's samples at 16 kHz until so far into each silence."""
     samples = resample(turn.utterance.samples, SAMPLE_RATE, _RATE)
     samples = np.pad(samples, (0, _RATE))
-    asked = [begin_s + ASKED_AFTER_S for begin_s in (*(b for b, _ in turn.pauses), turn.end_s)]
-    return [await _score(detector, samples[: round(at_s * _RATE)]) for at_s in asked]
+    begins = (*(begin_s for begin_s, _ in turn.pauses), turn.end_s)
+    return [samples[: round((begin_s + after_s) * _RATE)] for begin_s in begins]
 
 
 async def _score(detector: Any, heard: npt.NDArray[np.int16]) -> float:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
-from livekit.agents import LanguageCode
+from livekit import rtc
+from livekit.agents import LanguageCode, llm, stt
 from livekit.agents.voice.turn import TurnDetectionEvent, TurnDetectionMode
 
-from labvoice.speech.graded import GradedDetector, Grades
+from labvoice.speech import graded
+from labvoice.speech.graded import GradedDetector, Grades, SpokenDetector, spoken_end
 
 THRESHOLD = 0.36
+SAID = "What is the weather going to be like tomorrow?"
 
 
 class _Detector:
@@ -79,25 +84,6 @@ async def test_what_one_alone_hears_waits_for_more_silence(
     both.stream.cancel_inference()
 
 
-@pytest.mark.parametrize(
-    ("probability", "ended", "at_once"),
-    [(0.95, True, True), (0.6, True, False), (0.2, False, True)],
-)
-async def test_one_alone_is_graded_by_its_probability(
-    probability: float, ended: bool, at_once: bool
-) -> None:
-    """An end that is not for sure waits for more silence."""
-    grades = Grades(0.9, 60.0)
-    stream = GradedDetector((_Detector(probability),), THRESHOLD, grades, 0.0).stream()
-    asked = stream.predict()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert asked.done() is at_once
-    if at_once:
-        assert (asked.result().end_of_turn_probability >= THRESHOLD) is ended
-    stream.cancel_inference()
-
-
 async def test_speech_that_goes_on_gives_the_prediction_up() -> None:
     """What is under way is cancelled in both, and a later prediction is a new one."""
     both = _both(0.1, 0.95)
@@ -133,3 +119,159 @@ async def test_it_is_a_detector_to_livekit() -> None:
     of_audio = get_args(TurnDetectionMode)[-1]
     assert isinstance(both.detector, of_audio)
     assert await both.stream.unlikely_threshold(LanguageCode("de")) is None
+
+
+@pytest.mark.parametrize(
+    ("probability", "text", "ends"),
+    [
+        (0.97, "What is the weather going to be like tomorrow?", (True, 0.0)),
+        (0.97, "What is the time?", (True, graded.SURE_AFTER_S)),
+        (0.97, "", (True, graded.SURE_AFTER_S)),
+        (0.6, "What is the weather going to be like tomorrow?", (True, graded.UNSURE_AFTER_S)),
+        (0.2, "What is the weather going to be like tomorrow?", (False, 0.0)),
+        (0.97, "I would like to book a table for,", (False, 0.0)),
+        (0.97, "The address is Mill Lane number 14", (True, 0.0)),
+    ],
+)
+def test_sound_and_words_say_after_which_silence_a_turn_ends(
+    probability: float, text: str, ends: tuple[bool, float]
+) -> None:
+    """Not before 0.3 s without seven words, and not at all after a word that wants another."""
+    assert spoken_end(probability, text, 0.5) == ends
+
+
+class _Voice:
+    """A voice detector to which a window of samples that are not zero is voice."""
+
+    window_s = 0.032
+
+    def __init__(self, _: int) -> None: ...
+
+    def __call__(self, samples: Any) -> list[float]:
+        return [float(samples.any())]
+
+    def close(self) -> None: ...
+
+
+class _SmartTurn:
+    """A stream of Smart Turn that answers when the test lets it."""
+
+    model = provider = "test"
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[TurnDetectionEvent]] = []
+        self.frames = 0
+
+    async def supports_language(self, language: LanguageCode | None) -> bool:
+        return language == "en"
+
+    def push_audio(self, _: rtc.AudioFrame) -> None:
+        self.frames += 1
+
+    def predict(self) -> asyncio.Future[TurnDetectionEvent]:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return self.asked[-1]
+
+    def answer(self, probability: float) -> None:
+        self.asked[-1].set_result(TurnDetectionEvent("eot_prediction", probability, 0.0))
+
+    def cancel_inference(self) -> None:
+        self.asked[-1].cancel()
+
+    def flush(self) -> None:
+        self.frames = 0
+
+
+def _window(level: int) -> rtc.AudioFrame:
+    return rtc.AudioFrame(np.full(512, level, np.int16).tobytes(), 16000, 1, 512)
+
+
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> tuple[SpokenDetector, _SmartTurn]:
+    """A detector by sound and words, and the stream of Smart Turn that it asks."""
+    monkeypatch.setattr(graded, "VoiceProbability", _Voice)
+    stream = _SmartTurn()
+    return SpokenDetector(stream, 0.5), stream
+
+
+def _chat(text: str) -> llm.ChatContext:
+    chat = llm.ChatContext.empty()
+    chat.add_message(role="user", content=text)
+    return chat
+
+
+async def test_smart_turn_is_asked_where_the_voice_ceases(
+    spoken: tuple[SpokenDetector, _SmartTurn],
+) -> None:
+    """Not before the first voice, once a silence, and anew after each voice."""
+    detector, stream = spoken
+    for level, asked in ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0), (0, 1), (0, 1), (1, 1)):
+        detector.push_audio(_window(level))
+        assert len(stream.asked) == asked, level
+    assert stream.asked[0].cancelled()
+    for _ in range(4):
+        detector.push_audio(_window(0))
+    assert len(stream.asked) == 2
+    assert stream.frames == 12
+    detector.flush()
+    detector.push_audio(_window(0))
+    assert (len(stream.asked), stream.frames) == (2, 1)
+
+
+async def test_a_turn_of_sound_and_words_ends_with_the_answer(
+    spoken: tuple[SpokenDetector, _SmartTurn],
+) -> None:
+    """The prediction is under way before LiveKit asks; after a word that wants another, no end."""
+    detector, stream = spoken
+    for level in (1, 0, 0, 0, 0):
+        detector.push_audio(_window(level))
+    asking = asyncio.create_task(detector.predict_end_of_turn(_chat("I would like to go for a")))
+    certain = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
+    await asyncio.sleep(0)
+    stream.answer(0.97)
+    assert await asking < 0.5
+    assert await certain == 0.97
+    assert len(stream.asked) == 1
+    assert await detector.unlikely_threshold(LanguageCode("en")) == 0.5
+    assert await detector.unlikely_threshold(LanguageCode("de")) is None
+
+
+async def test_a_voice_that_livekit_does_not_hear_leaves_no_turn_without_an_end(
+    spoken: tuple[SpokenDetector, _SmartTurn],
+) -> None:
+    """A prediction that a sound has cancelled is made again."""
+    detector, stream = spoken
+    for level in (1, 0, 0, 0, 0):
+        detector.push_audio(_window(level))
+    asking = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
+    await asyncio.sleep(0)
+    detector.push_audio(_window(1))
+    while len(stream.asked) < 2:
+        await asyncio.sleep(0)
+    stream.answer(0.99)
+    assert await asking == 0.99
+
+
+async def test_words_that_are_still_to_come_are_waited_for(
+    spoken: tuple[SpokenDetector, _SmartTurn],
+) -> None:
+    """While the recogniser has speech without a transcript, the words before it end no turn."""
+    detector, stream = spoken
+    for level in (1, 0, 0, 0, 0):
+        detector.push_audio(_window(level))
+    stream.answer(0.97)
+    detector.push_event(stt.SpeechEvent(stt.SpeechEventType.START_OF_SPEECH))
+    asking = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    detector.push_event(stt.SpeechEvent(stt.SpeechEventType.END_OF_SPEECH))
+    assert await asking == 0.97
+
+
+async def test_the_detector_of_sound_and_words_is_one_of_text_to_livekit(
+    spoken: tuple[SpokenDetector, _SmartTurn],
+) -> None:
+    """LiveKit would ask one of audio after 0.2 s, and demand 0.25 s of its voice detector."""
+    assert not isinstance(spoken[0], get_args(TurnDetectionMode)[-1])
+    assert inspect.iscoroutinefunction(spoken[0].predict_end_of_turn)

@@ -32,6 +32,9 @@ from labvoice.speech.utterances import DEFAULT_UTTERANCES, SAMPLE_RATE, Utteranc
 _TONE = (9000 * np.sin(np.arange(SAMPLE_RATE) / SAMPLE_RATE * 2 * np.pi * 440)).astype(np.int16)
 
 
+WORDS = "What is the weather going to be like tomorrow?"
+
+
 def _point(arm: str, cut: int, delay_s: float) -> Point:
     return Point(arm, 0.3, 1.0, cut, 100, delay_s, (delay_s - 0.1, delay_s + 0.1))
 
@@ -61,12 +64,12 @@ def test_a_detector_that_is_always_right_is_fast_and_cuts_in_on_nobody() -> None
     deaf = [Heard(turn.pauses_s, [True, True]) for turn in right]
     (best,) = sweep("right", right)
     assert best.cut == 0
-    assert best.delay_s == pytest.approx(0.3)
+    assert best.delay_s == pytest.approx(0.2)
     silence = sweep("silence", deaf)
     assert [point.cut for point in silence] == sorted({p.cut for p in silence}, reverse=True)
     assert silence[-1].cut == 0
     assert silence[-1].delay_s == pytest.approx(1.5)  # the first delay that outlasts 1.35 s
-    assert silence[0].delay_s == pytest.approx(0.3)
+    assert silence[0].delay_s == pytest.approx(0.2)
     assert silence[0].cut == 10
 
 
@@ -216,7 +219,7 @@ async def test_detectors_are_asked_at_every_silence_and_the_report_shows_the_tra
     assert run.attempts["outcome"].value_counts().to_dict() == {"ok": 9, "interrupted": 3}
     (knowing,) = run.turn_ends["v1-mini@0.5:0.4:1"]
     assert (knowing.cut, knowing.turns) == (0, 6)
-    assert knowing.delay_s == pytest.approx(0.3)
+    assert knowing.delay_s == pytest.approx(0.25)
     assert run.turn_ends["silence:0.6"][-1].delay_s == pytest.approx(1.0)
     found = Run.load(run.path).to_json()["turn_ends"]
     assert found["recommendation"][0].startswith("Recommended for at most 5%")
@@ -232,11 +235,16 @@ async def test_either_detector_ends_a_turn_and_both_must_agree(
     """Where they disagree `either` hears an end if Smart Turn is sure, and `both` never."""
     said = {"v1-mini": 0.1, "smart-turn": 0.95}
     monkeypatch.setattr(endpointing, "load_detector", lambda name, *_: name)
+    monkeypatch.setattr(endpointing, "load_moonshine", lambda _: object())
 
-    async def scores(name: str, _: SpokenTurn) -> list[float]:
+    async def scores(name: str, *_: object) -> list[float]:
         return [said[name]]
 
+    async def words(*_: object) -> list[str]:
+        return [WORDS]
+
     monkeypatch.setattr(endpointing, "scores", scores)
+    monkeypatch.setattr(endpointing, "spoken_words", words)
     for smart, ended in (
         (0.95, {"either": True, "both": False, "smart-turn": True}),
         (0.8, {"either": False, "both": False, "smart-turn": True}),
