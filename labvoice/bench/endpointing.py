@@ -20,7 +20,6 @@ from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
 from labvoice.runs.turn_ends import KIND, Heard
 from labvoice.settings import Settings
-from labvoice.speech.embedded import load_moonshine
 from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, spoken_end
 from labvoice.speech.turn_ends import (
     DEFAULT_THRESHOLDS,
@@ -35,6 +34,7 @@ from labvoice.speech.utterances import Utterance
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
+    from labvoice.speech.recognition import MoonshineSTT
 
 CALLED_ARMS: Final = ("0.4", "0.2", "silence:0.6", "v1-mini@0.5", "smart-turn", "dynamic")
 """The ways to end a turn that are called where none is named."""
@@ -155,8 +155,9 @@ async def on_audio(
         name for arm in chosen for name in _MEMBERS[arm.settings["turn_detector"]]
     )
     detectors = {name: await asyncio.to_thread(load_detector, name, settings) for name in names}
-    with_words = any(arm.settings["turn_detector"] == "smart-turn" for arm in chosen)
-    recogniser = await asyncio.to_thread(load_moonshine, settings) if with_words else None
+    recogniser = None
+    if any(arm.settings["turn_detector"] == "smart-turn" for arm in chosen):
+        recogniser = await asyncio.to_thread(_load_recogniser, settings)
     if turns is None:
         turns = await asyncio.to_thread(spoken_turns, settings, options.progress)
     path = options.path(KIND)
@@ -176,6 +177,12 @@ async def on_audio(
             if (number + 1) % 10 == 0 or number + 1 == len(turns):
                 options.progress(f"{number + 1} of {len(turns)} turns heard")
     return Run.load(path)
+
+
+def _load_recogniser(settings: Settings) -> MoonshineSTT:
+    from labvoice.speech.embedded import load_moonshine  # ONNX Runtime, which calls do not need
+
+    return load_moonshine(settings)
 
 
 def _with_thresholds(arm: Arm) -> Arm:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from labvoice.errors import RunFileError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
 from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, GradedDetector, SpokenDetector
-from labvoice.speech.recognition import MoonshineSTT
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     SAMPLE_RATE,
@@ -33,6 +32,9 @@ from labvoice.speech.utterances import (
     synthesize_all,
 )
 from labvoice.speech.weights import Progress, require
+
+if TYPE_CHECKING:
+    from labvoice.speech.recognition import MoonshineSTT
 
 DetectorName = Literal["v1-mini", "smart-turn"]
 DEFAULT_THRESHOLDS: Final[Mapping[DetectorName, float]] = {"v1-mini": 0.36, "smart-turn": 0.5}
