@@ -185,13 +185,6 @@ class SpokenDetector:
         await asyncio.sleep(self._stopped_s + after_s - asyncio.get_running_loop().time())
         return probability
 
-    async def aclose(self) -> None:
-        """Closes the stream."""
-        self._forget()
-        if self._voice is not None:
-            self._voice.close()
-        await self._stream.aclose()
-
     async def _predicted(self) -> float:
         """What Smart Turn says of the last silence; its threshold where it does not answer."""
         loop = asyncio.get_running_loop()

@@ -150,8 +150,6 @@ class _Voice:
     def __call__(self, samples: Any) -> list[float]:
         return [float(samples.any())]
 
-    def close(self) -> None: ...
-
 
 class _SmartTurn:
     """A stream of Smart Turn that answers when the test lets it."""
