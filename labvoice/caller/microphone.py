@@ -22,7 +22,7 @@ _FRAME_SAMPLES = int(SAMPLE_RATE_HZ * _FRAME_S)
 _MAX_LATE_S = 0.2
 _LATE_KEPT = 1000
 _PUBLISH_TIMEOUT_S = 10.0
-_REST_AFTER_S = 0.2
+REST_AFTER_S = 0.2
 """Silence after an utterance that is still sent: it ends the last packet of the speech."""
 _ECHO_DELAY_S = 0.05
 """From the loudspeaker's queue to the microphone: 17 m of air, or a usual sound card."""
@@ -219,7 +219,7 @@ class Microphone:
         if not self.rests or self._waiting or len(self.background) or self.echo_gain:
             return False
         heard = self._subscribed is not None and self._subscribed.done()
-        return heard and time.monotonic() - self._spoken_s >= _REST_AFTER_S
+        return heard and time.monotonic() - self._spoken_s >= REST_AFTER_S
 
     def late_s(self, at_s: float, around_s: float) -> float:
         """Returns how late a frame was at most around an instant, in seconds; 0 if none was."""

@@ -235,7 +235,7 @@ async def test_either_detector_ends_a_turn_and_both_must_agree(
     """Where they disagree `either` hears an end if Smart Turn is sure, and `both` never."""
     said = {"v1-mini": 0.1, "smart-turn": 0.95}
     monkeypatch.setattr(endpointing, "load_detector", lambda name, *_: name)
-    monkeypatch.setattr(endpointing, "_load_recogniser", lambda _: object())
+    monkeypatch.setattr("labvoice.speech.embedded.load_moonshine", lambda _: object())
 
     async def scores(name: str, *_: object) -> list[float]:
         return [said[name]]
