@@ -109,10 +109,14 @@ class SpokenDetector:
     Args:
         stream: Smart Turn's stream of this call.
         threshold: Probability below which a turn goes on.
+        at_once: Whether Smart Turn runs as soon as it can be asked; else, on the same audio, after
+            the transcript on which the reply is generated, from which it takes no processor then.
     """
 
-    def __init__(self, stream: Any, threshold: float) -> None:
-        self._stream, self._threshold = stream, threshold
+    def __init__(self, stream: Any, threshold: float, *, at_once: bool = False) -> None:
+        self._stream, self._threshold, self._at_once = stream, threshold, at_once
+        self._waits = False
+        self._later: list[rtc.AudioFrame] = []
         self._voice: VoiceProbability | None = None
         self._silence_s = math.inf  # until the first voice
         self._asked: asyncio.Future[TurnDetectionEvent] | None = None
@@ -140,18 +144,24 @@ class SpokenDetector:
         return bool(await self._stream.supports_language(language))
 
     def push_audio(self, frame: rtc.AudioFrame) -> None:
-        """Takes the caller's next audio; where the voice ceases, Smart Turn is asked."""
-        self._stream.push_audio(frame)
+        """Takes the caller's next audio; where the voice ceases, Smart Turn is to be asked."""
         if self._voice is None:
             self._voice = VoiceProbability(frame.sample_rate)
         for voice in self._voice(np.frombuffer(frame.data, np.int16)[:: frame.num_channels]):
             if voice >= (VAD_ENTER if math.isinf(self._silence_s) else VAD_LEAVE):
                 self._silence_s = 0.0
                 self._forget()
-                continue
-            self._silence_s += self._voice.window_s
-            if self._asked is None and SPOKEN_ASKED_AFTER_S <= self._silence_s < math.inf:
-                self._ask()
+            else:
+                self._silence_s += self._voice.window_s
+        ceased = self._asked is None and SPOKEN_ASKED_AFTER_S <= self._silence_s < math.inf
+        if self._waits and ceased:
+            self._later.append(frame)
+            return
+        self._hear_later()
+        self._stream.push_audio(frame)
+        if ceased and self._at_once:
+            self._ask()
+        self._waits = ceased and not self._at_once
 
     def push_event(self, event: stt.SpeechEvent) -> None:
         """Takes what the recogniser says of its speech, so that no transcript is forestalled."""
@@ -161,10 +171,13 @@ class SpokenDetector:
                 self._ends.cancel()
         elif event.type is stt.SpeechEventType.END_OF_SPEECH:
             self._ends = asyncio.get_running_loop().call_later(_TRANSCRIPT_S, self._decoded.set)
+        elif self._waits and event.type is stt.SpeechEventType.PREFLIGHT_TRANSCRIPT:
+            self._ask()
 
     def flush(self) -> None:
         """Ends the turn: what was heard is no part of the next."""
         self._forget()
+        self._hear_later()
         self._silence_s = math.inf
         self._stream.flush()
 
@@ -201,7 +214,15 @@ class SpokenDetector:
         self._stopped_s = asyncio.get_running_loop().time() - silence_s
         asked: asyncio.Future[TurnDetectionEvent] = self._stream.predict()
         self._asked = asked
+        self._hear_later()
         return asked
+
+    def _hear_later(self) -> None:
+        """Gives Smart Turn what came since it was to be asked."""
+        self._waits = False
+        for frame in self._later:
+            self._stream.push_audio(frame)
+        self._later.clear()
 
     def _forget(self) -> None:
         if self._asked is not None:

@@ -204,7 +204,8 @@ def load_turn_detector(
     if threshold is None:
         threshold = DEFAULT_THRESHOLDS["v1-mini" if name == "either" else name]
     if name == "smart-turn":
-        return SpokenDetector(smart_turn.stream(), threshold)
+        at_once = settings.preflight == "speech"
+        return SpokenDetector(smart_turn.stream(), threshold, at_once=at_once)
     grades = EITHER._replace(sure=max(EITHER.sure, threshold))
     members = (load_detector("v1-mini", settings), smart_turn)
     return GradedDetector(members, threshold, grades, ASKED_AFTER_S)

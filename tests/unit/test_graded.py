@@ -189,7 +189,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> tuple[SpokenDetector, _SmartTurn]
     """A detector by sound and words, and the stream of Smart Turn that it asks."""
     monkeypatch.setattr(graded, "VoiceProbability", _Voice)
     stream = _SmartTurn()
-    return SpokenDetector(stream, 0.5), stream
+    return SpokenDetector(stream, 0.5, at_once=True), stream
 
 
 def _chat(text: str) -> llm.ChatContext:
@@ -214,6 +214,23 @@ async def test_smart_turn_is_asked_where_the_voice_ceases(
     detector.flush()
     detector.push_audio(_window(0))
     assert (len(stream.asked), stream.frames) == (2, 1)
+
+
+async def test_smart_turn_waits_for_the_transcript_and_hears_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes after the first 0.1 s of silence is given to it once it is asked, or not asked."""
+    monkeypatch.setattr(graded, "VoiceProbability", _Voice)
+    stream = _SmartTurn()
+    detector = SpokenDetector(stream, 0.5)
+    for level in (1, 0, 0, 0, 0, 0, 0):
+        detector.push_audio(_window(level))
+    assert (len(stream.asked), stream.frames) == (0, 5)
+    detector.push_event(stt.SpeechEvent(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT))
+    assert (len(stream.asked), stream.frames) == (1, 7)
+    for level in (0, 1, 0, 0, 0, 0, 0, 1):
+        detector.push_audio(_window(level))
+    assert (len(stream.asked), stream.frames) == (1, 15)
 
 
 async def test_a_turn_of_sound_and_words_ends_with_the_answer(
