@@ -184,6 +184,11 @@ def _window(level: int) -> rtc.AudioFrame:
     return rtc.AudioFrame(np.full(512, level, np.int16).tobytes(), 16000, 1, 512)
 
 
+def _stop_speaking(detector: SpokenDetector) -> None:
+    for level in (1, 0, 0, 0, 0):
+        detector.push_audio(_window(level))
+
+
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch) -> tuple[SpokenDetector, _SmartTurn]:
     """A detector by sound and words, and the stream of Smart Turn that it asks."""
@@ -233,13 +238,22 @@ async def test_smart_turn_waits_for_the_transcript_and_hears_the_same(
     assert (len(stream.asked), stream.frames) == (1, 15)
 
 
+async def test_a_sound_without_words_keeps_no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a transcript Smart Turn hears on after a second of silence."""
+    monkeypatch.setattr(graded, "VoiceProbability", _Voice)
+    stream = _SmartTurn()
+    detector = SpokenDetector(stream, 0.5)
+    for level in (1, *(0 for _ in range(60))):
+        detector.push_audio(_window(level))
+    assert (len(stream.asked), stream.frames) == (0, 61)
+
+
 async def test_a_turn_of_sound_and_words_ends_with_the_answer(
     spoken: tuple[SpokenDetector, _SmartTurn],
 ) -> None:
     """The prediction is under way before LiveKit asks; after a word that wants another, no end."""
     detector, stream = spoken
-    for level in (1, 0, 0, 0, 0):
-        detector.push_audio(_window(level))
+    _stop_speaking(detector)
     asking = asyncio.create_task(detector.predict_end_of_turn(_chat("I would like to go for a")))
     certain = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
     await asyncio.sleep(0)
@@ -256,8 +270,7 @@ async def test_a_voice_that_livekit_does_not_hear_leaves_no_turn_without_an_end(
 ) -> None:
     """A prediction that a sound has cancelled is made again."""
     detector, stream = spoken
-    for level in (1, 0, 0, 0, 0):
-        detector.push_audio(_window(level))
+    _stop_speaking(detector)
     asking = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
     await asyncio.sleep(0)
     detector.push_audio(_window(1))
@@ -272,8 +285,7 @@ async def test_words_that_are_still_to_come_are_waited_for(
 ) -> None:
     """While the recogniser has speech without a transcript, the words before it end no turn."""
     detector, stream = spoken
-    for level in (1, 0, 0, 0, 0):
-        detector.push_audio(_window(level))
+    _stop_speaking(detector)
     stream.answer(0.97)
     detector.push_event(stt.SpeechEvent(stt.SpeechEventType.START_OF_SPEECH))
     asking = asyncio.create_task(detector.predict_end_of_turn(_chat(SAID)))
