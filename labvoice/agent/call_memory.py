@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import stamina
+
 from labvoice.errors import LabvoiceError, StageTimeoutError
 from labvoice.memory.blocks import MemorySnapshot, watch
 from labvoice.memory.client import MAX_STEPS, is_agent_id, new_client, resolve, translate_errors
@@ -30,6 +32,10 @@ _RESOLVE_PAUSE_S: Final = 2.0
 _PUT_PAUSE_S: Final = 1.0
 _NOTE_S: Final = 1.0  # the user waits for it
 _PUTS_AT_END_S: Final = 5.0
+
+_retries = partial(
+    stamina.retry_context, attempts=None, timeout=None, wait_jitter=0, wait_exp_base=1
+)
 
 MemoryState = Literal["off", "loading", "ready", "unavailable"]
 
@@ -95,16 +101,13 @@ class CallMemory:
     ) -> None:
         assert self._agent is not None
         assert self._store is not None
-        while self.agent_id is None:
-            try:
-                self.agent_id = await resolve(client, self._agent)
-            except LabvoiceError as error:
-                logger.warning("no memory for now: %s", error.observed)
-                self._set("unavailable", error.observed)
-                await asyncio.sleep(_RESOLVE_PAUSE_S)
-            else:
-                rename = partial(self._store.rename, self._agent, self.agent_id)
-                self.spawn(self._on_disk(rename, "the turns on disk cannot be read"))
+        if self.agent_id is None:
+            async for attempt in _retries(LabvoiceError, wait_initial=_RESOLVE_PAUSE_S):
+                with attempt:
+                    self.agent_id = await self._resolved(client, self._agent)
+            assert self.agent_id is not None
+            rename = partial(self._store.rename, self._agent, self.agent_id)
+            self.spawn(self._on_disk(rename, "the turns on disk cannot be read"))
 
         def changed(snapshot: MemorySnapshot) -> None:
             if self.memory_load_s is None:
@@ -121,6 +124,14 @@ class CallMemory:
                 "unavailable" if error else "ready", error.observed if error else ""
             ),
         )
+
+    async def _resolved(self, client: AsyncLetta, agent: str) -> str:
+        try:
+            return await resolve(client, agent)
+        except LabvoiceError as error:
+            logger.warning("no memory for now: %s", error.observed)
+            self._set("unavailable", error.observed)
+            raise
 
     def _set(self, state: MemoryState, error: str = "") -> None:
         self.error = error
@@ -166,16 +177,15 @@ class CallMemory:
 
     async def _on_disk(self, work: Callable[[], Awaitable[object]], trouble: str) -> None:
         """Retries an operation on the file until it succeeds."""
-        while True:
-            try:
-                await work()
-            except DISK_ERRORS as error:
-                self.disk_error = f"{trouble}: {error}"
-                logger.warning("%s; trying again", self.disk_error)
-                await asyncio.sleep(_PUT_PAUSE_S)
-            else:
-                self.disk_error = ""
-                return
+        async for attempt in _retries(DISK_ERRORS, wait_initial=_PUT_PAUSE_S):
+            with attempt:
+                try:
+                    await work()
+                except DISK_ERRORS as error:
+                    self.disk_error = f"{trouble}: {error}"
+                    logger.warning("%s; trying again", self.disk_error)
+                    raise
+        self.disk_error = ""
 
     async def synced(self) -> dict[str, float]:
         """Seconds from the end of each turn until it is stored in Letta, by turn id."""

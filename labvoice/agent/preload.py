@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import stamina
 from livekit import local_inference
 
 from labvoice.agent import session
@@ -44,6 +45,7 @@ def _speaking(settings: Settings) -> Iterator[Connection]:
 
 
 def _preload(settings: Settings) -> None:
+    stamina.instrumentation.set_on_retry_hooks([])  # what is retried logs why
     if settings.letta_base_url:
         import_client()
     engines.import_modules(settings)

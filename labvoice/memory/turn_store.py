@@ -304,13 +304,15 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _use_wal(db: sqlite3.Connection) -> None:
     """Enables the write-ahead log; SQLite's own timeout does not cover concurrent attempts."""
-    until = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
+    from stamina import retry_context  # 0.1 s, and this runs in a thread
+
+    for attempt in retry_context(
+        sqlite3.OperationalError,
+        None,
+        _BUSY_TIMEOUT_S,
+        _WAL_PAUSE_S,
+        wait_jitter=0,
+        wait_exp_base=1,
+    ):
+        with attempt:
             db.execute("pragma journal_mode = wal")
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_WAL_PAUSE_S)
-        else:
-            return
