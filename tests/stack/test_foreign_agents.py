@@ -146,13 +146,18 @@ async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
     The recording that the agent made has no network in it. One from the caller's side, as another
     program records it, with the channels the other way round, is laid by the report.
     """
-    asked = {"greeting": "Hello, this is the shop.", "report": str(tmp_path)}
-    async with lab.call(agent_name=foreign, metadata=asked) as call:
-        await call.hear_greeting()
-        await call.say(recorded[0])
-        live = await call.hear()
-        sound = call.recorder.recording()
-    report = tmp_path / "report.json"
+    for number in range(3):  # up to twice more where the machine's stalls upset the turn
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        asked = {"greeting": "Hello, this is the shop.", "report": str(folder)}
+        async with lab.call(agent_name=foreign, metadata=asked) as call:
+            await call.hear_greeting()
+            await call.say(recorded[0])
+            live = await call.hear()
+            sound = call.recorder.recording()
+        if not live.upset:
+            break
+    report = folder / "report.json"
     async with asyncio.timeout(30):
         while not report.exists():  # the job writes it when it is over
             await asyncio.sleep(0.1)
@@ -173,8 +178,7 @@ async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
         assert set(run.frame["room"].astype(str)) == {call.room_name}
         found.append(figures["voice_to_voice"])
     assert 0 < found[0] < live.voice_to_voice_s
-    if not live.upset:  # else the live figure is a stall's
-        assert found[1] == pytest.approx(live.voice_to_voice_s, abs=AGREES_S)
+    assert found[1] == pytest.approx(live.voice_to_voice_s, abs=AGREES_S)
 
 
 def _of(room: str) -> Any:
