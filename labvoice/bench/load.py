@@ -56,6 +56,10 @@ ECHO: Final = Arm(
 """Agents that load no model and send back what they hear a second later."""
 _ECHO_CALLS: Final = 10
 """Calls that one echo worker is given: half of what its load function takes."""
+JOIN_EVERY_S: Final = 1.0
+"""Least pause between two joins, in seconds: faster joins than a machine of two cores takes would be
+the load, in place of the turns."""
+_WARMUP_PER_MIN: Final = 6.0  # turns a minute at least, or the warm-up takes minutes
 _LEAD_S: Final = 2.0
 """From the submission of a level to its first intended start: the Dask workers have it by then."""
 _LINK_LEAD_S: Final = 5.0
@@ -71,7 +75,8 @@ def schedule(callers: int, rate_per_min: float, seconds: float) -> list[Planned]
     """Plans a level: an open loop, whose starts do not wait for what was before.
 
     The callers are spread evenly over one period of their turns, so that the level has a constant
-    rate of `callers * rate_per_min` turns a minute.
+    rate of `callers * rate_per_min` turns a minute. They join no faster than every
+    :data:`JOIN_EVERY_S`; where that takes longer than a period, the turns begin so much later.
 
     Args:
         callers: How many call at once.
@@ -90,10 +95,15 @@ def schedule(callers: int, rate_per_min: float, seconds: float) -> list[Planned]
             f"{seconds:g} s are too short for one turn at {rate_per_min:g} turns a minute",
             f"`--for {math.ceil(every_s)}` or more, or a higher rate",
         )
-    starts = [number * every_s / callers for number in range(callers)]
+    between_s = every_s / callers
+    joins_s = max(between_s, JOIN_EVERY_S)
+    wait_s = (callers - 1) * (joins_s - between_s)
     return [
-        Planned(start_s, tuple(start_s + every_s * (turn + 1) for turn in range(turns)))
-        for start_s in starts
+        Planned(
+            number * joins_s,
+            tuple(wait_s + number * between_s + every_s * (turn + 1) for turn in range(turns)),
+        )
+        for number in range(callers)
     ]
 
 
@@ -209,7 +219,8 @@ async def load(
         ) as run:
             level = _LevelRun(lab, run, dask, offsets, called, sounds, local_pids, rests=echo)
             if options.warmup:
-                first = schedule(len(offsets), rate, 60.0 / rate)
+                brisk = max(rate, _WARMUP_PER_MIN)
+                first = schedule(len(offsets), brisk, 60.0 / brisk)
                 await level.happen(arms[0], first, warmup=True)
             for plan, arm in zip(plans, arms, strict=True):
                 await wait_idle(lab, options.progress)

@@ -13,7 +13,7 @@ import soundfile
 
 from labvoice.bench.base import keep_sound
 from labvoice.bench.callers import Called, Heard, sounds_of
-from labvoice.bench.load import ramp, schedule
+from labvoice.bench.load import JOIN_EVERY_S, ramp, schedule
 from labvoice.caller.recorder import Recorder
 from labvoice.choices import RecordingFormat
 from labvoice.errors import RunFileError, UsageError
@@ -89,6 +89,18 @@ def test_turns_are_due_at_a_constant_rate_over_all_callers() -> None:
     assert len(due) == 4 * 3
     assert {round(b - a, 9) for a, b in itertools.pairwise(due)} == {2.5}
     assert due[0] == 10.0  # one period after the first click, for the connection
+
+
+def test_many_callers_join_first_and_then_talk() -> None:
+    """A join costs more than a turn: many are spread wider, and the turns' rate stays constant."""
+    plan = schedule(40, rate_per_min=6, seconds=20)
+    clicks = [planned.click_s for planned in plan]
+    assert {round(b - a, 9) for a, b in itertools.pairwise(clicks)} == {JOIN_EVERY_S}
+    due = sorted(at_s for planned in plan for at_s in planned.turns_s)
+    assert len(due) == 40 * 2
+    assert {round(b - a, 9) for a, b in itertools.pairwise(due)} == {0.25}
+    assert due[0] > clicks[-1]
+    assert min(planned.turns_s[0] - planned.click_s for planned in plan) >= 10.0
 
 
 @pytest.mark.parametrize(("callers", "rate", "seconds"), [(0, 6, 60), (1, 0, 60), (1, 6, 9)])
