@@ -57,8 +57,8 @@ ECHO: Final = Arm(
 _ECHO_CALLS: Final = 10
 """Calls that one echo worker is given: half of what its load function takes."""
 JOIN_EVERY_S: Final = 1.0
-"""Least pause between two joins, in seconds: faster joins than a machine of two cores takes would be
-the load, in place of the turns."""
+"""Least pause between two joins, in seconds: joins faster than two cores take them are the load,
+in place of the turns."""
 _WARMUP_PER_MIN: Final = 6.0  # turns a minute at least, or the warm-up takes minutes
 _LEAD_S: Final = 2.0
 """From the submission of a level to its first intended start: the Dask workers have it by then."""
