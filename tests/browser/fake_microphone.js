@@ -45,4 +45,19 @@
     await listening.close();
     return loudest;
   };
+  // Presses a button of the widget as soon as its phase is this: a busy page is looked at too rarely
+  // from outside to meet a reply of three seconds.
+  window.pressWhen = ([phase, name]) =>
+    new Promise((done) => {
+      const widget = document.querySelector(".labvoice");
+      const look = () => {
+        if (widget.querySelector(".lv-phase").textContent !== phase) return;
+        observer.disconnect();
+        [...widget.querySelectorAll("button")].find((each) => each.textContent === name).click();
+        done();
+      };
+      const observer = new MutationObserver(look);
+      observer.observe(widget, { childList: true, characterData: true, subtree: true });
+      look();
+    });
 })();
