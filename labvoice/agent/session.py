@@ -169,10 +169,6 @@ def load_models() -> Models:
     if voice.local:
         asyncio.run(_warm_up(settings))
         spoken = phrases or synthesise_phrases(settings, speech)
-        from labvoice.speech.synthesis import AHEAD_S, PiperTTS
-
-        if isinstance(speech, PiperTTS):
-            speech.ahead_s = AHEAD_S
     silence_s = _SHORT_SILENCE_S if settings.turn_detector == "smart-turn" else _SILENCE_S
     return Models(
         recogniser.load(settings),

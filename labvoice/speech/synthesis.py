@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from livekit import rtc
 from livekit.agents import tts, utils
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, APIConnectOptions
@@ -22,8 +18,6 @@ _PCM = "audio/pcm"
 # The voice takes 0.25 to 0.35 s a word; only used to estimate how much audio is buffered.
 _WORD_S = 0.28
 _URGENT_BELOW_S = 0.5
-AHEAD_S: Final = 0.7
-"""Audio that the agent's voice computes ahead of real time: more than a machine's stalls take."""
 
 
 class PiperTTS(tts.TTS[Any]):
@@ -31,11 +25,6 @@ class PiperTTS(tts.TTS[Any]):
 
     Args:
         voice: Shared by all streams; they take turns.
-
-    Attributes:
-        ahead_s: How much audio a stream computes ahead of real time at the most, in seconds; all
-            at once where it is infinite. A reply that is generated before the turn's end would
-            otherwise take the processor from what finds that end.
     """
 
     def __init__(self, voice: Piper) -> None:
@@ -44,7 +33,6 @@ class PiperTTS(tts.TTS[Any]):
             sample_rate=voice.sample_rate,
             num_channels=1,
         )
-        self.ahead_s = math.inf
         self._voice = voice
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="piper")
 
@@ -74,13 +62,18 @@ class PiperTTS(tts.TTS[Any]):
         """Ends the thread; a chunk being computed is finished and discarded."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def speak(self, text: str, *, first: bool) -> AsyncIterator[npt.NDArray[np.int16]]:
-        """Computes a text's audio off the event loop, chunk by chunk."""
+    async def speak_into(self, emitter: tts.AudioEmitter, text: str, *, first: bool) -> int:
+        """Computes a text's audio off the event loop and emits it; returns the sample count."""
         chunks = self._voice.speak(text, cut_lead_in=first)
         loop = asyncio.get_running_loop()
+        samples = 0
         while (chunk := await loop.run_in_executor(self._thread, next, chunks, None)) is not None:
-            if len(chunk):
-                yield chunk
+            if not len(chunk):
+                continue
+            samples += len(chunk)
+            # As a frame, because bytes are buffered until they fill frames of growing size.
+            emitter.push_frame(rtc.AudioFrame(chunk.tobytes(), self.sample_rate, 1, len(chunk)))
+        return samples
 
 
 class _PiperStream(tts.SynthesizeStream):
@@ -98,18 +91,10 @@ class _PiperStream(tts.SynthesizeStream):
         ready = utils.aio.Chan[str]()
         cutting = asyncio.create_task(self._cut_input(ready))
         try:
-            samples, ends_s = 0, time.monotonic()
+            samples = 0
             async for clause in ready:
                 self._mark_started()
-                async for chunk in voice.speak(clause, first=not samples):
-                    # As a frame, because bytes are buffered until they fill frames of growing size.
-                    output_emitter.push_frame(
-                        rtc.AudioFrame(chunk.tobytes(), voice.sample_rate, 1, len(chunk))
-                    )
-                    samples += len(chunk)
-                    ends_s = max(ends_s, time.monotonic()) + len(chunk) / voice.sample_rate
-                    if (ahead_s := ends_s - time.monotonic() - voice.ahead_s) > 0:
-                        await asyncio.sleep(ahead_s)
+                samples += await voice.speak_into(output_emitter, clause, first=not samples)
             if not samples:
                 # LiveKit treats a text without audio as a failed request, and retries it.
                 output_emitter.push(bytes(2 * (voice.sample_rate // 50)))
