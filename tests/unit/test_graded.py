@@ -208,7 +208,7 @@ async def test_smart_turn_is_asked_where_the_voice_ceases(
 ) -> None:
     """Not before the first voice, once a silence, and anew after each voice."""
     detector, stream = spoken
-    for level, asked in ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0), (0, 1), (0, 1), (1, 1)):
+    for level, asked in ((0, 0), (1, 0), (0, 0), (0, 0), (0, 1), (0, 1), (0, 1), (1, 1)):
         detector.push_audio(_window(level))
         assert len(stream.asked) == asked, level
     assert stream.asked[0].cancelled()
@@ -224,13 +224,13 @@ async def test_smart_turn_is_asked_where_the_voice_ceases(
 async def test_smart_turn_waits_for_the_transcript_and_hears_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What comes after the first 0.1 s of silence is given to it once it is asked, or not asked."""
+    """What comes after three windows of silence is given to it once it is asked, or not asked."""
     monkeypatch.setattr(graded, "VoiceProbability", _Voice)
     stream = _SmartTurn()
     detector = SpokenDetector(stream, 0.5)
     for level in (1, 0, 0, 0, 0, 0, 0):
         detector.push_audio(_window(level))
-    assert (len(stream.asked), stream.frames) == (0, 5)
+    assert (len(stream.asked), stream.frames) == (0, 4)
     detector.push_event(stt.SpeechEvent(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT))
     assert (len(stream.asked), stream.frames) == (1, 7)
     for level in (0, 1, 0, 0, 0, 0, 0, 1):
