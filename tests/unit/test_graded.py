@@ -125,18 +125,19 @@ async def test_it_is_a_detector_to_livekit() -> None:
     ("probability", "text", "ends"),
     [
         (0.97, "What is the weather going to be like tomorrow?", (True, 0.0)),
-        (0.97, "What is the time?", (True, graded.SURE_AFTER_S)),
-        (0.97, "", (True, graded.SURE_AFTER_S)),
-        (0.6, "What is the weather going to be like tomorrow?", (True, graded.UNSURE_AFTER_S)),
+        (0.97, "What is the time?", (True, graded.STATEMENT_AFTER_S)),
+        (0.97, "", (True, graded.STATEMENT_AFTER_S)),
+        (0.6, "What is the weather going to be like tomorrow?", (True, graded.STATEMENT_AFTER_S)),
         (0.2, "What is the weather going to be like tomorrow?", (False, 0.0)),
         (0.97, "I would like to book a table for,", (False, 0.0)),
-        (0.97, "The address is Mill Lane number 14", (True, 0.0)),
+        (0.97, "The address is Mill Lane number 14.", (True, graded.STATEMENT_AFTER_S)),
+        (0.97, "Could you tell me how far it is from?", (False, 0.0)),
     ],
 )
 def test_sound_and_words_say_after_which_silence_a_turn_ends(
     probability: float, text: str, ends: tuple[bool, float]
 ) -> None:
-    """Not before 0.3 s without seven words, and not at all after a word that wants another."""
+    """The shortest for a sure question of seven words; none after a word that wants another."""
     assert spoken_end(probability, text, 0.5) == ends
 
 
