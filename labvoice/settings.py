@@ -113,8 +113,10 @@ class Settings(BaseSettings):
     """Silence after which a turn may end when the turn detector agrees, in seconds; unset: 0.2 with
     `smart-turn`, else 0.3.
 
-    Of the 53 built-in turns 12 are cut in on with these and 0.8 s, and 13 with LiveKit's defaults
-    (`labvoice bench endpointing --offline`). The reply is generated meanwhile.
+    With `smart-turn` it is that of a whole question; all else waits 0.45 s at least. Of the 53
+    built-in turns 8 are cut in on with these and 0.8 s, and 5 with LiveKit's defaults, which in a
+    call end no turn before 0.58 s (`labvoice bench endpointing --offline --arms smart-turn,v1-mini`).
+    The reply is generated meanwhile.
     """
     max_endpointing_delay_s: float = Field(0.8, ge=0, le=10)
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = "smart-turn"
     """What says whether a turn has ended: `smart-turn` (Smart Turn and the words; before 0.45 s
-    only where it is sure, before 0.3 s only after seven words), `v1-mini` (LiveKit's model on the
+    only a question of seven words or more, where it is sure), `v1-mini` (LiveKit's model on the
     device), `either` (v1-mini, or Smart Turn where that is sure; before 0.4 s only both) or `vad`
     (silence alone)."""
     turn_detector_threshold: float | None = Field(None, ge=0, le=1)
