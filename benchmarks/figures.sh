@@ -57,8 +57,7 @@ off=(LABVOICE_PREFLIGHT=silence LABVOICE_TURN_DETECTOR=v1-mini LABVOICE_MIN_ENDP
   LABVOICE_MAX_ENDPOINTING_DELAY_S=1.0)
 preflight=(LABVOICE_PREFLIGHT=speech)
 either=(LABVOICE_TURN_DETECTOR=either LABVOICE_MIN_ENDPOINTING_DELAY_S=0.3 LABVOICE_MAX_ENDPOINTING_DELAY_S=0.8)
-smart=(LABVOICE_TURN_DETECTOR=smart-turn "${either[@]:1}")
-soon=("${smart[@]}" LABVOICE_MIN_ENDPOINTING_DELAY_S=0.2)
+soon=(LABVOICE_TURN_DETECTOR=smart-turn LABVOICE_MIN_ENDPOINTING_DELAY_S=0.2 "${either[@]:2}")
 levers=()
 # lever ARM SETTING...: an arm with the levers off, but for these settings.
 lever() {
@@ -72,7 +71,6 @@ lever() {
 lever before
 lever preflight "${preflight[@]}"
 lever either "${either[@]}"
-lever smart-turn "${smart[@]}"
 lever soon "${soon[@]}"
 lever all "${preflight[@]}" "${soon[@]}"
 bench levers turns --arms stock,stock-naive "${levers[@]}" --llm paced --trials 40 --out "$folder/levers.jsonl"

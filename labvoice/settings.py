@@ -115,8 +115,8 @@ class Settings(BaseSettings):
 
     With `smart-turn` it is that of a whole question; all else waits 0.45 s at least. Of the 53
     built-in turns 8 are cut in on with these and 0.8 s, and 5 with LiveKit's defaults, which in a
-    call end no turn before 0.58 s (`labvoice bench endpointing --offline --arms smart-turn,v1-mini`).
-    The reply is generated meanwhile.
+    call end no turn before 0.58 s (`labvoice bench endpointing --offline --arms
+    smart-turn,v1-mini:0.58:2.5`). The reply is generated meanwhile.
     """
     max_endpointing_delay_s: float = Field(0.8, ge=0, le=10)
     """Silence after which a turn ends although the turn detector disagrees, in seconds."""
