@@ -43,14 +43,14 @@ bench interrupt interrupt --arms labvoice,words-2 --arm starter=examples/inferen
   --llm paced --trials 3 --out "$folder/interrupt.jsonl"
 # Agents of four kinds: labvoice's own, one in the starter's shape, that file at the revision which
 # added it (it has not changed since, so its ratio to starter shows the run's own noise), and Pipecat.
-if [ -z "$chosen" ] || [[ " $chosen " == *" agents "* ]]; then
+if [ -z "$chosen" ] || [[ " $chosen " == *" agents "* || " $chosen " == *" levers "* ]]; then
   python=$(realpath "$folder")/pipecat/bin/python
   [ -x "$python" ] || .venv/bin/uv venv --quiet --python .venv/bin/python "$folder/pipecat"
   .venv/bin/uv pip install --quiet --python "$python" "pipecat-ai[livekit,openai]==1.14.0"
 fi
+pipecat="bot:${python:-python} examples/pipecat_bot.py {url} {token} {room}"
 bench agents turns --arm own= --arm starter=examples/inference_agent.py \
-  --arm before=examples/inference_agent.py@c2c65ca \
-  --arm pipecat="bot:${python:-python} examples/pipecat_bot.py {url} {token} {room}" \
+  --arm before=examples/inference_agent.py@c2c65ca --arm pipecat="$pipecat" \
   --llm paced --trials 12 --out "$folder/agents.jsonl"
 # What each lever of the reply gives (docs/performance.md), on 40 utterances; an hour.
 off=(LABVOICE_PREFLIGHT=silence LABVOICE_TURN_DETECTOR=v1-mini LABVOICE_MIN_ENDPOINTING_DELAY_S=0.4
@@ -73,7 +73,8 @@ lever preflight "${preflight[@]}"
 lever either "${either[@]}"
 lever soon "${soon[@]}"
 lever all "${preflight[@]}" "${soon[@]}"
-bench levers turns --arms stock,stock-naive "${levers[@]}" --llm paced --trials 40 --out "$folder/levers.jsonl"
+bench levers turns --arms stock,stock-naive "${levers[@]}" --arm pipecat="$pipecat" \
+  --llm paced --trials 40 --out "$folder/levers.jsonl"
 bench end-of-turn endpointing --offline --out "$folder/end-of-turn.jsonl"
 bench links turns --arm none=own --arm wifi=own --arm 4g=own --arm satellite=own --arm train=own \
   --link wifi:wifi --link 4g:4g --link satellite:satellite --link train:train --llm paced \
