@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     """Silence after which a turn may end when the turn detector agrees, in seconds; unset: 0.2 with
     `smart-turn`, else 0.3.
 
-    With `smart-turn` it is that of a whole question; all else waits 0.45 s at least. Of the 53
+    With `smart-turn` it is that of a whole question; all else waits 0.5 s at least. Of the 53
     built-in turns 8 are cut in on with these and 0.8 s, and 5 with LiveKit's defaults, which in a
     call end no turn before 0.58 s (`labvoice bench endpointing --offline --arms
     smart-turn,v1-mini:0.58:2.5`). The reply is generated meanwhile.
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     endpointing_mode: Literal["fixed", "dynamic"] = "fixed"
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = "smart-turn"
-    """What says whether a turn has ended: `smart-turn` (Smart Turn and the words; before 0.45 s
+    """What says whether a turn has ended: `smart-turn` (Smart Turn and the words; before 0.5 s
     only a question of seven words or more, where it is sure), `v1-mini` (LiveKit's model on the
     device), `either` (v1-mini, or Smart Turn where that is sure; before 0.4 s only both) or `vad`
     (silence alone)."""
