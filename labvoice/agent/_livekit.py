@@ -7,6 +7,9 @@ forkserver reads its list from here before the worker has imported anything.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ PRELOADED: Final = ("livekit.agents.ipc._preload", "livekit.agents.ipc._preload_
 PRELOAD_DETECTORS: Final = "LIVEKIT_AGENTS_PRELOAD_LOCAL_INFERENCE"
 """Environment variable that says whether these modules load v1-mini and the voice detector
 (ipc/_preload.py); whoever needs them loads them at first use."""
+
+_CALLBACKS_S: Final = 0.1
+"""How long the exit of a process waits for callbacks, which take less than a millisecond each."""
 
 
 def server_api(server: AgentServer) -> api.LiveKitAPI:
@@ -65,6 +71,32 @@ def keep_native_log() -> None:
 
     initialize = FfiClient.instance._ffi_lib.livekit_ffi_initialize
     initialize(ffi_event_callback, False, b"python", __version__.encode())
+
+
+def new_room() -> rtc.Room:
+    """Returns a room that is not connected, in a process whose exit the SDK does not abort."""
+    from livekit import rtc
+
+    _outlast_callbacks()
+    return rtc.Room()
+
+
+@functools.cache
+def _outlast_callbacks() -> None:
+    """Has the exit of this process wait for callbacks of the SDK's native side that are under way.
+
+    Its disposal (rtc/_ffi_client.py, `_dispose`) forbids new ones and waits for none. One that asks
+    for the interpreter after that has begun to end loses its thread, which Rust takes for a panic:
+    the process aborts after its work was done (signal 6).
+    """
+
+    def dispose() -> None:
+        from livekit.rtc._ffi_client import FfiClient
+
+        FfiClient.instance._dispose()
+        time.sleep(_CALLBACKS_S)
+
+    atexit.register(dispose)
 
 
 def wake_for_own_frames(stream: rtc.AudioStream) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from livekit import rtc
 from pydantic import SecretStr
 
+from labvoice.agent._livekit import new_room
 from labvoice.bench.arms import SEED, Arm, choose
 from labvoice.bench.base import RunKeywords, RunOptions, Trial, measure_calls
 from labvoice.bench.instrument import keep_calibration
@@ -140,7 +141,7 @@ class _ReferenceAgent:
         self.delay_s = DELAYS_S[0]
         self.replies: list[_Reply] = []
         self.reply = reply_of(variant)
-        self._room = rtc.Room()
+        self._room = new_room()
         self._microphone = Microphone()
         self._microphone.background = background_of(variant)
         self._listener = Listener(on_frame=self._on_frame)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from livekit import rtc
 
+from labvoice.agent._livekit import new_room
 from labvoice.caller.agent import NO_VOICE_HINT, REPLY_TIMEOUT_S, RoomAgent
 from labvoice.caller.clock import ClockOffset
 from labvoice.caller.ear import SAMPLE_RATE_HZ, Voice
@@ -93,7 +93,7 @@ class Conversation:
         self.conditions: Conditions | None = None
         self._ready = False
         self.recorder = recorder = Recorder(MICROPHONE_RATE_HZ, SAMPLE_RATE_HZ)
-        self._room = rtc.Room()
+        self._room = new_room()
         self._microphone = microphone = Microphone(recorder.sent)
         self.media = Media(self._room, self._microphone, open_link, tap)
         self._marks = ConnectionMarks(on_mark)

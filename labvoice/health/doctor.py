@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import httpx
 import psutil
-from livekit import api, rtc
+from livekit import api
 
+from labvoice.agent._livekit import new_room
 from labvoice.caller.connection import connect_room
 from labvoice.dispatch import Dispatcher
 from labvoice.dispatch.diagnosis import Evidence
@@ -236,7 +237,7 @@ class _Doctor:
         return said
 
     async def _media(self) -> str:
-        room = rtc.Room()
+        room = new_room()
         started_s = time.monotonic()
         try:
             await connect_room(room, *self._scratch_room())

@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.async_api import Browser, Locator, Page, expect
 
+from labvoice.concurrency import poll
 from labvoice.runs.remeasure import remeasure
 from labvoice.runs.run import Run
 from labvoice.speech.utterances import Utterance
@@ -185,9 +186,11 @@ async def test_a_call_with_the_browsers_microphone(
             await widget.screenshot(path=pictures / "ended.png")
 
         # What the page recorded is beside its run.
-        (path,) = set((jupyter.folder / "runs").glob("browser-*.jsonl")) - before
-        run = Run.load(path)
-        assert len(run.recordings) == 1
+        async def with_recording() -> list[Run]:
+            new = set((jupyter.folder / "runs").glob("browser-*.jsonl")) - before
+            return [run for run in map(Run.load, new) if len(run.recordings) == 1]
+
+        (run,) = await poll(with_recording, 30, 0.5)  # written after the page has said its end
         assert not remeasure(run).marks.empty
 
         # What the browser has measured is in the kernel, in the columns of every run.

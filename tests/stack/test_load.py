@@ -103,8 +103,8 @@ async def test_callers_under_load_have_a_link_and_a_sound(
     # Of the tone's last sample to the echo's first: a second less the tone, and the link twice.
     assert (heard["duration_s"] > ECHO_DELAY_S - len(tone()) / SAMPLE_RATE_HZ + 2 * 0.4).all()
     for path in run.recordings["path"]:
-        sound, rate = soundfile.read(path)
-        assert (np.abs(sound[: 2 * rate, 0]) > 0.001).mean() > 0.5  # before the caller's tone
+        sound, _ = soundfile.read(path)
+        assert (np.abs(sound[:, 0]) > 0.001).mean() > 0.5  # without the noise: the tone alone
     assert relays_of(str(tmp_path)) == []
     assert dask_processes() == []
 

@@ -1,14 +1,38 @@
-"""Frames of sound between a process and the SDK, without a server."""
+"""A process and the native side of the SDK, without a server: frames of sound, and its end."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import numpy as np
 from livekit import rtc
 
 from labvoice.agent._livekit import send_frame, wake_for_own_frames
 
+_EXITS = """
+import sys, threading, time
+from livekit.rtc._ffi_client import FfiClient, ffi_cb_fnc
+from labvoice.agent._livekit import new_room
+
+begun = threading.Event()
+
+@ffi_cb_fnc
+def callback(data, size, sleep=time.sleep, begun=begun):
+    begun.set()
+    for _ in range(50):
+        sleep(0.001)  # gives the interpreter away, and takes it again
+
+class Late:
+    def __del__(self, sleep=time.sleep):
+        sleep(1)
+
+new_room()
+sys.late = Late()  # the interpreter takes its time to end
+FfiClient.instance._ffi_lib.livekit_ffi_initialize(callback, True, b"python", b"test")
+assert begun.wait(20)
+"""
 _RATE_HZ = 48000
 _SAMPLES = 480
 
@@ -47,3 +71,11 @@ async def test_each_stream_has_its_own_frames_in_the_order_they_were_sent() -> N
         await stream.aclose()
         await source.aclose()
     await send_frame(sources[0], frame(0))  # closed: nothing happens
+
+
+def test_a_process_that_ends_waits_for_what_the_sdk_calls() -> None:
+    """A callback under way when the process ends does not abort it (exit by signal 6)."""
+    done = subprocess.run(
+        [sys.executable, "-c", _EXITS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
