@@ -89,14 +89,21 @@ class Caller:
 
 @dataclass
 class Seen:
-    """What one trial showed; `kept_after_s` is 0 where all agents were there when it was looked."""
+    """What one trial showed.
+
+    Attributes:
+        kept: In how many rooms one agent was at the end.
+        doubled: In how many there were several.
+        late_s: When the last agent was back, in seconds since the fault; 0 where none was missing
+            at the end of the time for which all are watched.
+    """
 
     caller: str
     gap_s: float
     agent: str
     kept: int
     doubled: int
-    kept_after_s: float
+    late_s: float
     new_call: str
 
 
@@ -166,10 +173,10 @@ async def trial(lab: Lab, fault: str, watched_s: float = _WATCHED_S) -> Seen:
             await asyncio.sleep(0.1)
         gap_s = caller.longest_gap_s(began_s)
         there = [await live_agents(lab, name) for name in names]
-        watched_for_s = time.monotonic() - began_s
+        late_s = 0.0
         while not all(there) and time.monotonic() - began_s < _LONGEST_S:
             there = [await live_agents(lab, name) for name in names]
-        kept_after_s = time.monotonic() - began_s
+            late_s = time.monotonic() - began_s
         states = [state for at_s, state in caller.states if at_s > began_s]
         same = caller.hears and caller.heartbeats[-1][1] == first
         return Seen(
@@ -178,7 +185,7 @@ async def trial(lab: Lab, fault: str, watched_s: float = _WATCHED_S) -> Seen:
             "the same" if same else "another" if caller.hears else "**none**",
             sum(len(each) == 1 for each in there),
             sum(len(each) > 1 for each in there),
-            kept_after_s if all(there) and kept_after_s > watched_for_s else 0.0,
+            late_s,
             new_call,
         )
     finally:
@@ -255,8 +262,7 @@ async def break_all(lab: Lab, faults: list[str], trials: int) -> int:
                 seen.caller,
                 f"{seen.gap_s:.1f} s",
                 seen.agent,
-                f"{seen.kept} of {_ROOMS}"
-                + f" after {seen.kept_after_s:.0f} s" * (seen.kept_after_s > 0),
+                f"{seen.kept} of {_ROOMS}" + (f" after {seen.late_s:.0f} s" if seen.late_s else ""),
                 str(seen.doubled),
                 seen.new_call,
             )

@@ -82,7 +82,7 @@ def goes_on(text: str) -> bool:
 
 
 def stands_alone(text: str) -> bool:
-    """Returns whether a turn may end with these words: enough, the last of no such class."""
+    """Returns whether these words can be a whole turn: enough, and none that wants another."""
     return len(text.split()) >= LEAST_WORDS and not goes_on(text)
 
 
