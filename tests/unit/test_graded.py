@@ -125,12 +125,17 @@ async def test_it_is_a_detector_to_livekit() -> None:
     ("probability", "text", "ends"),
     [
         (0.97, "What is the weather going to be like tomorrow?", (True, 0.0)),
+        (0.97, "Can you book a table for two people", (True, 0.0)),
         (0.97, "What is the time?", (True, graded.STATEMENT_AFTER_S)),
         (0.97, "", (True, graded.STATEMENT_AFTER_S)),
         (0.6, "What is the weather going to be like tomorrow?", (True, graded.STATEMENT_AFTER_S)),
         (0.2, "What is the weather going to be like tomorrow?", (False, 0.0)),
         (0.97, "I would like to book a table for,", (False, 0.0)),
-        (0.97, "The address is Mill Lane number 14.", (True, graded.STATEMENT_AFTER_S)),
+        (0.97, "The address is Mill Lane number 14.", (True, graded.WHOLE_AFTER_S)),
+        (0.97, "The address is Mill Lane.", (True, graded.STATEMENT_AFTER_S)),
+        (0.6, "The address is Mill Lane number 14.", (True, graded.STATEMENT_AFTER_S)),
+        (0.97, "The address is Mill Lane number 14", (True, graded.STATEMENT_AFTER_S)),
+        (0.97, "The address is Mill Lane number 14,", (True, graded.CLAUSE_AFTER_S)),
         (0.97, "Could you tell me how far it is from?", (False, 0.0)),
     ],
 )
