@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     """Silence after which a turn may end when the turn detector agrees, in seconds; unset: 0.2 with
     `smart-turn`, else 0.3.
 
-    With `smart-turn` it is that of a whole question; all else waits 0.5 s at least. Of the 53
+    With `smart-turn` it is that of a sure question or request of seven words or more; a sure
+    sentence of so many waits 0.25 s at least, all else 0.5 s, and 0.6 s after a comma. Of the 53
     built-in turns 8 are cut in on with these and 0.8 s, and 5 with LiveKit's defaults, which in a
     call end no turn before 0.58 s (`labvoice bench endpointing --offline --arms
     smart-turn,v1-mini:0.58:2.5`). The reply is generated meanwhile.
@@ -124,9 +125,9 @@ class Settings(BaseSettings):
     """Whether LiveKit lengthens the shorter silence by the pauses that it hears in the call."""
     turn_detector: TurnDetector = "smart-turn"
     """What says whether a turn has ended: `smart-turn` (Smart Turn and the words; before 0.5 s
-    only a question of seven words or more, where it is sure), `v1-mini` (LiveKit's model on the
-    device), `either` (v1-mini, or Smart Turn where that is sure; before 0.4 s only both) or `vad`
-    (silence alone)."""
+    only a question or sentence of seven words or more, where it is sure), `v1-mini` (LiveKit's
+    model on the device), `either` (v1-mini, or Smart Turn where that is sure; before 0.4 s only
+    both) or `vad` (silence alone)."""
     turn_detector_threshold: float | None = Field(None, ge=0, le=1)
     """Probability from which the turn detector agrees; its own when unset."""
     interruption_mode: Literal["vad", "adaptive", "off"] = "vad"

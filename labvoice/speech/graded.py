@@ -43,18 +43,20 @@ EITHER: Final = Grades(0.9, 0.4)
 at a mean delay of 0.40 s; LiveKit's defaults on 5, at 1.23 s, for in a call its voice detector ends
 no turn before 0.58 s. They were chosen on these turns (`labvoice bench endpointing --offline`)."""
 
-SURE: Final = 0.96
 LEAST_WORDS: Final = 7
-WHOLE_AFTER_S: Final = 0.3
-STATEMENT_AFTER_S: Final = 0.5
+QUESTION_SURE: Final = 0.95
+SENTENCE_SURE: Final = 0.98
+SENTENCE_AFTER_S: Final = 0.25
+UNSURE_AFTER_S: Final = 0.5
 CLAUSE_AFTER_S: Final = 0.6
-"""Of Smart Turn with the words: it is sure from this probability on. A question of so many words
-ends after the shortest silence where it is sure, a sentence of so many after the first of these, in
-seconds; where it is not, or the words are fewer or have no full stop, after the second; after a
-comma after the last. A person who reads pauses for 0.3 to 0.42 s at most commas, where it is as
-sure, and for up to 0.29 s after sentences of fewer words; a pause of 0.42 s of a recording lasts
-0.45 to 0.5 s in a call. Of the 53 built-in turns 8 are cut in on, as where all but questions wait
-0.5 s; sure from 0.95 on, a clause was once taken for an end in calls. Chosen on these turns."""
+"""Of Smart Turn with the words. A question of so many words ends after the shortest silence where
+Smart Turn's probability is that of the first, any other sentence of so many, with its full stop,
+after 0.25 s where it is that of the second; what ends with a comma after the last of these, in
+seconds, and all else after the one before. A person who reads pauses for 0.3 to 0.42 s at most
+commas, where Smart Turn is as sure (a whole clause had 0.974), and for up to 0.29 s after sentences
+of fewer words; a pause of 0.42 s of a recording lasts 0.45 to 0.5 s in a call. Of the 53 built-in
+turns 8 are cut in on, as where all but questions wait 0.5 s. Chosen on these turns, and on 40
+utterances in calls."""
 SPOKEN_ASKED_AFTER_S: Final = 0.09
 """Silence up to which Smart Turn hears the turn, in seconds: three windows of the voice detector,
 which a length of 0.1 s would make four. Its answer takes 0.05 s of one core (2 cores of an Intel
@@ -73,11 +75,11 @@ _CLOSED: Final = (
 auxiliary verbs, subjects, fillers."""
 _GOES_ON: Final = frozenset(_CLOSED.split())
 _ASKS: Final = re.compile(
-    r"(?:what|which|who|whose|where|why|how|is|are|was|were|do|does|did|can|could|will|would|shall|"
+    r"(?:please|tell|what|which|who|whose|where|why|how|is|are|was|were|do|does|did|can|could|will|would|shall|"
     r"should|may)\b",
     re.IGNORECASE,
 )
-"""How a question begins: the recogniser leaves out each third question mark."""
+"""How a question or a request begins: the recogniser leaves out each third mark at an end."""
 _WORD: Final = re.compile(r"[a-z']+|\d+")
 _UNDECODED_S: Final = 1.0
 _PREDICTION_S: Final = 1.0
@@ -112,11 +114,13 @@ def spoken_end(probability: float, text: str, threshold: float) -> tuple[bool, f
     text = text.strip()
     if text.endswith(","):
         return True, CLAUSE_AFTER_S
-    if probability < max(SURE, threshold) or not stands_alone(text):
-        return True, STATEMENT_AFTER_S
-    if text.endswith("?") or _ASKS.match(text):
-        return True, 0.0
-    return True, WHOLE_AFTER_S if text.endswith((".", "!")) else STATEMENT_AFTER_S
+    if stands_alone(text):
+        if text.endswith("?") or _ASKS.match(text):
+            if probability >= max(QUESTION_SURE, threshold):
+                return True, 0.0
+        elif text.endswith((".", "!")) and probability >= max(SENTENCE_SURE, threshold):
+            return True, SENTENCE_AFTER_S
+    return True, UNSURE_AFTER_S
 
 
 class SpokenDetector:

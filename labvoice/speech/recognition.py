@@ -134,14 +134,14 @@ class Preflights:
 
     In silence each whose words are new is. Early, while the caller speaks, also the last one at the
     first moment without voice, and one whose words a second decode has confirmed: at most
-    :data:`_EARLY_ASKS` of these, for each costs a request to the model.
+    :data:`_EARLY_ASKS` of these, or one for two words, for each costs a request to the model.
 
     Args:
         early: Whether there are early ones.
     """
 
     def __init__(self, early: bool) -> None:
-        self._left = _EARLY_ASKS if early else 0
+        self._early, self._asks = early, 0
         self._latest = self._asked = ""
 
     def decoded(self, text: str, *, speaking: bool) -> stt.SpeechEventType | None:
@@ -171,9 +171,10 @@ class Preflights:
         return self._asked if same_words(text, self._asked) else text
 
     def _ask_early(self) -> bool:
-        if not self._left or len(split_words(self._latest)) < _EARLY_WORDS:
+        words = len(split_words(self._latest))
+        if not self._early or words < _EARLY_WORDS or self._asks >= max(_EARLY_ASKS, words // 2):
             return False
-        self._left -= 1
+        self._asks += 1
         return True
 
 

@@ -66,4 +66,6 @@ def test_early_ones_are_limited() -> None:
         preflights.decoded(f"one two three {number}", speaking=True)
         asked += bool(preflights.paused())
     assert 1 <= asked <= 5
+    preflights.decoded(f"{'one two three ' * 4} four", speaking=True)
+    assert preflights.paused()
     assert preflights.decoded("one two three and four", speaking=False) is _PREFLIGHT
