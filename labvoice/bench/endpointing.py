@@ -18,7 +18,7 @@ from labvoice.bench.base import RunKeywords, RunOptions, trial, with_warmup
 from labvoice.bench.turns import measure_turns
 from labvoice.errors import UsageError
 from labvoice.runs.run import Run, RunWriter
-from labvoice.runs.turn_ends import KIND, Heard
+from labvoice.runs.turn_ends import KIND, TAKEN_AFTER_S, Heard
 from labvoice.settings import Settings
 from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, spoken_end
 from labvoice.speech.turn_ends import (
@@ -48,10 +48,6 @@ OFFLINE_ARMS: Final = (
     "both",
 )
 """The detectors whose curves are taken where none is named."""
-_TAKEN_AFTER_S: Final = 0.25
-"""Silence after which LiveKit takes a turn for ended at the earliest where its own voice detector
-says so: what it demands of that beside a detector of audio (1.8.9, `voice/audio_recognition.py`,
-`_check_vad_silence_requirement`)."""
 _MEMBERS: Final[dict[str, tuple[DetectorName, ...]]] = {
     "vad": (),
     "v1-mini": ("v1-mini",),
@@ -230,9 +226,9 @@ def _heard(
     places = range(len(turn.pauses) + 1)
     hears = [[found[name][at] >= _threshold(arm, name) for name in members] for at in places]
     ended = [any(each) if detector == "either" else all(each) for each in hears]
-    least_s = [_TAKEN_AFTER_S for _ in places]
+    least_s = [TAKEN_AFTER_S for _ in places]
     if detector == "either":
-        least_s = [_TAKEN_AFTER_S if all(each) else EITHER.unsure_after_s for each in hears]
+        least_s = [TAKEN_AFTER_S if all(each) else EITHER.unsure_after_s for each in hears]
     facts = {f"scores_{n}": [round(p, 4) for p in found[n]] for n in members}
     return Heard(turn.pauses_s, ended, least_s), facts
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 KIND: Final = "endpointing"
 DELAYS_S: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
 """Delays of which every pair is a setting of the curve, in seconds."""
+TAKEN_AFTER_S: Final = 0.25
+"""Silence after which LiveKit takes a turn for ended at the earliest where its own voice detector
+says so: what it demands of that beside a detector of audio (1.8.9, `voice/audio_recognition.py`,
+`_check_vad_silence_requirement`)."""
 POLICIES: Final = tuple(itertools.combinations_with_replacement(DELAYS_S, 2))
 """Pairs of `min_delay` and `max_delay`."""
 BUDGET: Final = 0.05
@@ -35,8 +39,8 @@ class Heard(NamedTuple):
     Attributes:
         pauses_s: Length of each silence in it.
         ended: Whether the detector took the turn for ended, at each of these and at its end.
-        least_s: How long the detector itself waits before it says so, likewise; not at all where
-            not given.
+        least_s: How long the detector itself waits before it says so, likewise, but for no longer
+            than the longer delay; not at all where not given.
     """
 
     pauses_s: Sequence[float]
@@ -58,7 +62,10 @@ class Heard(NamedTuple):
         """Silence after which the agent would begin to speak in one of the silences."""
         if not self.ended[place]:
             return max_delay_s
-        return max(min_delay_s, self.least_s[place]) if len(self.least_s) else min_delay_s
+        if not len(self.least_s):
+            return min_delay_s
+        longest_s = max(max_delay_s, TAKEN_AFTER_S)
+        return max(min_delay_s, min(self.least_s[place], longest_s))
 
 
 class Point(NamedTuple):

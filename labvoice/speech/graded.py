@@ -135,10 +135,19 @@ class SpokenDetector:
         threshold: Probability below which a turn goes on.
         at_once: Whether Smart Turn runs as soon as it can be asked; else, on the same audio, after
             the transcript on which the reply is generated, from which it takes no processor then.
+        longest_s: Silence after which a turn ends at the latest, in seconds.
     """
 
-    def __init__(self, stream: Any, threshold: float, *, at_once: bool = False) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        threshold: float,
+        *,
+        at_once: bool = False,
+        longest_s: float = math.inf,
+    ) -> None:
         self._stream, self._threshold, self._at_once = stream, threshold, at_once
+        self._longest_s = longest_s
         self._waits = False
         self._later: list[rtc.AudioFrame] = []
         self._voice: VoiceProbability | None = None
@@ -220,7 +229,8 @@ class SpokenDetector:
         ended, after_s = spoken_end(probability, said[-1] if said else "", self._threshold)
         if not ended:
             return min(probability, self._threshold / 2)
-        await asyncio.sleep(self._stopped_s + after_s - asyncio.get_running_loop().time())
+        until_s = self._stopped_s + min(after_s, self._longest_s)
+        await asyncio.sleep(until_s - asyncio.get_running_loop().time())
         return probability
 
     async def _predicted(self) -> float:

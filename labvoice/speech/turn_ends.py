@@ -22,7 +22,13 @@ from livekit.agents import NOT_GIVEN, inference
 from labvoice.errors import RunFileError
 from labvoice.settings import Settings
 from labvoice.speech.detection import VAD_ENTER, VAD_LEAVE, VoiceProbability, resample
-from labvoice.speech.graded import EITHER, SPOKEN_ASKED_AFTER_S, GradedDetector, SpokenDetector
+from labvoice.speech.graded import (
+    EITHER,
+    SPOKEN_ASKED_AFTER_S,
+    GradedDetector,
+    Grades,
+    SpokenDetector,
+)
 from labvoice.speech.utterances import (
     DEFAULT_UTTERANCES,
     SAMPLE_RATE,
@@ -201,12 +207,13 @@ def load_turn_detector(
     if name == "v1-mini":
         return load_detector(name, settings, threshold)
     smart_turn = load_detector("smart-turn", settings)
+    longest_s = settings.max_endpointing_delay_s
     if threshold is None:
         threshold = DEFAULT_THRESHOLDS["v1-mini" if name == "either" else name]
     if name == "smart-turn":
         at_once = settings.preflight == "speech"
-        return SpokenDetector(smart_turn.stream(), threshold, at_once=at_once)
-    grades = EITHER._replace(sure=max(EITHER.sure, threshold))
+        return SpokenDetector(smart_turn.stream(), threshold, at_once=at_once, longest_s=longest_s)
+    grades = Grades(max(EITHER.sure, threshold), min(EITHER.unsure_after_s, longest_s))
     members = (load_detector("v1-mini", settings), smart_turn)
     return GradedDetector(members, threshold, grades, ASKED_AFTER_S)
 

@@ -271,6 +271,20 @@ async def test_a_turn_of_sound_and_words_ends_with_the_answer(
     assert await detector.unlikely_threshold(LanguageCode("de")) is None
 
 
+async def test_no_turn_waits_longer_than_the_longest_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`max_endpointing_delay_s` holds of what the detector itself waits, too."""
+    monkeypatch.setattr(graded, "VoiceProbability", _Voice)
+    monkeypatch.setattr(graded, "UNSURE_AFTER_S", 600.0)
+    stream = _SmartTurn()
+    detector = SpokenDetector(stream, 0.5, at_once=True, longest_s=0.1)
+    _stop_speaking(detector)
+    stream.answer(0.97)
+    async with asyncio.timeout(60):
+        assert await detector.predict_end_of_turn(_chat("Yes, please.")) == 0.97
+
+
 async def test_a_voice_that_livekit_does_not_hear_leaves_no_turn_without_an_end(
     spoken: tuple[SpokenDetector, _SmartTurn],
 ) -> None:

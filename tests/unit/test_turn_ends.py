@@ -56,6 +56,7 @@ def test_a_detector_may_wait_by_itself() -> None:
     assert Heard(turn.pauses_s, turn.ended).cut(0.3, 1.0)
     assert turn.delay_s(0.3, 1.0) == 0.3
     assert Heard([], [True], [0.4]).delay_s(0.3, 1.0) == 0.4
+    assert Heard([], [True], [0.4]).delay_s(0.2, 0.3) == 0.3
 
 
 def test_a_detector_that_is_always_right_is_fast_and_cuts_in_on_nobody() -> None:
