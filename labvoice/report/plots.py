@@ -114,13 +114,15 @@ def connection_waterfall(run: Run, trial: int | None = None) -> Picture:
         )
         style.title(
             axes,
-            f"From the click to an agent that listens: trial {trial}",
+            f"From the click to an agent that listens: trial {trial}{_of_arm(run, trial)}",
             f"bars: headline stages; dots: marks, with the step since the last one{moved}",
         )
     return figure
 
 
-def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) -> Picture:
+def turn_waterfall(
+    run: Run, trial: int | None = None, turn: int | None = None, *, arm: str | None = None
+) -> Picture:
     """Draws one turn: what the ear waited for, and LiveKit's own figures inside it.
 
     They lie where :func:`labvoice.runs.placement.place` puts them, so work done ahead of the end
@@ -129,6 +131,7 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
     Args:
         trial: Which trial; when not given, the one with the turn nearest the median.
         turn: Which turn of it; when not given, its turn nearest the median.
+        arm: Of which arm, where no trial is given; of all when not given.
 
     Raises:
         RunFileError: The run has no such turn that was answered.
@@ -137,6 +140,8 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
     frame = frame[frame["turn"].notna()]
     if trial is not None:
         frame = frame[frame["trial"] == trial]
+    elif arm is not None:
+        frame = frame[frame["arm"] == arm]
     if turn is not None:
         frame = frame[frame["turn"] == turn]
     heard = frame[(frame["stage"] == _HEARD) & frame["duration_s"].notna()]
@@ -176,7 +181,8 @@ def turn_waterfall(run: Run, trial: int | None = None, turn: int | None = None) 
         _time_axis(axes, "milliseconds since the last voiced sample left the caller")
         style.title(
             axes,
-            f"From the end of speech to the reply at the ear: trial {trial}, turn {turn}",
+            f"From the end of speech to the reply at the ear: trial {trial}, turn {turn}"
+            f"{_of_arm(run, trial)}",
             "green: at the caller's ear; grey and colours: LiveKit's own figures; "
             "hatched: what they do not explain",
         )
@@ -355,6 +361,12 @@ def _typical(run: Run, frame: pd.DataFrame, stage: str) -> int:
         trials = run.marks["trial"].to_numpy(int)
         return int(trials[-1]) if len(trials) else -1
     return int(rows["trial"].to_numpy(int)[_nearest_median(rows)])
+
+
+def _of_arm(run: Run, trial: int) -> str:
+    """The trial's arm, for a title; empty where the run has one."""
+    arms = run.outcomes.loc[run.outcomes["trial"] == trial, "arm"]
+    return f", arm {arms.iloc[0]}" if len(run.arms) > 1 and len(arms) else ""
 
 
 def _nearest_median(rows: pd.DataFrame) -> int:

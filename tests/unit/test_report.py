@@ -209,6 +209,18 @@ def test_a_turn_is_drawn_with_its_rest(tmp_path: Path) -> None:
     assert whole.x0 == pytest.approx(0)
 
 
+def test_a_picture_of_one_trial_names_its_arm(tmp_path: Path) -> None:
+    """Of a run with several arms a reader sees whose turn it is, and may ask for another's."""
+    run = turns_run(tmp_path / "t.jsonl", arms={"old": {}, "new": {}})
+    for arm in run.arms:
+        (axes,) = plots.turn_waterfall(run, arm=arm).axes
+        assert axes.get_title(loc="left").endswith(f", arm {arm}")
+    (axes,) = plots.connection_waterfall(run).axes
+    assert ", arm " in axes.get_title(loc="left")
+    with pytest.raises(RunFileError, match="no such turn"):
+        plots.turn_waterfall(run, arm="another")
+
+
 def test_pictures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
     """A picture gives IPython a PNG and the size to show it at."""
     data, size = plots.distributions(connect_run(tmp_path / "c.jsonl", trials=3))._repr_png_()
