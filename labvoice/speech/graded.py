@@ -44,19 +44,20 @@ at a mean delay of 0.40 s; LiveKit's defaults on 5, at 1.23 s, for in a call its
 no turn before 0.58 s. They were chosen on these turns (`labvoice bench endpointing --offline`)."""
 
 LEAST_WORDS: Final = 7
+"""Of a question or a sentence that may be a whole turn: readers pause after shorter ones."""
 QUESTION_SURE: Final = 0.95
+"""Smart Turn's probability from which a question or a request ends after the shortest silence."""
 SENTENCE_SURE: Final = 0.98
+"""The same of any other sentence: a reader's clause in the middle of a turn has had 0.974."""
 SENTENCE_AFTER_S: Final = 0.25
+"""Silence after which such a sentence ends at the earliest, in seconds."""
 UNSURE_AFTER_S: Final = 0.5
+"""Silence after which all else ends at the earliest, in seconds: a reader's pause of 0.42 s lasts
+0.45 to 0.5 s in a call."""
 CLAUSE_AFTER_S: Final = 0.6
-"""Of Smart Turn with the words. A question of so many words ends after the shortest silence where
-Smart Turn's probability is that of the first, any other sentence of so many, with its full stop,
-after 0.25 s where it is that of the second; what ends with a comma after the last of these, in
-seconds, and all else after the one before. A person who reads pauses for 0.3 to 0.42 s at most
-commas, where Smart Turn is as sure (a whole clause had 0.974), and for up to 0.29 s after sentences
-of fewer words; a pause of 0.42 s of a recording lasts 0.45 to 0.5 s in a call. Of the 53 built-in
-turns 8 are cut in on, as where all but questions wait 0.5 s. Chosen on these turns, and on 40
-utterances in calls."""
+"""Silence after which a turn ends at the earliest that ends with a comma, in seconds: there Smart
+Turn is as sure as at an end. With all of these 8 of the 53 built-in turns are cut in on (`labvoice
+bench endpointing --offline`). They were chosen on these turns, and on 40 utterances in calls."""
 SPOKEN_ASKED_AFTER_S: Final = 0.09
 """Silence up to which Smart Turn hears the turn, in seconds: three windows of the voice detector,
 which a length of 0.1 s would make four. Its answer takes 0.05 s of one core (2 cores of an Intel
@@ -74,12 +75,12 @@ _CLOSED: Final = (
 """Words after which a sentence goes on: articles, possessives, prepositions, conjunctions,
 auxiliary verbs, subjects, fillers."""
 _GOES_ON: Final = frozenset(_CLOSED.split())
-_ASKS: Final = re.compile(
-    r"(?:please|tell|what|which|who|whose|where|why|how|is|are|was|were|do|does|did|can|could|will|would|shall|"
-    r"should|may)\b",
-    re.IGNORECASE,
+_ASKING_WORDS: Final = (
+    "please tell what which who whose where why how is are was were do does did can could will "
+    "would shall should may"
 )
-"""How a question or a request begins: the recogniser leaves out each third mark at an end."""
+"""Words with which a question or a request begins: the recogniser leaves out some marks."""
+_ASKING: Final = frozenset(_ASKING_WORDS.split())
 _WORD: Final = re.compile(r"[a-z']+|\d+")
 _UNDECODED_S: Final = 1.0
 _PREDICTION_S: Final = 1.0
@@ -98,6 +99,12 @@ def stands_alone(text: str) -> bool:
     return len(text.split()) >= LEAST_WORDS and not goes_on(text)
 
 
+def asks(text: str) -> bool:
+    """Returns whether a transcript is a question or a request, by its mark or its first word."""
+    words = _WORD.findall(text.lower())
+    return text.rstrip().endswith("?") or (bool(words) and words[0] in _ASKING)
+
+
 def spoken_end(probability: float, text: str, threshold: float) -> tuple[bool, float]:
     """Returns whether a turn has ended by its sound and its words, and after which silence.
 
@@ -111,16 +118,16 @@ def spoken_end(probability: float, text: str, threshold: float) -> tuple[bool, f
     """
     if probability < threshold or goes_on(text):
         return False, 0.0
-    text = text.strip()
-    if text.endswith(","):
+    mark = text.rstrip()[-1:]
+    if mark == ",":
         return True, CLAUSE_AFTER_S
-    if stands_alone(text):
-        if text.endswith("?") or _ASKS.match(text):
-            if probability >= max(QUESTION_SURE, threshold):
-                return True, 0.0
-        elif text.endswith((".", "!")) and probability >= max(SENTENCE_SURE, threshold):
-            return True, SENTENCE_AFTER_S
-    return True, UNSURE_AFTER_S
+    if stands_alone(text) and asks(text):
+        sure, after_s = QUESTION_SURE, 0.0
+    elif stands_alone(text) and mark in (".", "!"):
+        sure, after_s = SENTENCE_SURE, SENTENCE_AFTER_S
+    else:
+        return True, UNSURE_AFTER_S
+    return True, after_s if probability >= max(sure, threshold) else UNSURE_AFTER_S
 
 
 class SpokenDetector:
