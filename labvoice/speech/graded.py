@@ -79,7 +79,8 @@ _ASKING_WORDS: Final = (
     "please tell what which who whose where why how is are was were do does did can could will "
     "would shall should may"
 )
-"""Words with which a question or a request begins: the recogniser leaves out some marks."""
+"""Words with which a question or a request begins: an early preflight, whose words become
+the final transcript, often has no mark yet."""
 _ASKING: Final = frozenset(_ASKING_WORDS.split())
 _WORD: Final = re.compile(r"[a-z']+|\d+")
 _UNDECODED_S: Final = 1.0

@@ -25,6 +25,7 @@ from labvoice.runs import host
 from labvoice.runs.run import Run
 from labvoice.speech.conditions import Conditions
 from labvoice.targets.target import Target
+from tests.stack.talking import LISTENS
 from tests.stack.test_cli import labvoice, server_of
 
 MARK = "STARTED_BY_TEST"
@@ -186,6 +187,7 @@ def dask_of_ones_own() -> tuple[LocalCluster, Client]:
     return cluster, Client(cluster)
 
 
+@LISTENS
 async def test_callers_on_a_cluster_of_ones_own_call_the_agent_that_is_named(
     lab: Lab, tmp_path: Path
 ) -> None:
