@@ -6,6 +6,7 @@ The preflight transcript is the one on which LiveKit generates the reply before 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -41,6 +42,8 @@ _EARLY_AFTER_S = 0.9  # with the pre-roll; what interrupts an agent that speaks 
 _EARLY_WORDS = 3
 _EARLY_ASKS = 4
 _LONGEST_S = 28.0  # Moonshine was trained on up to 30 s
+_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMERALS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
 
 
 class MoonshineSTT(stt.STT[Any]):
@@ -166,7 +169,8 @@ class Preflights:
     def final(self, text: str) -> str:
         """Returns the final transcript: that of the preflight where the words are the same.
 
-        LiveKit would generate another reply for another comma.
+        LiveKit would generate another reply for another comma. The text of the last decode, whose
+        marks are those of the whole speech, is the event's second alternative.
         """
         return self._asked if same_words(text, self._asked) else text
 
@@ -179,9 +183,12 @@ class Preflights:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Returns whether two transcripts differ in nothing but case and punctuation."""
+    """Returns whether two transcripts differ in nothing but case, punctuation and numerals."""
     words = (
-        [word.casefold() for word, _, _ in split_words(text, ignore_punctuation=True)]
+        [
+            _NUMERALS.get(word.casefold(), word.casefold())
+            for word, _, _ in split_words(text, ignore_punctuation=True)
+        ]
         for text in (one, other)
     )
     return one == other or next(words) == next(words)
@@ -286,8 +293,11 @@ class _MoonshineStream(stt.RecognizeStream):
         event = partial(_event, ended_at=ended_at)
         self._event_ch.send_nowait(event(stt.SpeechEventType.END_OF_SPEECH))
         if text:
-            text = self._preflights.final(text)
-            self._event_ch.send_nowait(event(stt.SpeechEventType.FINAL_TRANSCRIPT, text))
+            kept = self._preflights.final(text)
+            final = event(stt.SpeechEventType.FINAL_TRANSCRIPT, kept)
+            if kept != text:
+                final.alternatives.append(dataclasses.replace(final.alternatives[0], text=text))
+            self._event_ch.send_nowait(final)
         usage = stt.SpeechEvent(
             stt.SpeechEventType.RECOGNITION_USAGE,
             recognition_usage=stt.RecognitionUsage(audio_duration=length_s),

@@ -10,8 +10,10 @@ _INTERIM = stt.SpeechEventType.INTERIM_TRANSCRIPT
 _PREFLIGHT = stt.SpeechEventType.PREFLIGHT_TRANSCRIPT
 
 
-def test_case_and_punctuation_are_no_other_words() -> None:
-    """A reply to the same words is not generated again for a comma."""
+def test_case_punctuation_and_numerals_are_no_other_words() -> None:
+    """A reply to the same words is not generated again for a comma, or for `6` after `six`."""
+    assert same_words("A taxi at six", "A taxi at 6.")
+    assert not same_words("A taxi at six", "A taxi at 7.")
     assert same_words("What is it, now?", "what is it now.")
     assert same_words("", "")
     assert not same_words("What is it now?", "What is it?")
