@@ -26,6 +26,7 @@ from labvoice.runs.turn_ends import Heard, Point, fastest, frontier, recommendat
 from labvoice.settings import load_settings
 from labvoice.speech import turn_ends
 from labvoice.speech.conditions import Conditions
+from labvoice.speech.graded import EITHER
 from labvoice.speech.turn_ends import SpokenTurn, pause_lengths, read_rows, with_silences
 from labvoice.speech.utterances import DEFAULT_UTTERANCES, SAMPLE_RATE, Utterance
 
@@ -321,3 +322,18 @@ def test_a_short_run_waits_for_no_synthesis_that_it_does_not_say(
         asked.clear()
         assert said(wanted) == whole[:wanted]
         assert sum(number for _, number in asked) <= 2 * wanted
+
+
+def test_an_unsure_answer_of_both_waits_no_longer_than_the_longest_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`max_endpointing_delay_s` holds of v1-mini with Smart Turn, too."""
+    monkeypatch.setattr(turn_ends, "load_detector", lambda *_: SimpleNamespace())
+
+    def unsure_after_s(longest_s: float) -> float:
+        settings = load_settings(min_endpointing_delay_s=0.2, max_endpointing_delay_s=longest_s)
+        hold_s = turn_ends.load_turn_detector("either", settings).hold_s
+        return float(hold_s) + turn_ends.ASKED_AFTER_S
+
+    assert unsure_after_s(0.8) == pytest.approx(EITHER.unsure_after_s)
+    assert unsure_after_s(0.3) == pytest.approx(0.3)
