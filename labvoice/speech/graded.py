@@ -79,7 +79,8 @@ _ASKING_WORDS: Final = (
     "please tell what which who whose where why how is are was were do does did can could will "
     "would shall should may"
 )
-"""Words with which a question or a request begins: a request has no mark of its own."""
+"""Words with which a question or a request begins: an early preflight, whose words become
+the final transcript, often has no mark yet."""
 _ASKING: Final = frozenset(_ASKING_WORDS.split())
 _WORD: Final = re.compile(r"[a-z']+|\d+")
 _UNDECODED_S: Final = 1.0
@@ -164,7 +165,6 @@ class SpokenDetector:
         self._decoded = asyncio.Event()
         self._decoded.set()
         self._ends: asyncio.TimerHandle | None = None
-        self._kept = self._marked = ""  # the last final transcript and its last alternative
 
     @property
     def model(self) -> str:
@@ -205,19 +205,13 @@ class SpokenDetector:
         self._waits = ceased and not self._at_once
 
     def push_event(self, event: stt.SpeechEvent) -> None:
-        """Takes what the recogniser says of its speech.
-
-        No transcript is forestalled, and the marks are those of a final transcript's last
-        alternative: its first may be an early preflight's, whose marks are not of the whole speech.
-        """
+        """Takes what the recogniser says of its speech, so that no transcript is forestalled."""
         if event.type is stt.SpeechEventType.START_OF_SPEECH:
             self._decoded.clear()
             if self._ends is not None:
                 self._ends.cancel()
         elif event.type is stt.SpeechEventType.END_OF_SPEECH:
             self._ends = asyncio.get_running_loop().call_later(_TRANSCRIPT_S, self._decoded.set)
-        elif event.type is stt.SpeechEventType.FINAL_TRANSCRIPT and event.alternatives:
-            self._kept, self._marked = (event.alternatives[at].text for at in (0, -1))
         elif self._waits and event.type is stt.SpeechEventType.PREFLIGHT_TRANSCRIPT:
             self._ask()
 
@@ -240,10 +234,7 @@ class SpokenDetector:
             await asyncio.wait_for(self._decoded.wait(), _UNDECODED_S)
         probability = await self._predicted()
         said = [each.text_content or "" for each in chat_ctx.messages() if each.role == "user"]
-        text = said[-1] if said else ""
-        if text.endswith(self._kept):
-            text = text.removesuffix(self._kept) + self._marked
-        ended, after_s = spoken_end(probability, text, self._threshold)
+        ended, after_s = spoken_end(probability, said[-1] if said else "", self._threshold)
         if not ended:
             return min(probability, self._threshold / 2)
         until_s = self._stopped_s + min(after_s, self._longest_s)

@@ -6,7 +6,6 @@ The preflight transcript is the one on which LiveKit generates the reply before 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 import time
 from collections import deque
@@ -169,8 +168,7 @@ class Preflights:
     def final(self, text: str) -> str:
         """Returns the final transcript: that of the preflight where the words are the same.
 
-        LiveKit would generate another reply for another comma. The text of the last decode, whose
-        marks are those of the whole speech, is the event's second alternative.
+        LiveKit would generate another reply for another comma.
         """
         return self._asked if same_words(text, self._asked) else text
 
@@ -293,11 +291,8 @@ class _MoonshineStream(stt.RecognizeStream):
         event = partial(_event, ended_at=ended_at)
         self._event_ch.send_nowait(event(stt.SpeechEventType.END_OF_SPEECH))
         if text:
-            kept = self._preflights.final(text)
-            final = event(stt.SpeechEventType.FINAL_TRANSCRIPT, kept)
-            if kept != text:
-                final.alternatives.append(dataclasses.replace(final.alternatives[0], text=text))
-            self._event_ch.send_nowait(final)
+            text = self._preflights.final(text)
+            self._event_ch.send_nowait(event(stt.SpeechEventType.FINAL_TRANSCRIPT, text))
         usage = stt.SpeechEvent(
             stt.SpeechEventType.RECOGNITION_USAGE,
             recognition_usage=stt.RecognitionUsage(audio_duration=length_s),

@@ -316,32 +316,6 @@ async def test_words_that_are_still_to_come_are_waited_for(
     assert await asking == 0.97
 
 
-@pytest.mark.parametrize("before", ["", "Good evening. "])
-async def test_the_marks_are_those_of_the_last_alternative(
-    spoken: tuple[SpokenDetector, _SmartTurn], monkeypatch: pytest.MonkeyPatch, before: str
-) -> None:
-    """LiveKit keeps an early transcript; what ends with a comma in the last one waits for more."""
-    monkeypatch.setattr(graded, "UNSURE_AFTER_S", 600.0)
-    monkeypatch.setattr(graded, "CLAUSE_AFTER_S", 600.0)
-    detector, stream = spoken
-    _stop_speaking(detector)
-    stream.answer(0.99)
-    kept = "I have lost the key to my room"
-    for mark, ends in ((",", False), (".", True)):
-        final = stt.SpeechEvent(
-            stt.SpeechEventType.FINAL_TRANSCRIPT,
-            alternatives=[
-                stt.SpeechData(language=LanguageCode("en"), text=text)
-                for text in (kept, kept + mark)
-            ],
-        )
-        detector.push_event(final)
-        asking = asyncio.create_task(detector.predict_end_of_turn(_chat(before + kept)))
-        await asyncio.wait([asking], timeout=60.0 if ends else 1.0)
-        assert asking.done() is ends
-        asking.cancel()
-
-
 async def test_the_detector_of_sound_and_words_is_one_of_text_to_livekit(
     spoken: tuple[SpokenDetector, _SmartTurn],
 ) -> None:
