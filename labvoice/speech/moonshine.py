@@ -24,6 +24,8 @@ _TOKENS_PER_S = 6.5
 # repeats one sentence in fifteen (none with 60 ms of silence after it).
 _SHORTEST = int(0.6 * SAMPLE_RATE)
 _REST = int(0.06 * SAMPLE_RATE)
+# One of 80 cuts of one sentence of 9 s, begun at other samples, has its end as its first token.
+_HEARD_TOKENS = 6
 
 
 def session(path: Path) -> Any:
@@ -100,6 +102,7 @@ class Moonshine:
             stop: Ends the work early when set; the tokens are then incomplete.
             draft: Tokens of an earlier decode of the beginning of this speech. One run of the
                 decoder finds how many of them still hold, and only the rest are decoded one by one.
+                From six tokens on they are proof of words: the result is then not empty.
 
         Returns:
             Tokens, for :meth:`text`.
@@ -123,6 +126,8 @@ class Moonshine:
             feed["use_cache_branch"] = np.array([bool(found)])
             logits, *caches = self._decoder.run(None, feed)
             first, held = not found, 0
+            if first and len(draft) >= _HEARD_TOKENS:
+                logits[0, 0, _END_TOKEN] = -np.inf
             best = logits[0].argmax(axis=1).tolist()
             while held < len(given) - 1 and best[held] == given[held + 1]:
                 held += 1
