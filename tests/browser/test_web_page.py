@@ -120,7 +120,8 @@ async def test_a_call_from_the_page(
         assert await page.evaluate("loudness", whole_greeting) > AUDIBLE_RMS
         spoken = base64.b64encode(recorded[0].samples.tobytes()).decode()
         await page.evaluate("speak", spoken)
-        await expect(talk.locator(".lv-you")).to_contain_text("best of times")
+        said = talk.locator(".lv-you", has_text="best of times")
+        await expect(said.first).to_be_visible()
         await expect(talk.locator(".lv-agent")).to_have_count(2)
         await expect(page.locator(".lv-phase")).to_have_text("the agent listens")
         await page.get_by_label("Type to the agent").fill("Tell me more.")
