@@ -24,7 +24,8 @@ _TOKENS_PER_S = 6.5
 # repeats one sentence in fifteen (none with 60 ms of silence after it).
 _SHORTEST = int(0.6 * SAMPLE_RATE)
 _REST = int(0.06 * SAMPLE_RATE)
-# One of 80 cuts of one sentence of 9 s, begun at other samples, has its end as its first token.
+# Tokens of a draft after which an end as the first token is not believed, as one cut of 80 of one
+# sentence of 9 s has it (`docs/performance.md`); a cough has a shorter draft or none.
 _HEARD_TOKENS = 6
 
 

@@ -41,7 +41,7 @@ _EARLY_AFTER_S = 0.9  # with the pre-roll; what interrupts an agent that speaks 
 _EARLY_WORDS = 3
 _EARLY_ASKS = 4
 _LONGEST_S = 28.0  # Moonshine was trained on up to 30 s
-_SHIFT = 320  # samples; one cut of 80 of one sentence has no words, and has them with this
+_SHIFT = 320  # samples: a clip without words may have them in other frames (of 384 samples)
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMERALS = {word: str(number) for number, word in enumerate(_NUMBERS.split())}
 
@@ -85,7 +85,8 @@ class MoonshineSTT(stt.STT[Any]):
     async def transcribe(self, pcm: Pcm) -> str:
         """Recognises samples, shape (n,), at 16 kHz, off the event loop.
 
-        Where nothing is found, they are heard again in other frames of the model.
+        Where nothing is found, they are heard once more after 20 ms of silence, which puts them in
+        other frames of the model.
         """
         for heard in (pcm, np.pad(pcm, (_SHIFT, 0))):
             if text := await self.decode(heard, threading.Event(), []):
