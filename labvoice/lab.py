@@ -49,6 +49,7 @@ from labvoice.stack.models.check import ModelCheck
 from labvoice.stack.models.server import ModelServer
 from labvoice.stack.parts import Part, as_html, as_text
 from labvoice.stack.stack import Stack
+from labvoice.stack.workers.pool import IDLE_TIMEOUT_S
 from labvoice.stack.workers.worker import AGENT_PROGRAM
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.start import start_target
@@ -644,7 +645,7 @@ class Lab:
         """Ends a call; same as :meth:`labvoice.caller.call.Call.end`."""
         await call.end()
 
-    async def wait_idle(self, timeout_s: float = 60.0) -> None:
+    async def wait_idle(self, timeout_s: float = IDLE_TIMEOUT_S) -> None:
         """Waits until the workers are idle and warm again, as benchmarks do between trials.
 
         Calls that go on meanwhile are left out, whoever made them: one in an earlier cell of a

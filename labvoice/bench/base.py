@@ -43,13 +43,13 @@ from labvoice.runs.run import Run, RunWriter
 from labvoice.settings import Settings
 from labvoice.speech.conditions import Conditions
 from labvoice.speech.utterances import DEFAULT_UTTERANCES, Pcm, synthesize
+from labvoice.stack.workers.pool import IDLE_TIMEOUT_S
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 
 if TYPE_CHECKING:
     from labvoice.lab import Lab
 
-_IDLE_TIMEOUT_S: Final = 60.0
 _OUTCOMES_OF_WAITS: Final = {
     "agent_visible": "join_timeout",
     "agent_audio_subscribed": "join_timeout",
@@ -329,7 +329,7 @@ async def measure_calls(
     *,
     said: Callable[[int], Sequence[str]] = lambda _: (),
     config: Mapping[str, Any] | None = None,
-    idle_timeout_s: float = _IDLE_TIMEOUT_S,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
 ) -> Run:
     """Makes calls, one after the other, the arms taking turns in every round.
 
@@ -428,7 +428,7 @@ def refuse_speakers(options: RunOptions) -> None:
 
 
 async def wait_idle(
-    lab: Lab, progress: Callable[[str], None], timeout_s: float = _IDLE_TIMEOUT_S
+    lab: Lab, progress: Callable[[str], None], timeout_s: float = IDLE_TIMEOUT_S
 ) -> None:
     """Waits for the workers; where they are not idle in time, the next trial shows it."""
     try:

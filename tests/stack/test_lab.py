@@ -115,8 +115,8 @@ async def test_a_bench_of_connections_is_a_tidy_frame(lab: Lab, tmp_path: Path) 
 
 async def test_a_call_that_goes_on_holds_up_no_bench(lab: Lab) -> None:
     """As README's example has one open: it is not waited for, the next call's job is."""
-    async with lab.call():
-        with pytest.raises(StageTimeoutError):
+    async with lab.call() as call:
+        with pytest.raises(StageTimeoutError, match=f"runs 1 job .room {call.room_name}, "):
             await lab.pool.wait_idle(2.0)
         await lab.wait_idle(30.0)
 

@@ -24,6 +24,9 @@ from labvoice.stack.workers.events import EventLog
 from labvoice.stack.workers.worker import AGENT_PROGRAM, JobProcess, Worker, WorkerStatus
 
 COLUMNS: Final = ("worker", "agent_name", "pid", "state", "active_jobs", "load", "memory")
+IDLE_TIMEOUT_S: Final = 90.0
+"""How long workers may take to be idle again, in seconds: livekit-agents gives a job 75 s to end
+(1.8.9, ipc/job_proc_lazy_main.py: 15 s for its entrypoint and 60 s for its session)."""
 _REST_S: Final = 15.0
 _POLL_S: Final = 0.1
 _HUNG_AFTER: Final = 3
@@ -306,7 +309,7 @@ class Pool:
 
     async def wait_idle(
         self,
-        timeout_s: float = 60.0,
+        timeout_s: float = IDLE_TIMEOUT_S,
         going_on: Callable[[], Awaitable[collections.Counter[str | None]]] | None = None,
     ) -> None:
         """Waits until every worker is idle and has its warm processes back.
@@ -319,17 +322,32 @@ class Pool:
             StageTimeoutError: They were not in time.
         """
         until = time.monotonic() + timeout_s
+        observed = ""
 
         async def idle() -> bool:
+            nonlocal observed
             busy: collections.Counter[str | None] = collections.Counter()
             workers = list(self.workers)
             statuses = await asyncio.gather(*(worker.status() for worker in workers))
+            if self._restarting:
+                observed = "a lost worker is being replaced"
+                return False
             for worker, status in zip(workers, statuses, strict=True):
-                if status is None or worker.preparing or self._restarting:
+                if status is None or worker.preparing:
+                    observed = f"{worker.process.name} " + (
+                        "does not answer"
+                        if status is None
+                        else "is loading the models of the process for its next job"
+                    )
                     return False
                 busy[worker.agent_name] += status.active_jobs
             if busy.total() and going_on is not None:
                 busy -= await going_on()
+            observed = "; ".join(
+                _jobs_left(worker, status.active_jobs)
+                for worker, status in zip(workers, statuses, strict=True)
+                if status is not None and status.active_jobs
+            )
             return not busy.total()
 
         async def rested() -> bool:
@@ -339,8 +357,8 @@ class Pool:
             raise StageTimeoutError(
                 "the workers' idle state between two calls",
                 timeout_s,
-                "a job still runs, or its replacement is still loading models",
-                "the worker's log shows which job did not end",
+                observed,
+                "the worker's log shows why",
             )
         # A worker whose load is the machine's CPU load, like the stock one's, may have to wait for
         # others. On a machine that never idles the trial continues and measures the effect.
@@ -384,3 +402,13 @@ class Pool:
 
     def _repr_html_(self) -> str:
         return str(self.frame().to_html(index=False, border=0))
+
+
+def _jobs_left(worker: Worker, jobs: int) -> str:
+    """Says how many jobs a worker runs, and where and since when."""
+    rooms = ", ".join(
+        f"room {job.room}, {time.time() - job.started_s:.0f} s old"
+        for job in worker.jobs().values()
+        if job.alive
+    )
+    return f"{worker.process.name} runs {jobs} job{'' if jobs == 1 else 's'} ({rooms or 'ending'})"
