@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
+from tests.browser.conftest import PATIENCE_S
 from tests.stack.talking import LISTENS
 
 KEY = "browser-test-key-0123456789"
@@ -113,11 +115,13 @@ async def test_a_call_from_the_page(
     """Connect, hear the greeting, talk, type, diagnose, hang up; the marks reach the service."""
     async with page_of(chromium, DESK) as page:
         await page.goto(f"{address}/debug#key={KEY}")
+        until_audible = [PATIENCE_S * 1000, 2 * AUDIBLE_RMS]
+        greeting = asyncio.create_task(page.evaluate("loudness", until_audible))
         await page.get_by_role("button", name="Connect").click()
         log, talk = page.locator(".lv-log"), page.locator(".lv-talk")
         await expect(log).to_contain_text("start speaking")
-        whole_greeting = [2500, 1.0]  # no sound is that loud: it listens to the end
-        assert await page.evaluate("loudness", whole_greeting) > AUDIBLE_RMS
+        assert await greeting > AUDIBLE_RMS
+        await expect(page.locator(".lv-phase")).to_have_text("the agent listens")
         spoken = base64.b64encode(recorded[0].samples.tobytes()).decode()
         await page.evaluate("speak", spoken)
         said = talk.locator(".lv-you", has_text="best of times")

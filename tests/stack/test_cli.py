@@ -34,7 +34,7 @@ from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
 from tests.collector import collecting
-from tests.stack.talking import LISTENS
+from tests.stack.talking import LISTENS, PATIENCE_S
 
 KEY = "a-key-of-the-users-own-0123456789"
 
@@ -142,7 +142,7 @@ async def test_ctrl_c_ends_all_of_it(lab: Lab, tmp_path: Path) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         rest, _ = await process.communicate()
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in rest.decode()
@@ -282,14 +282,14 @@ async def test_a_worker_by_command_serves_and_drains(lab: Lab, tmp_path: Path) -
         assert done.worker_id
         process.send_signal(signal.SIGTERM)
         seen = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while "draining: no new jobs" not in seen:
                 seen += (await process.stdout.readline()).decode()
         with pytest.raises(TimeoutError):  # its call goes on, and so does it
             async with asyncio.timeout(1):
                 await process.wait()
         await lab.dispatcher.end_room("by command", "by-command")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             rest, _ = await process.communicate()
         assert process.returncode == 128 + signal.SIGTERM
         assert "Traceback" not in rest.decode()

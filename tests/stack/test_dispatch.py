@@ -22,6 +22,7 @@ from labvoice.errors import (
 )
 from labvoice.lab import Lab
 from labvoice.stack.processes import free_port
+from tests.stack.talking import PATIENCE_S
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ async def test_a_refusal_comes_with_the_handlers_reason(lab: Lab, room: str) -> 
     """Metadata that the agent does not understand is refused with the reason."""
     made: list[str] = []
     rejections: dict[str, str] = {}
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         while not rejections.keys() & set(made):
             # Plain requests can be lost on a busy machine, which is what `dispatch` repairs.
             request = api.CreateAgentDispatchRequest(
@@ -115,7 +116,7 @@ async def test_no_worker_and_a_full_worker_are_told_apart() -> None:
             await lab.dispatch("empty", timeout_s=1)
         await lab.add_workers(program="labvoice.agent.noop")
         await lab.dispatch("first")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not all(worker.load == 1 for worker in await lab.pool.statuses()):
                 await asyncio.sleep(0.1)  # it tells its load a little later
         with pytest.raises(WorkerFullError, match=r"1 jobs, load 1\.00"):

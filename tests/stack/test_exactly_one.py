@@ -25,6 +25,7 @@ from labvoice.web.settings import WebSettings
 from tests.stack.conftest import delete_rooms
 from tests.stack.faulty_agent import SLOW_S
 from tests.stack.link import Link
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_cli import KEY, labvoice, server_of
 from tests.stack.test_dispatch import agents_in
 
@@ -197,7 +198,7 @@ async def test_a_job_that_was_accepted_is_waited_for(slow: Lab) -> None:
 async def test_who_waits_short_takes_nothing_from_who_waits_long(slow: Lab) -> None:
     """A caller whose time is over leaves the dispatch that another one made and waits for."""
     patient = asyncio.create_task(slow.dispatcher.dispatch("patience", "slow-agent", timeout_s=60))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while not await slow.dispatcher.api.agent_dispatch.list_dispatch("patience"):
             await asyncio.sleep(0.05)
     async with dispatcher_of(slow) as dispatcher:

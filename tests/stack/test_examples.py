@@ -11,7 +11,7 @@ from labvoice.lab import Lab
 from labvoice.targets.agent import TargetAgent
 from labvoice.targets.target import Target
 from tests.serving import serving
-from tests.stack.talking import answered_turn
+from tests.stack.talking import PATIENCE_S, answered_turn
 from tests.stack.tool_model import MODEL, REPLY, ToolModel
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -116,7 +116,7 @@ async def test_an_example_is_measured_as_it_is(
     """
     if script not in started:
         started[script] = await lab.add_target(Target.program(EXAMPLES / script))
-    async with lab.call(agent_name=started[script], timeout_s=60) as call:
+    async with lab.call(agent_name=started[script], timeout_s=PATIENCE_S) as call:
         if greeting:
             assert greeting in await call.hear_greeting()
         turn = await answered_turn(call, await lab.utterance(said))

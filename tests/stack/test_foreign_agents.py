@@ -158,7 +158,7 @@ async def test_a_sessions_report_and_recordings_are_measured_as_the_call_was(
         if not live.upset:
             break
     report = folder / "report.json"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not report.exists():  # the job writes it when it is over
             await asyncio.sleep(0.1)
     assert sound is not None

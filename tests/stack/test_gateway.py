@@ -26,6 +26,7 @@ from labvoice.speech.utterances import SAMPLE_RATE, Utterance, human_utterances
 from labvoice.stack.gateway.server import GatewayServer
 from labvoice.stack.models.paced_model import REPLY
 from labvoice.stack.models.server import ModelServer
+from tests.stack.talking import PATIENCE_S
 
 KEY, SECRET = "gateway-test", "a-secret-of-the-test-with-32-characters"
 TEXT = "The weather is fine today."
@@ -99,7 +100,7 @@ async def heard(recogniser: stt.STT[Any], question: Utterance) -> tuple[list[str
 
         feeding = asyncio.create_task(feed())
         text = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             async for event in stream:
                 kinds.append(event.type)
                 if event.type == stt.SpeechEventType.FINAL_TRANSCRIPT:
@@ -240,7 +241,7 @@ async def test_livekit_inference_tells_the_end_of_a_turn(
             ask.inference_start.request_id = "turn"
             for message in (create, audio, ask):
                 await socket.send_bytes(message.SerializeToString())
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 created, answer = [
                     agent_inference.ServerMessage.FromString(await socket.receive_bytes())
                     for _ in range(2)

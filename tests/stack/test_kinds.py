@@ -36,7 +36,7 @@ async def lab() -> AsyncIterator[Lab]:
 
 async def answers(lab: Lab, agent: TargetAgent, greeting: str) -> None:
     """The agent greets, understands what is said, and answers with the lab's model."""
-    async with lab.call(agent_name=agent, timeout_s=60) as call:
+    async with lab.call(agent_name=agent, timeout_s=PATIENCE_S) as call:
         heard = await call.hear_greeting()
         assert greeting in heard or not heard
         turn = await answered_turn(call, await lab.utterance(SAID))
@@ -107,7 +107,7 @@ async def test_an_agent_with_a_speech_to_speech_model(lab: Lab) -> None:
     async with FakeRealtime(spoken.text, resampled.astype(np.int16)) as model:
         env = {"OPENAI_BASE_URL": model.base_url, "OPENAI_API_KEY": "any"}
         agent = await lab.add_target(Target.program(KINDS / "realtime_agent.py", env=env))
-        async with lab.call(agent_name=agent, timeout_s=60) as call:
+        async with lab.call(agent_name=agent, timeout_s=PATIENCE_S) as call:
             await call.say(await lab.utterance(SAID))
             turn = await call.hear(PATIENCE_S)
         assert model.answered == 1

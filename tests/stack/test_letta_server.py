@@ -27,6 +27,7 @@ from tests.serving import serving
 from tests.stack.faulty_letta import FaultyLetta
 from tests.stack.real_letta import Running, told_turns
 from tests.stack.recording_model import MODEL, RecordingModel
+from tests.stack.talking import PATIENCE_S
 
 
 async def test_an_agent_files_a_told_fact_with_lettas_tool(letta: Running) -> None:
@@ -123,7 +124,7 @@ async def test_a_named_server_that_comes_late_is_taken_up(
     try:
         assert not server.answers
         await proxy.set("pass")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while server.state != "external":
                 await asyncio.sleep(0.1)
         await server.until_up()
@@ -238,7 +239,7 @@ async def test_finished_turns_reach_the_memory(letta: Running, tmp_path: Path) -
         "The user's dog is called Rex.",
         "The user lives in Oslo.",
     ]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while seen[-1:] != [memory]:
             await asyncio.sleep(0.05)
     following.cancel()

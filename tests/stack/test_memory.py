@@ -116,7 +116,7 @@ async def test_what_was_told_by_voice_is_known_after_a_restart(tmp_path: Path) -
 
     async with Lab(settings=settings) as lab:
         await lab.letta_server.until_up()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not await known(lab, "Companion"):
                 await asyncio.sleep(0.2)
         async with connected(lab, "Companion") as [call]:
@@ -250,7 +250,7 @@ async def test_a_block_changed_during_a_call_is_taken_up(
     async with connected(talking, agent) as [call]:
         before = call.memory["updates"]
         await talking.letta.set_block(agent, "human", "The user collects stamps.")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while call.memory["updates"] == before:
                 await asyncio.sleep(0.1)
                 await call.until_memory()

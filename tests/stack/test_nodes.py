@@ -87,7 +87,7 @@ async def test_a_call_is_answered_on_each_node(nodes_lab: Lab) -> None:
 async def test_a_burst_is_confirmed_on_both_nodes(nodes_lab: Lab) -> None:
     """Six rooms at once: one agent in each, and none of them was given up by a node."""
     names = [f"burst-{secrets.token_hex(3)}" for _ in range(6)]
-    done = await asyncio.gather(*(nodes_lab.dispatch(name, timeout_s=60) for name in names))
+    done = await asyncio.gather(*(nodes_lab.dispatch(name, timeout_s=PATIENCE_S) for name in names))
     for name, dispatch in zip(names, done, strict=True):
         assert await agents_in(nodes_lab, name) == [dispatch.agent_identity]
 
@@ -192,7 +192,7 @@ async def test_nodes_by_command_serve_a_browser_and_end_with_it(tmp_path: Path) 
             await room.connect(given["url"], given["token"])
             done = (await client.post("/api/dispatch-agent", json={"room": name})).json()
             assert done["success"], done
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 await heard.wait()
             heard.clear()
             await room.disconnect()

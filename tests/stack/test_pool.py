@@ -37,7 +37,7 @@ async def test_jobs_spread_over_the_workers(pool_lab: Lab) -> None:
     rooms = [f"spread-{number}" for number in range(6)]
     for room in rooms:
         # A worker whose warm process is taken has to load its models first.
-        await pool_lab.dispatcher.dispatch(room, pool_lab.settings.agent_name, timeout_s=60)
+        await pool_lab.dispatcher.dispatch(room, pool_lab.settings.agent_name, timeout_s=PATIENCE_S)
     frame = pool_lab.pool.frame()
     assert list(frame.columns) == list(COLUMNS)
     assert frame["active_jobs"].sum() == len(rooms)
@@ -88,7 +88,7 @@ async def test_scaling_loses_no_call(pool_lab: Lab, recorded: list[Utterance]) -
     assert call.worker["job_id"] == job
     assert worker.process.running
     await pool_lab.end_call(call)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         await going
     assert worker not in pool_lab.pool.workers
     assert not worker.process.running
@@ -191,7 +191,7 @@ async def test_stopping_ends_a_worker_that_is_being_started(
         starting = None
     else:
         starting = asyncio.create_task(brief_worker(pool_lab, pool, tmp_path))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not pool.starting or not brief_processes():
             await asyncio.sleep(0.05)
     await pool.stop()

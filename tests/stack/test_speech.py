@@ -27,6 +27,7 @@ from labvoice.speech.piper import Piper
 from labvoice.speech.recognition import MoonshineSTT
 from labvoice.speech.synthesis import PiperTTS
 from labvoice.speech.weights import require
+from tests.stack.talking import PATIENCE_S
 
 Kind = stt.SpeechEventType
 
@@ -131,7 +132,7 @@ async def test_words_that_stand_alone_are_final_after_a_shorter_silence(
         def push(samples: voice.Pcm) -> None:
             stream.push_frame(rtc.AudioFrame(samples.tobytes(), SAMPLE_RATE, 1, len(samples)))
 
-        async with recogniser.stream() as stream, asyncio.timeout(60):
+        async with recogniser.stream() as stream, asyncio.timeout(PATIENCE_S):
             following = asyncio.create_task(follow())
             push(np.concatenate([np.zeros(SAMPLE_RATE, np.int16), speech]))
             silences = 0

@@ -79,7 +79,7 @@ async def test_an_agent_that_nobody_joins_leaves(nameless: Lab) -> None:
     """An agent dispatched ahead of a caller who never comes is gone after its idle timeout."""
     done = await nameless.dispatcher.dispatch("nobody-comes", "", timeout_s=60)
     assert await agents_in(nameless, "nobody-comes") == [done.agent_identity]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while await agents_in(nameless, "nobody-comes"):
             await asyncio.sleep(0.1)
     status = (await nameless.pool.statuses())[0]

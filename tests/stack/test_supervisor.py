@@ -243,7 +243,7 @@ async def test_a_removed_agent_that_joins_again_is_sent_away(pair: Lab, call: Ca
         await back.connect(
             pair.settings.livekit_url, token(pair, call.room_name, lost, kind="agent")
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await gone.wait()
         there = {p.identity for p in await participants(pair, call.room_name)}
         assert there == {call.identity, "guest", other}

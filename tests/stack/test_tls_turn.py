@@ -22,6 +22,7 @@ from labvoice.health.reach import measure, media_path, turn_answers
 from labvoice.settings import load_settings
 from labvoice.stack.livekit.binary import find_or_build
 from labvoice.stack.processes import ManagedProcess, free_port
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_cli import labvoice
 
 pytestmark = pytest.mark.debian
@@ -188,7 +189,7 @@ async def test_media_passes_by_turn_alone(by_hand: ByHand, monkeypatch: pytest.M
     assert await turn_answers(by_tls) > 0
     relay = rtc.RtcConfiguration(ice_transport_type=rtc.IceTransportType.TRANSPORT_RELAY)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await room.connect(by_hand.plain, token, rtc.RoomOptions(rtc_config=relay))
         assert (await media_path(room)).startswith("TURN over UDP")
     finally:

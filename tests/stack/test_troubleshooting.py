@@ -37,6 +37,7 @@ from labvoice.stack.workers.events import EventLog
 from tests.serving import serving
 from tests.stack.conftest import delete_rooms
 from tests.stack.fake_deepgram import KEY, FakeDeepgram
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 from tests.stack.test_exactly_one import dispatcher_of
@@ -144,7 +145,7 @@ async def test_the_worker_is_full(named: Lab) -> None:
     assert error.outcome == "worker_full"
     assert_documented(error.observed, "is full")  # entry
     await delete_rooms(named)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while any(
             status.active_jobs
             for status in await named.pool.statuses()

@@ -26,6 +26,7 @@ from labvoice.web.lab_backend import LabBackend
 from labvoice.web.security import Keyring
 from labvoice.web.server import HttpServer, bind_port
 from labvoice.web.settings import WebSettings
+from tests.stack.talking import PATIENCE_S
 
 KEY = "stack-test-key-0123456789"
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -321,7 +322,7 @@ async def test_prometheus_answers_what_the_dashboard_asks(
                 if not await value(query) and "labvoice_webhooks_total" not in query
             ]
             with contextlib.suppress(TimeoutError):  # a rate needs two scrapes of its own
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_S):
                     while missing := [query for query in missing if not await value(query)]:
                         await asyncio.sleep(0.5)
             assert missing == []

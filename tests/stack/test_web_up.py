@@ -19,6 +19,7 @@ from labvoice.lab import Lab
 from labvoice.report.html import write_report
 from labvoice.stack.processes import free_port
 from tests.collector import Collector, collecting
+from tests.stack.talking import PATIENCE_S
 from tests.stack.test_cli import server_of
 from tests.stack.test_dispatch import agents_in
 
@@ -40,7 +41,7 @@ class Up:
         """Presses Ctrl-C; returns the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             out, err = await self.process.communicate()
         self.printed += out.decode() + err.decode()
         assert self.process.returncode is not None
@@ -104,7 +105,7 @@ async def assert_traced(collector: Collector, client: httpx.AsyncClient) -> None
         for name in ("POST /api/dispatch-agent", "connection", "voice_to_voice")
     }
     session = ("labvoice-agent", "agent_session", trace_id)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         # Spans come when their batch is due; there is nothing to be woken by.
         while not of_service <= spans() or session not in {span[:3] for span in spans()}:
             await asyncio.sleep(0.1)
@@ -131,7 +132,7 @@ async def test_up_serves_and_ctrl_c_ends_all(tmp_path: Path) -> None:
             await assert_traced(collector, client)
             done = (await client.post("/api/dispatch-agent", json={"room": "up"})).json()
             assert done["success"]
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     text = (await client.get("/metrics")).text
                     if 'labvoice_webhooks_total{event="participant_joined"}' in text:
