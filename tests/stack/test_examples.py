@@ -116,10 +116,13 @@ async def test_an_example_is_measured_as_it_is(
     """
     if script not in started:
         started[script] = await lab.add_target(Target.program(EXAMPLES / script))
-    async with lab.call(agent_name=started[script], timeout_s=PATIENCE_S) as call:
-        if greeting:
-            assert greeting in await call.hear_greeting()
-        turn = await answered_turn(call, await lab.utterance(said))
+    for _ in range(3):
+        async with lab.call(agent_name=started[script], timeout_s=PATIENCE_S) as call:
+            if greeting:
+                assert greeting in await call.hear_greeting()
+            turn = await answered_turn(call, await lab.utterance(said))
+        if turn.number == 0:  # said again, it may meet an agent that has handed over
+            break
     assert turn.outcome == "ok"
     assert understood in turn.transcript.lower()
     assert reply in turn.reply
